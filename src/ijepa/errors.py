@@ -1,0 +1,37 @@
+"""The two ways a command ends badly on purpose, each as one line for the person who typed it.
+
+`Refused` is bad input, found before anything was written: exit code 2. `Failed` is something that went wrong
+in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours and keeps
+its traceback under `--debug`.
+"""
+
+from difflib import get_close_matches
+from collections.abc import Iterable
+
+
+class Failed(Exception):
+    """Something went wrong in running; `str()` is one line. Exit code 1."""
+
+    exit_code = 1
+
+
+class Refused(Failed):
+    """Bad input; `str()` is one line of the form `where: problem; mend`. Exit code 2.
+
+    `where` names the file, key or flag at fault, `problem` says what is wrong with its value, and `mend`
+    what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: object, problem: str, mend: str = "") -> None:
+        self.where, self.problem, self.mend = str(where), problem, mend
+        line = f"{where}: {problem}" + (f"; {mend}" if mend else "")
+        super().__init__(" ".join(line.split()))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `did you mean X?` for the closest known word, or the whole list where none is close."""
+    known = list(known)
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "known: " + ", ".join(known)

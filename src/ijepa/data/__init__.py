@@ -1,0 +1,1 @@
+"""Images to batches: index, sources, decode, crop, order, loader."""

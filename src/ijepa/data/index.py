@@ -1,0 +1,303 @@
+"""The index of a data set: where each sample lies, in a few flat arrays, built once and memory-mapped.
+
+Fourteen million samples in tars take 12 bytes each (a place in 512-byte blocks, a size, a label): which shard a
+sample is in follows from where each shard starts, and names are read from the tar headers when somebody asks. Image
+folders need the names. There are no Python objects a sample, and worker processes share the pages of one copy.
+
+An index is kept in a cache (`IJEPA_CACHE`, else ~/.cache/ijepa/index) at an address made of the data's path and of its
+*fingerprint*: names, sizes and modification times of every file. So one that is found is valid, one whose data have
+changed is never found, and no lock is needed: it is written beside and renamed, and whoever comes second throws his
+away. Where the cache cannot be written the arrays stay in memory and travel to the workers.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ijepa.data.listing import Folder, Shards
+from ijepa.data.tars import Shard, TarError, scan_tar
+from ijepa.errors import Refused
+
+VERSION = 1
+SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MASK_SUFFIX = ".mask.png"
+
+_KEPT_SECONDS = 30 * 86400
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Arrays by name and a header of plain values; `directory` is where they are mapped from, if they are.
+
+    Shards: header `shards`; arrays `first` (shards + 1,) int64, the number of the first sample of each;
+    `block`, `size`, `label`, `mask_block`, `mask_size` as in `tars.Shard`; `renamed` (r,) int64 sample numbers and
+    `renamed_names`, `renamed_ends`. Folders: `names`, `ends`, `label`, `mask_names`, `mask_ends`. A text array is
+    one (bytes,) uint8 and the (n,) int64 ends of its items. Arrays that would be empty or all missing are left out.
+    """
+
+    header: dict[str, Any]
+    arrays: Arrays
+    directory: Path | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[Any, ...]]:
+        if self.directory is not None:
+            return load, (self.directory,)
+        return Index, (self.header, self.arrays)
+
+
+def text_item(arrays: Arrays, name: str, ends: str, index: int) -> str:
+    """Return item `index` of a text array."""
+    stops = arrays[ends]
+    start = int(stops[index - 1]) if index else 0
+    return os.fsdecode(arrays[name][start : int(stops[index])].tobytes())
+
+
+def load(directory: Path) -> Index:
+    """Map a stored index."""
+    header = json.loads((directory / "index.json").read_text())
+    arrays = {
+        # A plain view: indexing np.memmap costs three times as much.
+        name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+        for name in header["arrays"]
+    }
+    return Index(header, arrays, directory)
+
+
+def build(files: Shards | Folder, where: str) -> Index:
+    """Return the index of these files, from the cache or new.
+
+    Raises:
+        Refused: a shard that cannot be read whole, or nothing in it that is an image.
+    """
+    if isinstance(files, Shards):
+        return _shard_index(files, where)
+    return _folder_index(files, where)
+
+
+def cache_root() -> Path:
+    """Return the folder of all cached indexes."""
+    given = os.environ.get("IJEPA_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "ijepa") / "index"
+
+
+def _shard_index(files: Shards, where: str) -> Index:
+    stats = []
+    for path in files.paths:
+        try:
+            stats.append(path.stat())
+        except OSError as error:
+            raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+    names = [str(path.relative_to(files.root)) for path in files.paths]
+    classes = _read_classes(files.root)
+    digest = _Digest("shards", classes)
+    for name, stat in zip(names, stats, strict=True):
+        digest.file(name, stat)
+
+    def make() -> Index:
+        shards = [_scan(path, where) for path in files.paths]
+        if not any(len(shard.block) for shard in shards):
+            fields = sorted({field for shard in shards for field in shard.other_fields})
+            inner = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
+            found = f" (found {', '.join('.' + f for f in fields[:4])})" if fields else ""
+            raise Refused(where, f"{_several(files.paths)} holds no images{found}", inner)
+        header = {
+            "root": str(files.root),
+            "shards": names,
+            "classes": classes,
+            "fingerprint": digest.hex(),
+        }
+        return Index(header, _join(shards))
+
+    return _cached(files.root, digest.hex(), make)
+
+
+def _scan(path: Path, where: str) -> Shard:
+    try:
+        return scan_tar(path)
+    except TarError as error:
+        raise Refused(where, f"{path} {error}", error.mend) from error
+    except OSError as error:
+        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+
+
+def _join(shards: list[Shard]) -> Arrays:
+    counts = np.array([len(shard.block) for shard in shards], dtype=np.int64)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    arrays: Arrays = {"first": first}
+    for name in ("block", "size", "label", "mask_block", "mask_size"):
+        arrays[name] = np.concatenate([getattr(shard, name) for shard in shards])
+    renamed = {int(start) + i: name for start, s in zip(first, shards, strict=False) for i, name in s.renamed.items()}
+    if renamed:
+        arrays["renamed"] = np.array(list(renamed), dtype=np.int64)
+        arrays["renamed_names"], arrays["renamed_ends"] = _text([os.fsdecode(name) for name in renamed.values()])
+    if not arrays["mask_size"].any():
+        del arrays["mask_block"], arrays["mask_size"]
+    if (arrays["label"] < 0).all():
+        del arrays["label"]
+    return arrays
+
+
+def _folder_index(files: Folder, where: str) -> Index:
+    """Index a folder of image files. It is walked at every start: nothing less would notice a changed file."""
+    classes = [] if files.masks else _subfolders(files.root)
+    digest = _Digest("masks" if files.masks else "folder", classes)
+    names: list[str] = []
+    masks: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    for root in filter(None, (files.root, files.masks)):
+        for name, stat in _walk(root, where):
+            stem, _, suffix = name.lower().rpartition(".")
+            stem = name[: len(stem)]
+            if root == files.masks and suffix == "png":
+                masks[stem] = name
+            elif root == files.masks:
+                continue
+            elif name.lower().endswith(MASK_SUFFIX):
+                masks[name[: -len(MASK_SUFFIX)]] = name
+            elif suffix in SUFFIXES:
+                names.append(name)
+            else:
+                others[suffix] += 1
+                continue
+            digest.file(name, stat)
+    if not names:
+        found = ", ".join(f"{count} .{suffix}" for suffix, count in others.most_common(4))
+        problem = f"{files.root} holds no images" + (f" (found {found})" if found else "")
+        raise Refused(where, problem, "images are " + " ".join(f".{suffix}" for suffix in SUFFIXES))
+
+    def make() -> Index:
+        arrays: Arrays = {}
+        arrays["names"], arrays["ends"] = _text(names)
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.array([number.get(name.partition("/")[0], -1) for name in names], dtype=np.int32)
+        if (labels >= 0).any():
+            arrays["label"] = labels
+        if masks:
+            matching = [masks.get(name.rpartition(".")[0], "") for name in names]
+            arrays["mask_names"], arrays["mask_ends"] = _text(matching)
+        header = {
+            "root": str(files.root),
+            "masks": str(files.masks or files.root),
+            "classes": classes if "label" in arrays else None,
+            "fingerprint": digest.hex(),
+        }
+        return Index(header, arrays)
+
+    return _cached(files.root, digest.hex(), make)
+
+
+def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield (name relative to root, stat) of all files below it, sorted folder by folder, links followed."""
+    pending, seen = [""], set()
+    while pending:
+        folder = pending.pop()
+        try:
+            place = (root / folder).stat()
+            if (place.st_dev, place.st_ino) in seen:
+                continue  # a link that leads back
+            seen.add((place.st_dev, place.st_ino))
+            inner = []
+            for entry in _entries(root / folder):
+                if entry.is_dir():
+                    inner.append(f"{folder}{entry.name}/")
+                else:
+                    yield folder + entry.name, entry.stat()
+            pending.extend(reversed(inner))
+        except OSError as error:
+            raise Refused(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _subfolders(root: Path) -> list[str]:
+    return [entry.name for entry in _entries(root) if entry.is_dir()]
+
+
+def _read_classes(root: Path) -> list[str] | None:
+    path = root / "classes.txt"
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else None
+
+
+def _text(items: list[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    encoded = [os.fsencode(item) for item in items]
+    ends = np.cumsum([len(item) for item in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), ends
+
+
+def _several(paths: tuple[Path, ...]) -> str:
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+
+
+class _Digest:
+    """What a data set is, as far as its files' names, sizes and times tell."""
+
+    def __init__(self, kind: str, classes: list[str] | None) -> None:
+        self.hash = hashlib.blake2b(json.dumps([VERSION, kind, classes]).encode(), digest_size=16)
+
+    def file(self, name: str, stat: os.stat_result) -> None:
+        self.hash.update(b"%s\0%d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+
+    def hex(self) -> str:
+        return self.hash.hexdigest()
+
+
+def _cached(root: Path, fingerprint: str, make: Callable[[], Index]) -> Index:
+    family = cache_root() / hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
+    directory = family / fingerprint
+    if directory.is_dir():
+        try:
+            index = load(directory)
+        except (OSError, ValueError, KeyError):  # a torn copy, as after a power failure: made again
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.utime(directory)  # in use, see _prune
+            return index
+    index = make()
+    try:
+        return _store(index, directory)
+    except OSError:
+        return index
+
+
+def _store(index: Index, directory: Path) -> Index:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
+    try:
+        for name, array in index.arrays.items():
+            with (beside / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        header = {**index.header, "arrays": sorted(index.arrays)}
+        (beside / "index.json").write_text(json.dumps(header))
+        with contextlib.suppress(OSError):  # somebody was faster: his is as good
+            beside.rename(directory)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    _prune(directory)
+    return load(directory)
+
+
+def _prune(directory: Path) -> None:
+    """Remove what has stood beside this index, unused, for a month: earlier states of the same data."""
+    for other in directory.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if other != directory and time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)

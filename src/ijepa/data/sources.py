@@ -1,0 +1,256 @@
+"""One view of all data sets: sample number -> bytes, label, mask.
+
+A source is map-style and holds no state but its index and a few open files, so it can be copied into any number of
+worker processes: a mapped index travels as its folder's name, and files are opened where they are read. Reads carry
+their own offset (pread), so nothing is shared that could be disturbed.
+"""
+
+import os
+import resource
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ijepa.data import listing
+from ijepa.data.index import Index, build, text_item
+from ijepa.data.tars import BLOCK, header_name
+from ijepa.errors import Failed, Refused
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as stored: `image` and `mask` are file contents, not yet decoded."""
+
+    name: str
+    image: bytes
+    label: int | None
+    mask: bytes | None
+
+
+class Source(ABC):
+    """A data set: `len`, `[index]`, and what is known of it without reading an image.
+
+    Attributes:
+        labels: (n,) int32, -1 where a sample has none; None where no sample has one.
+        classes: names of the classes, where they have names.
+        has_masks: whether any sample has a mask.
+        fingerprint: changes when a file's name, size or time does.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.labels: npt.NDArray[np.int32] | None = index.arrays.get("label")
+        classes = index.header["classes"]
+        self.classes: tuple[str, ...] | None = tuple(classes) if classes else None
+        self.fingerprint: str = index.header["fingerprint"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"index": self.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["index"])  # type: ignore[misc]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.name(index), self.image(index), self.label(index), self.mask(index))
+
+    def name(self, index: int) -> str:
+        """Return the sample's name: the file's path below the data's root, through the shard if there is one."""
+        return self._name(self._checked(index))
+
+    def image(self, index: int) -> bytes:
+        """Return the image file's contents.
+
+        Raises:
+            Failed: the file is gone, has shrunk, or cannot be read.
+        """
+        return self._image(self._checked(index))
+
+    def mask(self, index: int) -> bytes | None:
+        """Return the mask file's contents, if there is one. Raises as `image`."""
+        return self._mask(self._checked(index)) if self.has_masks else None
+
+    def label(self, index: int) -> int | None:
+        """Return the sample's label, if it has one."""
+        label = -1 if self.labels is None else int(self.labels[self._checked(index)])
+        return label if label >= 0 else None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any sample has a mask."""
+        return "mask_size" in self.index.arrays or "mask_names" in self.index.arrays
+
+    def require_labels(self, where: str) -> npt.NDArray[np.int32]:
+        """Return the labels (n,) int32 of a set in which every sample has one; `where` names it to the user.
+
+        Raises:
+            Refused: a sample without a label, or one that `classes` has no name for.
+        """
+        mend = (
+            "labels are the folders' names in a tree of class folders; in shards, KEY.cls or KEY.json beside each image"
+        )
+        if self.labels is None:
+            raise Refused(where, "the images have no labels", mend)
+        missing = np.flatnonzero(self.labels < 0)
+        if len(missing):
+            problem = f"{len(missing)} of {len(self)} images have no label, the first is {self.name(int(missing[0]))}"
+            raise Refused(where, problem, mend)
+        if self.classes is not None and int(self.labels.max()) >= len(self.classes):
+            raise Refused(where, f"label {self.labels.max()} has no name: classes.txt has {len(self.classes)} lines")
+        return self.labels
+
+    def require_masks(self, where: str) -> None:
+        """Check that every sample has a mask.
+
+        Raises:
+            Refused: one has none.
+        """
+        mend = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
+        if not self.has_masks:
+            raise Refused(where, "the images have no masks", mend)
+        missing = self._without_mask()
+        if len(missing):
+            problem = f"{len(missing)} of {len(self)} images have no mask, the first is {self.name(int(missing[0]))}"
+            raise Refused(where, problem, mend)
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return index
+
+    @abstractmethod
+    def _name(self, index: int) -> str: ...
+
+    @abstractmethod
+    def _image(self, index: int) -> bytes: ...
+
+    @abstractmethod
+    def _mask(self, index: int) -> bytes | None: ...
+
+    @abstractmethod
+    def _without_mask(self) -> npt.NDArray[np.int64]: ...
+
+
+def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None) -> Source:
+    """Return the data set at `path`; see `listing` for what a path may be.
+
+    `split` ("train", "val", "test") chooses where a folder holds several. `where` names the key or flag in errors.
+
+    Raises:
+        Refused: nothing there that could be used.
+    """
+    files = listing.find(path, where, split)
+    index = build(files, where)
+    return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
+
+
+class TarSource(Source):
+    """Samples in tar shards, each read with one pread."""
+
+    def __init__(self, index: Index) -> None:
+        super().__init__(index)
+        root = Path(index.header["root"])
+        self._shards = index.header["shards"]
+        self._files = _OpenFiles([root / name for name in self._shards])
+
+    def __len__(self) -> int:
+        return len(self.index.arrays["block"])
+
+    def _name(self, index: int) -> str:
+        arrays = self.index.arrays
+        renamed = arrays.get("renamed")
+        shard = self._shard(index)
+        if renamed is not None:
+            place = int(np.searchsorted(renamed, index))
+            if place < len(renamed) and renamed[place] == index:
+                return f"{self._shards[shard]}/{text_item(arrays, 'renamed_names', 'renamed_ends', place)}"
+        header = self._files.read(shard, (int(arrays["block"][index]) - 1) * BLOCK, BLOCK)
+        return f"{self._shards[shard]}/{os.fsdecode(header_name(header))}"
+
+    def _image(self, index: int) -> bytes:
+        arrays = self.index.arrays
+        return self._files.read(self._shard(index), int(arrays["block"][index]) * BLOCK, int(arrays["size"][index]))
+
+    def _mask(self, index: int) -> bytes | None:
+        arrays = self.index.arrays
+        if not arrays["mask_size"][index]:
+            return None
+        offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
+        return self._files.read(self._shard(index), offset, size)
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self.index.arrays["first"], index, side="right")) - 1
+
+    def _without_mask(self) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(self.index.arrays["mask_size"] == 0)
+
+
+class FolderSource(Source):
+    """Samples in files of their own."""
+
+    def __init__(self, index: Index) -> None:
+        super().__init__(index)
+        self._root, self._masks = Path(index.header["root"]), Path(index.header["masks"])
+
+    def __len__(self) -> int:
+        return len(self.index.arrays["ends"])
+
+    def _name(self, index: int) -> str:
+        return text_item(self.index.arrays, "names", "ends", index)
+
+    def _image(self, index: int) -> bytes:
+        return _read_file(self._root / self.name(index))
+
+    def _mask(self, index: int) -> bytes | None:
+        name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
+        return _read_file(self._masks / name) if name else None
+
+    def _without_mask(self) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
+
+
+class _OpenFiles:
+    """A limited number of open shards; the one not read for longest is closed first.
+
+    A file that is closed here while another thread reads it lives until that read ends: it is the object, not its
+    number, that is held.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self.open: OrderedDict[int, FileIO] = OrderedDict()
+        # A quarter of what the process may open: the rest is for everybody else's files and pipes.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.capacity = max(1, min(len(paths), limit // 4 if limit > 0 else 256))
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        path = self.paths[file]
+        try:
+            handle = self.open.get(file)
+            if handle is None:
+                handle = self.open[file] = FileIO(path)
+                while len(self.open) > self.capacity:
+                    self.open.popitem(last=False)
+            else:
+                self.open.move_to_end(file)
+            data = os.pread(handle.fileno(), size, offset)
+        except OSError as error:
+            raise Failed(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
+        if len(data) < size:
+            raise Failed(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
+        return data
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Failed(f"{path}: {error.strerror}") from error

@@ -1,0 +1,193 @@
+"""One rank's micro-batches, in order, from any step on: a function of their number, made ahead by worker processes.
+
+Micro-batch k of a rank is made of the samples at fixed positions of the endless sequence, so the whole state of the
+pipeline is the number of the next step. Nothing is sampled, shuffled or counted on the way: how many workers there
+are, which of them makes what, where a run was interrupted and where an epoch ends leave no trace in the batches, and
+over ranks and micro-batches the global batch is the same set of positions cut differently.
+
+An image that cannot be decoded is replaced by the one that stands at the next place of the same epoch's order, with
+the crop of its own position, and its name travels with the batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ijepa.batch import Batch
+from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
+from ijepa.data.decode import DecodeError, decode
+from ijepa.data.order import sample_indices
+from ijepa.data.sources import Source
+from ijepa.data.workers import produce
+from ijepa.errors import Failed, Refused
+from ijepa.randomness import Stream, Words, words
+
+Collate = Callable[[npt.NDArray[np.int64], Tensor, Sequence[int], Sequence[str]], Batch]
+"""(positions (B,), pixels (B, 3, H, W) uint8, sample indices, names of replaced samples) -> Batch; picklable."""
+
+
+@dataclass(frozen=True)
+class LoaderPlan:
+    """How a global batch is cut: into contiguous slices for the ranks, and those into micro-batches.
+
+    Raises:
+        Refused: the global batch does not divide.
+    """
+
+    global_batch: int
+    micro_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} of {self.world_size}")
+        if self.global_batch % (self.world_size * self.micro_batch):
+            raise Refused(
+                "batch.global",
+                f"{self.global_batch} is not divisible by {self.world_size} ranks x {self.micro_batch} images",
+                "change it, batch.micro or the number of ranks",
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches a step on each rank."""
+        return self.global_batch // (self.world_size * self.micro_batch)
+
+    def positions(self, number: int) -> npt.NDArray[np.int64]:
+        """Return the positions (micro_batch,) of this rank's micro-batch `number`, counted from step 0."""
+        step, micro = divmod(number, self.micro_batches)
+        start = step * self.global_batch + (self.rank * self.micro_batches + micro) * self.micro_batch
+        return np.arange(start, start + self.micro_batch, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class StepDataset(Dataset[Batch]):
+    """Micro-batches by number: `dataset[k]` is always the same batch. Picklable and small."""
+
+    source: Source
+    plan: LoaderPlan
+    seed: int
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    collate: Collate
+    max_replaced_attempts: int = 10
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.make(number, torch.empty(self.pixel_shape, dtype=torch.uint8))
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int, int]:
+        """(B, 3, H, W) of a micro-batch's pixels."""
+        return (self.plan.micro_batch, 3, *self.image_size)
+
+    def make(self, number: int, pixels: Tensor) -> Batch:
+        """Return micro-batch `number`, its images written into `pixels` (B, 3, H, W) uint8.
+
+        Raises:
+            Failed: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
+        """
+        positions = self.plan.positions(number)
+        indices = sample_indices(self.seed, positions, len(self.source))
+        draws = words(self.seed, Stream.CROP, positions, WORDS)
+        used, replaced = [], []
+        for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):
+            image, index, bad = self._readable(position, index)
+            pixels[slot] = self._crop(image, draws[slot])
+            used.append(index)
+            replaced += bad
+        return self.collate(positions, pixels, tuple(used), tuple(replaced))
+
+    def _crop(self, image: npt.NDArray[np.uint8], draw: Words) -> Tensor:
+        height, width, _ = image.shape
+        box = random_resized_crop_box(draw, height, width, self.crop_scale, self.crop_ratio)
+        return crop_resize(image, box, self.image_size)
+
+    def _readable(self, position: int, index: int) -> tuple[npt.NDArray[np.uint8], int, list[str]]:
+        """Return (image, its index, names of those passed over) for a position whose sample is `index`."""
+        n, bad = len(self.source), list[str]()
+        epoch, place = divmod(position, n)
+        for attempt in count(1):
+            try:
+                return decode(self.source.image(index)), index, bad
+            except DecodeError as error:
+                bad.append(self.source.name(index))
+                if attempt > min(self.max_replaced_attempts, n - 1):
+                    names = ", ".join(bad)
+                    raise Failed(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
+            index = int(sample_indices(self.seed, epoch * n + (place + attempt) % n, n)[0])
+        raise AssertionError("unreachable")
+
+
+class Loader:
+    """Iterates over one rank's micro-batches; see the module.
+
+    Args:
+        source: the images.
+        seed: the run's.
+        global_batch: images a step, over all ranks.
+        micro_batch: images a forward pass of one rank.
+        rank, world_size: this rank, and how many there are.
+        image_size: (height, width) of the pixels.
+        crop_scale, crop_ratio: bounds of the crop's share of the area and of its width / height.
+        collate: makes a Batch of positions and pixels; called in the worker.
+        workers: processes; 0 makes batches in this one, when they are asked for.
+        prefetch: micro-batches each worker makes ahead. Shared memory is workers x prefetch micro-batches of pixels.
+        max_replaced_attempts: how many places in a row may be passed over for one unreadable image.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        image_size: tuple[int, int],
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        collate: Collate,
+        workers: int = 0,
+        prefetch: int = 2,
+        max_replaced_attempts: int = 10,
+    ) -> None:
+        self.plan = LoaderPlan(global_batch, micro_batch, rank, world_size)
+        self.dataset = StepDataset(
+            source, self.plan, seed, image_size, crop_scale, crop_ratio, collate, max_replaced_attempts
+        )
+        self.workers, self.prefetch = workers, prefetch
+
+    def iterate(self, start_step: int, end_step: int) -> Iterator[Batch]:
+        """Yield the micro-batches of steps [start_step, end_step), `plan.micro_batches` for each, in order.
+
+        The tensors are the caller's to keep; they lie in pinned memory where there is a CUDA device. Closing the
+        iterator, or dropping it, ends the workers.
+
+        Raises:
+            Failed: a read error, too many unreadable images in a row, or a worker that died.
+        """
+        a_step = self.plan.micro_batches
+        numbers = range(start_step * a_step, end_step * a_step)
+        pin = torch.cuda.is_available()
+        if self.workers == 0:
+            for number in numbers:
+                batch = self.dataset[number]
+                yield batch.map(Tensor.pin_memory) if pin else batch
+        else:
+            yield from produce(
+                self.dataset.make,
+                numbers,
+                shape=self.dataset.pixel_shape,
+                workers=self.workers,
+                prefetch=self.prefetch,
+                pin=pin,
+            )

@@ -5,8 +5,8 @@ in running (a full disk, too many unreadable images): exit code 1. Everything el
 its traceback under `--debug`.
 """
 
-from difflib import get_close_matches
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class Failed(Exception):

@@ -61,7 +61,9 @@ class MaskRule(Section):
         for key in ("target_scale", "target_aspect", "context_scale", "context_aspect"):
             low, high = getattr(self, key)
             if low <= 0 or (key.endswith("scale") and high > 1):
-                raise Refused(f"mask.{key} = {low},{high}", "out of range", "shares lie in (0, 1], aspects above 0")
+                raise Refused(
+                    f"mask.{key} = {low},{high}", "out of range", "shares lie in (0, 1], aspects above 0"
+                )
         height, width = grid
         rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
         area = rows * columns / (height * width)
@@ -118,7 +120,9 @@ def draw_masks(rule: MaskRule, grid: tuple[int, int], seed: int, positions: npt.
     return Masks(context, targets, grid)
 
 
-def block_sizes(area: Words, aspect: Words, scale: Range, ratio: Range, grid: tuple[int, int]) -> tuple[Integers, Integers]:
+def block_sizes(
+    area: Words, aspect: Words, scale: Range, ratio: Range, grid: tuple[int, int]
+) -> tuple[Integers, Integers]:
     """Turn random words into whole block heights and widths, by the rounding stated above."""
     high, wide = _continuous(area, aspect, scale, ratio, grid)
     return _round(high, grid[0]), _round(wide, grid[1])

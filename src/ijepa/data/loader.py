@@ -181,7 +181,7 @@ class Loader:
         if self.workers == 0:
             for number in numbers:
                 batch = self.dataset[number]
-                yield batch.map(Tensor.pin_memory) if pin else batch
+                yield batch.pin_memory() if pin else batch
         else:
             yield from produce(
                 self.dataset.make,

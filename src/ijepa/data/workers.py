@@ -115,7 +115,7 @@ class _Worker:
         if isinstance(answer, Exception):
             raise answer
         if pin:
-            answer = answer.map(Tensor.pin_memory)
+            answer = answer.pin_memory()
         pixels = torch.empty(self.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
         batch: Batch = replace(answer, pixels=pixels.copy_(self.pixels[slot]))
         return batch

@@ -1,0 +1,1 @@
+"""Weights to numbers: linear probe, kNN, segmentation, diagnostics."""

@@ -1,0 +1,1 @@
+"""The mathematics: encoders, predictor and loss; tensors only, no files, no other ranks, no recipe."""

@@ -4,7 +4,8 @@ A joint-embedding predictive model keeps what is shared across an image and pred
 that is the class: every instance of a scene has the same shape, and each its own colour, polarity, size and
 angle, over a ground that is random from patch to patch. Whoever sees some instances can foretell the form of the
 hidden ones and nothing else about them. The shapes match in area and edge length (see `shapes`), and colour,
-place and number are drawn apart from the class, so that pixels alone tell little. docs/scenes.md says so openly.
+place and number are drawn apart from the class, so that pixels alone tell little. It was designed so, and
+docs/scenes.md says why.
 
 A scene is a function of (seed, position) under a `SceneRule`: image (S, S, 3) uint8, mask (S, S) uint8 with 0 for
 ground and class + 1 for a shape, label in [0, 8). It is drawn in float32 on planes (3, S, S); shapes are looked up
@@ -26,7 +27,7 @@ from PIL import Image
 
 from ijepa import randomness
 from ijepa.errors import Refused
-from ijepa.prepare.shapes import CLASSES, EXTENT, RESOLUTION, Plane, distance_tables
+from ijepa.prepare.shapes import CLASSES, EXTENT, RESOLUTION, TILT, Plane, distance_tables
 from ijepa.prepare.shards import Record, ShardPlan, write_folder
 
 VERSION = 1
@@ -63,6 +64,8 @@ class SceneRule:
     Attributes:
         instances: least and most instances; each has a cell of the layout to itself.
         cells: the layout has `cells` x `cells` places.
+        shift: how far the layout as a whole may be shifted, in cells, each way; a cell pushed out on one side
+            comes in on the other. Pixels then have no fixed place to read, yet the places stay foreseeable.
         jitter: how far an instance may stand from its cell's centre, in cells, each way. Above what the diameter
             leaves free, instances overlap.
         diameter: least and most; a shape of diameter d has area .45 d^2, whatever its class.
@@ -76,6 +79,7 @@ class SceneRule:
 
     instances: tuple[int, int] = (6, 9)
     cells: int = 3
+    shift: float = 0.5
     jitter: float = 0.1
     diameter: tuple[float, float] = (0.24, 0.36)
     rotation: float = 1.0
@@ -93,6 +97,7 @@ class SceneRule:
         require(1 <= self.cells <= 16, "cells", "give 1 to 16")
         low, high = self.instances
         require(1 <= low <= high <= self.cells**2, "instances", f"give 1 <= least <= most <= {self.cells**2}")
+        require(0 <= self.shift <= 0.5, "shift", "give 0 to 0.5")
         require(0 <= self.jitter <= 0.5, "jitter", "give 0 to 0.5")
         require(0.05 <= self.diameter[0] <= self.diameter[1] <= 1, "diameter", "give 0.05 <= least <= most <= 1")
         require(0 <= self.contrast[0] <= self.contrast[1] <= 0.5, "contrast", "give 0 <= least <= most <= 0.5")
@@ -138,8 +143,10 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
         _share(draw, _DRAW_OF.get(i), rule) for i, draw in enumerate(draws)
     )
 
-    center_x = (chosen % rule.cells + 0.5 + rule.jitter * (2 * dx - 1)) * size / rule.cells
-    center_y = (chosen // rule.cells + 0.5 + rule.jitter * (2 * dy - 1)) * size / rule.cells
+    shift_x, shift_y = rule.shift * (2 * image[5:7] - 1)
+    center_x = (chosen % rule.cells + 0.5 + shift_x) % rule.cells + rule.jitter * (2 * dx - 1)
+    center_y = (chosen // rule.cells + 0.5 + shift_y) % rule.cells + rule.jitter * (2 * dy - 1)
+    center_x, center_y = center_x * size / rule.cells, center_y * size / rule.cells
     unit = np.sqrt(_AREA) * size * (rule.diameter[0] + extent * (rule.diameter[1] - rule.diameter[0]))
     angle = 2 * np.pi * rule.rotation * (turn - 0.5)
 
@@ -151,7 +158,7 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
 
     # Every instance is drawn in a square of `side` pixels on a canvas with a margin, so that nothing is clipped.
     side = int(np.ceil(2 * EXTENT * unit.max())) + 1
-    margin = side // 2 + 1
+    margin = side // 2 + 1 + int(np.ceil(rule.jitter * size / rule.cells))
     canvas = np.zeros((3, size + 2 * margin, size + 2 * margin), dtype=np.float32)
     inner = canvas[:, margin : margin + size, margin : margin + size]
     np.add(_noise(noise, size, rule.ground_texture), ground[:, :, None].astype(np.float32), out=inner)
@@ -190,19 +197,21 @@ def _share(draw: Numbers, attribute: str | None, rule: SceneRule) -> Numbers:
 def _tint(hue: Numbers, strength: Numbers) -> Numbers:
     """Return (3, n) offsets of red, green and blue with sum 0: a colour of that hue without its brightness."""
     angle = 2 * np.pi * (hue + np.array([[0.0], [1 / 3], [2 / 3]]))
-    return strength * np.cos(angle)
+    tint: Numbers = strength * np.cos(angle)
+    return tint
 
 
 def _coverage(label: int, u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> Plane:
     """Return (n, side, side) coverage in [0, 1] at offsets u, v pixels: an edge is one pixel wide."""
     scale = RESOLUTION / (2 * EXTENT) / unit
-    cosine = (np.cos(angle) * scale).astype(np.float32)[:, None, None]
-    sine = (np.sin(angle) * scale).astype(np.float32)[:, None, None]
+    cosine = (np.cos(angle - TILT) * scale).astype(np.float32)[:, None, None]
+    sine = (np.sin(angle - TILT) * scale).astype(np.float32)[:, None, None]
     last = RESOLUTION - 1
     column = np.clip(cosine * u + sine * v + RESOLUTION / 2, 0, last).astype(np.intp)
     row = np.clip(cosine * v - sine * u + RESOLUTION / 2, 0, last).astype(np.intp)
     distance = distance_tables()[label].ravel().take(row * RESOLUTION + column)
-    return np.clip(np.float32(0.5) - distance * unit.astype(np.float32)[:, None, None], 0, 1)
+    coverage: Plane = np.clip(np.float32(0.5) - distance * unit.astype(np.float32)[:, None, None], 0, 1)
+    return coverage
 
 
 def _stripes(u: Plane, v: Plane, unit: Numbers, angle: Numbers, phase: Numbers) -> Plane:

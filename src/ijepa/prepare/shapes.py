@@ -1,8 +1,8 @@
 """The eight shapes of the built-in scenes, each with the same area and nearly the same length of edge.
 
 A class must be told by its form alone, so the shapes are matched in what simpler statistics see: every shape has
-area 1 and its centroid at the origin, and its perimeter is 6.1 within a few per cent (a disc of area 1 has 3.5, a
-square 4: the family is of pierced, notched and parted shapes for that reason).
+area 1 and its centroid at the origin, and its perimeter is 6.1 to 6.2 (a disc of area 1 has 3.5, a square
+4: that is why the shapes are pierced, notched or parted).
 
 Shapes are signed distances, negative inside, in units of the square root of the area. They are evaluated once
 into a table by the plain formulas below and looked up from then on, so that every class costs the same to draw.
@@ -14,36 +14,45 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-Plane = npt.NDArray[np.float32]
+Plane = npt.NDArray[np.floating]
 
 CLASSES = ("ring", "frame", "cross", "star", "crescent", "hourglass", "bars", "dots")
 EXTENT = 1.15
 """No shape reaches farther from its centroid than this, in square roots of its area."""
+TILT = 0.3
+"""The tables hold the shapes turned by this angle: a straight edge along the cells would be rounded as a whole."""
 RESOLUTION = 192
 """Cells along one side of a table; a cell is a ninth of a pixel for a shape of 14 pixels."""
 
 
 @cache
 def distance_tables() -> Plane:
-    """Return (classes, RESOLUTION, RESOLUTION) signed distances over [-EXTENT, EXTENT] squared, y before x."""
-    return np.stack([_table(_SHAPES[name]) for name in CLASSES])
-
-
-def _table(shape: Callable[[Plane, Plane], Plane]) -> Plane:
-    """Scale a shape to area 1, move its centroid to the origin, and evaluate it at the cells' centres."""
-    x, y, cell = _grid(512, 2.0)
-    inside = shape(x, y) < 0
-    unit = np.sqrt(inside.sum() * cell * cell)
-    center_x, center_y = float(x[inside].mean()), float(y[inside].mean())
+    """Return (classes, RESOLUTION, RESOLUTION) distances over [-EXTENT, EXTENT] squared, y before x, tilted."""
     x, y, _ = _grid(RESOLUTION, EXTENT)
-    table: Plane = (shape(x * unit + center_x, y * unit + center_y) / unit).astype(np.float32)
-    return table
+    x, y = np.cos(TILT) * x + np.sin(TILT) * y, np.cos(TILT) * y - np.sin(TILT) * x
+    return np.stack([signed_distance(name, x, y).astype(np.float32) for name in CLASSES])
+
+
+def signed_distance(name: str, x: Plane, y: Plane) -> Plane:
+    """Return the distance of points x, y to the edge of a shape, negative inside; area 1, centroid at (0, 0)."""
+    unit, center_x, center_y = _measure(name)
+    distance: Plane = _SHAPES[name](x * unit + center_x, y * unit + center_y) / unit
+    return distance
+
+
+@cache
+def _measure(name: str) -> tuple[float, float, float]:
+    """Measure a shape as its formula gives it: square root of the area, and the centroid's x and y."""
+    x, y, cell = _grid(1024, 1.5)
+    covered = np.clip(0.5 - _SHAPES[name](x, y) / cell, 0, 1)
+    area = float(covered.sum())
+    return np.sqrt(area) * cell, float((x * covered).sum()) / area, float((y * covered).sum()) / area
 
 
 def _grid(cells: int, extent: float) -> tuple[Plane, Plane, float]:
     """Return x and y at the centres of `cells` x `cells` over [-extent, extent] squared, and a cell's side."""
     cell = 2 * extent / cells
-    axis = (np.arange(cells) + 0.5) * cell - extent
+    axis: Plane = (np.arange(cells) + 0.5) * cell - extent
     y, x = np.meshgrid(axis, axis, indexing="ij")
     return x, y, cell
 
@@ -78,26 +87,26 @@ def _frame(x: Plane, y: Plane) -> Plane:
 
 
 def _cross(x: Plane, y: Plane) -> Plane:
-    return np.minimum(_box(x, y, 1.0, 0.25), _box(x, y, 0.25, 1.0))
+    return np.minimum(_box(x, y, 1.0, 0.24), _box(x, y, 0.24, 1.0))
 
 
 def _star(x: Plane, y: Plane) -> Plane:
     angle = np.arange(10) * np.pi / 5
-    radius = np.where(np.arange(10) % 2, 0.44, 1.0)
+    radius = np.where(np.arange(10) % 2, 0.436, 1.0)
     return _polygon(x, y, np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1))
 
 
 def _crescent(x: Plane, y: Plane) -> Plane:
-    return np.maximum(_disc(x, y, 1.0), -_disc(x - 0.56, y, 0.80))
+    return np.maximum(_disc(x, y, 1.0), -_disc(x - 0.45, y, 0.8))
 
 
 def _hourglass(x: Plane, y: Plane) -> Plane:
-    half = [(-0.8, -1.0), (0.8, -1.0), (0.12, 0.0), (0.8, 1.0), (-0.8, 1.0), (-0.12, 0.0)]
+    half = [(-0.8, -1.0), (0.8, -1.0), (0.08, 0.0), (0.8, 1.0), (-0.8, 1.0), (-0.08, 0.0)]
     return _polygon(x, y, np.array(half))
 
 
 def _bars(x: Plane, y: Plane) -> Plane:
-    return _box(np.abs(x) - 0.68, y, 0.43, 1.0)
+    return _box(np.abs(x) - 0.68, y, 0.44, 1.0)
 
 
 def _dots(x: Plane, y: Plane) -> Plane:

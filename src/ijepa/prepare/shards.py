@@ -92,7 +92,7 @@ def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         beside.replace(path)
     except OSError as error:
-        raise Failed(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise Failed(f"{path}: not written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
 

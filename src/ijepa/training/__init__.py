@@ -1,0 +1,1 @@
+"""Batches to weights: the loop, the optimiser, schedules, checkpoints and what is written of a run."""

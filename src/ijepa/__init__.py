@@ -1,0 +1,23 @@
+"""I-JEPA, pretrained and evaluated: `ijepa.Recipe`, `ijepa.IJEPA`, `ijepa.load_encoder`.
+
+The names below are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ijepa.interop.weights import load_encoder as load_encoder
+    from ijepa.model.jepa import IJEPA as IJEPA
+    from ijepa.recipe import Recipe as Recipe
+
+__version__ = "0.1.0"
+__all__ = ["IJEPA", "Recipe", "__version__", "load_encoder"]
+
+_WHERE = {"IJEPA": "ijepa.model.jepa", "Recipe": "ijepa.recipe", "load_encoder": "ijepa.interop.weights"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'ijepa' has no attribute {name!r}")

@@ -1,0 +1,405 @@
+"""The recipe: every number of a run, typed and validated, in one frozen object.
+
+A recipe is a YAML file (`recipes/*.yaml` beside this module are the presets) over the defaults below, over which
+dotted overrides (`optimizer.lr_encoder`) may be laid. `base: NAME` in a file starts from another recipe. What is
+refused is refused in one line, before anything is written.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+
+from ijepa import randomness
+from ijepa.errors import Refused, did_you_mean
+from ijepa.masks import MaskRule
+from ijepa.section import Range, Section
+
+Auto = Literal["auto"]
+
+
+class Length(Section):
+    """A stretch of a run: so many epochs, steps or images, or a percentage of the whole run."""
+
+    amount: float = Field(ge=0)
+    """How many."""
+    unit: Literal["epochs", "steps", "images", "%"] = "steps"
+    """Of what."""
+
+    def __str__(self) -> str:
+        return f"{self.amount:.12g} {self.unit}"
+
+    def steps(self, *, images: int, global_batch: int, total: int) -> int:
+        """Turn into whole steps, for a data set of `images` images and a run of `total` steps."""
+        per_unit = {"epochs": images / global_batch, "images": 1 / global_batch, "%": total / 100, "steps": 1}
+        return round(self.amount * per_unit[self.unit])
+
+
+def _length(value: Any) -> Any:
+    if isinstance(value, str):
+        number, _, unit = value.replace("%", " %").strip().partition(" ")
+        value = {"amount": number, "unit": unit.strip() or "steps"}
+        if value["unit"] + "s" in ("epochs", "steps", "images"):
+            value["unit"] += "s"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = {"amount": value}
+    return value
+
+
+Stretch = Annotated[Length, BeforeValidator(_length), PlainSerializer(str)]
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str):
+        value = tuple(value.replace("x", " ").replace(",", " ").strip("[]()").split())
+    if isinstance(value, int):
+        value = (value, value)
+    return tuple(value) * 2 if isinstance(value, list | tuple) and len(value) == 1 else value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_size)]
+
+
+class Encoder(Section):
+    """Both encoders: the context encoder and its moving average, the target encoder."""
+
+    width: int = Field(1280, ge=8)
+    """Channels of a token."""
+    depth: int = Field(32, ge=1)
+    """Layers."""
+    heads: int = Field(16, ge=1)
+    """Attention heads; must divide the width."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the MLP over the width."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth's rate at the last layer of the context encoder; rates rise linearly from 0."""
+    position_scale: float = Field(1.0, ge=0)
+    """Factor on the sin-cos positions; 1 in the paper."""
+    patch_embedding: Literal["normal", "xavier"] = "normal"
+    """How the patch embedding starts: normal with deviation .02, or Xavier-uniform."""
+
+
+class Predictor(Section):
+    """The predictor: narrower than the encoders."""
+
+    width: int = Field(384, ge=8)
+    """Channels of a token."""
+    depth: int = Field(12, ge=1)
+    """Layers."""
+    heads: int = Field(16, ge=1)
+    """Attention heads; must divide the width."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the MLP over the width."""
+    position_scale: float = Field(1.0, ge=0)
+    """Factor on the sin-cos positions; 1 in the paper."""
+
+
+class Model(Section):
+    """The shape of the model."""
+
+    image_size: Size = (224, 224)
+    """Height and width of the training crops in pixels; one number for a square."""
+    patch_size: int = Field(16, ge=1)
+    """Side of a patch in pixels."""
+    encoder: Encoder = Encoder()
+    """The encoders."""
+    predictor: Predictor = Predictor()
+    """The predictor."""
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        for side in self.image_size:
+            if side < 1 or side % self.patch_size:
+                fit = max(side // self.patch_size, 1) * self.patch_size
+                raise Refused(
+                    f"model.image_size = {side}",
+                    f"patch_size {self.patch_size} does not divide it",
+                    f"try {fit}",
+                )
+        for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
+            if part.width % part.heads:
+                raise Refused(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
+            if part.width % 4:
+                raise Refused(
+                    f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one"
+                )
+        return self
+
+
+class Data(Section):
+    """Where images come from and how they are cropped."""
+
+    path: str | None = None
+    """Class folders, a flat folder, tar shards (folder, brace pattern or glob), or a single tar."""
+    workers: int | Auto = "auto"
+    """Loader processes; auto takes the cores that computing leaves, 0 loads in the training process."""
+    prefetch: int = Field(2, ge=1)
+    """Micro-batches each worker prepares ahead."""
+    images: int | None = Field(None, ge=1)
+    """Size of the data set, for planning without it; a run counts its own."""
+    crop_scale: Range = (0.3, 1.0)
+    """Area of a random crop, as a share of the image."""
+    crop_ratio: Range = (3 / 4, 4 / 3)
+    """Aspect ratio of a random crop, width over height."""
+    replaced_limit: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable images above which the run stops."""
+
+
+class BatchSize(Section):
+    """How many images a step learns from."""
+
+    total: int = Field(2048, ge=1, alias="global")
+    """Images a step, over all ranks and micro-batches (the global batch)."""
+    micro: int | Auto = "auto"
+    """Images in one forward and backward pass; gradients of several are summed to the global batch."""
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with one learning rate for each part."""
+
+    lr_encoder: float = Field(6e-4, gt=0)
+    """Peak learning rate of the context encoder."""
+    lr_predictor: float = Field(1.5e-3, gt=0)
+    """Peak learning rate of the predictor."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the moment estimates."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay at the start; none on biases, norms and the mask token."""
+    weight_decay_end: float | None = Field(None, ge=0)
+    """Weight decay at the end, by a cosine; None keeps it constant."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of the whole gradient; None does not clip."""
+    nonfinite_limit: int = Field(10, ge=0)
+    """Steps with a non-finite gradient, in a row, after which the run stops; each of them is void."""
+
+
+class Schedule(Section):
+    """How learning rates and EMA momentum move."""
+
+    warmup: Stretch = Length(amount=40, unit="epochs")
+    """Linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
+    warmup_from: float = Field(0.0, ge=0, le=1)
+    """Share of the peak rate at which warm-up starts."""
+    decay: Literal["cosine", "tail"] = "cosine"
+    """cosine from the end of warm-up; tail stays at the peak and falls linearly over the last `tail`."""
+    tail: Stretch = Length(amount=20, unit="%")
+    """Length of the fall with decay: tail."""
+    lr_end: float = Field(1e-6, ge=0)
+    """Learning rate at the end, of both parts."""
+    momentum_start: float = Field(0.996, ge=0, le=1)
+    """EMA momentum of the target encoder at the start; it moves linearly."""
+    momentum_end: float = Field(1.0, ge=0, le=1)
+    """EMA momentum at the end."""
+
+
+class Precision(Section):
+    """What is computed in which precision; parameters, EMA and optimiser state are always float32."""
+
+    autocast: Literal["auto", "none", "bf16"] = "auto"
+    """bf16 for matrix products; auto asks what the machine does fast, once, and records it."""
+    fp8: Literal["none", "tensorwise", "rowwise"] = "none"
+    """float8 linear layers in both encoders."""
+
+
+class Parallel(Section):
+    """How a run is spread over devices."""
+
+    strategy: Literal["none", "ddp", "zero2", "zero3", "hsdp"] = "none"
+    """What is sharded; of no consequence on a single device."""
+
+
+class Checkpoint(Section):
+    """When the run's state is saved."""
+
+    every: int = Field(1000, ge=1)
+    """Steps between checkpoints; one is saved at the end too."""
+    keep: int = Field(2, ge=1)
+    """How many of the latest checkpoints stay."""
+
+
+class Recipe(Section):
+    """Every number of a run."""
+
+    name: str = "unnamed"
+    """The recipe's name."""
+    description: str = ""
+    """What it is for, what it takes, what it gives."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """All randomness comes from it."""
+    randomness: int = randomness.VERSION
+    """Version of the random draws; a recipe of another version is refused, not redrawn."""
+    epochs: float | None = Field(None, gt=0)
+    """Length of the run in passes over the data."""
+    images: int | None = Field(None, ge=1)
+    """Length in images; overrides epochs."""
+    steps: int | None = Field(None, ge=1)
+    """Length in steps; overrides epochs and images."""
+    model: Model = Model()
+    """The model."""
+    mask: MaskRule = MaskRule()
+    """The masks."""
+    data: Data = Data()
+    """The data."""
+    batch: BatchSize = BatchSize()
+    """The batch."""
+    optimizer: Optimizer = Optimizer()
+    """The optimiser."""
+    schedule: Schedule = Schedule()
+    """The schedules."""
+    precision: Precision = Precision()
+    """The precision."""
+    parallel: Parallel = Parallel()
+    """The devices."""
+    checkpoint: Checkpoint = Checkpoint()
+    """Saving."""
+    log_every: int = Field(10, ge=1)
+    """Steps between readings of the device's values; metrics still have every step."""
+    deterministic: bool = True
+    """Bitwise repeatable kernels; on CUDA at a cost."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.randomness != randomness.VERSION:
+            raise Refused(
+                f"randomness = {self.randomness}",
+                f"this version draws with {randomness.VERSION}",
+                "use the version of ijepa that wrote the recipe, or remove the key to draw anew",
+            )
+        if self.steps is None and self.images is None and self.epochs is None:
+            raise Refused("epochs", "the run has no length", "give epochs, images or steps")
+        self.mask.check_grid(self.model.grid)
+        micro, whole = self.batch.micro, self.batch.total
+        if micro != "auto" and (micro < 1 or whole % micro):
+            raise Refused(
+                f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor"
+            )
+        if isinstance(self.data.workers, int) and self.data.workers < 0:
+            raise Refused(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
+        if self.data.images is not None:
+            self.lengths(self.data.images)
+        elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):
+            self.lengths(1)
+        return self
+
+    def lengths(self, images: int) -> "Lengths":
+        """Whole steps of the run, warm-up and tail for a data set of `images` images.
+
+        Raises:
+            Refused: when warm-up (with the tail, where there is one) does not end before the run does.
+        """
+        whole = self.batch.total
+        if self.steps is not None:
+            total = self.steps
+        elif self.images is not None:
+            total = max(self.images // whole, 1)
+        else:
+            total = max(round((self.epochs or 0) * images / whole), 1)
+        warmup = self.schedule.warmup.steps(images=images, global_batch=whole, total=total)
+        tail = 0
+        if self.schedule.decay == "tail":
+            tail = self.schedule.tail.steps(images=images, global_batch=whole, total=total)
+        if warmup + tail >= total and warmup + tail > 0:
+            raise Refused(
+                f"schedule.warmup = {self.schedule.warmup}",
+                f"{warmup} steps of warm-up"
+                + (f" and {tail} of tail" if tail else "")
+                + f" in a run of {total}",
+                "shorten it, for example --schedule.warmup '5 %'",
+            )
+        return Lengths(total=total, warmup=warmup, tail=tail)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Load a preset by name or a YAML file, lay dotted `overrides` over it, and validate the whole.
+
+        Raises:
+            Refused: naming file, key, value and mend.
+        """
+        values, where = read_layers(str(name_or_path))
+        for key, value in (overrides or {}).items():
+            _lay(values, key.split("."), value)
+        return cls.read(values, where)
+
+    def dump(self) -> str:
+        """Return the whole resolved recipe as YAML; loading it gives an equal recipe."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
+        )
+
+
+class Lengths(Section):
+    """A run's stretches in whole steps."""
+
+    total: int
+    """Steps of the run."""
+    warmup: int
+    """Steps of warm-up."""
+    tail: int
+    """Steps of the final fall, 0 with a cosine."""
+
+
+def presets() -> list[str]:
+    """Return the presets' names."""
+    folder = resources.files("ijepa") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def read_layers(name_or_path: str, *, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """Read a recipe's YAML, its `base` first, unvalidated: (values, what to call it in errors)."""
+    if name_or_path in seen:
+        raise Refused(name_or_path, "is its own base")
+    if name_or_path in presets():
+        file, where = resources.files("ijepa") / "recipes" / f"{name_or_path}.yaml", f"recipe {name_or_path}"
+        text = file.read_text()
+    else:
+        path = Path(name_or_path)
+        if path.is_dir() and (path / "recipe.yaml").is_file():
+            path = path / "recipe.yaml"
+        where = str(path)
+        if not path.is_file():
+            mend = did_you_mean(name_or_path, presets()) + ", or a YAML file's path"
+            raise Refused(f"recipe {name_or_path}", "no preset or file of that name", mend)
+        text = path.read_text()
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise Refused(where, f"not YAML: {error}", "mend the line named") from None
+    if not isinstance(values, dict):
+        raise Refused(where, "not a mapping of keys to values", "see `ijepa pretrain --help` for the keys")
+    base = values.pop("base", None)
+    if base is not None:
+        under, _ = read_layers(str(base), seen=(*seen, name_or_path))
+        _merge(under, values)
+        values = under
+    return values, where
+
+
+def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(under.get(key), dict):
+            _merge(under[key], value)
+        else:
+            under[key] = value
+
+
+def _lay(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.get(part)
+        values[part] = inner = inner if isinstance(inner, dict) else {}
+        values = inner
+    values[path[-1]] = value

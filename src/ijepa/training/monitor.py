@@ -1,0 +1,226 @@
+"""What a run writes about itself: metrics that the seed determines, timings that it does not, and a progress line.
+
+A step hands its values over as device tensors; they are read together, once every `log_every` steps, so that no step
+waits for one. Both files are flushed with every reading, and before every checkpoint, so that a checkpoint of step n
+always finds the metrics of all steps up to n beside it; a resume cuts off what came after.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
+
+from ijepa.errors import Failed
+from ijepa.training.run import Run
+from ijepa.training.schedules import Rates
+
+VALUES = ("loss", "skill", "grad_norm", "target_std", "void")
+"""What a step hands over as one device tensor, in this order."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step, as the loop hands it over: `values` (len(VALUES),) float32 on the device."""
+
+    step: int
+    epoch: float
+    rates: Rates
+    values: Tensor
+    images: int
+    flops: float
+    waited: float
+    """Seconds spent waiting for data."""
+
+
+class Monitor:
+    """Collects step records, and writes and shows them every `log_every` steps."""
+
+    def __init__(self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False) -> None:
+        self.total, self.log_every = total, log_every
+        self._pending: list[StepRecord] = []
+        self._metrics, self._timings = run.metrics_file.open("a"), run.timings_file.open("a")
+        self._diagnostics = run.diagnostics_file.open("a")
+        self._clock = time.perf_counter()
+        self._begun, self._start = self._clock, start
+        self._paused = 0.0
+        self._show = _Quiet() if quiet else _Bar(total, start) if sys.stdout.isatty() else _Lines()
+
+    def add(self, record: StepRecord) -> list[dict[str, Any]]:
+        """Take a step; return the metrics of all steps since the last reading when this one is due, else none."""
+        self._pending.append(record)
+        return self.flush() if record.step % self.log_every == 0 or record.step == self.total else []
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Read what is pending off the device, write it, show it, and return its metrics."""
+        if not self._pending:
+            return []
+        values = torch.stack([record.values for record in self._pending]).tolist()
+        rows = [
+            _metrics(record, dict(zip(VALUES, row, strict=True)))
+            for record, row in zip(self._pending, values, strict=True)
+        ]
+        now = time.perf_counter()
+        seconds = max(now - self._clock - self._paused, 1e-9)
+        last = self._pending[-1]
+        timing = {
+            "step": last.step,
+            "seconds": round(seconds, 4),
+            "images_per_second": round(sum(r.images for r in self._pending) / seconds, 2),
+            "data_wait": round(sum(r.waited for r in self._pending) / seconds, 4),
+            "tflops": round(sum(r.flops for r in self._pending) / seconds / 1e12, 4),
+            "memory": _peak_memory(last.values.device),
+        }
+        _append(self._metrics, rows)
+        _append(self._timings, [timing])
+        left = (now - self._begun) / max(last.step - self._start, 1) * (self.total - last.step)
+        self._show.step(rows[-1], timing, self.total, left)
+        self._pending.clear()
+        self._clock, self._paused = now, 0.0
+        return rows
+
+    def diagnose(self, step: int, measure: Callable[[], dict[str, float]]) -> None:
+        """Take a callback's measurement after `step`; its time counts as no step's."""
+        self.flush()
+        begun = time.perf_counter()
+        _append(self._diagnostics, [{"step": step, **measure()}])
+        self._paused += time.perf_counter() - begun
+
+    def say(self, line: str) -> None:
+        """Show one line of text, above the bar where there is one."""
+        self._show.say(line)
+
+    def close(self) -> None:
+        """Close the files and the bar; pending records are written first."""
+        try:
+            self.flush()
+        finally:
+            for file in (self._metrics, self._timings, self._diagnostics):
+                file.close()
+            self._show.close()
+
+
+def cut_back(run: Run, step: int) -> None:
+    """Cut all three files back to `step`: what a killed run wrote after its last checkpoint is written again."""
+    for file in (run.metrics_file, run.timings_file, run.diagnostics_file):
+        _cut(file, step)
+
+
+def _cut(file: Path, step: int) -> None:
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines(keepends=True):
+        try:
+            row = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            row = None
+        if row is None or row["step"] > step:
+            break
+        kept.append(line)
+    beside = file.with_name(f".{file.name}.cut")
+    beside.write_text("".join(kept))
+    beside.replace(file)
+
+
+def _metrics(record: StepRecord, values: dict[str, float]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "step": record.step,
+        "epoch": round(record.epoch, 6),
+        "loss": values["loss"],
+        "skill": values["skill"],
+        "lr_encoder": record.rates.lr_encoder,
+        "lr_predictor": record.rates.lr_predictor,
+        "weight_decay": record.rates.weight_decay,
+        "momentum": record.rates.momentum,
+        "grad_norm": values["grad_norm"],
+        "target_std": values["target_std"],
+    }
+    # JSON has no NaN: a value that is not finite is null, and the step says that it was void.
+    row = {key: value if value - value == 0 else None for key, value in row.items()}
+    return row | ({"void": True} if values["void"] else {})
+
+
+def _append(file: TextIO, rows: list[dict[str, Any]]) -> None:
+    try:
+        file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        file.flush()
+    except OSError as error:
+        raise Failed(f"{file.name}: cannot be written: {error.strerror}") from None
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: allocated on a CUDA device, resident elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> str:
+    """Return the progress line of one reading."""
+
+    def number(key: str, form: str) -> str:
+        return "-" if row[key] is None else format(row[key], form)
+
+    return (
+        f"step {row['step']}/{total}  loss {number('loss', '.4f')}  skill {number('skill', '.3f')}  "
+        f"grad {number('grad_norm', '.3g')}  lr {row['lr_encoder']:.2e}  {timing['images_per_second']:.0f} img/s  "
+        f"{timing['tflops']:.2f} TFLOP/s  {timing['memory'] / 2**30:.1f} GiB  data {timing['data_wait']:.0%}  "
+        f"left {duration(left)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people write it: 45s, 12m 5s, 3h 20m, 17d 4h."""
+    whole = round(seconds)
+    for unit, size, below in (("d", 86400, "h"), ("h", 3600, "m"), ("m", 60, "s")):
+        if whole >= size:
+            rest = whole % size // {"h": 3600, "m": 60, "s": 1}[below]
+            return f"{whole // size}{unit} {rest}{below}"
+    return f"{whole}s"
+
+
+class _Quiet:
+    def step(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Lines(_Quiet):
+    """Plain lines, for logs."""
+
+    def step(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None:
+        print(describe(row, timing, total, left), flush=True)
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+
+class _Bar(_Quiet):
+    """A live bar with the latest reading under it, for terminals."""
+
+    def __init__(self, total: int, start: int) -> None:
+        columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=Console(), refresh_per_second=4, expand=True)
+        self._task = self._progress.add_task("starting", total=total, completed=start)
+        self._progress.start()
+
+    def step(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None:
+        self._progress.update(self._task, completed=row["step"], description=describe(row, timing, total, left))
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()

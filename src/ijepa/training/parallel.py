@@ -1,0 +1,107 @@
+"""What this process computes on, and what `auto` means there: resolved once, recorded in the run, kept on resume."""
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from ijepa.errors import Refused
+from ijepa.recipe import Recipe
+
+_ACTIVATION_BYTES = 160
+"""Rough bytes kept for backward, for each channel of each token and layer; for choosing a micro-batch."""
+_SHARE_OF_MEMORY = 0.4
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What `auto` became. Saved in a run's `run.json`: a resume computes the same bits."""
+
+    device: str
+    autocast: bool
+    micro: int
+    workers: int
+    threads: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None) -> Resolved:
+    """Resolve every `auto` of a recipe on this machine; `earlier` is what the same run resolved before.
+
+    Raises:
+        Refused: where the recipe asks for what this machine or version does not have.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Refused(
+            "WORLD_SIZE", "training on several processes is not in this version", "start one process, without torchrun"
+        )
+    if recipe.precision.fp8 != "none":
+        raise Refused(
+            f"precision.fp8 = {recipe.precision.fp8}",
+            "float8 linear layers are not in this version",
+            "add --precision.fp8 none",
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    workers = recipe.data.workers
+    if workers == "auto":
+        workers = 1 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 2))
+    resolved = Resolved(
+        device=device.type,
+        autocast=_autocast(recipe, device),
+        micro=_micro(recipe, device),
+        workers=int(workers),
+        threads=threads,
+    )
+    if earlier is not None:
+        kept = {key: earlier[key] for key in ("autocast", "threads", "micro") if key in earlier}
+        if recipe.batch.micro != "auto":
+            kept.pop("micro", None)
+        resolved = replace(resolved, **kept)
+    return resolved
+
+
+def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
+    """Bring torch into the resolved state and return the device."""
+    torch.set_num_threads(resolved.threads)
+    if resolved.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_float32_matmul_precision("high")
+    return torch.device(resolved.device)
+
+
+def computing(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=autocast)
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> bool:
+    wanted = recipe.precision.autocast
+    if wanted != "auto":
+        return wanted == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without bfloat16 units a CPU emulates them, several times slower than float32.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _micro(recipe: Recipe, device: torch.device) -> int:
+    """The largest divisor of the global batch whose activations take a modest share of the memory."""
+    if recipe.batch.micro != "auto":
+        return recipe.batch.micro
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    model, patches = recipe.model, recipe.model.grid[0] * recipe.model.grid[1]
+    context = patches * model.encoder.width * model.encoder.depth
+    predictor = 0.6 * patches * recipe.mask.targets * model.predictor.width * model.predictor.depth
+    fit = _SHARE_OF_MEMORY * memory / (_ACTIVATION_BYTES * (context + predictor))
+    whole = recipe.batch.total
+    return max((d for d in range(1, whole + 1) if whole % d == 0 and d <= max(fit, 1)), default=1)

@@ -1,0 +1,187 @@
+"""A run on disk: which recipe it holds, what it was started with, and where its parts lie.
+
+RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-00001000/  evaluations/*.json  report.html
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ijepa import __version__
+from ijepa.errors import Failed, Refused
+from ijepa.recipe import Recipe
+
+_FREE = {
+    "data.workers",
+    "data.prefetch",
+    "data.path",
+    "batch.micro",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log_every",
+}
+"""Keys that may change between a run and its resumption: none of them changes what is computed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run's folder."""
+
+    folder: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """The resolved recipe."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def info_file(self) -> Path:
+        """Command, versions, commit, devices, seed, and what `auto` became."""
+        return self.folder / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One object a step, of what the seed determines."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def timings_file(self) -> Path:
+        """Speed and memory."""
+        return self.folder / "timings.jsonl"
+
+    @property
+    def diagnostics_file(self) -> Path:
+        """What callbacks measured on the way."""
+        return self.folder / "diagnostics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of evaluation results."""
+        return self.folder / "evaluations"
+
+    def recipe(self) -> Recipe:
+        """Return the recipe the folder holds."""
+        return Recipe.load(self.recipe_file)
+
+    def info(self) -> dict[str, Any]:
+        """Return `run.json`."""
+        return read_json(self.info_file)
+
+
+def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
+    """Return the run in `folder` and whether it exists already; nothing is written.
+
+    Raises:
+        Refused: when the folder holds something else, another recipe, or a run that must not be resumed.
+    """
+    run = Run(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return run, False
+    if not run.recipe_file.is_file() or not run.info_file.is_file():
+        raise Refused(folder, "is not empty and holds no run", "give another --output")
+    if not resume:
+        raise Refused(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
+    there, here = _flat(yaml.safe_load(run.recipe_file.read_text())), _flat(yaml.safe_load(recipe.dump()))
+    for key in sorted({*there, *here} - _FREE):
+        if there.get(key) != here.get(key):
+            raise Refused(
+                run.recipe_file,
+                f"the run was started with {key} = {there.get(key)}, not {here.get(key)}",
+                "give another --output, or the run's own recipe",
+            )
+    return run, True
+
+
+def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
+    """Make the folder with its recipe and `run.json`.
+
+    Raises:
+        Failed: when the disk refuses.
+    """
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.recipe_file, recipe.dump())
+        write_json(run.info_file, {**machine(), "seed": recipe.seed, **info})
+    except OSError as error:
+        raise Failed(f"{run.folder}: cannot be written: {error.strerror}") from None
+
+
+def machine() -> dict[str, Any]:
+    """Return command, versions, commit and devices of this process."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {
+            "ijepa": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "commit": _commit(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, None where it is installed from elsewhere."""
+    here = Path(__file__).resolve().parent
+    if not (here.parents[2] / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or absent."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON so that the file is complete or absent."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        Refused: where the file is missing or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise Refused(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Refused(path, f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise Refused(path, "not a JSON object")
+    return values

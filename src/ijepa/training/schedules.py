@@ -1,0 +1,50 @@
+"""Learning rate, weight decay and EMA momentum as functions of the step: no state, so nothing to resume."""
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from ijepa.recipe import Lengths, Optimizer, Schedule
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Everything that a schedule decides about one step."""
+
+    lr_encoder: float
+    lr_predictor: float
+    weight_decay: float
+    momentum: float
+
+
+def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedule) -> Rates:
+    """Return the rates of step `step`, counted from 0, of `lengths.total`.
+
+    Warm-up is linear from `warmup_from` of the peak and reaches it with its last step. With `decay: cosine` the
+    rate then follows half a cosine to `lr_end`; with `tail` it stays and falls linearly over the tail (Hägele et
+    al., arXiv 2405.18392). Momentum moves linearly over the whole run, weight decay by half a cosine.
+    """
+    part = step / max(lengths.total, 1)
+    momentum = schedule.momentum_start + (schedule.momentum_end - schedule.momentum_start) * part
+    decay_end = optimizer.weight_decay if optimizer.weight_decay_end is None else optimizer.weight_decay_end
+    weight_decay = decay_end + (optimizer.weight_decay - decay_end) * _half_cosine(part)
+    return Rates(
+        lr_encoder=_learning_rate(step, optimizer.lr_encoder, lengths, schedule),
+        lr_predictor=_learning_rate(step, optimizer.lr_predictor, lengths, schedule),
+        weight_decay=weight_decay,
+        momentum=momentum,
+    )
+
+
+def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: Schedule) -> float:
+    if step < lengths.warmup:
+        return peak * (schedule.warmup_from + (1 - schedule.warmup_from) * (step + 1) / lengths.warmup)
+    if schedule.decay == "cosine":
+        part = (step - lengths.warmup) / max(lengths.total - lengths.warmup, 1)
+        return schedule.lr_end + (peak - schedule.lr_end) * _half_cosine(part)
+    left = (lengths.total - step) / max(lengths.tail, 1)
+    return schedule.lr_end + (peak - schedule.lr_end) * min(left, 1.0)
+
+
+def _half_cosine(part: float) -> float:
+    """1 at part 0, 0 at part 1."""
+    return 0.5 * (1 + cos(pi * part))

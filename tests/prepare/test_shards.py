@@ -1,0 +1,145 @@
+"""Shards are plain tars with repeatable bytes, complete or absent."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ijepa.errors import Failed, Refused
+from ijepa.prepare.shards import Record, ShardPlan, plan_shards, write_folder, write_shard
+
+RECORDS = [
+    Record("a", image=b"first", label=3, mask=b"mask"),
+    Record("b/c", image=b"x" * 1500, label=0, extension="png"),
+    Record("d", image=b""),
+]
+
+
+def some(plan: ShardPlan) -> Iterator[Record]:
+    for index in range(plan.start, plan.stop):
+        yield Record(f"{plan.split}-{index}", image=bytes([index]) * index, label=index % 2)
+
+
+def broken(plan: ShardPlan) -> Iterator[Record]:
+    yield from some(plan)
+    if plan.number == 1:
+        raise Failed("the source ended")
+
+
+def test_members_stand_record_by_record_and_say_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "train-0000.tar"
+    entry = write_shard(path, RECORDS)
+    with tarfile.open(path) as tar:
+        members = tar.getmembers()
+        contents = {m.name: tar.extractfile(m).read() for m in members}  # type: ignore[union-attr]
+    assert [m.name for m in members] == ["a.jpg", "a.cls", "a.mask.png", "b/c.png", "b/c.cls", "d.jpg"]
+    assert contents == {
+        "a.jpg": b"first",
+        "a.cls": b"3",
+        "a.mask.png": b"mask",
+        "b/c.png": b"x" * 1500,
+        "b/c.cls": b"0",
+        "d.jpg": b"",
+    }
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
+    data = path.read_bytes()
+    assert entry == {
+        "name": "train-0000.tar",
+        "images": 3,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "labels": {"0": 1, "3": 1},
+    }
+    assert len(data) % tarfile.RECORDSIZE == 0
+
+
+def test_the_bytes_are_those_of_the_standard_writer(tmp_path: Path) -> None:
+    import io
+
+    write_shard(tmp_path / "ours.tar", RECORDS)
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in RECORDS:
+            for name, data in record.members():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_a_shard_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
+    def records() -> Iterator[Record]:
+        yield RECORDS[0]
+        assert not (tmp_path / "train-0000.tar").exists()
+        raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        write_shard(tmp_path / "train-0000.tar", records())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_may_not_come_twice(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="two samples have the key a"):
+        write_shard(tmp_path / "train-0000.tar", [RECORDS[0], RECORDS[0]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=r"train-0000\.tar: not written"):
+        write_shard(tmp_path / "absent" / "train-0000.tar", RECORDS)
+
+
+@given(count=st.integers(0, 500), size=st.integers(1, 120))
+def test_plans_cover_every_sample_once(count: int, size: int) -> None:
+    plans = plan_shards({"train": count, "val": 0}, size)
+    assert [i for plan in plans for i in range(plan.start, plan.stop)] == list(range(count))
+    assert all(0 < plan.stop - plan.start <= size for plan in plans)
+    assert [plan.name for plan in plans] == [f"train-{n:04d}.tar" for n in range(len(plans))]
+
+
+def write(out: Path, **changes: object) -> dict:
+    arguments: dict = {
+        "splits": {"train": 7, "val": 3},
+        "records": some,
+        "classes": ("even", "odd"),
+        "about": {"drawn_by": "a test"},
+        "shard_size": 4,
+    }
+    return write_folder(out, **arguments | changes)
+
+
+def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "set")
+    assert manifest == json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert manifest["drawn_by"] == "a test" and manifest["classes"] == ["even", "odd"]
+    train = manifest["splits"]["train"]
+    assert (train["images"], train["images_per_class"]) == (7, {"even": 4, "odd": 3})
+    assert [(s["name"], s["images"]) for s in train["shards"]] == [("train-0000.tar", 4), ("train-0001.tar", 3)]
+    for shard in train["shards"]:
+        data = (tmp_path / "set" / shard["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard["sha256"] and len(data) == shard["bytes"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_set_that_fails_has_no_manifest_and_no_half_shard(tmp_path: Path, processes: int) -> None:
+    with pytest.raises(Failed, match="the source ended"):
+        write(tmp_path / "set", records=broken, splits={"train": 7}, processes=processes)
+    assert [p.name for p in (tmp_path / "set").iterdir()] == ["train-0000.tar"]
+
+
+def test_an_empty_folder_is_taken_and_any_other_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()}
+    with pytest.raises(Refused, match="is not empty; give a new folder"):
+        write(tmp_path / "empty")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()} == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Refused, match="is a file"):
+        write(tmp_path / "file")
+    with pytest.raises(Refused):
+        write(tmp_path / "file" / "below")

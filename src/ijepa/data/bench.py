@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ijepa.batch import Batch, Sequences
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.decode import decode
+from ijepa.data.decode import DecodeError, decode
 from ijepa.data.decode import image_size as image_size_of
 from ijepa.data.loader import LoaderPlan, StepDataset
 from ijepa.data.sources import open_source
+from ijepa.errors import Refused
 from ijepa.randomness import Stream, words
 
 _TURN = 32
@@ -51,8 +52,11 @@ def bench_data(
         Refused: nothing there that could be used.
     """
     source = open_source(path)
-    count = min(images, len(source))
-    files = [source.image(i) for i in np.linspace(0, len(source) - 1, count).astype(int).tolist()]
+    chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
+    files = [file for file in map(source.image, chosen) if _readable(file)]
+    if not files:
+        raise Refused("data.path", f"none of {len(chosen)} images at {path} can be decoded")
+    count = len(files)
     draws = words(0, Stream.CROP, np.arange(count), WORDS)
     sizes = [image_size_of(file) for file in files]
     boxes = [random_resized_crop_box(draw, *size, scale, _RATIO) for draw, size in zip(draws, sizes, strict=True)]
@@ -102,6 +106,14 @@ def _measure(ways: dict[str, Callable[[range], object]], count: int, repeats: in
         torch.set_num_threads(threads)
     images = sum(len(turn) for turn in measured)
     return dict(zip(ways, (np.median(totals[1:], axis=0) / images).tolist(), strict=True))  # the first warms up
+
+
+def _readable(file: bytes) -> bool:
+    try:
+        decode(file)
+    except DecodeError:
+        return False
+    return True
 
 
 def _exact(file: bytes, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

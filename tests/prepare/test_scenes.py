@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ijepa.data.decode import decode, decode_mask
+from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.prepare import scenes
 from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
@@ -201,6 +203,7 @@ def read(folder: Path, split: str) -> dict[str, bytes]:
 def test_a_written_set_holds_the_scenes(tmp_path: Path) -> None:
     manifest = write_scenes(tmp_path / "set", images=60, seed=9, shard_size=25)
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == [
+        "classes.txt",
         "manifest.json",
         "train-0000.tar",
         "train-0001.tar",
@@ -223,6 +226,18 @@ def test_a_written_set_holds_the_scenes(tmp_path: Path) -> None:
             labels.append(scene.label)
         counts = np.bincount(labels, minlength=len(CLASSES)).tolist()
         assert list(on_disk["splits"][split]["images_per_class"].values()) == counts
+
+
+def test_a_written_set_is_a_source(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "set", images=30, seed=9, shard_size=10)
+    source = open_source(tmp_path / "set", split="val")
+    assert (len(source), source.classes, source.has_masks) == (5, CLASSES, True)
+    expected = list(draw_scenes(9, range(scenes.VALIDATION_START, scenes.VALIDATION_START + 5)))
+    for index, scene in enumerate(expected):
+        sample = source[index]
+        assert sample.label == scene.label and sample.mask is not None
+        assert np.array_equal(decode_mask(sample.mask), scene.mask)
+        assert np.abs(decode(sample.image).astype(int) - scene.image).mean() < 6
 
 
 def test_splits_do_not_depend_on_their_size_or_on_the_processes(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
     manifest = write(tmp_path / "set")
     assert manifest == json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert manifest["drawn_by"] == "a test" and manifest["classes"] == ["even", "odd"]
+    assert (tmp_path / "set" / "classes.txt").read_text() == "even\nodd\n"
     train = manifest["splits"]["train"]
     assert (train["images"], train["images_per_class"]) == (7, {"even": 4, "odd": 3})
     assert [(s["name"], s["images"]) for s in train["shards"]] == [("train-0000.tar", 4), ("train-0001.tar", 3)]

@@ -272,7 +272,7 @@ def write_scenes(
     rule: SceneRule = DEFAULT_RULE,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Write train-*.tar, val-*.tar and manifest.json under `out`, and return the manifest.
+    """Write train-*.tar, val-*.tar, classes.txt and manifest.json under `out`, and return the manifest.
 
     `images` counts both splits; `val_share` of them, rounded, are validation, drawn at positions of their own:
     the first scenes of a split are the same whatever its size. `processes` changes the speed and no byte.

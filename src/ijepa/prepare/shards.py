@@ -1,9 +1,10 @@
 """Writing labelled images as WebDataset tar shards: KEY.jpg, KEY.cls, KEY.mask.png, one record after another.
 
-A folder of shards is `train-0000.tar ... val-0000.tar ... manifest.json`. A shard is complete or absent: it is
-written beside its name and renamed when it is on the disk; the manifest is written last, so a folder that has one
-is whole. The bytes depend on the records alone: members carry no time, owner or machine, and the tar layout is
-plain USTAR. Shards are independent, so several processes may write them without changing a byte.
+A folder of shards is `train-0000.tar ... val-0000.tar ... classes.txt manifest.json`. A shard is complete or absent:
+it is written beside its name and renamed when it is on the disk; the manifest is written last, so a folder that
+has one is whole. `classes.txt` has a class's name on each line, in the order of the labels. The bytes depend on the
+records alone: members carry no time, owner or machine, and the tar layout is plain USTAR. Shards are independent,
+so several processes may write them without changing a byte.
 """
 
 import hashlib
@@ -146,7 +147,7 @@ def write_folder(
     shard_size: int = 2000,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Write the shards of all splits and then manifest.json, and return the manifest.
+    """Write the shards of all splits, classes.txt and then manifest.json, and return the manifest.
 
     `splits` maps a split's name to its number of samples; `records(plan)` yields the records of one shard, and is
     picklable where `processes` is above 1; `about` goes into the manifest as it is. Raises `Refused` for a folder
@@ -174,6 +175,9 @@ def write_folder(
             for split in splits
         },
     }
+    if classes:
+        with complete_or_absent(folder / "classes.txt") as stream:
+            stream.write("".join(f"{name}\n" for name in classes).encode())
     with complete_or_absent(folder / "manifest.json") as stream:
         stream.write(json.dumps(manifest, indent=2).encode() + b"\n")
     return manifest

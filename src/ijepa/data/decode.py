@@ -106,6 +106,8 @@ def _open(data: bytes) -> Image.Image:
             # Pillow warns of large images; the rule here is MAX_PIXELS, checked by the callers.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:  # twice its limit, which lies above ours
+        raise DecodeError(f"more than {MAX_PIXELS // 10**6} megapixels") from error
     except Exception as error:  # as above
         raise DecodeError(_line(error)) from error
 

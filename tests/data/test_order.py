@@ -1,0 +1,107 @@
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from ijepa.data.order import sample_indices
+from tests.reference.order import sample_index
+
+
+def test_known_answers():
+    assert sample_indices(0, np.arange(10), 10).tolist() == [9, 1, 0, 2, 8, 7, 6, 5, 3, 4]
+    assert sample_indices(2**63 + 5, [0, 1, 14_146_390, 14_146_391, 6 * 10**9], 14_146_391).tolist() == [
+        13487438,
+        9657398,
+        5560375,
+        1368621,
+        7992977,
+    ]
+
+
+def test_agrees_with_plain_integers():
+    for n in (1, 2, 3, 5, 16, 17, 1000, 12345, 14_146_391, 2**33 + 7):
+        positions = [0, 1, n - 1, n, 3 * n + n // 2, 10**7 * n + n // 3]
+        assert sample_indices(n, positions, n).tolist() == [sample_index(n, p, n) for p in positions]
+
+
+def test_the_high_half_of_an_epoch_counts():
+    n = 1000
+    low, high = np.arange(n), np.arange(n) + n * 2**32
+    assert sample_indices(0, high[:5], n).tolist() == [sample_index(0, int(p), n) for p in high[:5]]
+    assert (sample_indices(0, low, n) != sample_indices(0, high, n)).mean() > 0.9
+
+
+@pytest.mark.parametrize("n", [*range(1, 201), 1000, 12345])
+def test_every_epoch_holds_every_sample_once(n):
+    epoch = 7 * n
+    assert np.array_equal(np.sort(sample_indices(3, np.arange(epoch, epoch + n), n)), np.arange(n))
+
+
+def test_any_cut_of_the_sequence_gives_the_same():
+    whole = sample_indices(1, np.arange(900, 1400), 333)
+    pieces = [sample_indices(1, np.arange(start, start + 50), 333) for start in range(900, 1400, 50)]
+    assert np.array_equal(whole, np.concatenate(pieces))
+    backwards = sample_indices(1, np.arange(900, 1400)[::-1], 333)
+    assert np.array_equal(whole, backwards[::-1])
+
+
+def test_epochs_and_seeds_differ():
+    n = 1000
+    orders = [sample_indices(s, np.arange(n) + e * n, n) for s in (0, 1, 2**32) for e in (0, 1, 2)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).sum() < 12  # fixed points of a random permutation: 1 +- 1
+
+
+def _chi_square(counts: np.ndarray) -> tuple[float, float]:
+    """The statistic, and the value it stays below in all but one of some 10^5 honest trials."""
+    expected = counts.sum() / counts.size
+    freedom = counts.size - 1
+    return float(((counts - expected) ** 2 / expected).sum()), freedom + 4.5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 10, 23])
+def test_every_sample_is_as_often_at_every_place(n):
+    epochs = 6000
+    order = sample_indices(11, np.arange(epochs * n), n).reshape(epochs, n)
+    counts = np.stack([np.bincount(order[:, place], minlength=n) for place in range(n)])
+    statistic, bound = _chi_square(counts)
+    assert statistic < bound
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_every_order_of_a_few_samples_is_as_often(n):
+    epochs = 12000
+    order = sample_indices(5, np.arange(epochs * n), n).reshape(epochs, n)
+    number = {p: i for i, p in enumerate(permutations(range(n)))}
+    statistic, bound = _chi_square(np.bincount([number[tuple(o)] for o in order.tolist()], minlength=len(number)))
+    assert statistic < bound
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 11), (4, 8)])
+def test_pairs_of_places_are_independent(first, second):
+    n, epochs = 12, 20000
+    places = np.arange(epochs)[:, None] * n + [first, second]
+    pairs = sample_indices(2, places.ravel(), n).reshape(epochs, 2)
+    counts = np.bincount(pairs[:, 0] * n + pairs[:, 1], minlength=n * n).reshape(n, n)
+    assert (np.diag(counts) == 0).all()
+    statistic, bound = _chi_square(counts[~np.eye(n, dtype=bool)])
+    assert statistic < bound
+
+
+def test_batches_of_a_large_set_are_spread_evenly():
+    n, batch = 14_146_391, 4096
+    thirds = np.concatenate([sample_indices(0, np.arange(batch) + s, n) * 16 // n for s in (0, 10**6, 13 * 10**6)])
+    statistic, bound = _chi_square(np.bincount(thirds, minlength=16))
+    assert statistic < bound
+    steps = np.diff(sample_indices(0, np.arange(batch), n))
+    assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.05  # -1/2 for independent places
+
+
+def test_misuse():
+    with pytest.raises(ValueError, match="at least one"):
+        sample_indices(0, [0], 0)
+    with pytest.raises(ValueError, match="start at 0"):
+        sample_indices(0, [-1], 5)
+    assert sample_indices(0, [], 5).shape == (0,)

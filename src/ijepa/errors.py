@@ -29,6 +29,10 @@ class Refused(Failed):
         line = f"{where}: {problem}" + (f"; {mend}" if mend else "")
         super().__init__(" ".join(line.split()))
 
+    def __reduce__(self) -> tuple[type["Refused"], tuple[str, str, str]]:
+        """Rebuild from the three parts, not from the line: errors cross process borders."""
+        return type(self), (self.where, self.problem, self.mend)
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `did you mean X?` for the closest known word, or the whole list where none is close."""

@@ -135,12 +135,12 @@ class IJEPA(nn.Module):
         targets = layer_norm(output)
         seen = self.pixel_norm(patches.index_select(0, batch.context.index))
         (context,) = self.context_encoder(seen, batch.context, kept=batch.kept)
-        prediction = self.predictor(context, batch).float()
+        prediction = widened(self.predictor(context, batch))
         wanted = targets.index_select(0, batch.targets.index)
         mean = self.position_mean.index_select(0, batch.targets.index % len(self.position_mean))
         with torch.no_grad():
             baseline = weighted_smooth_l1(mean, wanted, batch.loss_weight)
-            flat = output.float()
+            flat = widened(output)
             sums = torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(0), flat.square().sum(0)])
             by_position = targets.unflatten(0, (-1, len(self.position_mean))).sum(0)
         return Outcome(weighted_smooth_l1(prediction, wanted, batch.loss_weight), baseline, sums, by_position)
@@ -189,11 +189,16 @@ def whole_images(patches: Tensor, images: int) -> Sequences:
     return Sequences(torch.arange(len(patches), device=patches.device), starts, (each,) * images)
 
 
+def widened(x: Tensor) -> Tensor:
+    """Return x in float32 where it is narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def layer_norm(output: Tensor) -> Tensor:
     """Layer-normalise (T, D) without affine, in float32."""
-    return F.layer_norm(output.float(), output.shape[-1:], eps=TARGET_EPS)
+    return F.layer_norm(widened(output), output.shape[-1:], eps=TARGET_EPS)
 
 
 def weighted_smooth_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Sum over tokens of weight (T,) times the channel mean of smooth-L1 (beta 1): ()."""
-    return torch.dot(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weight)
+    return torch.dot(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weight.to(target.dtype))

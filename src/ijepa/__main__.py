@@ -1,0 +1,39 @@
+"""`python -m ijepa` and the `ijepa` command: run it, and end with one line and an exit code when it fails."""
+
+import sys
+
+import click
+
+from ijepa.errors import Failed
+
+
+def main() -> None:
+    """Run the command line; 0 done, 1 failed in running, 2 refused, 130/143 stopped by a signal."""
+    from ijepa.cli import cli
+
+    try:
+        code = cli.main(standalone_mode=False)
+    except Failed as error:
+        if "--debug" in sys.argv:
+            raise
+        _complain(str(error))
+        code = error.exit_code
+    except click.UsageError as error:
+        known = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        _complain(" ".join(error.format_message().split()) + known)
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(line: str) -> None:
+    print(f"ijepa: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

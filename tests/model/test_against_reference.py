@@ -1,0 +1,116 @@
+"""The packed model against the slow, obvious one: loss and every gradient."""
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.masks import MaskRule, draw_masks
+from ijepa.model.jepa import IJEPA
+from ijepa.packing import draw_depth, pack
+from ijepa.recipe import Encoder, Model, Predictor
+from tests.reference.dense import loss_of
+
+
+def shape_of(**changes) -> Model:
+    encoder = {"width": 32, "depth": 3, "heads": 4, **changes.pop("encoder", {})}
+    return Model(
+        image_size=changes.pop("image_size", (64, 64)),
+        patch_size=8,
+        encoder=Encoder(**encoder),
+        predictor=Predictor(width=16, depth=changes.pop("predictor_depth", 3), heads=2),
+        **changes,
+    )
+
+
+def case(shape: Model, images: int = 5, seed: int = 3):
+    positions = np.arange(images)
+    masks = draw_masks(MaskRule(min_context=4), shape.grid, seed, positions)
+    kept = draw_depth(seed, positions, shape.encoder.depth, shape.encoder.drop_path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, 3, *shape.image_hw), dtype=np.uint8))
+    return masks, kept, pixels
+
+
+def stirred(shape: Model, dtype=torch.float64) -> IJEPA:
+    """A model whose biases, norms and target encoder have left their initial values."""
+    model = IJEPA(shape, seed=1).to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw, dtype=dtype))
+    return model
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shape_of(),
+        shape_of(image_size=(64, 96)),
+        shape_of(encoder={"drop_path": 0.6, "depth": 4, "position_scale": 0.25}),
+        shape_of(predictor_depth=1),
+    ],
+    ids=["plain", "oblong", "stochastic depth", "shallow predictor"],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_loss_and_gradients_agree(shape, dtype, tolerance):
+    masks, kept, pixels = case(shape)
+    model = stirred(shape, dtype)
+    slow = loss_of(model, shape, pixels, masks.context, masks.targets, kept, global_batch=8)
+    slow.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    batch = pack(masks, pixels, 8, kept)
+    fast = model(batch).loss
+    fast.backward()
+    assert fast.item() == pytest.approx(slow.item(), rel=max(tolerance, 1e-6))
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() >= wanted.keys()
+    for name, gradient in found.items():
+        gap = (gradient - wanted.get(name, torch.zeros_like(gradient))).abs().max().item()
+        assert gap < tolerance * max(1.0, wanted[name].abs().max().item()) if name in wanted else gap == 0, name
+    assert not any(name.startswith("target_encoder") for name in found)
+
+
+def test_micro_batches_sum_to_the_whole():
+    shape = shape_of(encoder={"drop_path": 0.5})
+    masks, kept, pixels = case(shape, images=6)
+    model = stirred(shape)
+    whole = model(pack(masks, pixels, 6, kept))
+    whole.loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    parts = []
+    for start in range(0, 6, 2):
+        some = slice(start, start + 2)
+        cut = type(masks)(masks.context[some], masks.targets[some], masks.grid)
+        outcome = model(pack(cut, pixels[some], 6, kept[some]))
+        outcome.loss.backward()
+        parts.append(outcome)
+    for name in ("loss", "baseline", "target_sums", "position_sums"):
+        total = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(total, getattr(whole, name), rtol=1e-12, atol=1e-12)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-10, atol=1e-13)
+
+
+def test_target_encoder_stays_in_eval_mode_and_without_gradient():
+    model = IJEPA(shape_of())
+    model.train()
+    assert model.training and model.context_encoder.training and not model.target_encoder.training
+    assert not any(p.requires_grad for p in model.target_encoder.parameters())
+
+
+def test_skill_is_nought_for_the_mean_of_a_position():
+    """Predicting each position's mean target exactly is the baseline, whatever the images."""
+    shape = shape_of()
+    masks, kept, pixels = case(shape)
+    model = stirred(shape)
+    with torch.no_grad():
+        batch = pack(masks, pixels, 5, kept)
+        model.position_mean.copy_(model(batch).position_sums / 5)
+        model.predictor.predictor_proj.weight.zero_()
+        model.predictor.predictor_proj.bias.zero_()
+        outcome = model(batch)
+        assert outcome.baseline < outcome.loss  # zeros are a worse guess than the mean
+        spread = (outcome.target_sums[2] / outcome.target_sums[0]).sqrt()
+    assert torch.isfinite(spread).all()

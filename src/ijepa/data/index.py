@@ -263,7 +263,7 @@ def _cached(root: Path, fingerprint: str, make: Callable[[], Index]) -> Index:
     if directory.is_dir():
         try:
             index = load(directory)
-        except (OSError, ValueError, KeyError):  # a torn copy, as after a power failure: made again
+        except (OSError, EOFError, ValueError, KeyError):  # a torn copy, as after a power failure: made again
             shutil.rmtree(directory, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):

@@ -78,8 +78,8 @@ class Encoder(Section):
     """Stochastic depth's rate at the last layer of the context encoder; rates rise linearly from 0."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos positions; 1 in the paper."""
-    patch_embedding: Literal["normal", "xavier"] = "normal"
-    """How the patch embedding starts: normal with deviation .02, or Xavier-uniform."""
+    initial: Literal["normal", "xavier"] = "normal"
+    """Deviation of the initial weights: .02, or sqrt(2 / (fan in + fan out)), which narrow encoders need."""
 
 
 class Predictor(Section):
@@ -95,6 +95,8 @@ class Predictor(Section):
     """Hidden width of the MLP over the width."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos positions; 1 in the paper."""
+    initial: Literal["normal", "xavier"] = "normal"
+    """Deviation of the initial weights, as for the encoders."""
 
 
 class Model(Section):

@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     def initial(cls, shape: ModelShape, seed: int) -> Self:
         """Return the encoder as pretraining with this seed starts it: the baseline beside every trained one."""
         vit = build_encoder(shape)
-        initialize(vit, seed, prefix="encoder.", patch_embedding=shape.encoder.patch_embedding)
+        initialize(vit, seed, prefix="encoder.", scheme=shape.encoder.initial)
         return cls(vit)
 
     @torch.no_grad()

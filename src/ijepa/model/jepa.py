@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.batch import Batch, Sequences
-from ijepa.model.initial import PatchEmbedding, initialize
+from ijepa.model.initial import Scheme, initialize
 from ijepa.model.predictor import Predictor
 from ijepa.model.vision_transformer import VisionTransformer, patchify
 
@@ -45,7 +45,7 @@ class EncoderShape(Protocol):
     @property
     def position_scale(self) -> float: ...  # noqa: D102
     @property
-    def patch_embedding(self) -> PatchEmbedding: ...  # noqa: D102
+    def initial(self) -> Scheme: ...  # noqa: D102
 
 
 class PredictorShape(Protocol):
@@ -61,6 +61,8 @@ class PredictorShape(Protocol):
     def mlp_ratio(self) -> float: ...  # noqa: D102
     @property
     def position_scale(self) -> float: ...  # noqa: D102
+    @property
+    def initial(self) -> Scheme: ...  # noqa: D102
 
 
 class ModelShape(Protocol):
@@ -113,8 +115,8 @@ class IJEPA(nn.Module):
             mlp_ratio=shape.predictor.mlp_ratio,
             position_scale=shape.predictor.position_scale,
         )
-        initialize(self.context_encoder, seed, prefix="encoder.", patch_embedding=shape.encoder.patch_embedding)
-        initialize(self.predictor, seed, prefix="predictor.")
+        initialize(self.context_encoder, seed, prefix="encoder.", scheme=shape.encoder.initial)
+        initialize(self.predictor, seed, prefix="predictor.", scheme=shape.predictor.initial)
         self.target_encoder.load_state_dict(self.context_encoder.state_dict())
         patches = self.context_encoder.grid[0] * self.context_encoder.grid[1]
         self.register_buffer("position_mean", torch.zeros(patches, shape.encoder.width))

@@ -1,0 +1,43 @@
+"""What several rooms' tests share: a small set of scenes and a recipe small enough to train in seconds."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from pathlib import Path
+
+import pytest
+
+from ijepa.prepare.scenes import write_scenes
+
+TINY = {
+    "name": "tiny",
+    "steps": 8,
+    "model": {
+        "image_size": 48,
+        "patch_size": 8,
+        "encoder": {"width": 32, "depth": 2, "heads": 2, "drop_path": 0.2, "initial": "xavier"},
+        "predictor": {"width": 16, "depth": 2, "heads": 2},
+    },
+    "mask": {"min_context": 4},
+    "batch": {"global": 8, "micro": 4},
+    "schedule": {"warmup": "2 steps"},
+    "data": {"workers": 0},
+    "checkpoint": {"every": 3, "keep": 2},
+    "precision": {"autocast": "none"},
+    "log_every": 2,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["IJEPA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 training and 20 validation scenes as shards."""
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(out, images=80, seed=1, size=48, val_share=0.25, shard_size=32)
+    return out

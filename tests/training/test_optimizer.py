@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from ijepa.model.jepa import IJEPA
+from ijepa.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.training.optimizer import apply_step, decayed, make_optimizer, set_rates
+from ijepa.training.schedules import Rates
+
+SHAPE = Model(
+    image_size=48, patch_size=8, encoder=Encoder(width=16, depth=1, heads=2), predictor=Predictor(width=16, depth=1, heads=2)
+)
+RATES = Rates(lr_encoder=1e-2, lr_predictor=2e-2, weight_decay=0.5, momentum=0.9)
+
+
+def prepared(fill: float = 0.01) -> tuple[IJEPA, torch.optim.Optimizer]:
+    model = IJEPA(SHAPE)
+    optimizer = make_optimizer(model, Optimizer())
+    set_rates(optimizer, RATES)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, fill)
+    return model, optimizer
+
+
+def snapshot(model, optimizer):
+    moments = [v.clone() for state in optimizer.state.values() for v in state.values()]
+    return [p.clone() for p in model.parameters()] + moments
+
+
+def test_every_trained_parameter_is_in_one_group_and_the_target_encoder_in_none():
+    model, optimizer = prepared()
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    trained = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(held) == sorted(trained)
+    assert not {id(p) for p in model.target_encoder.parameters()} & set(held)
+
+
+def test_biases_norms_and_the_mask_token_take_no_weight_decay():
+    names = [n for n, p in IJEPA(SHAPE).named_parameters() if p.requires_grad]
+    free = {name for name in names if not decayed(name)}
+    assert free == {n for n in names if n.endswith(("bias", "mask_token")) or ".norm" in n or "predictor_norm" in n}
+    assert "context_encoder.patch_embed.proj.weight" not in free
+
+
+def test_one_step_by_hand():
+    """AdamW's first step moves by lr * (g / (|g| + eps) + decay * w), whatever the size of g."""
+    model, optimizer = prepared(0.01)
+    weight = model.predictor.predictor_embed.weight
+    bias = model.context_encoder.norm.bias
+    before, target = weight.clone(), model.target_encoder.norm.bias.clone()
+    norm, void = apply_step(model, optimizer, RATES.momentum, None)
+    count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+    assert norm.item() == pytest.approx(0.01 * count**0.5, rel=1e-5)
+    assert void.item() == 0
+    torch.testing.assert_close(weight, before * (1 - 2e-2 * 0.5) - 2e-2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(bias, torch.full_like(bias, -1e-2), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(model.target_encoder.norm.bias, target + 0.1 * (bias - target))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_non_finite_gradient_moves_nothing(poison, clip):
+    model, optimizer = prepared()
+    apply_step(model, optimizer, RATES.momentum, clip)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, 0.01)
+    model.predictor.mask_token.grad.view(-1)[3] = poison
+    before = snapshot(model, optimizer)
+    _, void = apply_step(model, optimizer, RATES.momentum, clip)
+    assert void.item() == 1
+    for was, now in zip(before, snapshot(model, optimizer), strict=True):
+        assert torch.equal(was, now)
+    for group in optimizer.param_groups:  # and the next step goes on as if nothing had been
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, 0.01)
+    _, void = apply_step(model, optimizer, RATES.momentum, clip)
+    assert void.item() == 0
+    assert not torch.equal(before[0], next(model.parameters()))
+
+
+def test_clipping_scales_the_whole_gradient():
+    model, optimizer = prepared(1.0)
+    weight = model.context_encoder.norm.bias
+    apply_step(model, optimizer, 1.0, clip_norm=1e-3)
+    count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+    assert optimizer.state[weight]["exp_avg"].mean().item() == pytest.approx(0.1 * 1e-3 / count**0.5, rel=1e-3)

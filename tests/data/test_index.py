@@ -177,6 +177,7 @@ def test_a_cut_tar_is_refused_with_its_name_and_place(tmp_path):
 def test_nothing_that_is_an_image(tmp_path):
     text = write_tree(tmp_path / "text", {"a.txt": b"a", "b.txt": b"b", "c.csv": b"c"})
     assert "text holds no images (found 2 .txt, 1 .csv); images are .jpg" in refusal(text)
+    assert "(found 1 without a suffix)" in refusal(write_tree(tmp_path / "bare", {"README": b"a"}))
     (tmp_path / "nested/empty").mkdir(parents=True)
     assert "nested holds no images;" in refusal(tmp_path / "nested")
     write_tar(tmp_path / "a.tar", [("a.txt", b"a")])
@@ -195,7 +196,9 @@ def test_what_may_not_be_read(tmp_path):
 def test_a_link_to_nothing_is_refused_and_a_circle_is_walked_once(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a/circle").symlink_to(tmp_path)
-    assert text_item(of(tmp_path).arrays, "names", "ends", 0) == "a/1.jpg"
+    (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are no circle
+    arrays = of(tmp_path).arrays
+    assert [text_item(arrays, "names", "ends", i) for i in range(len(arrays["ends"]))] == ["a/1.jpg", "b/1.jpg"]
     (tmp_path / "a/2.jpg").symlink_to(tmp_path / "nowhere")
     assert "2.jpg cannot be read: No such file" in refusal(tmp_path)
 

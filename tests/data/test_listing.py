@@ -50,6 +50,7 @@ def test_what_is_not_there(tmp_path):
     write_shards(tmp_path, [1])
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("hello")
+    assert "no path given" in refusal("")
     assert "nowhere does not exist; give" in refusal(tmp_path / "nowhere")
     assert "train-0001.tar does not exist; 2 of 3 files" in refusal(f"{tmp_path}/train-{{0000..0002}}.tar")
     assert "matches nothing" in refusal(f"{tmp_path}/*.tgz")

@@ -114,7 +114,6 @@ def test_a_defect_keeps_its_traceback():
 
 
 def test_a_worker_that_dies_is_named():
-    start = time.monotonic()
     with pytest.raises(
         Failed, match=r"loader process \d+ died \(SIGKILL, .*\) before it had made micro-batch 3"
     ) as error:

@@ -159,8 +159,8 @@ def _folder_index(files: Folder, where: str) -> Index:
     others: Counter[str] = Counter()
     for root in filter(None, (files.root, files.masks)):
         for name, stat in _walk(root, where):
-            stem, _, suffix = name.lower().rpartition(".")
-            stem = name[: len(stem)]
+            stem, _, suffix = name.rpartition(".")
+            suffix = suffix.lower()
             if root == files.masks and suffix == "png":
                 masks[stem] = name
             elif root == files.masks:
@@ -170,11 +170,11 @@ def _folder_index(files: Folder, where: str) -> Index:
             elif suffix in SUFFIXES:
                 names.append(name)
             else:
-                others[suffix] += 1
+                others[f".{suffix}" if stem else "without a suffix"] += 1
                 continue
             digest.file(name, stat)
     if not names:
-        found = ", ".join(f"{count} .{suffix}" for suffix, count in others.most_common(4))
+        found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
         problem = f"{files.root} holds no images" + (f" (found {found})" if found else "")
         raise Refused(where, problem, "images are " + " ".join(f".{suffix}" for suffix in SUFFIXES))
 
@@ -201,21 +201,21 @@ def _folder_index(files: Folder, where: str) -> Index:
 
 def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (name relative to root, stat) of all files below it, sorted folder by folder, links followed."""
-    pending, seen = [""], set()
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
-        folder = pending.pop()
+        folder, above = pending.pop()
         try:
-            place = (root / folder).stat()
-            if (place.st_dev, place.st_ino) in seen:
+            stat = (root / folder).stat()
+            place = (stat.st_dev, stat.st_ino)
+            if place in above:
                 continue  # a link that leads back
-            seen.add((place.st_dev, place.st_ino))
             inner = []
             for entry in _entries(root / folder):
                 if entry.is_dir():
                     inner.append(f"{folder}{entry.name}/")
                 else:
                     yield folder + entry.name, entry.stat()
-            pending.extend(reversed(inner))
+            pending.extend((name, above | {place}) for name in reversed(inner))
         except OSError as error:
             raise Refused(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
 
@@ -231,7 +231,11 @@ def _subfolders(root: Path) -> list[str]:
 
 def _read_classes(root: Path) -> list[str] | None:
     path = root / "classes.txt"
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else None
+    return (
+        [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if path.is_file()
+        else None
+    )
 
 
 def _text(items: list[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -41,11 +41,21 @@ def find(path: str | Path, where: str, split: str | None = None) -> Shards | Fol
     Raises:
         Refused: nothing there, nothing of the kind, or several splits and none chosen.
     """
-    given = Path(path).expanduser().absolute()
-    if given.is_dir():
-        return _in_folder(given, where, split)
-    if given.exists():
-        return _tars([given], where)
+    if not str(path):
+        raise Refused(where, "no path given", _ACCEPTED)
+    try:
+        given = Path(path).expanduser().absolute()
+        if given.is_dir():
+            return _in_folder(given, where, split)
+        if given.exists():
+            return _tars([given], where)
+        return _pattern(given, where)
+    except OSError as error:
+        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+
+
+def _pattern(given: Path, where: str) -> Shards:
+    """Return the shards that a brace pattern or a glob means."""
     text = str(given)
     if "{" in text:
         paths = [Path(name) for name in expand_braces(text)]
@@ -56,9 +66,9 @@ def find(path: str | Path, where: str, split: str | None = None) -> Shards | Fol
     if any(sign in text for sign in "*?["):
         found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         if not found:
-            raise Refused(where, f"{path} matches nothing", _ACCEPTED)
+            raise Refused(where, f"{given} matches nothing", _ACCEPTED)
         return _tars(found, where)
-    raise Refused(where, f"{path} does not exist", _ACCEPTED)
+    raise Refused(where, f"{given} does not exist", _ACCEPTED)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -78,10 +88,8 @@ def expand_braces(text: str) -> list[str]:
 
 
 def _in_folder(root: Path, where: str, split: str | None) -> Shards | Folder:
-    try:
-        entries = sorted((e for e in os.scandir(root) if not e.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise Refused(where, f"{root} cannot be read: {error.strerror}") from error
+    with os.scandir(root) as listed:
+        entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
     if not entries:
         raise Refused(where, f"{root} is empty", _ACCEPTED)
     folders = [entry.name for entry in entries if entry.is_dir()]

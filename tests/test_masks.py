@@ -103,10 +103,7 @@ def test_every_patch_is_context_and_target_border_included(many):
 
 
 def test_block_sizes_differ_within_an_image_and_across_images(many):
-    sizes = {
-        (int(block.any(1).sum()), int(block.any(0).sum()))
-        for block in many.targets.reshape(-1, 14, 14)
-    }
+    sizes = {(int(block.any(1).sum()), int(block.any(0).sum())) for block in many.targets.reshape(-1, 14, 14)}
     assert len(sizes) == 10, sizes  # every rounding of area .15-.2 and aspect .75-1.5
     assert (np.ptp(many.targets.sum(2), axis=1) > 0).mean() > 0.9
 

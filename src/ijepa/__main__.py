@@ -20,7 +20,7 @@ def main() -> None:
         code = error.exit_code
     except click.UsageError as error:
         known = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-        _complain(" ".join(error.format_message().split()) + known)
+        _complain(" ".join(error.format_message().rstrip(".").split()) + known)
         code = 2
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")

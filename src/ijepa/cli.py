@@ -4,7 +4,6 @@ Every field of a recipe is a dotted flag of `ijepa pretrain`; the flags, their h
 recipe's own types, so that a new field needs nothing here.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import click
 from ijepa import __version__
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe, presets
-from ijepa.section import Section, section_of
 
 
 class RecipeCommand(click.Command):
@@ -24,7 +22,7 @@ class RecipeCommand(click.Command):
         super().__init__(*args, **kwargs)
         for key, annotation, text in Recipe.leaves():
             metavar = _metavar(annotation)
-            self.params.append(click.Option([f"--{key}", key], metavar=metavar, help=text, default=None))
+            self.params.append(click.Option([f"--{key}", _identifier(key)], metavar=metavar, help=text, default=None))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List options under the section that they belong to."""
@@ -32,13 +30,17 @@ class RecipeCommand(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record:
-                name = param.name or ""
+                name = (param.name or "").replace("__", ".")
                 dotted = any(name == key for key, _, _ in Recipe.leaves())
                 head = "Options" if not dotted else f"Recipe: {name.rpartition('.')[0] or 'run'}"
                 groups.setdefault(head, []).append(record)
         for head in sorted(groups, key=lambda head: (head != "Options", head != "Recipe: run")):
             with formatter.section(head):
                 formatter.write_dl(groups[head])
+
+
+def _identifier(key: str) -> str:
+    return key.replace(".", "__")
 
 
 def _metavar(annotation: Any) -> str:
@@ -63,16 +65,25 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
 @click.argument("recipe")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/NAME if not given.")
-@click.option("--resume", type=click.Choice(["auto", "never"]), default="auto", show_default=True,
-              help="auto goes on with the run in the folder; never refuses a folder that holds one.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto goes on with the run in the folder; never refuses a folder that holds one.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost; write nothing.")
-@click.option("--diagnose-every", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.")
+@click.option(
+    "--diagnose-every",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.",
+)
 @debug_option
 def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagnose_every: int, **fields: Any) -> None:
     """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
-    overrides = {key: value for key, value in fields.items() if value is not None}
-    loaded = Recipe.load(recipe, _typed(overrides))
+    loaded = Recipe.load(recipe, _overrides(fields))
     if dry_run:
         from ijepa.plan import describe
 
@@ -91,10 +102,15 @@ def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagn
     click.echo(f"done: {folder}")
 
 
-def _typed(overrides: dict[str, str]) -> dict[str, Any]:
-    """`none` clears an optional field; everything else is for the recipe's own types to read."""
+def _overrides(fields: dict[str, str | None]) -> dict[str, Any]:
+    """Return the flags given, by dotted key; `none` clears an optional field, the recipe's types read the rest."""
+    given = {key: fields[_identifier(key)] for key, _, _ in Recipe.leaves()}
     optional = {key for key, annotation, _ in Recipe.leaves() if "None" in str(annotation)}
-    return {k: None if k in optional and v.lower() in ("none", "null") else v for k, v in overrides.items()}
+    return {
+        key: None if key in optional and value.lower() in ("none", "null") else value
+        for key, value in given.items()
+        if value is not None
+    }
 
 
 def _source(path: str, where: str = "data.path") -> Any:
@@ -112,14 +128,127 @@ def _diagnosis(recipe: Recipe, source: Any, every: int) -> Sequence[Any]:
     return [Callback(every or total, online_diagnosis(source, recipe.model.image_hw))]
 
 
+WEIGHTS_HELP = "WEIGHTS is a run, a checkpoint folder, a weights folder, or the name of weights that come along."
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation takes."""
+    options = (
+        click.argument("weights"),
+        click.option("--train", required=True, help="Labelled data to fit or look up in."),
+        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
+        click.option(
+            "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
+        ),
+        click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="Hold-out split and initial heads."),
+        click.option(
+            "--baselines/--no-baselines",
+            default=True,
+            show_default=True,
+            help="Also evaluate the initial encoder and raw pixels.",
+        ),
+        debug_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.group()
 def evaluate() -> None:
-    """Say how good an encoder is, by one protocol, with its result as JSON."""
+    """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
+
+
+@evaluate.command("linear", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_linear(**options: Any) -> None:
+    """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
+    _evaluate("linear", **options)
+
+
+@evaluate.command("knn", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_knn(**options: Any) -> None:
+    """Nearest neighbours by cosine on pooled features."""
+    _evaluate("knn", **options)
+
+
+@evaluate.command("segmentation", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_segmentation(**options: Any) -> None:
+    """Segmentation without training: clusters that labels only score, or dense nearest neighbours."""
+    _evaluate("segmentation", **options)
+
+
+def _evaluate(
+    kind: str,
+    *,
+    weights: str,
+    train: str,
+    test: str,
+    protocol: str | None,
+    output: Path | None,
+    which: str,
+    seed: int,
+    baselines: bool,
+) -> None:
+    from ijepa.evaluation.run import evaluate as run
+    from ijepa.evaluation.run import table
+
+    result, file = run(
+        kind, weights, train, test, protocol=protocol, which=which, seed=seed, baselines=baselines, output=output
+    )
+    click.echo(table(result))
+    click.echo(f"result: {file}")
+
+
+@cli.command(epilog=WEIGHTS_HELP)
+@click.argument("weights")
+@click.option("--data", "path", required=True, help="Images to look at; labels are not used.")
+@click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="How many of them.")
+@click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images.")
+@debug_option
+def diagnose(weights: str, path: str, images: int, which: Any, seed: int) -> None:
+    """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict."""
+    import json
+
+    from ijepa.evaluation.diagnostics import diagnose as run
+    from ijepa.interop.weights import load_encoder, resolve_weights
+
+    size = resolve_weights(weights).recipe.model.image_hw
+    found = run(load_encoder(weights, which), _source(path, "--data"), images=images, image_size=size, seed=seed)
+    click.echo(json.dumps(found, indent=1))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", "path", default=None, help="Images for the pictures, where the run's own are elsewhere now.")
+@debug_option
+def report(run: Path, path: str | None) -> None:
+    """Write RUN/report.html: one page with curves, pictures and tables, which needs no network."""
+    from ijepa.report.page import write_report
+
+    click.echo(f"report: {write_report(run, data=path)}")
+
+
+@cli.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run's folder."
+)
+@debug_option
+def demo(output: Path) -> None:
+    """Go the whole journey on the built-in scenes: data, pretraining, evaluation, report."""
+    from ijepa.demo import run
+
+    run(output)
 
 
 @cli.group()
 def data() -> None:
-    """Make, convert, index and verify data sets."""
+    """Make and index data sets."""
 
 
 @data.command()
@@ -135,4 +264,80 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
     from ijepa.prepare.scenes import write_scenes
 
     made = write_scenes(out, images=images, seed=seed, size=size, val_share=val_share, processes=processes)
-    click.echo(f"{out}: {', '.join(f'{count} {split}' for split, count in _counts(made).items())}")
+    click.echo(f"{out}: " + ", ".join(f"{part['images']} {split}" for split, part in made["splits"].items()))
+
+
+@data.command()
+@click.argument("path")
+@click.option("--split", default=None, help="train, val or test, where the folder holds several.")
+@debug_option
+def index(path: str, split: str | None) -> None:
+    """Index PATH, or check its index, and say what it holds."""
+    from ijepa.data.sources import open_source
+
+    source = open_source(path, where="PATH", split=split)
+    labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
+    click.echo(f"{path}: {len(source)} images, {labels}, {'masks' if source.has_masks else 'no masks'}")
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine; results are JSON, ratios from interleaved runs."""
+
+
+def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --output for the JSON of a measurement."""
+    option = click.option("--output", type=click.Path(path_type=Path), help="File for the result as JSON.")
+    return option(debug_option(command))
+
+
+@bench.command("data")
+@click.option("--data.path", "path", required=True, help="Images to read.")
+@click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="How many of them.")
+@click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Interleaved rounds.")
+@bench_output
+def bench_data(path: str, images: int, repeats: int, output: Path | None) -> None:
+    """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""
+    from ijepa.data.bench import bench_data as run
+
+    _keep(run(path, images=images, repeats=repeats, echo=click.echo), output)
+
+
+@bench.command("step", cls=RecipeCommand)
+@click.argument("recipe")
+@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="Steps to measure.")
+@bench_output
+def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> None:
+    """One training step of RECIPE on random pixels, by parts, beside what the machine's matrix products reach."""
+    from ijepa.bench import bench_step as run
+
+    loaded = Recipe.load(recipe, _overrides(fields))
+    micro = loaded.batch.micro
+    _keep(run(loaded, micro=16 if micro == "auto" else micro, steps=count, threads=None, echo=click.echo), output)
+
+
+@bench.command("masks")
+@bench_output
+def bench_masks(output: Path | None) -> None:
+    """Drawing the masks of 256 images."""
+    from ijepa.bench import bench_masks as run
+
+    _keep(run(echo=click.echo), output)
+
+
+@bench.command("attention")
+@bench_output
+def bench_attention(output: Path | None) -> None:
+    """Packed attention beside a loop, padding, and torch's own kernel."""
+    from ijepa.bench import bench_attention as run
+
+    _keep(run(echo=click.echo), output)
+
+
+def _keep(result: dict[str, Any], output: Path | None) -> None:
+    from ijepa.training.run import machine, write_json
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, {**machine(), **result})
+        click.echo(f"result: {output}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 from ijepa import randomness
 from ijepa.errors import Refused, did_you_mean
@@ -21,8 +21,10 @@ from ijepa.section import Range, Section
 Auto = Literal["auto"]
 
 
-class Length(Section):
+class Length(BaseModel):
     """A stretch of a run: so many epochs, steps or images, or a percentage of the whole run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     amount: float = Field(ge=0)
     """How many."""

@@ -44,7 +44,9 @@ def theirs_of(ours: Encoder, shape: Model):
             block, theirs = f"blocks.{layer}", f"encoder.layer.{layer}"
             for mine, other in KEYS.items():
                 mapped[f"{theirs}.{other}.{kind}"] = weights[f"{block}.{mine}.{kind}"]
-            for name, part in zip(("query", "key", "value"), weights[f"{block}.attn.qkv.{kind}"].split(width), strict=True):
+            for name, part in zip(
+                ("query", "key", "value"), weights[f"{block}.attn.qkv.{kind}"].split(width), strict=True
+            ):
                 mapped[f"{theirs}.attention.attention.{name}.{kind}"] = part
     return model, mapped
 
@@ -61,7 +63,9 @@ def test_features_agree(tmp_path, size):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
     model, mapped = theirs_of(ours, shape)
     model.save_pretrained(tmp_path)
-    save_file({key: value.contiguous() for key, value in mapped.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in mapped.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     theirs, report = transformers.IJepaModel.from_pretrained(
         tmp_path, attn_implementation="eager", output_loading_info=True, add_pooling_layer=False
     )

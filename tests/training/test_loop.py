@@ -50,17 +50,36 @@ def whole(scenes, tmp_path_factory) -> Path:
 
 
 def test_a_run_writes_what_design_promises(whole):
-    assert {p.name for p in whole.iterdir()} >= {"recipe.yaml", "run.json", "metrics.jsonl", "timings.jsonl", "checkpoints"}
+    assert {p.name for p in whole.iterdir()} >= {
+        "recipe.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "timings.jsonl",
+        "checkpoints",
+    }
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
-    keys = ["step", "epoch", "loss", "skill", "lr_encoder", "lr_predictor", "weight_decay", "momentum", "grad_norm", "target_std"]
+    keys = [
+        "step",
+        "epoch",
+        "loss",
+        "skill",
+        "lr_encoder",
+        "lr_predictor",
+        "weight_decay",
+        "momentum",
+        "grad_norm",
+        "target_std",
+    ]
     assert all(list(row) == keys for row in rows)
     assert rows[-1]["epoch"] == pytest.approx(8 * 8 / 60)
     timings = [json.loads(line) for line in (whole / "timings.jsonl").read_text().splitlines()]
     assert [t["step"] for t in timings] == [2, 3, 4, 6, 8]  # 3 and 6: checkpoints
     assert all(t["images_per_second"] > 0 and 0 <= t["data_wait"] <= 1 and t["memory"] > 0 for t in timings)
     assert [p.name for p in list_checkpoints(whole / "checkpoints")] == ["step-00000006", "step-00000008"]
-    assert Recipe.load(whole / "recipe.yaml") == recipe(Path(yaml.safe_load((whole / "recipe.yaml").read_text())["data"]["path"]))
+    assert Recipe.load(whole / "recipe.yaml") == recipe(
+        Path(yaml.safe_load((whole / "recipe.yaml").read_text())["data"]["path"])
+    )
 
 
 @pytest.mark.parametrize("change", [{"data__workers": 1}, {"data__workers": 3}, {"log_every": 5}], ids=str)
@@ -78,7 +97,9 @@ def test_micro_batches_change_rounding_only(scenes, whole, tmp_path):
     pretrain(recipe(scenes, batch__micro=8), source(scenes), tmp_path / "run", quiet=True)
     for ours, theirs in zip((tmp_path / "run" / "metrics.jsonl").open(), (whole / "metrics.jsonl").open(), strict=True):
         a, b = json.loads(ours), json.loads(theirs)
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(
+            b["grad_norm"], rel=1e-3
+        )
 
 
 class Kill(Exception):
@@ -133,7 +154,9 @@ def test_sigkill_loses_nothing(scenes, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run(command(scenes, straight, *quick), check=True, capture_output=True)
     for steps in (7, 22):
-        process = subprocess.Popen(command(scenes, killed, *quick), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(scenes, killed, *quick), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         wait_for_steps(killed, steps)
         process.kill()
         process.wait()
@@ -191,7 +214,9 @@ def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, cap
 
 def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
-    with pytest.raises(Failed, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"):
+    with pytest.raises(
+        Failed, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
+    ):
         pretrain(recipe(images), open_source(images), tmp_path / "run", quiet=True)
 
 
@@ -202,7 +227,9 @@ def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
         return {}
 
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, checkpoint__every=100)
-    with pytest.raises(Failed, match=r"2 steps in a row had a non-finite gradient .*step \d with .*train-.* and \d+ more|with"):
+    with pytest.raises(
+        Failed, match=r"2 steps in a row had a non-finite gradient .*step \d with .*train-.* and \d+ more|with"
+    ):
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["void"] and row["loss"] is None for row in rows)

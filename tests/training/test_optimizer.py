@@ -7,7 +7,10 @@ from ijepa.training.optimizer import apply_step, decayed, make_optimizer, set_ra
 from ijepa.training.schedules import Rates
 
 SHAPE = Model(
-    image_size=48, patch_size=8, encoder=Encoder(width=16, depth=1, heads=2), predictor=Predictor(width=16, depth=1, heads=2)
+    image_size=48,
+    patch_size=8,
+    encoder=Encoder(width=16, depth=1, heads=2),
+    predictor=Predictor(width=16, depth=1, heads=2),
 )
 RATES = Rates(lr_encoder=1e-2, lr_predictor=2e-2, weight_decay=0.5, momentum=0.9)
 

@@ -1,0 +1,130 @@
+import pytest
+import yaml
+
+from ijepa.errors import Refused
+from ijepa.recipe import Length, Recipe, presets
+
+MISSION = "vit-huge-16-in22k"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_loads_and_survives_its_own_dump(name, tmp_path):
+    recipe = Recipe.load(name)
+    assert recipe.name == name
+    (tmp_path / "recipe.yaml").write_text(recipe.dump())
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+    assert Recipe.load(tmp_path) == recipe  # a run's folder will do
+
+
+def test_the_presets_are_those_promised():
+    promised = {
+        "vit-huge-16-in22k", "vit-huge-14-in1k", "vit-huge-16-448-in1k", "vit-large-16-in1k",
+        "vit-base-16-in1k", "vit-small-16", "vit-tiny-64", "scenes",
+    }  # fmt: skip
+    assert set(presets()) == promised
+
+
+def test_the_mission_number_by_number():
+    r = Recipe.load(MISSION)
+    assert r.model.grid == (14, 14)
+    encoder, predictor = r.model.encoder, r.model.predictor
+    assert (encoder.width, encoder.depth, encoder.heads, encoder.drop_path) == (1280, 32, 16, 0.4)
+    assert (predictor.width, predictor.depth, predictor.heads) == (384, 12, 16)
+    assert (r.mask.targets, r.mask.target_scale, r.mask.target_aspect) == (4, (0.15, 0.2), (0.75, 1.5))
+    assert (r.mask.context_scale, r.mask.context_aspect) == ((0.85, 1.0), (1.0, 1.0))
+    assert r.data.crop_scale == (0.3, 1.0)
+    assert (r.batch.total, r.data.images, r.epochs) == (2048, 14_146_391, 460)
+    o = r.optimizer
+    assert (o.betas, o.weight_decay, o.weight_decay_end) == ((0.9, 0.95), 0.05, None)
+    assert (o.lr_encoder, o.lr_predictor) == (6e-4, 1.5e-3)
+    s = r.schedule
+    assert (str(s.warmup), s.decay, s.lr_end, s.momentum_start, s.momentum_end) == (
+        "40 epochs",
+        "cosine",
+        1e-6,
+        0.996,
+        1,
+    )
+    assert (r.precision.fp8, r.precision.autocast, r.parallel.strategy) == ("tensorwise", "bf16", "zero2")
+    lengths = r.lengths(r.data.images)
+    assert (lengths.total, lengths.warmup) == (3_177_412, 276_297)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.lr_encodr": "1"}, "optimizer.lr_encodr: unknown key; did you mean lr_encoder?"),
+        ({"optimiser.lr_encoder": "1"}, "optimiser: unknown key; did you mean optimizer?"),
+        ({"precision.autocast": "bf61"}, "precision.autocast = 'bf61'.*did you mean bf16?"),
+        ({"optimizer.lr_encoder": "fast"}, "optimizer.lr_encoder = 'fast': .*number"),
+        ({"optimizer.lr_encoder": "nan"}, "optimizer.lr_encoder = 'nan': .*finite"),
+        ({"optimizer.betas": ".9"}, "optimizer.betas"),
+        ({"mask.target_scale": ".2,.1"}, "mask.target_scale = '.2,.1': the low end is above the high end"),
+        ({"mask.target_scale": ".2,x"}, "mask.target_scale"),
+        ({"model.image_size": "230"}, "model.image_size = 230: patch_size 16 does not divide it; try 224"),
+        ({"model.encoder.heads": "7"}, "model.encoder.heads = 7: does not divide the width 1280"),
+        ({"model.patch_size": "56"}, "no block of whole patches .* 4x4 grid"),
+        ({"mask.min_context": "150"}, "mask.min_context = 150: .*at most"),
+        ({"batch.micro": "3"}, "batch.micro = 3: does not divide batch.global = 2048"),
+        ({"schedule.warmup": "900 epochs"}, "schedule.warmup = 900 epochs: .* in a run of 3177412"),
+        ({"steps": "100"}, "schedule.warmup = 40 epochs: 276297 steps of warm-up in a run of 100; shorten it"),
+        ({"schedule.warmup": "3 parsecs"}, "schedule.warmup.*'parsecs'"),
+        ({"steps": "0"}, "steps = '0'"),
+        ({"epochs": None}, "epochs: the run has no length"),
+        ({"randomness": "7"}, "randomness = 7: this version draws with 1"),
+        ({"model.encoder": "wide"}, "model.encoder = 'wide'"),
+        ({"data.workers": "-1"}, "data.workers = -1"),
+        ({"seed": "-1"}, "seed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_values_are_one_line_with_file_key_value_and_mend(overrides, message):
+    with pytest.raises(Refused, match=message) as caught:
+        Recipe.load(MISSION, overrides)
+    assert str(caught.value).startswith(f"recipe {MISSION}: ") and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for text, message in (("a: [", "not YAML"), ("- 1", "not a mapping"), ("base: mine.yaml\n", "no preset or file")):
+        file.write_text(text)
+        with pytest.raises(Refused, match=message) as caught:
+            Recipe.load(file)
+        assert "\n" not in str(caught.value)
+    file.write_text(f"base: {file}\n")
+    with pytest.raises(Refused, match="is its own base"):
+        Recipe.load(file)
+    with pytest.raises(Refused, match=r"did you mean vit-small-16\?"):
+        Recipe.load("vit-smal-16")
+
+
+def test_a_file_builds_on_a_base_and_flags_on_both(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"base": "vit-small-16", "model": {"encoder": {"depth": 6}}, "epochs": 10}))
+    recipe = Recipe.load(file, {"batch.global": "64", "model.encoder.drop_path": "0.1", "data.crop_scale": ".5"})
+    assert (recipe.model.encoder.depth, recipe.model.encoder.width, recipe.model.encoder.drop_path) == (6, 384, 0.1)
+    assert (recipe.batch.total, recipe.epochs, recipe.data.crop_scale) == (64, 10, (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("40 epochs", 400), ("1 epoch", 10), ("7", 7), ("7 steps", 7), ("640 images", 10), ("5 %", 50), ("5%", 50)],
+)
+def test_lengths_in_every_unit(text, steps):
+    recipe = Recipe.load("scenes", {"schedule.warmup": text})
+    found = recipe.schedule.warmup.steps(images=640, global_batch=64, total=1000)
+    assert found == steps
+    assert Length.model_validate(recipe.schedule.warmup) == recipe.schedule.warmup
+
+
+def test_steps_override_images_and_images_epochs():
+    base = {"epochs": 3, "schedule.warmup": "1 %", "batch.global": 10, "schedule.decay": "cosine", "steps": None}
+    assert Recipe.load("scenes", base).lengths(100).total == 30
+    assert Recipe.load("scenes", {**base, "images": 200}).lengths(100).total == 20
+    assert Recipe.load("scenes", {**base, "images": 200, "steps": 7}).lengths(100).total == 7
+
+
+def test_frozen():
+    recipe = Recipe.load("scenes")
+    with pytest.raises(Exception, match="frozen"):
+        recipe.seed = 3

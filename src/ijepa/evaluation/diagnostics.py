@@ -1,0 +1,270 @@
+"""How healthy features are, without labels: rank, spread, and what position alone explains.
+
+Functions take features as they are, (n, D) of images or (n, N, D) of patches, and compute in float64: the figures
+come from small differences of large sums. Patch features of many images are never held together: `Moments` takes
+them a batch at a time and keeps one pooled vector an image and one sum a position.
+
+No figure here needs a label, and none is a score: each shows one way in which self-supervised features go wrong.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ijepa.data.sources import Source
+from ijepa.errors import Refused
+from ijepa.evaluation.pictures import choose, crops, pair
+
+RANKME_EPS = 1e-7
+_BATCH = 64
+
+
+class Features(Protocol):
+    """An encoder, as diagnosis sees it."""
+
+    patch_size: int
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N, D)."""
+        ...
+
+
+def rankme(features: Tensor, *, centred: bool = False) -> float:
+    """Return the effective rank of features (n, D): e to the entropy of their normalised singular values.
+
+    Garrido et al., arXiv 2210.02885, equation 1. The paper takes the features as they are, so that a large common
+    mean counts as one dominant direction; `centred` subtracts it first and is blind to it. At most min(n, D), to
+    be compared between encoders only for equal n.
+    """
+    wide = features.double()
+    if centred:
+        wide = wide - wide.mean(0)
+    values = torch.linalg.svdvals(wide)
+    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + RANKME_EPS
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def alpha_req(features: Tensor, *, first: int = 1, last: int | None = None) -> float:
+    """Return alpha of the covariance's eigenvalues l_j ~ j^-alpha, by least squares on logarithms, j = first..last.
+
+    Agrawal et al., "alpha-ReQ", NeurIPS 2022. Eigenvalues below 1e-10 of the largest are rounding and left out.
+    About 1 is what the paper found to go with good features; far above it, few directions carry all. `nan` where
+    fewer than two eigenvalues are left.
+    """
+    wide = features.double()
+    values = torch.linalg.svdvals(wide - wide.mean(0)).square()
+    values = values[values > 1e-10 * values.amax()] if float(values.amax()) > 0 else values[:0]
+    rank = torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
+    x, y = rank[first - 1 : last].log(), values[first - 1 : last].log()
+    if len(x) < 2:
+        return float("nan")
+    x = x - x.mean()
+    return -float((x * (y - y.mean())).sum() / x.square().sum())
+
+
+def feature_std(features: Tensor) -> float:
+    """Return the standard deviation of features (n, D) over the samples, mean over channels."""
+    return float(features.double().std(0, correction=0).mean())
+
+
+def mean_cosine(features: Tensor) -> float:
+    """Return the mean cosine between two different rows of features (n, D); 1 for a single row."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 1.0
+
+
+def patch_spread(features: Tensor) -> float:
+    """Return the mean distance of a patch from its image's mean, relative to the mean length of a patch: (n, N, D)."""
+    return Moments.of(features).patch_spread
+
+
+def position_r2(features: Tensor) -> float:
+    """Return the share of the variance of patch features (n, N, D) that each position's mean explains, in [0, 1].
+
+    Pure noise gives 1 / n, not 0. Features without any variance give 0: nothing is there to explain.
+    """
+    return Moments.of(features).position_r2
+
+
+def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
+    """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature)."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    near, index = similarity.topk(min(k, len(unit) - 1), dim=1)
+    votes = unit.new_zeros(len(unit), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[index], ((near - 1) / temperature).exp())
+    return float((votes.argmax(1) == labels).double().mean())
+
+
+class Moments:
+    """Running sums over batches of patch features (B, N, D); everything below is a figure of all batches so far."""
+
+    def __init__(self) -> None:
+        self._pooled: list[Tensor] = []
+        self._position_sum: Tensor | None = None
+        self._square = self._length = self._distance = 0.0
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Return the moments of one batch."""
+        moments = cls()
+        moments.add(features)
+        return moments
+
+    def add(self, features: Tensor) -> None:
+        """Take a batch (B, N, D) into account."""
+        wide = features.double()
+        mean = wide.mean(1)
+        total = wide.sum(0)
+        self._pooled.append(mean)
+        self._position_sum = total if self._position_sum is None else self._position_sum + total
+        self._square += float(wide.square().sum())
+        self._length += float(wide.norm(dim=2).sum())
+        self._distance += float((wide - mean[:, None]).norm(dim=2).sum())
+
+    @property
+    def pooled(self) -> Tensor:
+        """Each image's mean over patches, (n, D) float64."""
+        return torch.cat(self._pooled)
+
+    @property
+    def position_r2(self) -> float:
+        """See the function of this name."""
+        images, sums = len(self.pooled), self._sums
+        common = images * len(sums) * float(sums.mean(0).square().sum()) / images**2
+        between, whole = float(sums.square().sum()) / images - common, self._square - common
+        return min(1.0, max(0.0, between / whole)) if whole > 1e-12 * self._square else 0.0
+
+    @property
+    def patch_spread(self) -> float:
+        """See the function of this name."""
+        return self._distance / self._length if self._length else 0.0
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of all patch features."""
+        return float((self._square / (len(self.pooled) * self._sums.numel())) ** 0.5)
+
+    @property
+    def _sums(self) -> Tensor:
+        if self._position_sum is None:
+            raise ValueError("no features yet")
+        return self._position_sum
+
+
+def figures(moments: Moments) -> dict[str, float]:
+    """Return the figures that are cheap enough to watch during training."""
+    pooled = moments.pooled
+    return {
+        "rankme": rankme(pooled),
+        "rankme_centred": rankme(pooled, centred=True),
+        "std": feature_std(pooled),
+        "position_r2": moments.position_r2,
+        "mean_cosine": mean_cosine(pooled),
+    }
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the verdict is read from. Deviations and lengths are relative to the features' root mean square."""
+
+    images: int
+    width: int
+    rankme_centred: float
+    relative_std: float
+    position_r2: float
+    patch_spread: float
+
+    @property
+    def attainable(self) -> int:
+        """The largest centred rank these many images can show."""
+        return max(1, min(self.images - 1, self.width))
+
+
+CONSTANT = 0.01
+"""Pooled features whose deviation is below this share of their size say nothing of the image."""
+FLAT = 0.05
+"""Patches that lie closer than this to their image's mean, relative to their length, say nothing of the place."""
+NARROW = 0.02
+"""A centred RankMe below this share of what is attainable (or below 2) is a collapse into few directions."""
+POSITIONAL = 0.7
+"""Above this share of the variance, features are mostly the position embedding."""
+
+
+def verdict(health: Health) -> str:
+    """Say in words what the figures show and what to change."""
+    rank = f"centred RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
+    if health.relative_std < CONSTANT:
+        return (
+            f"collapsed: every image gets nearly the same features (deviation {health.relative_std:.2g} of their "
+            "size); the target encoder has lost its input: lower optimizer.lr_encoder, raise the momentum "
+            "(schedule.momentum_start) or lengthen the warm-up, and start again from before the collapse"
+        )
+    if health.rankme_centred < max(2.0, NARROW * health.attainable):
+        return (
+            f"collapsed into few directions: {rank}; check that targets are layer-normalised and masks leave much to "
+            "predict (larger or more target blocks), then lower the learning rate or raise the momentum"
+        )
+    if health.position_r2 > POSITIONAL:
+        return (
+            f"position only: where a patch lies explains {health.position_r2:.0%} of its features, the image little; "
+            "usual at the start of training: train on, and if it stays so, lower model.encoder.position_scale or "
+            "raise the learning rate"
+        )
+    if health.patch_spread < FLAT:
+        return (
+            f"flat: patches of one image differ by {health.patch_spread:.2g} of their length, so that places cannot "
+            "be told apart; use smaller target blocks, or weights from earlier in training"
+        )
+    return (
+        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; "
+        "nothing to change by these figures, which do not say how useful the features are: run a probe"
+    )
+
+
+@torch.no_grad()
+def diagnose(
+    encoder: Features,
+    source: Source,
+    *,
+    images: int = 1024,
+    image_size: int | tuple[int, int],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Diagnose an encoder on `images` images of a source, chosen by `seed`.
+
+    Returns:
+        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}, "verdict": str}`.
+
+    Raises:
+        Refused: an image size that the patch does not divide, or fewer than two images.
+        Failed: an image cannot be decoded.
+    """
+    size = pair(image_size)
+    if any(side % encoder.patch_size for side in size):
+        raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
+    chosen = choose(len(source), images, seed)
+    if len(chosen) < 2:
+        raise Refused("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
+    moments = Moments()
+    for start in range(0, len(chosen), _BATCH):
+        moments.add(encoder(crops(source, chosen[start : start + _BATCH], size)))
+    pooled = moments.pooled
+    numbers = figures(moments) | {
+        "alpha_req": alpha_req(pooled),
+        "patch_spread": moments.patch_spread,
+        "relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0,
+    }
+    health = Health(
+        images=len(pooled),
+        width=pooled.shape[1],
+        rankme_centred=numbers["rankme_centred"],
+        relative_std=numbers["relative_std"],
+        position_r2=numbers["position_r2"],
+        patch_spread=numbers["patch_spread"],
+    )
+    data = {"fingerprint": source.fingerprint, "images": len(pooled), "image_size": list(size), "seed": seed}
+    return {"kind": "diagnosis", "data": data, "numbers": numbers, "verdict": verdict(health)}

@@ -1,0 +1,61 @@
+"""Diagnosis during pretraining: the target encoder on one fixed batch, as a function that the loop calls.
+
+The batch is decoded once, at the first call, and kept as bytes. The model is run as in pretraining (its target
+encoder is always in eval mode, without gradients) and nothing of its state changes. Where the data have labels,
+the accuracy of a leave-one-out kNN is added: a first sign of learning long before the loss tells. Labels are read
+for that figure and for nothing else; training never sees it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ijepa.data.sources import Source
+from ijepa.evaluation.diagnostics import Moments, figures, nearest_vote
+from ijepa.evaluation.pictures import Indices, choose, crops, pair
+from ijepa.model.jepa import IJEPA
+from ijepa.model.vision_transformer import patchify
+
+KNN_IMAGES = 512
+"""Least number of images where labels are at hand: fewer make leave-one-out accuracy a matter of luck."""
+
+_BATCH = 64
+
+
+def online_diagnosis(
+    source: Source, image_size: int | tuple[int, int], *, images: int = 256, seed: int = 0
+) -> Callable[[IJEPA], dict[str, float]]:
+    """Return a function of the model: `rankme`, `rankme_centred`, `std`, `position_r2`, `mean_cosine`, and `knn`.
+
+    Args:
+        source: where the batch comes from; better one that is not trained on.
+        image_size: the model's image size in pixels.
+        images: size of the batch; at least 512 where the source has labels (`knn` is there only then).
+        seed: chooses the images.
+    """
+    return _Diagnosis(source, pair(image_size), images if source.labels is None else max(images, KNN_IMAGES), seed)
+
+
+class _Diagnosis:
+    def __init__(self, source: Source, size: tuple[int, int], images: int, seed: int) -> None:
+        self.source, self.size = source, size
+        self.chosen: Indices = choose(len(source), images, seed)
+        self.pixels: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, model: IJEPA) -> dict[str, float]:
+        if self.pixels is None:
+            self.pixels = crops(self.source, self.chosen, self.size)
+        device = next(model.target_encoder.parameters()).device
+        moments = Moments()
+        for pixels in self.pixels.split(_BATCH):
+            patches = patchify(pixels.to(device), model.target_encoder.patch_size)
+            moments.add(model.encode_targets(patches, len(pixels)).unflatten(0, (len(pixels), -1)).cpu())
+        measured = figures(moments)
+        if self.source.labels is not None:
+            labels = torch.from_numpy(self.source.labels[self.chosen]).long()
+            known = labels >= 0
+            if int(known.sum()) > 1:
+                measured["knn"] = nearest_vote(moments.pooled[known], labels[known])
+        return measured

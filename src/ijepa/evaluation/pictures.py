@@ -1,0 +1,57 @@
+"""Which images of a source are looked at, and how they become pixels: the ground of everything here without training.
+
+Images are chosen by (seed, Stream.EVALUATION), so that two encoders, or one encoder at two steps, see the same ones.
+`crops` takes the largest central box of the wanted shape: nothing of the image's middle is lost, and an image that
+already has the wanted size goes in untouched.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ijepa.data.crop import center_crop_box, crop_resize
+from ijepa.data.decode import DecodeError, decode
+from ijepa.data.sources import Source
+from ijepa.errors import Failed
+from ijepa.randomness import Stream, below, words
+
+Indices = npt.NDArray[np.int64]
+
+
+def choose(total: int, count: int, seed: int) -> Indices:
+    """Return `count` sample numbers below `total`, ascending, without repetition; all of them where count >= total."""
+    if count >= total:
+        return np.arange(total)
+    drawn = 2 * count
+    while True:
+        numbers = below(words(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
+        distinct, first = np.unique(numbers, return_index=True)
+        if len(distinct) >= count:
+            return np.sort(distinct[np.argsort(first)[:count]])
+        drawn *= 2
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a size given as one side or both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> Tensor:
+    """Return the images' central crops (n, 3, h, w) uint8.
+
+    Raises:
+        Failed: an image cannot be decoded; the line names it.
+    """
+    batch = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
+    for row, index in zip(batch, indices, strict=True):
+        sample = source[int(index)]
+        try:
+            image = decode(sample.image)
+            height, width = image.shape[:2]
+        except DecodeError as error:
+            raise Failed(f"{sample.name}: {error}") from error
+        row.copy_(crop_resize(image, center_crop_box(height, width, size, fraction=1.0), size))
+    return batch

@@ -1,0 +1,136 @@
+"""Images with their masks, as the segmentation protocols read them.
+
+The whole image is resized to the protocol's square (antialiased bilinear), the mask to the size it is scored at, by
+its nearest pixel: a class index must never be interpolated. Every mask is checked against its image and against the
+number of classes as it is read, so that a wrong set ends in one line and not in a wrong number.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ijepa.data.crop import Box, crop_resize
+from ijepa.data.decode import DecodeError, decode, decode_mask
+from ijepa.data.sources import Source
+from ijepa.errors import Refused
+from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.pictures import Indices
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a set: `count` of them, 0 the first, their names, and the labels that are not scored."""
+
+    count: int
+    names: tuple[str, ...]
+    ignore: tuple[int, ...]
+
+    @property
+    def scored(self) -> int:
+        """How many classes count."""
+        return self.count - sum(label < self.count for label in self.ignore)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user."""
+
+    source: Source
+    indices: Indices
+    flag: str
+    image_size: int
+    mask_size: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, size: int, classes: Classes) -> Iterator[tuple[Tensor, Labels]]:
+        """Yield pixels (B, 3, S, S) uint8 and masks (B, M, M), `size` images at a time.
+
+        Raises:
+            Refused: a mask of another size than its image, a label out of range, an unreadable file.
+        """
+        for start in range(0, len(self.indices), size):
+            chosen = self.indices[start : start + size]
+            pixels = torch.empty((len(chosen), 3, self.image_size, self.image_size), dtype=torch.uint8)
+            masks = np.empty((len(chosen), self.mask_size, self.mask_size), dtype=np.int64)
+            for row, index in enumerate(chosen):
+                image, mask = read(self.source, int(index), self.flag)
+                check_labels(mask, classes, self.flag, self.source, int(index))
+                pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), (self.image_size, self.image_size))
+                masks[row] = nearest_resize(mask, self.mask_size)
+            yield pixels, masks
+
+
+@torch.no_grad()
+def patch_features(
+    encoder: Features, samples: Annotated, classes: Classes, batch: int
+) -> Iterator[tuple[Tensor, Labels]]:
+    """Yield patch features (B, N, D) float32 and masks (B, M, M). Raises as `Annotated.batches`."""
+    for pixels, masks in samples.batches(batch, classes):
+        yield encoder(pixels).float(), masks
+
+
+def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+    """Return image (H, W, 3) and mask (H, W) of a sample, or refuse it by its name."""
+    sample = source[index]
+    if sample.mask is None:
+        raise Refused(flag, f"{sample.name} has no mask")
+    try:
+        image, mask = decode(sample.image), decode_mask(sample.mask)
+    except DecodeError as error:
+        raise Refused(flag, f"{sample.name}: {error}") from error
+    if image.shape[:2] != mask.shape:
+        (h, w), (mh, mw) = image.shape[:2], mask.shape
+        raise Refused(flag, f"{sample.name}: the image has {w} x {h} pixels and its mask {mw} x {mh}")
+    return image, mask
+
+
+def check_labels(mask: npt.NDArray[np.integer], classes: Classes, flag: str, source: Source, index: int) -> None:
+    """Refuse a mask with a label that is neither a class nor ignored."""
+    if int(mask.max()) < classes.count:
+        return
+    wrong = np.setdiff1d(np.unique(mask), [*range(classes.count), *classes.ignore])
+    if len(wrong):
+        raise Refused(
+            flag,
+            f"{source.name(index)}: label {wrong[0]} in the mask is out of range, classes are 0 to {classes.count - 1}",
+            "set the protocol's `classes` or `ignore`",
+        )
+
+
+def nearest_resize(values: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.integer]:
+    """Return values (..., H, W) at `size` x `size`, each the one nearest to the new pixel's centre."""
+    if values.shape[-2:] == (size, size):
+        return values
+    rows, columns = (np.minimum(((np.arange(size) + 0.5) * n / size).astype(np.intp), n - 1) for n in values.shape[-2:])
+    return values[..., rows[:, None], columns]
+
+
+def find_classes(sources: Collection[tuple[Source, str]], count: int | None, ignore: tuple[int, ...]) -> Classes:
+    """Return the classes of one or more sets with masks.
+
+    Their number is `count`, else one more than the named classes of the first set (0 is ground), else one more than
+    the highest label in any mask, all of which are then read.
+    """
+    names = next(iter(sources))[0].classes
+    if count is None and names is not None:
+        count = len(names) + 1
+    if count is None:
+        highest = 0
+        for source, flag in sources:
+            for index in range(len(source)):
+                mask = read(source, index, flag)[1]
+                highest = max(highest, int(mask[~np.isin(mask, ignore)].max(initial=0)))
+        count = highest + 1
+    if names is not None and len(names) == count - 1:
+        names = ("ground", *names)
+    if names is None or len(names) != count:
+        names = tuple(map(str, range(count)))
+    return Classes(count, names, ignore)

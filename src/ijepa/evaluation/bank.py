@@ -1,0 +1,121 @@
+"""A bank of labelled patches and its answers: the state of segmentation by retrieval.
+
+The bank is one block of memory, allocated for the number of patches it may hold and filled image by image, so that
+nothing is held twice. Features are standardised by the mean and deviation of the patches it begins with: patches
+that come later, and all queries, are measured by the same rule.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ijepa.errors import Refused
+from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
+from ijepa.evaluation.clustering import standardise
+from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.pictures import Indices
+from ijepa.evaluation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
+from ijepa.randomness import Stream, uniform, words
+
+
+def hold_out(indices: Indices, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which samples (n,) are held out: that share, at least one and not all, drawn by sample number."""
+    draw = uniform(words(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
+    held = np.zeros(len(indices), dtype=np.bool_)
+    held[np.argsort(draw, kind="stable")[: min(len(indices) - 1, max(1, round(share * len(indices))))]] = True
+    return held
+
+
+class PatchBank:
+    """Standardised features of labelled patches, searched by other images' patches.
+
+    Args:
+        encoder: makes the features.
+        support: images the bank begins with.
+        classes: of their masks.
+        images: how many images it may come to hold.
+        patches: how many patches at most, the same number of every image, drawn by seed; all if None.
+        batch: images a forward pass.
+        seed: of that draw.
+    """
+
+    def __init__(
+        self,
+        encoder: Features,
+        support: Annotated,
+        classes: Classes,
+        *,
+        images: int,
+        patches: int | None = None,
+        batch: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.encoder, self.classes, self.batch, self.seed = encoder, classes, batch, seed
+        whole = (support.image_size // encoder.patch_size) ** 2
+        self.per_image = whole if patches is None else min(whole, max(1, patches // images))
+        self._capacity, self._count = images * self.per_image, 0
+        self._keys: Tensor = torch.empty(0)
+        self._labels: Tensor = torch.empty(0)
+        self._fill(support)
+        if not self._count:
+            raise Refused(support.flag, "no patch of the masks has a class that is scored")
+        self.mean, self.scale = standardise(self.keys)
+        self.keys.sub_(self.mean).mul_(self.scale)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def keys(self) -> Tensor:
+        """Standardised features (m, D) float32."""
+        return self._keys[: self._count]
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of each patch's pixels (m, L)."""
+        return self._labels[: self._count]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the bank takes."""
+        return self._keys.nbytes + self._labels.nbytes
+
+    def extend(self, support: Annotated) -> None:
+        """Add images; the standardisation stays."""
+        before = self._count
+        self._fill(support)
+        self._keys[before : self._count].sub_(self.mean).mul_(self.scale)
+
+    def neighbours(self, patches: Tensor, k: int, distance: Distance) -> Tensor:
+        """Return the labels (B * N, k, L) of the k nearest of the bank, nearest first, for patches (B, N, D)."""
+        queries = patches.flatten(0, 1).sub(self.mean).mul_(self.scale)
+        return self.labels[search(queries, self.keys, k, distance)]
+
+    def masks(self, patches: Tensor, k: int, distance: Distance) -> Labels:
+        """Return predicted masks (B, S, S) for patches (B, N, D)."""
+        voted = vote(self.neighbours(patches, k, distance), self.classes.count)
+        return whole_masks(voted.unflatten(0, patches.shape[:2]), self.encoder.patch_size).numpy()
+
+    def _fill(self, support: Annotated) -> None:
+        start = 0
+        for patches, masks in patch_features(self.encoder, support, self.classes, self.batch):
+            labels = patch_labels(torch.from_numpy(masks), self.encoder.patch_size)
+            if self.per_image < patches.shape[1]:
+                chosen = self._draw(support.indices[start : start + len(patches)], patches.shape[1])
+                patches = patches.gather(1, chosen[:, :, None].expand(-1, -1, patches.shape[2]))
+                labels = labels.gather(1, chosen[:, :, None].expand(-1, -1, labels.shape[2]))
+            start += len(patches)
+            known, kept = bank_labels(labels.flatten(0, 1), self.classes.count, self.classes.ignore)
+            if not self._keys.numel():
+                small = torch.uint8 if self.classes.count <= 256 else torch.int32
+                self._keys = torch.empty(self._capacity, patches.shape[2])
+                self._labels = torch.empty(self._capacity, labels.shape[2], dtype=small)
+            end = self._count + int(kept.sum())
+            self._keys[self._count : end] = patches.flatten(0, 1)[kept]
+            self._labels[self._count : end] = known[kept].to(self._labels.dtype)
+            self._count = end
+
+    def _draw(self, indices: Indices, patches: int) -> Tensor:
+        order = np.argsort(words(self.seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
+        return torch.from_numpy(np.sort(order[:, : self.per_image], axis=1))

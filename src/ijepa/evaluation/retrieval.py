@@ -1,0 +1,76 @@
+"""Segmentation by dense nearest neighbours: a bank of labelled patches, nothing trained.
+
+Level 1: labels of a support set are looked up. A patch of a test image takes, pixel for pixel, the most frequent
+class at that place among the k most similar patches of the bank, so that edges inside a patch are kept. This is the
+evaluation of CAPI (Darcet et al., arXiv 2502.08769), with two differences: a neighbour's ignored pixels vote for its
+most frequent class instead of for "ignored", and all k are answered by one search.
+
+Both distances are inner products: for cosine of normalised rows, and for L2 the order of |q - x|^2 is that of
+|x|^2 / 2 - x.q. The search goes through queries and bank in chunks and keeps k candidates a query: beside the bank,
+m (4 D + L) bytes for m patches of width D and L pixels, it takes 4 QUERIES * KEYS bytes, 128 MiB.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+Distance = Literal["cosine", "l2"]
+
+QUERIES, KEYS = 1024, 32768
+
+
+def search(queries: Tensor, keys: Tensor, k: int, distance: Distance) -> Tensor:
+    """Return the numbers of the k nearest rows of keys (m, D) for each of queries (q, D), nearest first: (q, k)."""
+    found = []
+    for some in queries.split(QUERIES):
+        best, where = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long, device=some.device)
+        for start in range(0, len(keys), KEYS):
+            chunk = keys[start : start + KEYS]
+            if distance == "cosine":  # the query's length does not change its order
+                score = some @ normalize(chunk, dim=1).T
+            else:
+                score = torch.addmm(-chunk.square().sum(1) / 2, some, chunk.T)
+            value, index = score.topk(min(k, len(chunk)), dim=1)
+            best, order = torch.cat([best, value], 1).topk(min(k, best.shape[1] + value.shape[1]), dim=1)
+            where = torch.cat([where, index + start], 1).gather(1, order)
+        found.append(where)
+    return torch.cat(found)
+
+
+def vote(labels: Tensor, classes: int) -> Tensor:
+    """Return the most frequent of k labels, the lowest of equals: (q, k, L) uint8 or integer -> (q, L) int64."""
+    counts = torch.zeros(labels.shape[0], classes, labels.shape[2], dtype=torch.uint8, device=labels.device)
+    one = torch.ones((), dtype=torch.uint8, device=labels.device).expand(labels.shape[0], 1, labels.shape[2])
+    for neighbour in labels.long().unbind(1):
+        counts.scatter_add_(1, neighbour[:, None], one)
+    return counts.argmax(1)
+
+
+def patch_labels(masks: Tensor, patch: int) -> Tensor:
+    """Cut masks (B, S, S) into patches, row by row: (B, N, patch * patch)."""
+    side = masks.shape[-1] // patch
+    cut = masks.unflatten(2, (side, patch)).unflatten(1, (side, patch))
+    return cut.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+
+
+def whole_masks(labels: Tensor, patch: int) -> Tensor:
+    """Undo `patch_labels`: (B, N, patch * patch) -> (B, S, S)."""
+    side = round(labels.shape[1] ** 0.5)
+    tiles = labels.unflatten(2, (patch, patch)).unflatten(1, (side, side))
+    return tiles.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
+
+
+def bank_labels(labels: Tensor, classes: int, ignore: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Prepare labels (m, L) of a bank: (labels without ignored ones, (m,) bool which patches to keep).
+
+    A patch whose most frequent label is ignored is not kept; in others, ignored pixels take the most frequent class.
+    """
+    ignored = torch.isin(labels, torch.tensor(ignore, dtype=labels.dtype))
+    folded = labels.masked_fill(ignored, classes)
+    counts = torch.zeros(len(labels), classes + 1, dtype=torch.int32)
+    counts.scatter_add_(1, folded, torch.ones_like(folded, dtype=torch.int32))
+    commonest = counts.argmax(1)
+    kept = commonest < classes
+    return torch.where(ignored, commonest[:, None], labels), kept

@@ -1,0 +1,188 @@
+"""Segmentation of a labelled set by frozen patch features, nothing trained: two protocols, one form of result.
+
+Every encoder meets the same images, the same masks, the same held-out part and the same clusters' seeds. Results say
+their level: 0 where labels only score (`clustering`), 1 where a labelled support set is looked up (`retrieval`).
+The memory is what the features take: of all test patches at level 0, of the bank at level 1; both are in the result.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ijepa.data.sources import Source
+from ijepa.errors import Refused
+from ijepa.evaluation.annotated import Annotated, Classes, find_classes, patch_features
+from ijepa.evaluation.bank import PatchBank, hold_out
+from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, scored
+from ijepa.evaluation.confusion import Confusion
+from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.pictures import choose
+from ijepa.evaluation.retrieval import vote, whole_masks
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.randomness import Stream, words
+
+Progress = Callable[[str], None]
+
+
+def evaluate_segmentation(
+    encoders: Mapping[str, Features],
+    train: Source,
+    test: Source,
+    protocol: SegmentationProtocol,
+    *,
+    seed: int,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate encoders by one protocol.
+
+    Args:
+        encoders: by the name that their row shall have.
+        train: the support set; level 0 does not read it.
+        test: the set that is scored.
+        protocol: see `segmentation_protocol`.
+        seed: chooses images, the held-out part and k-means' starts.
+        cache: not used: patch features of a set are larger than the set, and reading them no faster than making them.
+        progress: told one line an encoder.
+
+    Returns:
+        `{"kind", "level", "protocol", "data", "rows", "versions", "seconds"}`, a row an encoder with `miou`,
+        `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a class is not there) and the method's own.
+
+    Raises:
+        Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide.
+    """
+    begun = time.perf_counter()
+    _check(encoders, train, test, protocol)
+    sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
+    classes = find_classes(sets, protocol.classes, protocol.ignore)
+    mask_size = protocol.kmeans.mask_size if protocol.level == 0 else protocol.image_size
+    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed)
+    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed)
+    rows = []
+    for name, encoder in encoders.items():
+        if progress is not None:
+            progress(f"segmentation: {name}")
+        if protocol.level == 0:
+            row = _by_clusters(encoder, samples, classes, protocol, seed)
+        else:
+            row = _by_retrieval(encoder, support, samples, classes, protocol, seed)
+        rows.append({"encoder": name, **row})
+    return {
+        "kind": "segmentation",
+        "level": protocol.level,
+        "protocol": protocol.model_dump(mode="json", exclude={"retrieval" if protocol.level == 0 else "kmeans"}),
+        "seed": seed,
+        "data": {
+            "train": {"images": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
+            "test": {"images": len(samples), "fingerprint": test.fingerprint},
+            "classes": list(classes.names),
+        },
+        "rows": rows,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
+
+
+def _by_retrieval(
+    encoder: Features,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
+) -> dict[str, Any]:
+    rule = protocol.retrieval
+    held = hold_out(support.indices, rule.held_out, seed)
+    kept, chosen_on = replace(support, indices=support.indices[~held]), replace(support, indices=support.indices[held])
+    bank = PatchBank(
+        encoder,
+        kept,
+        classes,
+        images=len(support),
+        patches=rule.bank_patches,
+        batch=protocol.batch,
+        seed=seed,
+    )
+    tried = {(k, d): Confusion(classes.count, classes.ignore) for d in rule.distances for k in rule.neighbours}
+    for patches, masks in patch_features(encoder, chosen_on, classes, protocol.batch):
+        for distance in rule.distances:
+            near = bank.neighbours(patches, max(rule.neighbours), distance)
+            for k in rule.neighbours:
+                voted = vote(near[:, :k], classes.count).unflatten(0, patches.shape[:2])
+                tried[k, distance].add(masks, whole_masks(voted, encoder.patch_size).numpy())
+    k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals
+    bank.extend(chosen_on)
+    confusion = Confusion(classes.count, classes.ignore)
+    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        confusion.add(masks, bank.masks(patches, k, distance))
+    return {
+        **_scores([confusion]),
+        "miou_held_out": tried[k, distance].miou,
+        "k": k,
+        "distance": distance,
+        "bank": {"patches": len(bank), "bytes": bank.nbytes},
+    }
+
+
+def _by_clusters(
+    encoder: Features, samples: Annotated, classes: Classes, protocol: SegmentationProtocol, seed: int
+) -> dict[str, Any]:
+    rule = protocol.kmeans
+    features, masks = collect(encoder, samples, classes, protocol.batch)
+    side = protocol.image_size // encoder.patch_size
+    components = reduced(features, rule.components)
+    exact: list[Confusion] = []
+    over: list[Confusion] = []
+    for state in words(seed, Stream.EVALUATION, np.arange(rule.seeds), 1)[:, 0]:
+        for clusters, match, found in ((classes.scored, hungarian, exact), (rule.overcluster, by_precision, over)):
+            assigned = kmeans(
+                components, clusters, restarts=rule.restarts, iterations=rule.iterations, state=int(state)
+            )
+            found.append(scored(assigned.reshape(-1, side, side), masks, classes, match))
+    return {
+        **_scores(exact),
+        "miou_overclustered": float(np.mean([confusion.miou for confusion in over])),
+        "seeds": [confusion.miou for confusion in exact],
+        "features": {"patches": len(components), "bytes": features.nbytes},
+    }
+
+
+def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
+    """Return the mean scores of one or more runs."""
+    iou = np.stack([confusion.iou for confusion in confusions], axis=1)  # (classes, runs)
+    per_class = [float(runs[~np.isnan(runs)].mean()) if not np.isnan(runs).all() else None for runs in iou]
+    return {
+        "miou": float(np.mean([confusion.miou for confusion in confusions])),
+        "miou_absent_zero": float(np.mean([confusion.miou_absent_zero for confusion in confusions])),
+        "pixel_accuracy": float(np.mean([confusion.pixel_accuracy for confusion in confusions])),
+        "per_class": per_class,
+    }
+
+
+def _check(encoders: Mapping[str, Features], train: Source, test: Source, protocol: SegmentationProtocol) -> None:
+    sets = {"--test": test} if protocol.level == 0 else {"--train": train, "--test": test}
+    for flag, source in sets.items():
+        if not len(source):
+            raise Refused(flag, "holds no images")
+        source.require_masks(flag)
+    if protocol.level == 1 and len(train) < 2:
+        raise Refused("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
+    for name, encoder in encoders.items():
+        if protocol.image_size % encoder.patch_size:
+            raise Refused(
+                f"protocol {protocol.name}: image_size = {protocol.image_size}",
+                f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
+                f"give a multiple of {encoder.patch_size}",
+            )
+
+
+def _some(source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int) -> Annotated:
+    indices = choose(len(source), len(source) if most is None else most, seed)
+    return Annotated(source, indices, flag, image_size, mask_size)

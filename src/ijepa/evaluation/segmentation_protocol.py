@@ -1,0 +1,68 @@
+"""Protocols of segmentation without training: every number that decides a result, typed, in YAML beside the code."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ijepa.evaluation.retrieval import Distance
+from ijepa.section import Section
+
+
+class Clustering(Section):
+    """Level 0: clusters of patch features, matched to classes."""
+
+    components: int = Field(50, ge=1)
+    """Principal components kept of the standardised features."""
+    overcluster: int = Field(500, ge=1)
+    """Clusters of the many-to-one reading."""
+    iterations: int = Field(100, ge=1)
+    """Lloyd iterations at most."""
+    restarts: int = Field(5, ge=1)
+    """Starts of k-means, of which the one with the least inertia is kept."""
+    seeds: int = Field(5, ge=1)
+    """Runs whose mean is the result."""
+    mask_size: int = Field(100, ge=1)
+    """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
+
+
+class Retrieval(Section):
+    """Level 1: nearest neighbours in a bank of labelled patches."""
+
+    neighbours: tuple[int, ...] = Field((1, 3, 10, 30), min_length=1)
+    """Values of k to choose from."""
+    distances: tuple[Distance, ...] = Field(("cosine", "l2"), min_length=1)
+    """Distances to choose from."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the training images on which k and distance are chosen."""
+    bank_patches: int | None = Field(None, ge=1)
+    """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
+
+
+class SegmentationProtocol(Section):
+    """One protocol of segmentation without training."""
+
+    name: str
+    """What results call it."""
+    description: str = ""
+    """One line."""
+    method: Literal["kmeans", "retrieval"]
+    """Which of the two."""
+    image_size: int = Field(ge=1)
+    """Side in pixels to which whole images are resized."""
+    classes: int | None = Field(None, ge=2)
+    """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
+    ignore: tuple[int, ...] = (255,)
+    """Labels that are not scored."""
+    train_images: int | None = Field(None, ge=2)
+    """Training images used at most, chosen by seed; all if null."""
+    test_images: int | None = Field(None, ge=1)
+    """Test images used at most, chosen by seed; all if null."""
+    batch: int = Field(32, ge=1)
+    """Images a forward pass."""
+    kmeans: Clustering = Clustering()
+    retrieval: Retrieval = Retrieval()
+
+    @property
+    def level(self) -> int:
+        """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained."""
+        return 0 if self.method == "kmeans" else 1

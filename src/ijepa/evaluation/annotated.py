@@ -20,7 +20,7 @@ from ijepa.errors import Refused
 from ijepa.evaluation.diagnostics import Features
 from ijepa.evaluation.pictures import Indices
 
-Labels = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ijepa.errors import Refused
-from ijepa.evaluation.annotated import Annotated, Classes, nearest_resize, patch_features
+from ijepa.evaluation.annotated import Annotated, Classes, Labels, nearest_resize, patch_features
 from ijepa.evaluation.confusion import Confusion, Counts, tabulate
 from ijepa.evaluation.diagnostics import Features
 
-Labels = npt.NDArray[np.integer]
+
 _ROWS = 65536
 
 

@@ -20,6 +20,7 @@ from ijepa.evaluation.clustering import collect, hungarian, kmeans, named, reduc
 from ijepa.evaluation.diagnostics import Features
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.retrieval import Distance, search
+from ijepa.randomness import Stream, words
 
 _LEAST_FOREGROUND = 16
 _TAIL = 0.01
@@ -114,7 +115,8 @@ def segment(
     bank = PatchBank(encoder, bank_images, classes, images=len(bank_images), seed=seed)
     found = bank.masks(features[: len(wanted)], k, distance)
     side = image_size // encoder.patch_size
-    assigned = kmeans(reduced(features, 50), classes.scored, restarts=2, iterations=100, state=seed)
+    state = int(words(seed, Stream.EVALUATION, [0], 1)[0, 0])
+    assigned = kmeans(reduced(features, 50), classes.scored, restarts=2, iterations=100, state=state)
     clusters = named(assigned.reshape(-1, side, side), truth, classes, hungarian)
     pixels = next(Annotated(test, wanted, "--test", image_size, image_size).batches(len(wanted), classes))[0]
     images = pixels.permute(0, 2, 3, 1).contiguous().numpy()

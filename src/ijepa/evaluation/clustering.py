@@ -18,7 +18,6 @@ from ijepa.evaluation.annotated import Annotated, Classes, Labels, nearest_resiz
 from ijepa.evaluation.confusion import Confusion, Counts, tabulate
 from ijepa.evaluation.diagnostics import Features
 
-
 _ROWS = 65536
 
 

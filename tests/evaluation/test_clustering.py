@@ -1,0 +1,91 @@
+import builtins
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.errors import Refused
+from ijepa.evaluation import clustering as c
+from ijepa.evaluation.annotated import Classes
+from tests.reference.segmentation import best_assignment
+
+
+def iou_sum(counts: np.ndarray, match: np.ndarray) -> float:
+    union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
+    iou = counts / np.maximum(union, 1)
+    return float(sum(iou[row, column] for column, row in enumerate(match)))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_hungarian_against_all_permutations(classes: int, seed: int) -> None:
+    counts = np.random.default_rng(seed).integers(0, 50, (classes, classes))
+    match = c.hungarian(counts)
+    assert sorted(match) == list(range(classes))
+    assert iou_sum(counts, match) == pytest.approx(best_assignment(counts), abs=1e-12)
+
+
+def test_hungarian_finds_a_permutation() -> None:
+    counts = np.zeros((4, 4), int)
+    counts[[2, 0, 3, 1], range(4)] = 10
+    np.testing.assert_array_equal(c.hungarian(counts), [2, 0, 3, 1])
+
+
+def test_by_precision_gives_every_cluster_its_commonest_class() -> None:
+    np.testing.assert_array_equal(c.by_precision(np.array([[5, 0, 2], [1, 9, 2]])), [0, 1, 0])
+
+
+def test_kmeans_recovers_separated_blobs_and_repeats() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 6, 600)
+    points = (rng.normal(0, 30, (6, 8))[truth] + rng.normal(0, 1, (600, 8))).astype(np.float32)
+    found = c.kmeans(points, 6, restarts=5, iterations=50, state=1)
+    again = c.kmeans(points, 6, restarts=5, iterations=50, state=1)
+    np.testing.assert_array_equal(found, again)
+    assert len(set(zip(truth, found, strict=True))) == 6
+
+
+def test_standardise_against_numpy() -> None:
+    features = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1000
+    features[:, 2] = 5
+    mean, scale = c.standardise(features)
+    wide = features.double().numpy()
+    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6)
+    expected = 1 / np.where(wide.std(0) == 0, 1, wide.std(0))
+    np.testing.assert_allclose(scale, expected, rtol=1e-5)
+
+
+def test_principal_against_the_singular_values() -> None:
+    features = torch.randn(300, 10, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 11)
+    features = features - features.mean(0)
+    projected = c.principal(features, 4)
+    values = torch.linalg.svdvals(features)[:4]
+    torch.testing.assert_close(projected.norm(dim=0), values, rtol=1e-4, atol=1e-4)
+    products = projected.T @ projected
+    assert float((products - products.diagonal().diag()).abs().max()) < 1e-3 * float(products.max())
+    assert c.principal(features, 50).shape == (300, 10)
+
+
+def test_named_leaves_ignored_classes_out() -> None:
+    """Class 0 is ignored, though its pixels are most: clusters are matched to 1 and 2."""
+    assigned = np.array([[[0, 1], [1, 1]]])
+    masks = np.array([[[1, 0], [0, 2]]])
+    named = c.named(assigned, masks, Classes(3, ("a", "b", "c"), (0,)), c.hungarian)
+    np.testing.assert_array_equal(named, [[[1, 2], [2, 2]]])
+
+
+@pytest.mark.parametrize(("module", "call"), [("sklearn", c.kmeans), ("scipy", c.hungarian)])
+def test_without_the_extra_names_it(module: str, call: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name.split(".")[0] == module:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(Refused, match=r"pip install 'ijepa-pretrain\[evaluation\]'"):
+        if module == "sklearn":
+            c.kmeans(np.zeros((4, 2), np.float32), 2, restarts=1, iterations=1, state=0)
+        else:
+            c.hungarian(np.eye(2, dtype=np.int64))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import jaccard_score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from ijepa.evaluation.confusion import Confusion
+
+
+def confused(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: tuple[int, ...] = ()) -> Confusion:
+    confusion = Confusion(classes, ignore)
+    for true, predicted in zip(truth, prediction, strict=True):
+        confusion.add(true, predicted)
+    return confusion
+
+
+def images(seed: int, classes: int, present: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, present, (3, 12, 10))
+    wrong = rng.random(truth.shape) < 0.3
+    return truth, np.where(wrong, rng.integers(0, present, truth.shape), truth)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(2, 9), st.integers(0, 3))
+def test_against_torchmetrics_and_sklearn(seed: int, present: int, absent: int) -> None:
+    truth, prediction = images(seed, present + absent, present)
+    confusion = confused(truth, prediction, present + absent)
+    tensors = torch.from_numpy(prediction), torch.from_numpy(truth)
+    theirs = MulticlassJaccardIndex(present + absent, average=None)(*tensors).double().numpy()
+    there = np.union1d(truth, prediction)
+    sklearn = jaccard_score(truth.ravel(), prediction.ravel(), average="macro")
+    assert confusion.miou == pytest.approx(sklearn, abs=1e-9)
+    np.testing.assert_allclose(np.nan_to_num(confusion.iou), theirs, atol=1e-7)  # theirs is float32
+    assert confusion.miou == pytest.approx(theirs[there].mean(), abs=1e-7)
+    assert confusion.miou_absent_zero == pytest.approx(theirs.sum() / (present + absent), abs=1e-7)
+    accuracy = MulticlassAccuracy(present + absent, average="micro")(*tensors)
+    assert confusion.pixel_accuracy == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_counts_are_torchmetrics_to_the_last_pixel() -> None:
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    truth, prediction = images(5, 7, 6)
+    truth[0, :4] = 255
+    theirs = multiclass_confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), 7, ignore_index=255)
+    assert (confused(truth, prediction, 7, (255,)).counts == theirs.numpy()).all()
+
+
+def test_both_readings_of_an_absent_class() -> None:
+    truth = np.arange(20).reshape(1, 4, 5)
+    confusion = confused(truth, truth, 21)
+    assert confusion.miou == 1
+    assert confusion.miou_absent_zero == pytest.approx(20 / 21)
+    assert np.isnan(confusion.iou[20])
+
+
+def test_a_class_predicted_but_not_there_has_iou_zero() -> None:
+    confusion = confused(np.zeros((1, 1, 4), int), np.array([[[0, 0, 0, 2]]]), 3)
+    np.testing.assert_array_equal(confusion.iou, [0.75, np.nan, 0])
+    assert confusion.miou == 0.375
+
+
+def test_ignored_labels_count_nowhere() -> None:
+    """As ADE20K: 0 is no class, 255 is void."""
+    truth = np.array([[[0, 0, 255, 1, 2, 2]]])
+    confusion = confused(truth, np.array([[[1, 2, 1, 1, 2, 1]]]), 3, (0, 255))
+    np.testing.assert_array_equal(confusion.iou, [np.nan, 0.5, 0.5])
+    assert confusion.miou == confusion.miou_absent_zero == 0.5
+    assert confusion.pixel_accuracy == pytest.approx(2 / 3)
+
+
+def test_is_over_the_data_set_and_not_a_mean_over_images() -> None:
+    truth = np.array([[[0, 0, 0, 0]], [[0, 1, 1, 1]]])
+    prediction = np.array([[[0, 0, 0, 0]], [[1, 1, 1, 1]]])
+    assert confused(truth, prediction, 2).miou == pytest.approx((4 / 5 + 3 / 4) / 2)
+
+
+def test_nothing_scored_is_zero() -> None:
+    assert Confusion(3).miou == 0
+    assert Confusion(3).pixel_accuracy == 0

@@ -1,0 +1,40 @@
+"""The obvious versions of what segmentation computes in bulk: one patch, one permutation, one pixel at a time."""
+
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+
+
+def retrieve(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int, distance: str) -> np.ndarray:
+    """Predict each pixel of each query patch: the commonest label there among the k nearest, the lowest of equals."""
+    predicted = np.empty((len(queries), labels.shape[1]), dtype=np.int64)
+    for i, query in enumerate(queries):
+        if distance == "l2":
+            away = [np.linalg.norm(query - key) for key in keys]
+        else:
+            away = [1 - query @ key / (np.linalg.norm(query) * np.linalg.norm(key)) for key in keys]
+        near = np.argsort(away, kind="stable")[:k]
+        for pixel in range(labels.shape[1]):
+            counted = Counter(int(labels[j, pixel]) for j in near)
+            most = max(counted.values())
+            predicted[i, pixel] = min(label for label, count in counted.items() if count == most)
+    return predicted
+
+
+def best_assignment(counts: np.ndarray) -> float:
+    """Return the largest sum of IoU any one-to-one match of clusters (columns) to classes (rows) reaches."""
+    iou = np.zeros(counts.shape)
+    for row, column in np.ndindex(*counts.shape):
+        union = counts[row].sum() + counts[:, column].sum() - counts[row, column]
+        iou[row, column] = counts[row, column] / union if union else 0
+    return max(
+        sum(iou[row, column] for column, row in enumerate(chosen)) for chosen in permutations(range(len(counts)))
+    )
+
+
+def position_r2(features: np.ndarray) -> float:
+    """Return one minus the share of the variance that is left after taking each position's mean away."""
+    left = features - features.mean(0, keepdims=True)
+    whole = features - features.mean((0, 1), keepdims=True)
+    return float(1 - (left**2).sum() / (whole**2).sum())

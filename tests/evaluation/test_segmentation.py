@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ijepa.data.sources import Source, open_source
+from ijepa.errors import Refused
+from ijepa.evaluation import segmentation as s
+from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
+from ijepa.evaluation.bank import PatchBank, hold_out
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
+
+FOLDER = Path(s.__file__).parent / "protocols/segmentation"
+RETRIEVAL: dict[str, Any] = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1, 5]}}
+KMEANS: dict[str, Any] = {
+    "name": "k",
+    "method": "kmeans",
+    "image_size": 32,
+    "kmeans": {"overcluster": 12, "restarts": 3, "seeds": 2, "mask_size": 20},
+}
+
+
+def protocol(base: dict[str, Any], **changed: Any) -> SegmentationProtocol:
+    return SegmentationProtocol.read({**base, **changed}, "test")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
+    root = tmp_path_factory.mktemp("pairs")
+    train = write_pairs(root / "train", [block_mask(i) for i in range(30)])
+    test = write_pairs(root / "test", [block_mask(100 + i) for i in range(20)])
+    return open_source(train), open_source(test)
+
+
+def evaluate(pairs: tuple[Source, Source], rule: SegmentationProtocol, encoder: Any = None) -> dict[str, Any]:
+    return s.evaluate_segmentation({"toy": encoder or MeanColour()}, *pairs, rule, seed=0)
+
+
+@pytest.mark.parametrize("base", [RETRIEVAL, KMEANS], ids=["retrieval", "kmeans"])
+class TestBothMethods:
+    def test_features_that_are_the_class_score_one(self, pairs: Any, base: dict[str, Any]) -> None:
+        result = evaluate(pairs, protocol(base))
+        (row,) = result["rows"]
+        assert row["miou"] == pytest.approx(1)
+        assert row["pixel_accuracy"] == pytest.approx(1)
+        assert row["per_class"] == pytest.approx([1] * 4)
+        assert result["level"] == (1 if base is RETRIEVAL else 0)
+        assert result["protocol"]["name"] == base["name"]
+
+    def test_features_that_know_nothing_are_at_chance(self, pairs: Any, base: dict[str, Any]) -> None:
+        """Four classes alike in number: a quarter right, IoU 1 / 7."""
+        (row,) = evaluate(pairs, protocol(base), Noise())["rows"]
+        assert row["pixel_accuracy"] == pytest.approx(0.25, abs=0.08)
+        assert row["miou"] == pytest.approx(1 / 7, abs=0.05)
+
+    def test_two_runs_are_equal_but_for_seconds(self, pairs: Any, base: dict[str, Any]) -> None:
+        first, second = (evaluate(pairs, protocol(base)) for _ in range(2))
+        assert first.pop("seconds") >= 0
+        second.pop("seconds")
+        assert json.dumps(first) == json.dumps(second)
+
+    def test_a_class_that_is_nowhere_has_no_iou(self, pairs: Any, base: dict[str, Any]) -> None:
+        (row,) = evaluate(pairs, protocol(base, classes=5))["rows"]
+        if base is RETRIEVAL:  # with five clusters, one is always given to the fifth class
+            assert row["per_class"][4] is None
+            assert row["miou"] == pytest.approx(1)
+            assert row["miou_absent_zero"] == pytest.approx(0.8)
+        else:
+            assert row["per_class"][4] == 0
+
+    def test_ignored_labels_are_not_scored(self, tmp_path: Path, base: dict[str, Any]) -> None:
+        masks = [block_mask(i) for i in range(20)]
+        for mask in masks:
+            mask[:8, :16] = 255
+        source = open_source(write_pairs(tmp_path / "set", masks))
+        (row,) = evaluate((source, source), protocol(base, classes=4))["rows"]
+        # A cluster goes to the grey of the ignored blocks and two classes share one: not so in retrieval.
+        assert row["miou"] == pytest.approx(1) if base is RETRIEVAL else row["miou"] > 0.5
+
+    def test_refuses_a_patch_that_does_not_divide(self, pairs: Any, base: dict[str, Any]) -> None:
+        with pytest.raises(Refused, match=r"image_size = 32: the patches of toy, 5 pixels, do not divide it"):
+            evaluate(pairs, protocol(base), MeanColour(5))
+
+    def test_refuses_a_set_without_masks(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(png(np.zeros((32, 32, 3), np.uint8)))
+        with pytest.raises(Refused, match="--test: the images have no masks"):
+            evaluate((pairs[0], open_source(tmp_path)), protocol(base))
+
+    def test_refuses_a_mask_of_another_size(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
+        root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
+        (root / "masks/002.png").write_bytes(png(block_mask(2)[:, :24]))
+        with pytest.raises(Refused, match=r"002\.png: the image has 32 x 32 pixels and its mask 24 x 32"):
+            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+
+    def test_refuses_a_label_out_of_range(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
+        masks = [block_mask(i) for i in range(4)]
+        masks[1][3, 5] = 17
+        source = open_source(write_pairs(tmp_path / "set", masks))
+        with pytest.raises(Refused, match=r"001\.png: label 17 in the mask is out of range, classes are 0 to 3"):
+            evaluate((pairs[0], source), protocol(base, classes=4))
+
+    def test_refuses_a_broken_mask(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
+        root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
+        (root / "masks/003.png").write_bytes((root / "masks/003.png").read_bytes()[:60])
+        with pytest.raises(Refused, match=r"--test: .*003\.png") as caught:
+            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+        assert "\n" not in str(caught.value)
+
+
+def test_more_clusters_than_classes_are_named_many_to_one(pairs: Any) -> None:
+    (row,) = evaluate(pairs, protocol(KMEANS))["rows"]
+    assert row["miou_overclustered"] == pytest.approx(1)
+    assert len(row["seeds"]) == 2
+
+
+def test_level_zero_never_reads_the_training_set(pairs: Any) -> None:
+    class Closed:
+        classes, fingerprint = None, "none"
+
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> None:
+            raise AssertionError("the training set was read")
+
+    assert evaluate((Closed(), pairs[1]), protocol(KMEANS))["data"]["train"]["images"] == 0  # type: ignore[arg-type]
+
+
+def test_a_bank_of_limited_size_has_patches_of_every_image(pairs: Any) -> None:
+    (row,) = evaluate(pairs, protocol(RETRIEVAL, retrieval={"neighbours": [1], "bank_patches": 90}))["rows"]
+    assert row["bank"]["patches"] == 90
+    assert row["miou"] == pytest.approx(1)
+
+
+def test_neighbours_are_chosen_on_the_held_out_part_alone(pairs: Any, tmp_path: Path) -> None:
+    """With every mask of the test set wrong, the score falls and the choice stays."""
+    wrong = [(block_mask(100 + i) + 1) % 4 for i in range(20)]
+    root = write_pairs(tmp_path / "wrong", [block_mask(100 + i) for i in range(20)])
+    for number, mask in enumerate(wrong):
+        (root / f"masks/{number:03d}.png").write_bytes(png(mask))
+    (right,), (row,) = (
+        evaluate((pairs[0], test), protocol(RETRIEVAL))["rows"] for test in (pairs[1], open_source(root))
+    )
+    assert row["miou"] < 0.01 < right["miou"]
+    for key in ("k", "distance", "miou_held_out", "bank"):
+        assert row[key] == right[key]
+
+
+def test_held_out_images_are_a_share_of_at_least_one_and_not_all() -> None:
+    held = hold_out(np.arange(30), 0.1, 0)
+    assert held.sum() == 3
+    assert (held != hold_out(np.arange(30), 0.1, 1)).any()
+    assert hold_out(np.arange(30)[held], 0.1, 0).sum() == 1
+    assert hold_out(np.arange(2), 0.99, 0).sum() == 1
+
+
+def test_a_bank_grows_by_the_rule_it_began_with(pairs: Any) -> None:
+    train, _ = pairs
+    classes = Classes(4, ("a", "b", "c", "d"), (255,))
+    first, second = (Annotated(train, part, "--train", 32, 32) for part in np.split(np.arange(20), 2))
+    bank = PatchBank(MeanColour(), first, classes, images=20)
+    np.testing.assert_allclose(bank.keys.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(bank.keys.std(0, correction=0), 1, atol=1e-5)
+    mean, size = bank.mean.clone(), bank.nbytes
+    bank.extend(second)
+    assert len(bank) == 320
+    assert (bank.mean == mean).all()
+    assert bank.nbytes == size == 320 * (3 * 4 + 64)
+
+
+def test_scenes_have_ground_and_their_names(scenes: Path) -> None:
+    source = open_source(scenes, split="train")
+    found = find_classes([(source, "--train")], None, (255,))
+    assert found.names[:2] == ("ground", "ring")
+    assert found.count == found.scored == 9
+
+
+def test_classes_are_counted_where_they_have_no_names(pairs: Any) -> None:
+    assert find_classes([(pairs[0], "--train")], None, (255, 0)) == Classes(4, ("0", "1", "2", "3"), (255, 0))
+    assert find_classes([(pairs[0], "--train")], None, (255, 0)).scored == 3
+
+
+def test_nearest_resize_takes_the_pixel_at_the_new_centre() -> None:
+    assert nearest_resize(np.arange(4)[None].repeat(4, 0), 2).tolist() == [[1, 3], [1, 3]]
+    assert nearest_resize(np.array([[1, 2], [3, 4]]), 4)[0].tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["kmeans", "capi", "demo", "demo-kmeans"])
+def test_presets_are_valid_and_named_as_their_files(name: str) -> None:
+    rule = SegmentationProtocol.read(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), name)
+    assert rule.name == name
+    assert f"(level {rule.level})" in rule.description

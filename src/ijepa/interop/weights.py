@@ -29,6 +29,8 @@ class Weights:
     folder: Path
     recipe: Recipe
     label: str
+    run: Path | None = None
+    """The run they belong to, if they do."""
 
     def file(self, which: Which) -> Path:
         """The safetensors file of one encoder."""
@@ -54,10 +56,11 @@ def resolve_weights(weights: str | Path) -> Weights:
         saved = list_checkpoints(Run(path).checkpoints)
         if not saved:
             raise Refused(path, "the run has no checkpoint yet", "wait for one, or train on")
-        return Weights(saved[-1], Run(path).recipe(), f"{path} ({saved[-1].name})")
+        return Weights(saved[-1], Run(path).recipe(), f"{path.name} ({saved[-1].name})", path)
     for recipe_file in (path / "recipe.yaml", path.parent.parent / "recipe.yaml"):
         if recipe_file.is_file() and (path / "target_encoder.safetensors").is_file():
-            return Weights(path, Recipe.load(recipe_file), str(path))
+            run = recipe_file.parent if recipe_file.parent != path else None
+            return Weights(path, Recipe.load(recipe_file), path.name, run)
     raise Refused(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
 
 

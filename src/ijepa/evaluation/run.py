@@ -1,0 +1,98 @@
+"""From a command's words to a result on disk: find the weights and the data, add the baselines, run one protocol.
+
+Beside every trained encoder stand, by the same protocol, the encoder as pretraining initialised it and raw pixels: what
+an architecture knows before it has learned, and what the images give away by themselves.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ijepa.data.sources import open_source
+from ijepa.errors import Refused
+from ijepa.evaluation import linear_probe, knn, segmentation
+from ijepa.evaluation.features import Encoder, PixelEncoder
+from ijepa.evaluation.protocol import load_protocol
+from ijepa.interop.weights import Which, load_encoder, resolve_weights
+from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.training.run import write_json
+
+_RUNNERS = {
+    "linear": linear_probe.evaluate_linear,
+    "knn": knn.evaluate_knn,
+    "segmentation": segmentation.evaluate_segmentation,
+}
+
+
+def evaluate(
+    kind: str,
+    weights: str | Mapping[str, str],
+    train: str,
+    test: str,
+    *,
+    protocol: str | None = None,
+    which: Which = "target",
+    seed: int = 0,
+    baselines: bool = True,
+    output: Path | None = None,
+    progress: Any = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate weights by one protocol and write the result.
+
+    Args:
+        kind: `linear`, `knn` or `segmentation`.
+        weights: WEIGHTS, or several by the name that their row shall have; the first decides the baselines.
+        train, test: paths of the labelled sets.
+        protocol: a name or a YAML file; the kind's default if None.
+        which: the encoder of a run that is evaluated.
+        seed: of held-out splits and initial heads.
+        baselines: also evaluate the initial encoder and raw pixels.
+        output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
+
+    Returns:
+        The result and its file.
+
+    Raises:
+        Refused: one line, before anything is computed or written.
+    """
+    named = {"trained": weights} if isinstance(weights, str) else dict(weights)
+    chosen = load_protocol(kind, protocol)
+    first = resolve_weights(next(iter(named.values())))
+    encoders: dict[str, Encoder] = {name: load_encoder(path, which) for name, path in named.items()}
+    if baselines:
+        shape = first.recipe.model
+        encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
+        encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+    folder = output or (first.run / "evaluations" if first.run else Path())
+    result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
+    result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
+    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+    file = folder / f"{kind}-{chosen.name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, result)
+    except OSError as error:
+        raise Refused("--output", f"{folder} cannot be written: {error.strerror}") from None
+    return result, file
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return a result as a table of text, with the protocol and the chance level in its title."""
+    rows = result["rows"]
+    keys = [key for key, value in rows[0].items() if isinstance(value, float)]
+    level = "" if result.get("level") is None else f", level {result['level']}"
+    shown = Table(title=f"{result['kind']}, protocol {result['protocol']['name']}{level}", title_justify="left")
+    shown.add_column("encoder")
+    for key in keys:
+        shown.add_column(key, justify="right")
+    for row in rows:
+        shown.add_row(row["encoder"], *(f"{100 * row[key]:.2f}" for key in keys))
+    console = Console(width=110, force_terminal=False)
+    with console.capture() as captured:
+        console.print(shown)
+    chance = result.get("chance")
+    return captured.get() + ("" if chance is None else f"chance: {100 * chance:.2f}\n")

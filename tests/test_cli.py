@@ -1,0 +1,128 @@
+"""The users' edge: exit codes, one line for every refusal, nothing half-written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ijepa.cli import cli
+from ijepa.recipe import Recipe
+
+
+def ijepa(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ijepa", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = found.stderr.strip().splitlines()
+    assert found.returncode == 2, found.stderr
+    assert len(lines) == 1 and lines[0].startswith("ijepa: "), found.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from ijepa.cli import cli; cli.main(['pretrain', '-h'], standalone_mode=False); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "click" in loaded and "torch" not in loaded
+
+
+def test_every_field_of_the_recipe_is_in_the_help():
+    text = CliRunner().invoke(cli, ["pretrain", "--help"]).output
+    for key, _, meaning in Recipe.leaves():
+        assert f"--{key} " in text and meaning.split()[0] in text
+    assert "Recipe: optimizer" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrian"], ["pretrain"]),
+        (["pretrain"], ["RECIPE"]),
+        (["pretrain", "vit-smal-16"], ["did you mean vit-small-16?"]),
+        (["pretrain", "vit-tiny-64"], ["data.path", "--data.path"]),
+        (
+            ["pretrain", "vit-tiny-64", "--optimizer.lr_encodr", "1"],
+            ["--optimizer.lr_encodr", "--optimizer.lr_encoder"],
+        ),
+        (
+            ["pretrain", "vit-tiny-64", "--precision.autocast", "bf61"],
+            ["precision.autocast = 'bf61'", "did you mean bf16?"],
+        ),
+        (["pretrain", "vit-tiny-64", "--data.path", "nowhere"], ["data.path", "nowhere", "does not exist"]),
+        (["pretrain", "vit-tiny-64", "--data.path", "empty"], ["data.path", "empty"]),
+        (["pretrain", "vit-tiny-64", "--data.path", "texts"], ["data.path", "texts", ".txt"]),
+        (["pretrain", "vit-tiny-64", "--data.path", "cut"], ["train-0000.tar", "byte"]),
+        (["evaluate", "linear", "nothing", "--train", "x", "--test", "x"], ["nothing", "no such run"]),
+        (["diagnose", "empty", "--data", "x"], ["empty", "holds no run"]),
+        (["report", "empty"], ["empty"]),
+        (["data", "scenes", "texts"], ["texts"]),
+        (["data", "scenes", "new", "--images", "0"], ["--images"]),
+    ],
+    ids=lambda value: " ".join(value[:4]),
+)
+def test_refusals_are_one_line_and_write_nothing(arguments, words, tmp_path, scenes):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("not an image")
+    (tmp_path / "cut").mkdir()
+    whole = sorted(scenes.glob("train-*.tar"))[0].read_bytes()
+    (tmp_path / "cut" / "train-0000.tar").write_bytes(whole[: len(whole) // 2])
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    refused(ijepa(*arguments, cwd=tmp_path), *words)
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_debug_keeps_the_traceback():
+    found = ijepa("pretrain", "vit-smal-16", "--debug")
+    assert found.returncode != 0 and "Traceback" in found.stderr
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
+    found = ijepa("pretrain", "vit-huge-16-in22k", "--dry-run", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for words in (
+        "630.7 M context + 630.7 M target encoder, 22.3 M predictor",
+        "3177412 steps (276297 of warm-up)",
+        "14 x 14",
+    ):
+        assert words in found.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_pretraining_from_the_command_line(tmp_path, scenes):
+    flags = [
+        "--output",
+        "run",
+        "--data.path",
+        str(scenes),
+        "--steps",
+        "3",
+        "--batch.global",
+        "8",
+        "--data.workers",
+        "0",
+    ]
+    shape = [
+        "--model.encoder.width",
+        "32",
+        "--model.encoder.depth",
+        "1",
+        "--model.predictor.depth",
+        "1",
+        "--log_every",
+        "1",
+    ]
+    first = ijepa("pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "2", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "step 3/3  loss" in first.stdout and "done: run" in first.stdout
+    again = ijepa("pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "4", cwd=tmp_path)
+    refused(again, "model.encoder.heads = 2, not 4")
+    never = ijepa(
+        "pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "2", "--resume", "never", cwd=tmp_path
+    )
+    refused(never, "already holds a run")
+    diagnosis = ijepa("diagnose", "run", "--data", str(scenes), "--images", "16", cwd=tmp_path)
+    assert diagnosis.returncode == 0 and "verdict" in diagnosis.stdout, diagnosis.stderr

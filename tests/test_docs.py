@@ -1,0 +1,73 @@
+"""Every command and every Python block that README and docs show is parsed; what needs no data is run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from ijepa.cli import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found = []
+    for page in PAGES:
+        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S):
+            found.append((page.name, block))
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for page, block in blocks("sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append((page, shlex.join(words)))
+    return found
+
+
+def parse(command: click.Command, name: str, words: list[str], parent: click.Context | None = None) -> None:
+    """Parse as click would, without running anything."""
+    context = command.make_context(name, list(words), parent=parent)
+    if isinstance(command, click.Group):
+        rest = [*context._protected_args, *context.args]
+        inner_name, inner, inner_words = command.resolve_command(context, rest)
+        parse(inner, inner_name, inner_words, context)
+
+
+def test_there_is_something_to_check():
+    assert len(commands()) > 10 and len(blocks("python")) > 1
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: str(value)[:60])
+def test_shown_commands_parse(page, line):
+    words = shlex.split(line)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+        assert set(words[1:]) <= set(targets)
+    elif words[0] == "torchrun":
+        parse(cli, "ijepa", words[words.index("ijepa") + 1 :])
+    elif words[0] == "pip":
+        assert "ijepa-pretrain" in line
+    else:
+        assert words[0] == "ijepa", f"{page} shows {line}: how is that checked?"
+        parse(cli, "ijepa", words[1:])
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"), ids=lambda value: str(value)[:40])
+def test_shown_python_runs(page, block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = compile(block, page, "exec")
+    if "runs/mine" not in block and "images=12_000" not in block:
+        exec(code, {})
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -80,10 +80,9 @@ def patch_features(
 def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
     """Return image (H, W, 3) and mask (H, W) of a sample, or refuse it by its name."""
     sample = source[index]
-    if sample.mask is None:
-        raise Refused(flag, f"{sample.name} has no mask")
+    mask = _read_mask(sample.mask, sample.name, flag)
     try:
-        image, mask = decode(sample.image), decode_mask(sample.mask)
+        image = decode(sample.image)
     except DecodeError as error:
         raise Refused(flag, f"{sample.name}: {error}") from error
     if image.shape[:2] != mask.shape:
@@ -126,7 +125,7 @@ def find_classes(sources: Collection[tuple[Source, str]], count: int | None, ign
         highest = 0
         for source, flag in sources:
             for index in range(len(source)):
-                mask = read(source, index, flag)[1]
+                mask = _read_mask(source.mask(index), source.name(index), flag)
                 highest = max(highest, int(mask[~np.isin(mask, ignore)].max(initial=0)))
         count = highest + 1
     if names is not None and len(names) == count - 1:
@@ -134,3 +133,12 @@ def find_classes(sources: Collection[tuple[Source, str]], count: int | None, ign
     if names is None or len(names) != count:
         names = tuple(map(str, range(count)))
     return Classes(count, names, ignore)
+
+
+def _read_mask(data: bytes | None, name: str, flag: str) -> npt.NDArray[np.integer]:
+    if data is None:
+        raise Refused(flag, f"{name} has no mask")
+    try:
+        return decode_mask(data)
+    except DecodeError as error:
+        raise Refused(flag, f"the mask of {name}: {error}") from error

@@ -1,0 +1,147 @@
+"""What the protocols on whole images share: one question asked of several encoders, one form of answer.
+
+Classes are matched by name where both sets name theirs, else by number, and a test class that the train set does not
+hold is refused: it could only ever be wrong. "Chance" is the share of the test set's commonest class, what a constant
+answer may reach; in a balanced set that is 1 / classes.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ijepa.data.sources import Source
+from ijepa.errors import Refused
+from ijepa.evaluation.features import Encoder, Progress, extract
+from ijepa.evaluation.protocol import ImageProtocol
+from ijepa.evaluation.result import describe, versions
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes)."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
+
+
+def compare(
+    kind: str,
+    encoders: Mapping[str, Encoder],
+    train: Source,
+    test: Source,
+    protocol: ImageProtocol,
+    method: Callable[[Split], dict[str, Any]],
+    *,
+    last: int,
+    seed: int,
+    cache: Path | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Return the result of one protocol: a row for every encoder, made by `method` from its features.
+
+    Raises:
+        Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
+        Failed: as `features.extract`.
+    """
+    begun = time.perf_counter()
+    train_y, test_y, classes = matched_labels(train, test)
+    size = common_size(encoders, protocol)
+    rows = []
+    for name, encoder in encoders.items():
+        train_x, test_x = (
+            extract(
+                encoder,
+                source,
+                image_size=size,
+                last=last,
+                cache=cache,
+                label=f"{kind}: {name}, {role}",
+                crop_fraction=protocol.crop_fraction,
+                batch_size=protocol.forward_batch,
+                progress=progress,
+            ).x
+            for role, source in (("train", train), ("test", test))
+        )
+        split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes)
+        rows.append({"encoder": name, **method(split)})
+        if progress is not None:
+            progress(f"{kind}: {name}: {100 * rows[-1]['top1']:.2f} %")
+    return {
+        "kind": kind,
+        "level": None,
+        "protocol": protocol.model_dump(mode="json"),
+        "image_size": list(size),
+        "seed": seed,
+        "data": {
+            "train": describe(train, len(np.unique(train_y))),
+            "test": describe(test, len(np.unique(test_y))),
+            "classes": None if train.classes is None else list(train.classes),
+        },
+        "chance": float(np.bincount(test_y).max() / len(test_y)),
+        "rows": rows,
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
+
+
+def matched_labels(train: Source, test: Source) -> tuple[Labels, Labels, int]:
+    """Return both sets' classes (n,) and (m,) by the train set's numbers, and how many numbers there are.
+
+    Raises:
+        Refused: an empty set, labels missing, or a test class that the train set does not hold.
+    """
+    for flag, source in (("--train", train), ("--test", test)):
+        if not len(source):
+            raise Refused(flag, "holds no images")
+    train_y = train.require_labels("--train").astype(np.int64)
+    test_y = test.require_labels("--test").astype(np.int64)
+    count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
+    known = set(np.unique(train_y).tolist())
+    if train.classes is not None and test.classes is not None:
+        numbers = {name: number for number, name in enumerate(train.classes)}
+        to_train = np.array([numbers.get(name, -1) for name in test.classes], dtype=np.int64)
+        strange = [test.classes[label] for label in np.unique(test_y) if int(to_train[label]) not in known]
+        test_y = to_train[test_y]
+    else:
+        strange = [str(label) for label in np.unique(test_y) if int(label) not in known]
+    if strange:
+        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise Refused(
+            "--test",
+            f"{len(strange)} of its classes are not in the train set: {shown}",
+            "give two sets of the same classes",
+        )
+    if len(known) < 2:
+        raise Refused("--train", "all images are of one class", "give at least 2 classes")
+    return train_y, test_y, count
+
+
+def common_size(encoders: Mapping[str, Encoder], protocol: ImageProtocol) -> tuple[int, int]:
+    """Return height and width in pixels at which all encoders see the images: the protocol's, else the first's native.
+
+    Raises:
+        Refused: an encoder's patch does not divide it.
+    """
+    first = next(iter(encoders.values()))
+    native = first.grid[0] * first.patch_size, first.grid[1] * first.patch_size
+    size = native if protocol.image_size is None else (protocol.image_size, protocol.image_size)
+    for name, encoder in encoders.items():
+        if any(side % encoder.patch_size for side in size):
+            raise Refused(
+                f"protocol {protocol.name}: image size {size[0]} x {size[1]}",
+                f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
+                f"give an image_size that is a multiple of {encoder.patch_size}",
+            )
+    return size

@@ -1,0 +1,228 @@
+"""Images to features of whole images, once: what linear probe and kNN read, cached under a hash of what made it.
+
+An image's features are its patches' mean, for each of the last blocks: (n, L, D), earliest block first, so that
+`x[:, -1]` is the last block and `x.flatten(1)` the field's "last 4 concatenated". They are computed in float32 and
+stored in float16, cached or not: a result must not depend on whether a file was there.
+
+An encoder whose patches' mean would mean nothing says itself what its image features are, by a method
+`image_features`: raw pixels do, because the mean of their patches would be little more than the mean colour.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ijepa.data.crop import center_crop_box, crop_resize
+from ijepa.data.decode import DecodeError, decode
+from ijepa.data.sources import Sample, Source
+from ijepa.errors import Failed
+from ijepa.model.vision_transformer import patchify
+
+Progress = Callable[[str], None]
+
+FORMAT = 1
+"""Part of every cache file's name: raise it when the same encoder and images would give other features."""
+
+PIXEL_SIDE = 16
+"""Side to which `PixelEncoder` reduces whole images."""
+
+_PLAIN = (bool, int, float, str, tuple)
+
+
+class Encoder(Protocol):
+    """An encoder as this room sees it: images (B, 3, H, W) uint8 to patch features (B, N, D) float32."""
+
+    embed_dim: int
+    patch_size: int
+    grid: tuple[int, int]
+
+    def forward_blocks(self, pixels: Tensor, last: int) -> list[Tensor]:
+        """Return the outputs of the last `last` blocks, earliest first, the final norm applied: (B, N, D) each."""
+        ...
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the last block's output (B, N, D)."""
+        ...
+
+
+class PixelEncoder(nn.Module):
+    """Raw pixels in an encoder's place: what the images give away without any learning.
+
+    Args:
+        image_size: native height and width in pixels.
+        patch_size: side of a patch in pixels.
+    """
+
+    def __init__(self, image_size: tuple[int, int], patch_size: int) -> None:
+        super().__init__()
+        self.patch_size, self.embed_dim = patch_size, 3 * patch_size**2
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+
+    def forward_blocks(self, pixels: Tensor, last: int = 1) -> list[Tensor]:
+        """Return the patches' pixels (B, N, 3 * p * p) in [0, 1], as one block whatever `last` is."""
+        return [patchify(pixels, self.patch_size).float().div(255).unflatten(0, (len(pixels), -1))]
+
+    def image_features(self, pixels: Tensor, last: int) -> Tensor:
+        """Return the whole image, reduced to at most 16 x 16 by areas, as (B, 1, 3 * h * w) in [0, 1]."""
+        height, width = (min(PIXEL_SIDE, side) for side in pixels.shape[-2:])
+        return adaptive_avg_pool2d(pixels.float() / 255, (height, width)).flatten(1)[:, None]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return `forward_blocks`' only block."""
+        return self.forward_blocks(pixels)[0]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of a whole source: `x` (n, L, D) float16 of the last L blocks, `y` (n,) int64, -1 without a label."""
+
+    x: Tensor
+    y: Tensor
+
+
+def image_features(encoder: Encoder, pixels: Tensor, last: int) -> Tensor:
+    """Return features of whole images (B, L, D), L <= `last`: the encoder's own, or each block's mean patch."""
+    own = getattr(encoder, "image_features", None)
+    if own is not None:
+        return own(pixels, last)
+    return torch.stack([block.mean(dim=1) for block in encoder.forward_blocks(pixels, last)], dim=1)
+
+
+@torch.no_grad()
+def extract(
+    encoder: Encoder,
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    last: int,
+    cache: Path | None,
+    label: str,
+    crop_fraction: float = 0.875,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> FeatureSet:
+    """Return the features of every image of a source, in its order; from `cache` where they are there.
+
+    Args:
+        encoder: makes the features, where its parameters lie.
+        source: the images.
+        image_size: height and width in pixels that every image is brought to.
+        last: blocks to take, from the last one backwards.
+        cache: folder of cached features; none is read or written if None.
+        label: names encoder and set in progress and in errors.
+        crop_fraction: share of the short side that the central crop keeps; .875 is "resize to 256, crop 224".
+        batch_size: images a forward pass.
+        progress: told one line whenever a tenth is done.
+
+    Raises:
+        Failed: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
+    """
+    labels = np.full(len(source), -1) if source.labels is None else source.labels
+    y = torch.from_numpy(labels.astype(np.int64))
+    file = None
+    if cache is not None:
+        setting = (FORMAT, image_size, crop_fraction, last, "float16", source.fingerprint, len(source))
+        name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
+        file = cache / f"features-{name[:32]}.safetensors"
+        if file.exists():
+            return FeatureSet(_load(file), y)
+    parts, done = [], 0
+    for pixels in _batches(source, image_size, crop_fraction, batch_size):
+        x = image_features(encoder, pixels.to(_device(encoder)), last).to(torch.float16).cpu()
+        if not bool(x.isfinite().all()):
+            raise Failed(f"{label}: features of images {done} to {done + len(x) - 1} are not finite in float16")
+        parts.append(x)
+        before, done = done, done + len(x)
+        if progress is not None and 10 * before // len(source) < 10 * done // len(source):
+            progress(f"{label}: features of {done} of {len(source)} images")
+    x = torch.cat(parts)
+    if file is not None:
+        _save(file, x)
+    return FeatureSet(x, y)
+
+
+def weights_hash(encoder: Encoder) -> str:
+    """Return a SHA-256 of all that decides an encoder's output.
+
+    That is, for every module in it, its class, its plain settings (heads and epsilons are in no state dict), its
+    parameters and its buffers, those that checkpoints leave out among them.
+    """
+    digest = hashlib.sha256()
+    modules = encoder.named_modules() if isinstance(encoder, nn.Module) else [("", encoder)]
+    for name, module in modules:
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k[0] != "_" and k != "training"}
+        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
+        for key, tensor in _tensors(module):
+            digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(module, nn.Module):
+        yield from module.named_parameters(recurse=False)
+        yield from module.named_buffers(recurse=False)
+
+
+def _device(encoder: Encoder) -> torch.device:
+    tensors = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _batches(source: Source, size: tuple[int, int], fraction: float, batch: int) -> Iterator[Tensor]:
+    """Yield pixels (B, 3, h, w) uint8; while one batch is used, threads decode the next."""
+
+    def pixels_of(sample: Sample) -> Tensor:
+        try:
+            image = decode(sample.image)
+            height, width = image.shape[:2]
+        except DecodeError as error:
+            raise Failed(f"{sample.name}: {error}") from error
+        return crop_resize(image, center_crop_box(height, width, size, fraction), size)
+
+    # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
+    starts = [*range(0, len(source), batch), len(source)]
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        waiting: list[Future[Tensor]] = []
+        try:
+            for start, stop in pairwise(starts):
+                ahead = [pool.submit(pixels_of, source[index]) for index in range(start, stop)]
+                if waiting:
+                    yield torch.stack([future.result() for future in waiting])
+                waiting = ahead
+            if waiting:
+                yield torch.stack([future.result() for future in waiting])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(file: Path) -> Tensor:
+    try:
+        return load_file(file)["x"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise Failed(f"{file}: cached features cannot be read ({error}); delete the file") from error
+
+
+def _save(file: Path, x: Tensor) -> None:
+    """Write features so that the file is complete or absent."""
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": x}, new)
+        new.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise Failed(f"{file}: features cannot be cached: {error}") from error
+    finally:
+        new.unlink(missing_ok=True)

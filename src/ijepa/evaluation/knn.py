@@ -1,0 +1,150 @@
+"""k nearest neighbours over frozen features: for all k in one pass, in memory that does not grow with the train set.
+
+The rule is that of Wu et al. (arXiv 1805.01978, section 3.4), as DINO and its followers use it: features on the unit
+sphere, cosine similarity s, a vote of exp(s / .07) for the neighbour's class. The train set goes by in chunks, each
+converted to float32 once; what stays is the running nearest of every test image. Votes are added into (B, C) scores
+neighbour by neighbour up to each k in turn; a one-hot array of B x k x C, the usual way, would be a hundred times that.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ijepa.data.sources import Source
+from ijepa.evaluation.classification import Split, compare
+from ijepa.evaluation.features import Encoder, Progress
+from ijepa.evaluation.protocol import KnnProtocol
+from ijepa.evaluation.result import accuracies, ranks_of, statistics
+
+TRAIN_CHUNK = 16384
+TEST_CHUNK = 1024
+
+
+def evaluate_knn(
+    encoders: Mapping[str, Encoder],
+    train: Source,
+    test: Source,
+    protocol: KnnProtocol,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate encoders by k nearest neighbours; nothing is drawn, `seed` is only noted.
+
+    Returns:
+        See `classification.compare`; a row has `top1`, `top5` and `ci` at the protocol's k, and `top1_by_k`.
+
+    Raises:
+        Refused, Failed: as `classification.compare`.
+    """
+
+    def method(split: Split) -> dict[str, Any]:
+        ranks = knn_ranks(
+            split.train_x[:, -protocol.blocks :].flatten(1),
+            split.train_y,
+            split.test_x[:, -protocol.blocks :].flatten(1),
+            split.test_y,
+            neighbours=protocol.neighbours,
+            temperature=protocol.temperature,
+            classes=split.classes,
+            standardise=protocol.standardise,
+        )
+        k = min(protocol.k, len(split.train_y))
+        by_k = {str(k): float((rank == 0).double().mean()) for k, rank in ranks.items()}
+        return {**accuracies(ranks[k]), "k": k, "top1_by_k": by_k}
+
+    result = compare(
+        "knn",
+        encoders,
+        train,
+        test,
+        protocol,
+        method,
+        last=protocol.blocks,
+        seed=seed,
+        cache=cache,
+        progress=progress,
+    )
+    clipped = [k for k in protocol.neighbours if k > len(train)]
+    result["notes"] = [f"k = {k} is more than the {len(train)} train images, all of which vote" for k in clipped]
+    return result
+
+
+def knn_accuracy(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    neighbours: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    classes: int,
+    standardise: bool = False,
+) -> dict[int, float]:
+    """Return top-1 accuracy by k; see `knn_ranks` for the arguments."""
+    ranks = knn_ranks(
+        train_x,
+        train_y,
+        test_x,
+        test_y,
+        neighbours=neighbours,
+        temperature=temperature,
+        classes=classes,
+        standardise=standardise,
+    )
+    return {k: float((rank == 0).double().mean()) for k, rank in ranks.items()}
+
+
+def knn_ranks(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    neighbours: Sequence[int],
+    temperature: float,
+    classes: int,
+    standardise: bool = False,
+) -> dict[int, Tensor]:
+    """Return, by k, how many classes win over the true one, for each test image (m,) int64: 0 is right.
+
+    Args:
+        train_x, test_x: features (n, D) and (m, D), of any floating type.
+        train_y, test_y: classes (n,) and (m,) int64 in [0, classes).
+        neighbours: values of k; those above n are read as n.
+        temperature: T of the vote exp(s / T).
+        classes: C.
+        standardise: first bring every dimension to mean 0 and deviation 1 over the train set.
+    """
+    wanted = sorted({min(k, len(train_x)) for k in neighbours})
+    shift, scale = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    queries = normalize((test_x.float() - shift) / scale, dim=1)
+    near_s = torch.full((len(queries), 0), 0.0)
+    near_y = torch.full((len(queries), 0), 0, dtype=torch.int64)
+    for start in range(0, len(train_x), TRAIN_CHUNK):
+        chunk = normalize((train_x[start : start + TRAIN_CHUNK].float() - shift) / scale, dim=1)
+        labels = train_y[start : start + TRAIN_CHUNK]
+        kept = min(wanted[-1], near_s.shape[1] + len(chunk))
+        best_s, best_y = torch.empty(len(queries), kept), torch.empty(len(queries), kept, dtype=torch.int64)
+        for first in range(0, len(queries), TEST_CHUNK):
+            rows = slice(first, first + TEST_CHUNK)
+            found, place = (queries[rows] @ chunk.T).topk(min(wanted[-1], len(chunk)), dim=1)
+            found, place = torch.cat([near_s[rows], found], 1), torch.cat([near_y[rows], labels[place]], 1)
+            best_s[rows], order = found.topk(kept, dim=1)
+            best_y[rows] = place.gather(1, order)
+        near_s, near_y = best_s, best_y
+    ranks: dict[int, list[Tensor]] = {k: [] for k in wanted}
+    for first in range(0, len(queries), TEST_CHUNK):
+        rows = slice(first, first + TEST_CHUNK)
+        votes, voted = (near_s[rows] / temperature).exp(), 0
+        scores = torch.zeros(len(votes), classes)
+        for k in wanted:
+            scores.scatter_add_(1, near_y[rows, voted:k], votes[:, voted:k])
+            voted = k
+            ranks[k].append(ranks_of(scores, test_y[rows]))
+    return {k: torch.cat(parts) for k, parts in ranks.items()}

@@ -1,0 +1,132 @@
+"""Protocols: every number that decides a result, typed, in YAML beside the code, and printed into every result.
+
+`load_protocol` reads those of all kinds: a name of a preset in `protocols/KIND/`, or a YAML file of one's own. A
+file may build on a preset with `base: NAME`.
+"""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from ijepa.errors import Refused, did_you_mean
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.section import Section
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ImageProtocol(Section):
+    """What protocols that classify whole images share."""
+
+    name: str
+    """What results call it."""
+    description: str = ""
+    """What it follows, and where it departs from that."""
+    image_size: int | None = Field(None, ge=1)
+    """Side in pixels that images are brought to; the encoder's native size if null."""
+    crop_fraction: float = Field(0.875, gt=0, le=1)
+    """Share of the short side that the central crop keeps; 0.875 is "resize to 256, crop 224"."""
+    forward_batch: int = Field(64, ge=1)
+    """Images a forward pass."""
+
+
+class LinearProtocol(ImageProtocol):
+    """A linear probe: many heads on frozen features, one chosen on a held-out part of the train set."""
+
+    blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
+    """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
+    lrs: tuple[Positive, ...] = Field(min_length=1)
+    """Peak learning rates, one head for each with each weight decay."""
+    weight_decays: tuple[NotNegative, ...] = Field(min_length=1)
+    """Decoupled weight decays; biases have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay of its moment estimates."""
+    batch: int = Field(1024, ge=1)
+    """Images a step."""
+    steps: int = Field(12500, ge=1)
+    """Steps at most."""
+    epochs: float = Field(100, gt=0)
+    """Passes over the train set at most: a small set ends here."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly; after it falls to 0 by a cosine."""
+    standardise: bool = True
+    """Bring every dimension to mean 0 and deviation 1 over the train set."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of the train set that no head is trained on and that chooses the head."""
+
+
+class KnnProtocol(ImageProtocol):
+    """k nearest neighbours by cosine similarity, votes weighted by exp(s / temperature)."""
+
+    blocks: Count = 1
+    """How many last blocks are concatenated, each the mean of its patches."""
+    neighbours: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1)
+    """Values of k that are scored."""
+    k: Count = 20
+    """The k whose accuracy is the result: fixed beforehand, since choosing it on the test set would flatter."""
+    temperature: float = Field(0.07, gt=0)
+    """T of the vote."""
+    standardise: bool = False
+    """First bring every dimension to mean 0 and deviation 1 over the train set."""
+
+    @model_validator(mode="after")
+    def _k_is_scored(self) -> Self:
+        if self.k not in self.neighbours:
+            raise Refused(f"k = {self.k}", f"is not one of neighbours = {list(self.neighbours)}", "add it there")
+        return self
+
+
+KINDS: dict[str, type[Section]] = {
+    "linear": LinearProtocol,
+    "knn": KnnProtocol,
+    "segmentation": SegmentationProtocol,
+}
+
+DEFAULTS = {"linear": "heldout", "knn": "dino", "segmentation": "capi"}
+"""The protocol of each kind that is meant when none is named."""
+
+
+def presets(kind: str) -> list[str]:
+    """Return the names of a kind's presets."""
+    folder = resources.files("ijepa.evaluation") / "protocols" / kind
+    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_protocol(kind: str, name_or_path: str | Path | None = None) -> Any:
+    """Return a protocol of one kind: a preset by its name, a YAML file, or the kind's default if None.
+
+    Raises:
+        Refused: no such preset or file, unknown keys, or values out of range.
+    """
+    chosen = str(name_or_path or DEFAULTS[kind])
+    return KINDS[kind].read(_values(kind, chosen), chosen)
+
+
+def _values(kind: str, chosen: str) -> dict[str, Any]:
+    if chosen in presets(kind):
+        file: Any = resources.files("ijepa.evaluation") / "protocols" / kind / f"{chosen}.yaml"
+    elif Path(chosen).suffix in (".yaml", ".yml"):
+        file = Path(chosen)
+    else:
+        raise Refused("--protocol", f"no {kind} protocol {chosen!r}", did_you_mean(chosen, presets(kind)))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(chosen, f"cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(chosen, f"is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise Refused(chosen, "holds no keys and values", "see the presets in evaluation/protocols")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base not in presets(kind):
+        raise Refused(
+            f"{chosen}: base = {base!r}", f"no {kind} protocol of that name", did_you_mean(str(base), presets(kind))
+        )
+    return {**_values(kind, base), **values}

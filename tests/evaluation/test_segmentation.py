@@ -127,7 +127,7 @@ def test_level_zero_never_reads_the_training_set(pairs: Any) -> None:
         def __getitem__(self, index: int) -> None:
             raise AssertionError("the training set was read")
 
-    assert evaluate((Closed(), pairs[1]), protocol(KMEANS))["data"]["train"]["images"] == 0  # type: ignore[arg-type]
+    assert evaluate((Closed(), pairs[1]), protocol(KMEANS))["data"]["train"]["n"] == 0  # type: ignore[arg-type]
 
 
 def test_a_bank_of_limited_size_has_patches_of_every_image(pairs: Any) -> None:

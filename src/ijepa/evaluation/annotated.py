@@ -17,8 +17,8 @@ from ijepa.data.crop import Box, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.diagnostics import Features
-from ijepa.evaluation.pictures import Indices
+from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.pictures import Indices, encoded
 
 Labels = npt.NDArray[np.integer]
 
@@ -68,13 +68,12 @@ class Annotated:
             yield pixels, masks
 
 
-@torch.no_grad()
 def patch_features(
-    encoder: Features, samples: Annotated, classes: Classes, batch: int
+    encoder: Encoder, samples: Annotated, classes: Classes, batch: int
 ) -> Iterator[tuple[Tensor, Labels]]:
     """Yield patch features (B, N, D) float32 and masks (B, M, M). Raises as `Annotated.batches`."""
     for pixels, masks in samples.batches(batch, classes):
-        yield encoder(pixels).float(), masks
+        yield encoded(encoder, pixels), masks
 
 
 def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:

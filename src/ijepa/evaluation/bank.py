@@ -13,7 +13,7 @@ from torch import Tensor
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
 from ijepa.evaluation.clustering import standardise
-from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import Indices
 from ijepa.evaluation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
 from ijepa.randomness import Stream, uniform, words
@@ -42,7 +42,7 @@ class PatchBank:
 
     def __init__(
         self,
-        encoder: Features,
+        encoder: Encoder,
         support: Annotated,
         classes: Classes,
         *,

@@ -7,6 +7,7 @@ whether features separate the classes at all. The protocol is that of Leopart (Z
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +17,19 @@ from torch import Tensor
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, nearest_resize, patch_features
 from ijepa.evaluation.confusion import Confusion, Counts, tabulate
-from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.features import Encoder
 
 _ROWS = 65536
 
 
-def missing_extra(package: str) -> Refused:
-    """Return the refusal of an optional package that is not there."""
-    return Refused(package, "is not installed", "pip install 'ijepa-pretrain[evaluation]'")
+def require_extra() -> None:
+    """Refuse where the packages that this room's level 0 needs are not installed, before anything is computed."""
+    for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("threadpoolctl", "threadpoolctl")):
+        if find_spec(module) is None:
+            raise Refused(package, "is not installed", "pip install 'ijepa-pretrain[evaluation]'")
 
 
-def collect(encoder: Features, samples: Annotated, classes: Classes, batch: int) -> tuple[Tensor, Labels]:
+def collect(encoder: Encoder, samples: Annotated, classes: Classes, batch: int) -> tuple[Tensor, Labels]:
     """Return all patch features (n, N, D) float32 and masks (n, M, M) uint8 or int32: the memory of level 0."""
     features, masks, done = torch.empty(0), np.empty(0, dtype=np.int64), 0
     largest = max(classes.count, *classes.ignore) if classes.ignore else classes.count
@@ -76,11 +79,10 @@ def kmeans(features: npt.NDArray[np.float32], clusters: int, *, restarts: int, i
 
     One thread: with several, scikit-learn adds in any order and two runs may differ.
     """
-    try:
-        from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise missing_extra("scikit-learn") from error
+    require_extra()
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     model = KMeans(min(clusters, len(features)), n_init=restarts, max_iter=iterations, random_state=state)
     with threadpool_limits(1):
         return model.fit_predict(features).astype(np.int64)
@@ -91,10 +93,9 @@ def hungarian(counts: Counts) -> Labels:
 
     Clusters beyond the number of classes get the class they overlap most.
     """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise missing_extra("scipy") from error
+    require_extra()
+    from scipy.optimize import linear_sum_assignment
+
     union = counts.sum(1, keepdims=True) + counts.sum(0, keepdims=True) - counts
     cost = 1 - counts / np.maximum(union, 1)
     matched = by_precision(counts)

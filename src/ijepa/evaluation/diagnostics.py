@@ -8,27 +8,18 @@ No figure here needs a label, and none is a score: each shows one way in which s
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.pictures import choose, crops, pair
+from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.pictures import choose, crops, encoded, pair
 
 RANKME_EPS = 1e-7
 _BATCH = 64
-
-
-class Features(Protocol):
-    """An encoder, as diagnosis sees it."""
-
-    patch_size: int
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, N, D)."""
-        ...
 
 
 def rankme(features: Tensor, *, centred: bool = False) -> float:
@@ -225,9 +216,8 @@ def verdict(health: Health) -> str:
     )
 
 
-@torch.no_grad()
 def diagnose(
-    encoder: Features,
+    encoder: Encoder,
     source: Source,
     *,
     images: int = 1024,
@@ -251,7 +241,7 @@ def diagnose(
         raise Refused("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
     moments = Moments()
     for start in range(0, len(chosen), _BATCH):
-        moments.add(encoder(crops(source, chosen[start : start + _BATCH], size)))
+        moments.add(encoded(encoder, crops(source, chosen[start : start + _BATCH], size)))
     pooled = moments.pooled
     numbers = figures(moments) | {
         "alpha_req": alpha_req(pooled),

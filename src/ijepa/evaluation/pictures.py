@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ijepa.data.crop import center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Source
 from ijepa.errors import Failed
+from ijepa.evaluation.features import Encoder
 from ijepa.randomness import Stream, below, words
 
 Indices = npt.NDArray[np.int64]
@@ -55,3 +56,11 @@ def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int
             raise Failed(f"{sample.name}: {error}") from error
         row.copy_(crop_resize(image, center_crop_box(height, width, size, fraction=1.0), size))
     return batch
+
+
+@torch.no_grad()
+def encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies."""
+    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
+    device = next((weight.device for weight in weights), pixels.device)
+    return encoder(pixels.to(device)).float().cpu()

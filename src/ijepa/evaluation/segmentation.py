@@ -5,33 +5,31 @@ their level: 0 where labels only score (`clustering`), 1 where a labelled suppor
 The memory is what the features take: of all test patches at level 0, of the bank at level 1; both are in the result.
 """
 
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, patch_features
 from ijepa.evaluation.bank import PatchBank, hold_out
-from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, scored
+from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, require_extra, scored
 from ijepa.evaluation.confusion import Confusion
-from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.pictures import choose
+from ijepa.evaluation.result import versions
 from ijepa.evaluation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.randomness import Stream, words
 
-Progress = Callable[[str], None]
-
 
 def evaluate_segmentation(
-    encoders: Mapping[str, Features],
+    encoders: Mapping[str, Encoder],
     train: Source,
     test: Source,
     protocol: SegmentationProtocol,
@@ -80,18 +78,18 @@ def evaluate_segmentation(
         "protocol": protocol.model_dump(mode="json", exclude={"retrieval" if protocol.level == 0 else "kmeans"}),
         "seed": seed,
         "data": {
-            "train": {"images": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
-            "test": {"images": len(samples), "fingerprint": test.fingerprint},
+            "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
+            "test": {"n": len(samples), "fingerprint": test.fingerprint},
             "classes": list(classes.names),
         },
         "rows": rows,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {**versions(), "sklearn": version("scikit-learn")} if protocol.level == 0 else versions(),
         "seconds": round(time.perf_counter() - begun, 2),
     }
 
 
 def _by_retrieval(
-    encoder: Features,
+    encoder: Encoder,
     support: Annotated,
     samples: Annotated,
     classes: Classes,
@@ -132,7 +130,7 @@ def _by_retrieval(
 
 
 def _by_clusters(
-    encoder: Features, samples: Annotated, classes: Classes, protocol: SegmentationProtocol, seed: int
+    encoder: Encoder, samples: Annotated, classes: Classes, protocol: SegmentationProtocol, seed: int
 ) -> dict[str, Any]:
     rule = protocol.kmeans
     features, masks = collect(encoder, samples, classes, protocol.batch)
@@ -166,7 +164,9 @@ def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
     }
 
 
-def _check(encoders: Mapping[str, Features], train: Source, test: Source, protocol: SegmentationProtocol) -> None:
+def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protocol: SegmentationProtocol) -> None:
+    if protocol.level == 0:
+        require_extra()
     sets = {"--test": test} if protocol.level == 0 else {"--train": train, "--test": test}
     for flag, source in sets.items():
         if not len(source):

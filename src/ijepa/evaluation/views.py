@@ -17,7 +17,7 @@ from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Labels, find_classes
 from ijepa.evaluation.bank import PatchBank
 from ijepa.evaluation.clustering import collect, hungarian, kmeans, named, reduced
-from ijepa.evaluation.diagnostics import Features
+from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.retrieval import Distance, search
 from ijepa.randomness import Stream, words
@@ -75,7 +75,7 @@ class Panels:
 
 
 def segment(
-    encoder: Features,
+    encoder: Encoder,
     train: Source,
     test: Source,
     shown: Sequence[int],

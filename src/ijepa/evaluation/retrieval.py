@@ -7,7 +7,7 @@ most frequent class instead of for "ignored", and all k are answered by one sear
 
 Both distances are inner products: for cosine of normalised rows, and for L2 the order of |q - x|^2 is that of
 |x|^2 / 2 - x.q. The search goes through queries and bank in chunks and keeps k candidates a query: beside the bank,
-m (4 D + L) bytes for m patches of width D and L pixels, it takes 4 QUERIES * KEYS bytes, 128 MiB.
+m (4 D + L) bytes for m patches of width D and L pixels, it takes 4 QUERIES * KEYS bytes, 128 MiB, and QUERIES * C * L bytes to count votes for C classes.
 """
 
 from typing import Literal
@@ -40,12 +40,15 @@ def search(queries: Tensor, keys: Tensor, k: int, distance: Distance) -> Tensor:
 
 
 def vote(labels: Tensor, classes: int) -> Tensor:
-    """Return the most frequent of k labels, the lowest of equals: (q, k, L) uint8 or integer -> (q, L) int64."""
-    counts = torch.zeros(labels.shape[0], classes, labels.shape[2], dtype=torch.uint8, device=labels.device)
-    one = torch.ones((), dtype=torch.uint8, device=labels.device).expand(labels.shape[0], 1, labels.shape[2])
-    for neighbour in labels.long().unbind(1):
-        counts.scatter_add_(1, neighbour[:, None], one)
-    return counts.argmax(1)
+    """Return the most frequent of k labels, the lowest of equals: (q, k, L) integers, k < 256 -> (q, L) int64."""
+    voted = torch.empty(labels.shape[0], labels.shape[2], dtype=torch.long, device=labels.device)
+    for some, out in zip(labels.split(QUERIES), voted.split(QUERIES), strict=True):
+        counts = torch.zeros(len(some), classes, some.shape[2], dtype=torch.uint8, device=labels.device)
+        one = torch.ones((), dtype=torch.uint8, device=labels.device).expand(len(some), 1, some.shape[2])
+        for neighbour in some.unbind(1):
+            counts.scatter_add_(1, neighbour.long()[:, None], one)
+        out.copy_(counts.argmax(1))
+    return voted
 
 
 def patch_labels(masks: Tensor, patch: int) -> Tensor:

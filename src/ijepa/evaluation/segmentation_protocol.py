@@ -1,6 +1,6 @@
 """Protocols of segmentation without training: every number that decides a result, typed, in YAML beside the code."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class Clustering(Section):
 class Retrieval(Section):
     """Level 1: nearest neighbours in a bank of labelled patches."""
 
-    neighbours: tuple[int, ...] = Field((1, 3, 10, 30), min_length=1)
+    neighbours: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
     """Values of k to choose from."""
     distances: tuple[Distance, ...] = Field(("cosine", "l2"), min_length=1)
     """Distances to choose from."""

@@ -3,10 +3,19 @@
 Classes are matched by name where both sets name theirs, else by number, and a test class that the train set does not
 hold is refused: it could only ever be wrong. "Chance" is the share of the test set's commonest class, what a constant
 answer may reach; in a balanced set that is 1 / classes.
+
+A result is a dictionary, ready for JSON and the same in every run but for `seconds`:
+
+    kind, level, protocol     what was done; `level` is None for protocols that train heads on labels or let them vote
+    image_size, seed          height and width in pixels of what encoders saw; the seed of what was drawn
+    data.train, data.test     `n`, `classes` (how many occur), `fingerprint`; data.classes: names, or None
+    chance                    as above, a share like all accuracies
+    rows                      one an encoder: `encoder`, `top1`, `top5`, `ci` [low, high], and the method's own
+    versions, notes, seconds  what numbers may depend on; what a reader should know; the time it took
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +27,8 @@ from torch import Tensor
 
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.features import Encoder, Progress, extract
+from ijepa.evaluation.features import Encoder, Indices, Progress, extract
+from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.protocol import ImageProtocol
 from ijepa.evaluation.result import describe, versions
 
@@ -48,15 +58,32 @@ def compare(
     seed: int,
     cache: Path | None,
     progress: Progress | None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the result of one protocol: a row for every encoder, made by `method` from its features.
+
+    Args:
+        kind: what the result calls itself.
+        encoders: by the name that their row shall have.
+        train, test: labelled sets.
+        protocol: see `protocol`.
+        method: from features and classes to the row.
+        last: blocks whose features it wants.
+        seed: chooses images, where the protocol does not take all.
+        cache: folder of cached features.
+        progress: told a line now and then.
+        notes: what a reader of the result should know.
 
     Raises:
         Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
         Failed: as `features.extract`.
     """
     begun = time.perf_counter()
-    train_y, test_y, classes = matched_labels(train, test)
+    used = {
+        flag: choose(len(source), len(source) if most is None else most, seed)
+        for flag, source, most in (("train", train, protocol.train_images), ("test", test, protocol.test_images))
+    }
+    train_y, test_y, classes = matched_labels(train, test, used["train"], used["test"])
     size = common_size(encoders, protocol)
     rows = []
     for name, encoder in encoders.items():
@@ -64,6 +91,7 @@ def compare(
             extract(
                 encoder,
                 source,
+                used[role],
                 image_size=size,
                 last=last,
                 cache=cache,
@@ -85,28 +113,31 @@ def compare(
         "image_size": list(size),
         "seed": seed,
         "data": {
-            "train": describe(train, len(np.unique(train_y))),
-            "test": describe(test, len(np.unique(test_y))),
+            "train": describe(train, train_y),
+            "test": describe(test, test_y),
             "classes": None if train.classes is None else list(train.classes),
         },
         "chance": float(np.bincount(test_y).max() / len(test_y)),
         "rows": rows,
         "versions": versions(),
+        "notes": list(notes),
         "seconds": round(time.perf_counter() - begun, 2),
     }
 
 
-def matched_labels(train: Source, test: Source) -> tuple[Labels, Labels, int]:
-    """Return both sets' classes (n,) and (m,) by the train set's numbers, and how many numbers there are.
+def matched_labels(train: Source, test: Source, train_used: Indices, test_used: Indices) -> tuple[Labels, Labels, int]:
+    """Return the used images' classes (n,) and (m,) by the train set's numbers, and how many numbers there are.
 
     Raises:
-        Refused: an empty set, labels missing, or a test class that the train set does not hold.
+        Refused: an empty set, labels missing, the same set twice, or a test class that the train images lack.
     """
     for flag, source in (("--train", train), ("--test", test)):
         if not len(source):
             raise Refused(flag, "holds no images")
-    train_y = train.require_labels("--train").astype(np.int64)
-    test_y = test.require_labels("--test").astype(np.int64)
+    train_y = train.require_labels("--train")[train_used].astype(np.int64)
+    test_y = test.require_labels("--test")[test_used].astype(np.int64)
+    if train.fingerprint == test.fingerprint:
+        raise Refused("--test", "is the train set", "give images that are not trained on")
     count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
     known = set(np.unique(train_y).tolist())
     if train.classes is not None and test.classes is not None:

@@ -4,6 +4,9 @@ An image's features are its patches' mean, for each of the last blocks: (n, L, D
 `x[:, -1]` is the last block and `x.flatten(1)` the field's "last 4 concatenated". They are computed in float32 and
 stored in float16, cached or not: a result must not depend on whether a file was there.
 
+A cached file's name holds the hash and how many blocks are in it, and a file with more blocks serves for fewer: the
+linear probe's serves kNN. Encoders that are no `nn.Module` are not cached: nobody knows what decides their output.
+
 An encoder whose patches' mean would mean nothing says itself what its image features are, by a method
 `image_features`: raw pixels do, because the mean of their patches would be little more than the mean colour.
 """
@@ -15,9 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -38,7 +42,7 @@ FORMAT = 1
 PIXEL_SIDE = 16
 """Side to which `PixelEncoder` reduces whole images."""
 
-_PLAIN = (bool, int, float, str, tuple)
+Indices = npt.NDArray[np.int64]
 
 
 class Encoder(Protocol):
@@ -86,7 +90,7 @@ class PixelEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features of a whole source: `x` (n, L, D) float16 of the last L blocks, `y` (n,) int64, -1 without a label."""
+    """Features of a source's images: `x` (n, L, D) float16 of the last L blocks, `y` (n,) int64, -1 without a label."""
 
     x: Tensor
     y: Tensor
@@ -104,6 +108,7 @@ def image_features(encoder: Encoder, pixels: Tensor, last: int) -> Tensor:
 def extract(
     encoder: Encoder,
     source: Source,
+    indices: Indices | None = None,
     *,
     image_size: tuple[int, int],
     last: int,
@@ -113,11 +118,12 @@ def extract(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> FeatureSet:
-    """Return the features of every image of a source, in its order; from `cache` where they are there.
+    """Return the features of images of a source, in the order given; from `cache` where they are there.
 
     Args:
         encoder: makes the features, where its parameters lie.
         source: the images.
+        indices: which of them, all if None.
         image_size: height and width in pixels that every image is brought to.
         last: blocks to take, from the last one backwards.
         cache: folder of cached features; none is read or written if None.
@@ -129,51 +135,55 @@ def extract(
     Raises:
         Failed: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
     """
+    chosen = np.arange(len(source)) if indices is None else indices
     labels = np.full(len(source), -1) if source.labels is None else source.labels
-    y = torch.from_numpy(labels.astype(np.int64))
-    file = None
-    if cache is not None:
-        setting = (FORMAT, image_size, crop_fraction, last, "float16", source.fingerprint, len(source))
+    y = torch.from_numpy(labels[chosen].astype(np.int64))
+    stem = ""
+    if cache is not None and isinstance(encoder, nn.Module):
+        images = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
+        setting = (FORMAT, image_size, crop_fraction, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
-        file = cache / f"features-{name[:32]}.safetensors"
-        if file.exists():
-            return FeatureSet(_load(file), y)
-    parts, done = [], 0
-    for pixels in _batches(source, image_size, crop_fraction, batch_size):
+        stem = f"features-{name[:32]}"
+        for file in sorted(cache.glob(f"{stem}-*.safetensors")):
+            if int(file.stem.rpartition("-")[2]) >= last:
+                return FeatureSet(_load(file)[:, -last:], y)
+    parts: list[Tensor] = []
+    done = 0
+    for pixels in _batches(source, chosen, image_size, crop_fraction, batch_size):
         x = image_features(encoder, pixels.to(_device(encoder)), last).to(torch.float16).cpu()
         if not bool(x.isfinite().all()):
-            raise Failed(f"{label}: features of images {done} to {done + len(x) - 1} are not finite in float16")
+            first, final = source.name(int(chosen[done])), source.name(int(chosen[done + len(x) - 1]))
+            raise Failed(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
         parts.append(x)
         before, done = done, done + len(x)
-        if progress is not None and 10 * before // len(source) < 10 * done // len(source):
-            progress(f"{label}: features of {done} of {len(source)} images")
+        if progress is not None and 10 * before // len(chosen) < 10 * done // len(chosen):
+            progress(f"{label}: features of {done} of {len(chosen)} images")
     x = torch.cat(parts)
-    if file is not None:
-        _save(file, x)
+    if cache is not None and stem:
+        _save(cache / f"{stem}-{last}.safetensors", x)
     return FeatureSet(x, y)
 
 
-def weights_hash(encoder: Encoder) -> str:
+def weights_hash(encoder: nn.Module) -> str:
     """Return a SHA-256 of all that decides an encoder's output.
 
     That is, for every module in it, its class, its plain settings (heads and epsilons are in no state dict), its
     parameters and its buffers, those that checkpoints leave out among them.
     """
     digest = hashlib.sha256()
-    modules = encoder.named_modules() if isinstance(encoder, nn.Module) else [("", encoder)]
-    for name, module in modules:
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k[0] != "_" and k != "training"}
-        digest.update(repr((name, type(module).__qualname__, sorted(plain.items()))).encode())
-        for key, tensor in _tensors(module):
+    for name, module in encoder.named_modules():
+        plain = [(k, v) for k, v in sorted(vars(module).items()) if _plain(v) and k[0] != "_" and k != "training"]
+        digest.update(repr((name, type(module).__qualname__, plain)).encode())
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(module, nn.Module):
-        yield from module.named_parameters(recurse=False)
-        yield from module.named_buffers(recurse=False)
+def _plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _device(encoder: Encoder) -> torch.device:
@@ -181,7 +191,7 @@ def _device(encoder: Encoder) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _batches(source: Source, size: tuple[int, int], fraction: float, batch: int) -> Iterator[Tensor]:
+def _batches(source: Source, indices: Indices, size: tuple[int, int], fraction: float, batch: int) -> Iterator[Tensor]:
     """Yield pixels (B, 3, h, w) uint8; while one batch is used, threads decode the next."""
 
     def pixels_of(sample: Sample) -> Tensor:
@@ -193,12 +203,12 @@ def _batches(source: Source, size: tuple[int, int], fraction: float, batch: int)
         return crop_resize(image, center_crop_box(height, width, size, fraction), size)
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
-    starts = [*range(0, len(source), batch), len(source)]
+    starts = [*range(0, len(indices), batch), len(indices)]
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
         waiting: list[Future[Tensor]] = []
         try:
             for start, stop in pairwise(starts):
-                ahead = [pool.submit(pixels_of, source[index]) for index in range(start, stop)]
+                ahead = [pool.submit(pixels_of, source[int(index)]) for index in indices[start:stop]]
                 if waiting:
                     yield torch.stack([future.result() for future in waiting])
                 waiting = ahead

@@ -34,7 +34,7 @@ def evaluate_knn(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate encoders by k nearest neighbours; nothing is drawn, `seed` is only noted.
+    """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
 
     Returns:
         See `classification.compare`; a row has `top1`, `top5` and `ci` at the protocol's k, and `top1_by_k`.
@@ -58,7 +58,9 @@ def evaluate_knn(
         by_k = {str(k): float((rank == 0).double().mean()) for k, rank in ranks.items()}
         return {**accuracies(ranks[k]), "k": k, "top1_by_k": by_k}
 
-    result = compare(
+    used = min(len(train), protocol.train_images or len(train))
+    clipped = [k for k in protocol.neighbours if k > used]
+    return compare(
         "knn",
         encoders,
         train,
@@ -69,10 +71,8 @@ def evaluate_knn(
         seed=seed,
         cache=cache,
         progress=progress,
+        notes=[f"k = {k} is more than the {used} train images, all of which vote" for k in clipped],
     )
-    clipped = [k for k in protocol.neighbours if k > len(train)]
-    result["notes"] = [f"k = {k} is more than the {len(train)} train images, all of which vote" for k in clipped]
-    return result
 
 
 def knn_accuracy(

@@ -1,7 +1,7 @@
 """Linear probe: many heads on frozen features trained as one product, one of them chosen honestly.
 
 All heads of a group read the same features, so their weights lie side by side as (F, H, C) and a step is two matrix
-products, (B, F) x (F, H C) and its transpose, with a learning rate and a weight decay for every head. The gradient
+products, (B, F) x (F, H C) and (F, B) x (B, H C), with a learning rate and a weight decay for every head. The gradient
 of the mean cross-entropy is written out: softmax minus truth; there is no graph to build. Heads start at zero, since
 the problem is convex and nothing has to be drawn.
 
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
-from ijepa.errors import Refused
 from ijepa.evaluation.bank import hold_out
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Progress
@@ -52,8 +51,6 @@ def evaluate_linear(
     Raises:
         Refused, Failed: as `classification.compare`.
     """
-    if 0 < len(train) < 2:
-        raise Refused("--train", "one image cannot be split into a train set and a held-out part", "give at least 2")
     return compare(
         "linear",
         encoders,
@@ -93,7 +90,13 @@ def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Heads:
-    """Linear heads over the same features: `weight` (F, H, C), `bias` (H, C), the features' `shift` and `scale` (F,)."""
+    """Linear heads over the same features.
+
+    Attributes:
+        weight: (F, H, C).
+        bias: (H, C).
+        shift, scale: (F,), taken from and divided out of the features first.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -125,13 +128,14 @@ class Heads:
 def train_heads(
     x: Tensor, y: Tensor, classes: int, grid: tuple[tuple[float, float], ...], protocol: LinearProtocol, seed: int
 ) -> Heads:
-    """Train a head for every (learning rate, weight decay) of `grid` on features (n, F), all in one pass."""
-    lr, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
+    """Train a head for every (learning rate per 256 images, weight decay) of `grid`, all in one pass over (n, F)."""
     shift, scale = statistics(x) if protocol.standardise else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
     heads = Heads(torch.zeros(x.shape[1], len(grid), classes), torch.zeros(len(grid), classes), shift, scale)
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in (heads.weight, heads.bias)]
     beta1, beta2 = protocol.betas
     batch = min(protocol.batch, len(x))
+    lr, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
+    lr = lr * batch / 256
     steps = min(protocol.steps, math.ceil(protocol.epochs * len(x) / batch))
     for step, chosen in enumerate(_batches(len(x), batch, steps, seed), start=1):
         part, truth = heads.prepared(x[chosen]), y[chosen]

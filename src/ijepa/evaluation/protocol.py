@@ -31,6 +31,10 @@ class ImageProtocol(Section):
     """Side in pixels that images are brought to; the encoder's native size if null."""
     crop_fraction: float = Field(0.875, gt=0, le=1)
     """Share of the short side that the central crop keeps; 0.875 is "resize to 256, crop 224"."""
+    train_images: int | None = Field(None, ge=2)
+    """Train images used at most, chosen by seed; all if null."""
+    test_images: int | None = Field(None, ge=1)
+    """Test images used at most, chosen by seed; all if null."""
     forward_batch: int = Field(64, ge=1)
     """Images a forward pass."""
 
@@ -41,7 +45,7 @@ class LinearProtocol(ImageProtocol):
     blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
     """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
     lrs: tuple[Positive, ...] = Field(min_length=1)
-    """Peak learning rates, one head for each with each weight decay."""
+    """Peak learning rates per 256 images a step, one head for each with each weight decay."""
     weight_decays: tuple[NotNegative, ...] = Field(min_length=1)
     """Decoupled weight decays; biases have none."""
     betas: tuple[float, float] = (0.9, 0.95)

@@ -9,6 +9,7 @@ import platform
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,9 +61,9 @@ def statistics(x: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
     return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
 
 
-def describe(source: Source, classes: int) -> dict[str, Any]:
-    """Return what a result says of a labelled set."""
-    return {"n": len(source), "classes": classes, "fingerprint": source.fingerprint}
+def describe(source: Source, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a result says of a labelled set, of which images with these labels (n,) were used."""
+    return {"n": len(labels), "classes": len(np.unique(labels)), "fingerprint": source.fingerprint}
 
 
 def versions() -> dict[str, str]:

@@ -14,13 +14,15 @@ from ijepa.data.decode import decode, decode_mask
 from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.prepare import scenes
+from ijepa.prepare.markings import marking_tables
 from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
+from ijepa.prepare.shapes import distance_tables
 from tests.reference.scenes import coverage
 
 GOLDEN_LABELS = [6, 0, 4, 7, 5, 6, 4, 4, 0, 5, 5, 4]
-GOLDEN_AREAS = [1651, 975, 799, 1345, 773, 944, 985, 1208, 669, 1513, 1010, 945]
+GOLDEN_AREAS = [1886, 1284, 1198, 1702, 1129, 1298, 1442, 1503, 1281, 1734, 1323, 1525]
 CHANCE = 1 / len(CLASSES)
-PLAIN = {"object_texture": 0.0, "ground_texture": 0.0}
+PLAIN = {"marking": 0.0, "ground_texture": 0.0}
 
 
 def same(a: Scene, b: Scene) -> bool:
@@ -60,7 +62,8 @@ def test_table_lookup_agrees_with_the_plain_formula(label: int, unit: float, ang
     center = (20.3, 19.6)
     axis = np.arange(40) + 0.5
     u, v = (axis - center[0])[None, None, :], (axis - center[1])[None, :, None]
-    fast = scenes._coverage(label, u, v, np.array([unit]), np.array([angle]))[0]
+    cell = scenes._cells(u, v, np.array([unit]), np.array([angle]))
+    fast = scenes._coverage(label, cell, np.array([unit]))[0]
     error = np.abs(fast - coverage(CLASSES[label], 40, center, unit, angle))
     assert error.max() < 0.15  # half a table cell, .006 units of up to 16 pixels, in both directions
     assert error.mean() < 0.005
@@ -178,6 +181,14 @@ def test_form_does_tell_the_class() -> None:
     filters = np.random.default_rng(0).normal(size=(192, 256)).astype(np.float32) / 14
     features = np.concatenate([np.maximum(some @ filters, 0).mean(axis=1) for some in np.split(patches, 20)])
     assert probe(features) > CHANCE + 0.15
+
+
+@pytest.mark.parametrize("label", range(len(CLASSES)))
+def test_markings_are_alike_in_mean_and_deviation(label: int) -> None:
+    inside = distance_tables()[label] < 0
+    marking = marking_tables()[label][inside]
+    assert marking.mean() == pytest.approx(0, abs=1e-4) and marking.std() == pytest.approx(1, abs=1e-4)
+    assert np.abs(marking).max() < 4
 
 
 def test_nearly_every_block_of_three_by_three_patches_holds_part_of_a_shape() -> None:

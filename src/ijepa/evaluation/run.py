@@ -4,7 +4,7 @@ Beside every trained encoder stand, by the same protocol, the encoder as pretrai
 an architecture knows before it has learned, and what the images give away by themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from rich.table import Table
 
 from ijepa.data.sources import open_source
 from ijepa.errors import Refused
-from ijepa.evaluation import linear_probe, knn, segmentation
+from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.training.run import write_json
 
-_RUNNERS = {
+_RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
     "knn": knn.evaluate_knn,
     "segmentation": segmentation.evaluate_segmentation,

@@ -27,6 +27,7 @@ from PIL import Image
 
 from ijepa import randomness
 from ijepa.errors import Refused
+from ijepa.prepare.markings import marking_tables
 from ijepa.prepare.shapes import CLASSES, EXTENT, RESOLUTION, TILT, Plane, distance_tables
 from ijepa.prepare.shards import Record, ShardPlan, write_folder
 
@@ -39,8 +40,8 @@ VALIDATION_START = 1 << 40
 """Validation scenes take their positions from here on: no training set reaches them, whatever its size."""
 
 _AREA = 0.45
-_OCTAVES = (4, 8, 32)
-_PER_INSTANCE = 10
+_OCTAVES = (32,)
+_PER_INSTANCE = 8
 _PER_IMAGE = 8
 _BATCH = 64
 
@@ -74,20 +75,20 @@ class SceneRule:
         contrast: least and most difference in brightness between instance and ground, of [0, 1].
         chroma: most strength of colour, of [0, 1].
         ground_texture: standard deviation of the ground's noise, of [0, 1].
-        object_texture: amplitude of the stripes on an instance, of [0, 1].
+        marking: standard deviation of the class's marking on an instance, of [0, 1].
     """
 
-    instances: tuple[int, int] = (6, 9)
+    instances: tuple[int, int] = (8, 9)
     cells: int = 3
     shift: float = 0.5
-    jitter: float = 0.1
-    diameter: tuple[float, float] = (0.24, 0.36)
+    jitter: float = 0.02
+    diameter: tuple[float, float] = (0.3, 0.36)
     rotation: float = 1.0
     shared: tuple[str, ...] = ()
-    contrast: tuple[float, float] = (0.25, 0.5)
+    contrast: tuple[float, float] = (0.3, 0.5)
     chroma: float = 0.25
-    ground_texture: float = 0.06
-    object_texture: float = 0.06
+    ground_texture: float = 0.04
+    marking: float = 0.13
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, mend: str) -> None:
@@ -102,7 +103,7 @@ class SceneRule:
         require(0.05 <= self.diameter[0] <= self.diameter[1] <= 1, "diameter", "give 0.05 <= least <= most <= 1")
         require(0 <= self.contrast[0] <= self.contrast[1] <= 0.5, "contrast", "give 0 <= least <= most <= 0.5")
         require(set(self.shared) <= set(SHAREABLE), "shared", f"known: {', '.join(SHAREABLE)}")
-        for field in ("rotation", "chroma", "ground_texture", "object_texture"):
+        for field in ("rotation", "chroma", "ground_texture", "marking"):
             require(0 <= getattr(self, field) <= 1, field, "give 0 to 1")
 
     @property
@@ -139,7 +140,7 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     low, high = rule.instances
     chosen = np.argsort(order)[: low + int(image[1] * (high - low + 1))]
     draws = instance.reshape(_PER_INSTANCE, places)[:, chosen]
-    dx, dy, extent, turn, polarity, contrast, hue, chroma, stripe_turn, stripe_phase = (
+    dx, dy, extent, turn, polarity, contrast, hue, chroma = (
         _share(draw, _DRAW_OF.get(i), rule) for i, draw in enumerate(draws)
     )
 
@@ -169,12 +170,11 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     steps = np.arange(side) + 0.5
     u = (left[:, None] + steps - center_x[:, None]).astype(np.float32)[:, None, :]
     v = (top[:, None] + steps - center_y[:, None]).astype(np.float32)[:, :, None]
-    alpha = _coverage(label, u, v, unit, angle)
+    cell = _cells(u, v, unit, angle)
+    alpha = _coverage(label, cell, unit)
     opaque = alpha >= 0.5
-    surface = colors.T[:, :, None, None]  # (n, 3, 1, 1)
-    if rule.object_texture:
-        stripes = _stripes(u, v, unit, 2 * np.pi * stripe_turn, 2 * np.pi * stripe_phase)
-        surface = surface + np.float32(rule.object_texture) * stripes[:, None]
+    brightening = np.float32(rule.marking) * marking_tables()[label].ravel().take(cell)  # (n, side, side)
+    surface = colors.T[:, :, None, None] + brightening[:, None]  # (n, 3, side, side)
     painted, kept = surface * alpha[:, None], (1 - alpha)[:, None]
     for i, (x, y) in enumerate(zip((left + margin).tolist(), (top + margin).tolist(), strict=True)):
         patch = canvas[:, y : y + side, x : x + side]
@@ -201,26 +201,23 @@ def _tint(hue: Numbers, strength: Numbers) -> Numbers:
     return tint
 
 
-def _coverage(label: int, u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> Plane:
-    """Return (n, side, side) coverage in [0, 1] at offsets u, v pixels: an edge is one pixel wide."""
+def _cells(u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> npt.NDArray[np.intp]:
+    """Return (n, side, side) cells of the shapes' tables at offsets u, v pixels from instances' centres."""
     scale = RESOLUTION / (2 * EXTENT) / unit
-    cosine = (np.cos(angle - TILT) * scale).astype(np.float32)[:, None, None]
-    sine = (np.sin(angle - TILT) * scale).astype(np.float32)[:, None, None]
+    turn = angle - TILT
+    cosine = (np.cos(turn) * scale).astype(np.float32)[:, None, None]
+    sine = (np.sin(turn) * scale).astype(np.float32)[:, None, None]
     last = RESOLUTION - 1
     column = np.clip(cosine * u + sine * v + RESOLUTION / 2, 0, last).astype(np.intp)
     row = np.clip(cosine * v - sine * u + RESOLUTION / 2, 0, last).astype(np.intp)
-    distance = distance_tables()[label].ravel().take(row * RESOLUTION + column)
+    return row * RESOLUTION + column
+
+
+def _coverage(label: int, cell: npt.NDArray[np.intp], unit: Numbers) -> Plane:
+    """Return (n, side, side) coverage in [0, 1]: an edge is one pixel wide."""
+    distance = distance_tables()[label].ravel().take(cell)
     coverage: Plane = np.clip(np.float32(0.5) - distance * unit.astype(np.float32)[:, None, None], 0, 1)
     return coverage
-
-
-def _stripes(u: Plane, v: Plane, unit: Numbers, angle: Numbers, phase: Numbers) -> Plane:
-    """Return (n, side, side) stripes in [-1, 1], a wave to each half unit."""
-    rate = 4 * np.pi / unit
-    along = (rate * np.cos(angle)).astype(np.float32)[:, None, None] * u
-    across = (rate * np.sin(angle)).astype(np.float32)[:, None, None] * v
-    stripes: Plane = np.sin(along + across + phase.astype(np.float32)[:, None, None])
-    return stripes
 
 
 def _noise(numbers: Numbers, size: int, deviation: float) -> Plane:

@@ -6,7 +6,7 @@ converted to float32 once; what stays is the running nearest of every test image
 neighbour by neighbour up to each k in turn; a one-hot array of B x k x C, the usual way, would be a hundred times that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,28 +123,37 @@ def knn_ranks(
     """
     wanted = sorted({min(k, len(train_x)) for k in neighbours})
     shift, scale = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    chunks = (normalize((part.float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))
     queries = normalize((test_x.float() - shift) / scale, dim=1)
-    near_s = torch.full((len(queries), 0), 0.0)
-    near_y = torch.full((len(queries), 0), 0, dtype=torch.int64)
-    for start in range(0, len(train_x), TRAIN_CHUNK):
-        chunk = normalize((train_x[start : start + TRAIN_CHUNK].float() - shift) / scale, dim=1)
-        labels = train_y[start : start + TRAIN_CHUNK]
-        kept = min(wanted[-1], near_s.shape[1] + len(chunk))
-        best_s, best_y = torch.empty(len(queries), kept), torch.empty(len(queries), kept, dtype=torch.int64)
-        for first in range(0, len(queries), TEST_CHUNK):
-            rows = slice(first, first + TEST_CHUNK)
-            found, place = (queries[rows] @ chunk.T).topk(min(wanted[-1], len(chunk)), dim=1)
-            found, place = torch.cat([near_s[rows], found], 1), torch.cat([near_y[rows], labels[place]], 1)
-            best_s[rows], order = found.topk(kept, dim=1)
-            best_y[rows] = place.gather(1, order)
-        near_s, near_y = best_s, best_y
+    similar, voters = nearest(chunks, train_y, queries, wanted[-1])
+    votes = (similar / temperature).exp()
     ranks: dict[int, list[Tensor]] = {k: [] for k in wanted}
-    for first in range(0, len(queries), TEST_CHUNK):
-        rows = slice(first, first + TEST_CHUNK)
-        votes, voted = (near_s[rows] / temperature).exp(), 0
-        scores = torch.zeros(len(votes), classes)
+    for rows in torch.arange(len(queries)).split(TEST_CHUNK):
+        scores, voted = torch.zeros(len(rows), classes), 0
         for k in wanted:
-            scores.scatter_add_(1, near_y[rows, voted:k], votes[:, voted:k])
-            voted = k
+            scores.scatter_add_(1, voters[rows, voted:k], votes[rows, voted:k])
             ranks[k].append(ranks_of(scores, test_y[rows]))
+            voted = k
     return {k: torch.cat(parts) for k, parts in ranks.items()}
+
+
+def nearest(chunks: Iterable[Tensor], train_y: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return similarity and class (m, k) of the k most similar train features to each query (m, D), best first.
+
+    `chunks` are the train features in order, (c, D) each; both they and the queries have length 1.
+    """
+    best = torch.empty(len(queries), 0)
+    best_y = torch.empty(len(queries), 0, dtype=torch.int64)
+    start = 0
+    for chunk in chunks:
+        labels = train_y[start : start + len(chunk)]
+        start += len(chunk)
+        found, found_y = [], []
+        for rows in torch.arange(len(queries)).split(TEST_CHUNK):
+            similar, place = (queries[rows] @ chunk.T).topk(min(k, len(chunk)), dim=1)
+            # Of equals the earlier train image stays: it stands first, and the sort is stable.
+            similar, order = torch.cat([best[rows], similar], 1).sort(dim=1, descending=True, stable=True)
+            found.append(similar[:, :k])
+            found_y.append(torch.cat([best_y[rows], labels[place]], 1).gather(1, order[:, :k]))
+        best, best_y = torch.cat(found), torch.cat(found_y)
+    return best, best_y

@@ -74,7 +74,7 @@ def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
         x = split.train_x[:, -blocks:].flatten(1)
         heads = train_heads(x[~held], split.train_y[~held], split.classes, grid, protocol, seed)
         right = heads.accuracy(x[held], split.train_y[held])
-        head = int(right.argmax())
+        head = int(np.argmax(right.numpy()))  # the first of equals
         if best is None or float(right[head]) > best[0]:
             best = float(right[head]), blocks, head, heads
     assert best is not None  # a protocol has at least one number of blocks

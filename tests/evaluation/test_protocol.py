@@ -1,0 +1,60 @@
+import pytest
+
+from ijepa.errors import Refused
+from ijepa.evaluation.protocol import DEFAULTS, KINDS, load_protocol, presets
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in presets(kind)])
+def test_presets_are_valid_and_say_what_they_are(kind, name):
+    protocol = load_protocol(kind, name)
+    assert protocol.name == name
+    assert len(protocol.description) > 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_default_and_a_demo(kind):
+    assert load_protocol(kind).name == DEFAULTS[kind]
+    assert "demo" in presets(kind)
+
+
+def test_file_over_a_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: heldout\nname: mine\nepochs: 5\n")
+    protocol = load_protocol("linear", file)
+    assert (protocol.name, protocol.epochs) == ("mine", 5)
+    assert protocol.lrs == load_protocol("linear", "heldout").lrs
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: heldout\nepoch: 5", "epoch: unknown key; did you mean epochs?"),
+        ("base: held-out\nname: x", "did you mean heldout?"),
+        ("base: heldout\nlrs: [0.1, -1]", "lrs"),
+        ("name: x\nweight_decays: [0]", "lrs: missing"),
+        ("just words", "holds no keys"),
+        ("a: [1", "is no YAML"),
+    ],
+)
+def test_bad_files_in_one_line(tmp_path, text, said):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(Refused) as refused:
+        load_protocol("linear", file)
+    assert said in str(refused.value)
+    assert str(file) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_such_protocol(tmp_path):
+    with pytest.raises(Refused, match="no knn protocol 'dina'; did you mean dino"):
+        load_protocol("knn", "dina")
+    with pytest.raises(Refused, match="cannot be read"):
+        load_protocol("knn", tmp_path / "absent.yaml")
+
+
+def test_knn_scores_the_k_it_reports(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: dino\nk: 15\n")
+    with pytest.raises(Refused, match="k = 15"):
+        load_protocol("knn", file)

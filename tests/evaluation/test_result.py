@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from ijepa.evaluation.result import accuracies, interval, ranks_of, statistics
+
+
+@pytest.mark.parametrize(("right", "total"), [(1, 2), (3, 10), (137, 200), (4000, 50000)])
+def test_interval_is_the_bootstraps(right, total):
+    low, high = interval(right, total)
+    assert (low * total, high * total) == pytest.approx(binom.ppf([0.025, 0.975], total, right / total))
+
+
+def test_interval_as_resampling_finds_it():
+    rng = np.random.default_rng(0)
+    answers = np.arange(300) < 210
+    means = answers[rng.integers(0, 300, (20000, 300))].mean(1)
+    assert interval(210, 300) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.0034)
+
+
+@pytest.mark.parametrize(("right", "end"), [(0, 0.0), (7, 1.0)])
+def test_interval_of_none_and_all(right, end):
+    assert interval(right, 7) == (end, end)
+
+
+def test_ranks_break_ties_as_a_stable_sort():
+    scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    assert ranks_of(scores, torch.tensor([0, 0, 1, 2])).tolist() == [2, 0, 1, 2]
+    found = accuracies(torch.tensor([0, 0, 4, 5]))
+    assert (found["top1"], found["top5"]) == (0.5, 0.75)
+
+
+def test_statistics_in_chunks():
+    x = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) * 3 + 100
+    x[:, 2] = 5
+    mean, deviation = statistics(x.half(), chunk=37)
+    expected = x.half().double().std(0, correction=0)
+    expected[2] = 1
+    torch.testing.assert_close(mean.double(), x.half().double().mean(0), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(deviation.double(), expected, atol=1e-5, rtol=1e-6)

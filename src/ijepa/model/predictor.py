@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.batch import Batch
+from ijepa.model.linear import Linear
 from ijepa.model.vision_transformer import NORM_EPS, Block, residual, sincos_positions
 
 
@@ -38,13 +39,13 @@ class Predictor(nn.Module):
         position_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.predictor_embed = nn.Linear(encoder_width, width)
+        self.predictor_embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.predictor_blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(width, heads, round(width * mlp_ratio)) for _ in range(depth)
         )
         self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.predictor_proj = nn.Linear(width, encoder_width)
+        self.predictor_proj = Linear(width, encoder_width)
         positions = position_scale * sincos_positions(width, grid)
         self.register_buffer("predictor_pos_embed", positions, persistent=False)
         self.predictor_pos_embed: Tensor

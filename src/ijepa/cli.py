@@ -190,7 +190,7 @@ def _evaluate(
     test: str,
     protocol: str | None,
     output: Path | None,
-    which: str,
+    which: Any,
     seed: int,
     baselines: bool,
 ) -> None:
@@ -335,7 +335,8 @@ def bench_attention(output: Path | None) -> None:
 
 
 def _keep(result: dict[str, Any], output: Path | None) -> None:
-    from ijepa.training.run import machine, write_json
+    from ijepa.files import write_json
+    from ijepa.training.run import machine
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

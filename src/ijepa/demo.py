@@ -75,7 +75,11 @@ def summary(results: dict[str, dict[str, Any]]) -> Table:
     """Return the closing table: a row an encoder, a column a protocol."""
     table = Table(title="How good is the encoder? (accuracy and mIoU in %)", title_justify="left")
     table.add_column("encoder")
-    columns = {"linear": ("linear probe", "top1"), "knn": ("kNN", "top1"), "segmentation": ("segmentation mIoU", "miou")}
+    columns = {
+        "linear": ("linear probe", "top1"),
+        "knn": ("kNN", "top1"),
+        "segmentation": ("segmentation", "miou"),
+    }
     for kind in results:
         table.add_column(columns[kind][0], justify="right")
     names = [row["encoder"] for row in next(iter(results.values()))["rows"]]

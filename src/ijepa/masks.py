@@ -61,9 +61,7 @@ class MaskRule(Section):
         for key in ("target_scale", "target_aspect", "context_scale", "context_aspect"):
             low, high = getattr(self, key)
             if low <= 0 or (key.endswith("scale") and high > 1):
-                raise Refused(
-                    f"mask.{key} = {low},{high}", "out of range", "shares lie in (0, 1], aspects above 0"
-                )
+                raise Refused(f"mask.{key} = {low},{high}", "out of range", "shares lie in (0, 1], aspects above 0")
         height, width = grid
         rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
         area = rows * columns / (height * width)

@@ -51,9 +51,7 @@ def layer_rates(depth: int, drop_path: float) -> list[float]:
     return [drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
 
 
-def draw_depth(
-    seed: int, positions: npt.ArrayLike, depth: int, drop_path: float
-) -> npt.NDArray[np.bool_] | None:
+def draw_depth(seed: int, positions: npt.ArrayLike, depth: int, drop_path: float) -> npt.NDArray[np.bool_] | None:
     """Return (B, depth) booleans, True where a layer is kept for an image; None without stochastic depth."""
     if drop_path == 0:
         return None

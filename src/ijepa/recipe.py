@@ -137,9 +137,7 @@ class Model(Section):
             if part.width % part.heads:
                 raise Refused(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
             if part.width % 4:
-                raise Refused(
-                    f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one"
-                )
+                raise Refused(f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one")
         return self
 
 
@@ -289,9 +287,7 @@ class Recipe(Section):
         self.mask.check_grid(self.model.grid)
         micro, whole = self.batch.micro, self.batch.total
         if micro != "auto" and (micro < 1 or whole % micro):
-            raise Refused(
-                f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor"
-            )
+            raise Refused(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
         if isinstance(self.data.workers, int) and self.data.workers < 0:
             raise Refused(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
         if self.data.images is not None:
@@ -320,9 +316,7 @@ class Recipe(Section):
         if warmup + tail >= total and warmup + tail > 0:
             raise Refused(
                 f"schedule.warmup = {self.schedule.warmup}",
-                f"{warmup} steps of warm-up"
-                + (f" and {tail} of tail" if tail else "")
-                + f" in a run of {total}",
+                f"{warmup} steps of warm-up" + (f" and {tail} of tail" if tail else "") + f" in a run of {total}",
                 "shorten it, for example --schedule.warmup '5 %'",
             )
         return Lengths(total=total, warmup=warmup, tail=tail)
@@ -341,9 +335,7 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """Return the whole resolved recipe as YAML; loading it gives an equal recipe."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
-        )
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 class Lengths(Section):

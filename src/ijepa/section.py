@@ -67,19 +67,14 @@ def _refusal(cls: type[Section], error: ValidationError, where: str) -> Refused:
     if first["type"] == "extra_forbidden":
         parent: type[Section] = cls
         for part in path[:-1]:
-            parent = (
-                section_of({f.alias or n: f for n, f in parent.model_fields.items()}[part].annotation)
-                or parent
-            )
+            parent = section_of({f.alias or n: f for n, f in parent.model_fields.items()}[part].annotation) or parent
         known = [field.alias or name for name, field in parent.model_fields.items()]
         return Refused(f"{where}: {key}", "unknown key", did_you_mean(path[-1], known))
     value, message = first.get("input"), first["msg"].removeprefix("Value error, ")
     expected = first.get("ctx", {}).get("expected")
     mend = ""
     if first["type"] == "literal_error" and isinstance(value, str) and expected:
-        mend = did_you_mean(
-            value, [word.strip(" '") for word in str(expected).replace(" or ", ",").split(",")]
-        )
+        mend = did_you_mean(value, [word.strip(" '") for word in str(expected).replace(" or ", ",").split(",")])
     if first["type"] == "missing":
         return Refused(f"{where}: {key}", "missing", "give it a value")
     return Refused(f"{where}: {key} = {value!r}", message[:1].lower() + message[1:], mend)

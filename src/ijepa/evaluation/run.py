@@ -16,9 +16,9 @@ from ijepa.errors import Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder
 from ijepa.evaluation.protocol import load_protocol
+from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
-from ijepa.training.run import write_json
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,

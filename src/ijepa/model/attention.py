@@ -1,7 +1,7 @@
 """One attention over packed sequences: every query sees the keys of its own sequence and no other.
 
-`attention(q, k, v, queries, keys)` takes tokens of all sequences behind one another, q (Tq, H, d) and k, v
-(Tk, H, d), with `Sequences` that say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel
+`attention(qkv, queries, keys)` takes the tokens of all sequences behind one another, (T, 3, H, d), with `Sequences` that
+say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel
 and nothing is padded. Elsewhere sequences of like length are gathered into dense batches, padded to a multiple of
 32 tokens (a CPU's bfloat16 softmax takes twice as long at other lengths), and worked off with plain batched matrix
 products: faster here than torch's fused CPU kernel, than a loop over sequences, and than a block mask.
@@ -21,24 +21,26 @@ GRANULE = 32
 """Sequences are padded to a multiple of so many tokens where attention is not computed by FlashAttention."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, queries: Sequences, keys: Sequences) -> Tensor:
+def attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
     """Softmax attention within each packed sequence, scaled by 1 / sqrt(d).
 
     Args:
-        q: (Tq, H, d) queries of all sequences.
-        k: (Tk, H, d) keys; v likewise.
+        qkv: (T, 3, H, d) queries, keys and values of all tokens.
         queries: where each sequence's queries start; S sequences.
-        keys: where each sequence's keys start; the same S sequences.
+        keys: where each sequence's keys start; the same S sequences, T tokens.
+        rows: (Tq,) the tokens whose queries are asked; None for all.
 
     Returns:
-        (Tq, H, d), in q's dtype.
+        (Tq, H, d), in qkv's dtype.
     """
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
+        q, k, v = qkv.unbind(1)
+        q = q if rows is None else q.index_select(0, rows)
         # Positional only: the keywords changed between torch 2.11 and 2.13.
         return varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest)  # type: ignore[return-value]
-    return _Bucketed.apply(q, k, v, bucket(queries.lengths, keys.lengths))
+    return _Bucketed.apply(qkv, bucket(queries.lengths, keys.lengths), rows)
 
 
 @dataclass(frozen=True)
@@ -112,47 +114,51 @@ class _Bucketed(torch.autograd.Function):
     """Forward and backward written out, so that gathering costs one pass each way and scores are never copied."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        q, k, v = (
-            x.contiguous().index_select(0, rows.to(x.device))
-            for x, rows in ((q * scale, layout.gather_queries), (k, layout.gather_keys), (v, layout.gather_keys))
-        )
+    def forward(ctx: Any, qkv: Tensor, layout: Layout, rows: Tensor | None) -> Tensor:
+        scale = qkv.shape[-1] ** -0.5
+        from_queries, from_keys = layout.gather_queries.to(qkv.device), layout.gather_keys.to(qkv.device)
+        if rows is not None:
+            from_queries = rows.index_select(0, from_queries)
+        q, k, v = (qkv[:, i].index_select(0, index) for i, index in enumerate((from_queries, from_keys, from_keys)))
         out = torch.empty_like(q)
         saved = []
         for part in layout.buckets:
             q_s, k_s, v_s = (_heads(x, part) for x in (q[part.queries], k[part.keys], v[part.keys]))
-            scores = q_s @ k_s.transpose(-2, -1)  # (S, H, Lq, Lk)
+            scores = q_s.mul_(scale) @ k_s.transpose(-2, -1)  # (S, H, Lq, Lk)
             if part.bias is not None:
                 scores += part.bias.to(scores)
             p = scores.softmax(-1)
-            o_s = p @ v_s
-            _heads_view(out[part.queries], part).copy_(o_s)
-            saved += [q_s, k_s, v_s, o_s, p]
-        ctx.save_for_backward(*saved)
-        ctx.layout, ctx.scale = layout, scale
-        return out.index_select(0, layout.inverse_queries.to(q.device))
+            _heads_view(out[part.queries], part).copy_(p @ v_s)
+            saved += [q_s, k_s, v_s, p]
+        ctx.save_for_backward(rows, *saved)
+        ctx.layout, ctx.scale, ctx.shape = layout, scale, qkv.shape
+        return out.index_select(0, layout.inverse_queries.to(qkv.device))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layout: Layout = ctx.layout
+        rows, *saved = ctx.saved_tensors
         device = grads[0].device
         d_out = grads[0].contiguous().index_select(0, layout.gather_queries.to(device))
         d_out.index_fill_(0, layout.padding_queries.to(device), 0)
         d_q = torch.empty_like(d_out)
-        d_k = d_out.new_empty(len(layout.gather_keys), *d_out.shape[1:])
-        d_v = torch.empty_like(d_k)
+        d_kv = d_out.new_empty(len(layout.gather_keys), 2, *d_out.shape[1:])
         for number, part in enumerate(layout.buckets):
-            q_s, k_s, v_s, o_s, p = ctx.saved_tensors[5 * number : 5 * number + 5]
+            q_s, k_s, v_s, p = saved[4 * number : 4 * number + 4]
+            d_k, d_v = d_kv[part.keys].unbind(1)
             do_s = _heads(d_out[part.queries], part)
-            _heads_view(d_v[part.keys], part).copy_(p.transpose(-2, -1) @ do_s)
-            # Softmax's backward needs sum_k(p * dp) for each query: the dot product of out and its gradient.
-            dots = (o_s.float() * do_s).sum(-1, keepdim=True).to(p.dtype)
-            d_scores = (do_s @ v_s.transpose(-2, -1)).sub_(dots).mul_(p)
+            _heads_view(d_v, part).copy_(p.transpose(-2, -1) @ do_s)
+            d_scores = torch._softmax_backward_data(do_s @ v_s.transpose(-2, -1), p, -1, p.dtype)
             _heads_view(d_q[part.queries], part).copy_((d_scores @ k_s).mul_(ctx.scale))
-            _heads_view(d_k[part.keys], part).copy_(d_scores.transpose(-2, -1) @ q_s)
-        inverse_q, inverse_k = layout.inverse_queries.to(device), layout.inverse_keys.to(device)
-        return d_q.index_select(0, inverse_q), d_k.index_select(0, inverse_k), d_v.index_select(0, inverse_k), None
+            _heads_view(d_k, part).copy_(d_scores.transpose(-2, -1) @ q_s)
+        d_qkv = d_out.new_empty(ctx.shape)
+        d_qkv[:, 1:] = d_kv.index_select(0, layout.inverse_keys.to(device))
+        d_q = d_q.index_select(0, layout.inverse_queries.to(device))
+        if rows is None:
+            d_qkv[:, 0] = d_q
+        else:
+            d_qkv[:, 0].zero_().index_copy_(0, rows, d_q)
+        return d_qkv, None, None
 
 
 def _heads_view(rows: Tensor, part: Bucket) -> Tensor:

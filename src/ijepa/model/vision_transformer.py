@@ -32,9 +32,8 @@ class Attention(nn.Module):
 
     def forward(self, qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
         """Attend, given the output (T, 3D) of `qkv`; only the queries in `rows` (Tq,) are answered, if given."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(1)  # (T, H, d) each
-        q = q if rows is None else q.index_select(0, rows)
-        return self.proj(attention(q, k, v, queries, keys).flatten(1))
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (T, 3, H, d)
+        return self.proj(attention(qkv, queries, keys, rows).flatten(1))
 
 
 class Mlp(nn.Module):

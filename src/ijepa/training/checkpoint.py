@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ijepa.errors import Failed, Refused
+from ijepa.files import read_json, write_json
 from ijepa.model.jepa import IJEPA
-from ijepa.training.run import read_json, write_json
 
 PARTS = ("context_encoder", "target_encoder", "predictor")
 FORMAT = 1

@@ -3,7 +3,6 @@
 RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-00001000/  evaluations/*.json  report.html
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 
 from ijepa import __version__
 from ijepa.errors import Failed, Refused
+from ijepa.files import read_json, write_json, write_text
 from ijepa.recipe import Recipe
 
 _FREE = {
@@ -150,38 +150,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or absent."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that the file is complete or absent."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        Refused: where the file is missing or no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except OSError as error:
-        raise Refused(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise Refused(path, f"not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise Refused(path, "not a JSON object")
-    return values

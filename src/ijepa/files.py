@@ -1,0 +1,43 @@
+"""Small files that are complete or absent: written beside, flushed, renamed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ijepa.errors import Refused
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is complete or absent."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON so that the file is complete or absent."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        Refused: where the file is missing or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise Refused(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise Refused(path, f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise Refused(path, "not a JSON object")
+    return values

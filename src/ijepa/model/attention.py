@@ -1,10 +1,11 @@
 """One attention over packed sequences: every query sees the keys of its own sequence and no other.
 
-`attention(qkv, queries, keys)` takes the tokens of all sequences behind one another, (T, 3, H, d), with `Sequences` that
-say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel
-and nothing is padded. Elsewhere sequences of like length are gathered into dense batches, padded to a multiple of
-32 tokens (a CPU's bfloat16 softmax takes twice as long at other lengths), and worked off with plain batched matrix
-products: faster here than torch's fused CPU kernel, than a loop over sequences, and than a block mask.
+`attention(qkv, queries, keys)` takes the tokens of all sequences behind one another, (T, 3, H, d), with `Sequences`
+that say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel and nothing is padded.
+Elsewhere sequences of like length are gathered into dense batches, padded to a multiple of 32 tokens (a CPU's bfloat16
+softmax takes half as long again at other lengths), and worked off with plain batched matrix products: faster here
+than torch's fused CPU kernel, than a loop over sequences, and than a block mask. Queries, keys and values stay in one
+tensor, so that their gradient is written once and never put together from three.
 docs/internals.md has the figures.
 """
 

@@ -24,7 +24,8 @@ def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from ijepa.cli import cli; cli.main(['pretrain', '-h'], standalone_mode=False); print(*sys.modules)"
+    code = "import sys; from ijepa.cli import cli; cli.main(['pretrain', '-h'], standalone_mode=False)"
+    code += "; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "click" in loaded and "torch" not in loaded
 

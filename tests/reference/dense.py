@@ -107,9 +107,9 @@ def loss_of(model, shape, pixels, context, targets, kept, global_batch: int) -> 
     """The loss of B images: pixels (B, 3, H, W) uint8, masks as booleans (B, N) and (B, T, N), kept (B, L) or None."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
-    encoder = {name: p for name, p in model.context_encoder.named_parameters()}
-    target = {name: p for name, p in model.target_encoder.named_parameters()}
-    predictor = {name: p for name, p in model.predictor.named_parameters()}
+    encoder = dict(model.context_encoder.named_parameters())
+    target = dict(model.target_encoder.named_parameters())
+    predictor = dict(model.predictor.named_parameters())
     dtype = encoder["norm.weight"].dtype
     total = torch.zeros((), dtype=dtype)
     sizes = {"patch": shape.patch_size, "depth": shape.encoder.depth, "heads": shape.encoder.heads}

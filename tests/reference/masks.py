@@ -8,7 +8,7 @@ from ijepa.randomness import Stream, words
 
 def draw(rule, grid, seed, position):
     """(context patches, list of target blocks' patches), each a sorted list of patch numbers."""
-    height, width = grid
+    _height, _width = grid
     count = 4 * (1 + rule.targets)
     for attempt in range(ATTEMPTS):
         numbers = [int(w) for w in words(seed, Stream.MASK, [position], (attempt + 1) * count)[0]][attempt * count :]

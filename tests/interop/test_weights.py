@@ -1,0 +1,82 @@
+import shutil
+
+import pytest
+import torch
+
+from ijepa.data.sources import open_source
+from ijepa.errors import Refused
+from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
+from ijepa.model.encoder import Encoder
+from ijepa.recipe import Recipe
+from ijepa.training.loop import pretrain
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def run(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "run"
+    values = {**TINY, "data": {**TINY["data"], "path": str(scenes)}}
+    model = pretrain(Recipe.read(values, "test"), open_source(scenes, split="train"), folder, quiet=True)
+    return folder, model
+
+
+def test_a_run_a_checkpoint_and_a_plain_folder_are_the_same_encoder(run, tmp_path):
+    folder, model = run
+    checkpoint = folder / "checkpoints" / "step-00000008"
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    shutil.copy(checkpoint / "target_encoder.safetensors", plain)
+    shutil.copy(folder / "recipe.yaml", plain)
+    pixels = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    wanted = Encoder(model.target_encoder)(pixels)
+    for weights in (folder, checkpoint, plain, str(folder)):
+        assert torch.equal(load_encoder(weights)(pixels), wanted)
+    context = load_encoder(folder, "context")(pixels)
+    assert not torch.equal(context, wanted)
+    assert torch.equal(context, Encoder(model.context_encoder)(pixels))
+    assert resolve_weights(checkpoint).run == folder and resolve_weights(plain).run is None
+
+
+def test_an_encoder_says_what_it_is_and_takes_other_sizes(run):
+    encoder = load_encoder(run[0])
+    assert (encoder.embed_dim, encoder.patch_size, encoder.grid) == (32, 8, (6, 6))
+    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
+    assert encoder(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape == (1, 96, 32)
+    with pytest.raises(ValueError, match="do not divide"):
+        encoder(torch.zeros(1, 3, 50, 48, dtype=torch.uint8))
+    blocks = encoder.forward_blocks(torch.zeros(1, 3, 48, 48, dtype=torch.uint8), last=2)
+    assert len(blocks) == 2 and torch.equal(blocks[-1], encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)))
+
+
+def test_what_is_no_weights_is_one_line(run, tmp_path):
+    file = tmp_path / "weights.bin"
+    file.write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    young = tmp_path / "young"
+    young.mkdir()
+    shutil.copy(run[0] / "recipe.yaml", young)
+    shutil.copy(run[0] / "run.json", young)
+    for weights, message in (
+        ("nowhere", "no such run"),
+        (file, "is a file"),
+        (tmp_path / "empty", "holds no run"),
+        (young, "no checkpoint yet"),
+    ):
+        with pytest.raises(Refused, match=message):
+            resolve_weights(weights)
+
+
+def test_weights_of_another_shape_are_refused(run, tmp_path):
+    shutil.copy(run[0] / "checkpoints/step-00000008/target_encoder.safetensors", tmp_path)
+    (tmp_path / "recipe.yaml").write_text(Recipe.load(run[0], {"model.encoder.width": "64"}).dump())
+    with pytest.raises(Refused, match="has shape .* the recipe's model"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", shipped_weights())
+def test_weights_that_come_along_load(name):
+    encoder = load_encoder(name)
+    recipe = resolve_weights(name).recipe
+    features = encoder(torch.zeros(1, 3, *recipe.model.image_hw, dtype=torch.uint8))
+    assert features.shape == (1, encoder.grid[0] * encoder.grid[1], recipe.model.encoder.width)
+    assert features.isfinite().all()

@@ -129,7 +129,7 @@ def retrieval_picture(
     ]
     caption = (
         f"From left to right: {', then '.join(encoders)}. In each, a test image in gray and its nearest training "
-        "images by cosine of pooled features: green with a tick where the class is the same, red with a cross where not."
+        "images by cosine of pooled features: green with a tick where the class is the same, red with a cross if not."
     )
     return Picture("Nearest neighbours", caption, _rows(side_by_side))
 

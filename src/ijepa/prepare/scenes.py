@@ -84,7 +84,7 @@ class SceneRule:
     jitter: float = 0.02
     diameter: tuple[float, float] = (0.3, 0.36)
     rotation: float = 1.0
-    shared: tuple[str, ...] = ("rotation", "size", "color", "polarity")
+    shared: tuple[str, ...] = ()
     contrast: tuple[float, float] = (0.3, 0.5)
     chroma: float = 0.25
     ground_texture: float = 0.04

@@ -1,125 +1,226 @@
-"""A run's curves as SVG: small multiples of everything that metrics, timings and diagnostics hold."""
+"""A run's curves as small multiples: what training did, and how to read it.
 
-import io
-import re
-from collections.abc import Sequence
+A curve of any length becomes a few hundred points: the running mean as a line, single steps as a thin line, or as the
+range between the lowest and the highest of neighbouring steps where there are too many to draw.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 
-from ijepa.errors import Refused
+from ijepa.report.drawing import COLORS, RULE, draw, tick
+from ijepa.report.markup import figure, number
+from ijepa.report.record import Columns, Numbers, Record
 
-COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52")
-_MOST_POINTS = 1500
+MOST_POINTS = 400
+"""Points of a drawn line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity over steps; `x` and `y` are (n,) and `y` has NaN where nothing was measured."""
+
+    label: str
+    x: Numbers
+    y: Numbers
+
+    @property
+    def known(self) -> tuple[Numbers, Numbers]:
+        """The points that are there."""
+        there = np.isfinite(self.y)
+        return self.x[there], self.y[there]
+
+    @property
+    def last(self) -> float:
+        """The last value that was measured."""
+        return float(self.known[1][-1])
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot: which keys of which rows, and how they are drawn."""
+    """One small plot: `caption` says what is seen and how to read it; noisy curves get a running mean."""
 
     title: str
-    rows: Sequence[dict[str, Any]]
-    keys: tuple[str, ...]
+    caption: str
+    lines: tuple[Line, ...]
+    noisy: bool = False
     log: bool = False
-    smooth: bool = False
+
+    def html(self) -> str:
+        """Return the panel as a figure."""
+        swatches = len(self.lines) > 1
+        values = "".join(
+            f"<span>{_swatch(i) if swatches else ''}{escape(line.label) + ' ' if swatches else ''}"
+            f"<b>{number(line.last)}</b></span>"
+            for i, line in enumerate(self.lines, start=1)
+        )
+        head = f'<div class="plot-head"><h4>{escape(self.title)}</h4><div class="values">{values}</div></div>'
+        return figure(head + "\n" + self.svg(), escape(self.caption), kind="plot")
+
+    def svg(self) -> str:
+        """Return the plot alone."""
+
+        def paint(axes: Any) -> None:
+            from matplotlib.ticker import MaxNLocator
+
+            for line, color in zip(self.lines, COLORS, strict=False):
+                _draw_line(axes, line, color, noisy=self.noisy)
+            if self.log and all((line.known[1] > 0).all() for line in self.lines):
+                axes.set_yscale("log")
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+                axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+            axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+            axes.grid(axis="y", color=RULE, linewidth=0.6)
+
+        return draw(paint, (3.5, 1.9), (0.14, 0.14, 0.975, 0.95), self._words())
+
+    def _words(self) -> str:
+        told = []
+        for line in self.lines:
+            x, y = line.known
+            ends = f"{number(y[0])} at step {number(x[0])}, {number(y[-1])} at step {number(x[-1])}"
+            told.append(f"{line.label}: {ends}, lowest {number(y.min())}, highest {number(y.max())}")
+        return f"{self.title} over training steps. " + "; ".join(told)
 
 
-def draw(panels: Sequence[Panel], *, columns: int = 3) -> str:
-    """Return the panels that have data as one inline SVG, text as text, colours that read on light and dark.
-
-    Raises:
-        Refused: where matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise Refused("report", "matplotlib is not installed", "pip install 'ijepa-pretrain[report]'") from None
-    from matplotlib.figure import Figure
-
-    shown = [panel for panel in panels if any(row.get(key) is not None for row in panel.rows for key in panel.keys)]
-    rows = -(-len(shown) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.4 * columns, 2.2 * rows), layout="constrained")
-        for place, panel in enumerate(shown, 1):
-            axes = figure.add_subplot(rows, columns, place)
-            _panel(axes, panel)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue())
-
-
-GRAY = "#7a7f87"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ijepa",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": GRAY,
-    "axes.labelcolor": GRAY,
-    "axes.edgecolor": GRAY,
-    "xtick.color": GRAY,
-    "ytick.color": GRAY,
-}
-
-
-def _panel(axes: Any, panel: Panel) -> None:
-    for key, color in zip(panel.keys, COLORS, strict=False):
-        points = [(row["step"], row[key]) for row in panel.rows if row.get(key) is not None]
-        if not points:
-            continue
-        step, value = np.array(points, dtype=float).T
-        if panel.smooth and len(value) > 40:
-            thin = slice(None, None, max(len(step) // _MOST_POINTS, 1))
-            axes.plot(step[thin], value[thin], color=color, alpha=0.25, linewidth=0.6)
-            window = max(len(value) // 60, 2)
-            value = np.convolve(value, np.ones(window) / window, mode="valid")
-            step = step[window - 1 :]
-        thin = slice(None, None, max(len(step) // _MOST_POINTS, 1))
-        marker = "o" if len(step) < 30 else None
-        axes.plot(step[thin], value[thin], color=color, linewidth=1.5, label=key, marker=marker, markersize=3)
-    axes.set_title(panel.title, fontsize=9, loc="left")
-    axes.grid(alpha=0.2)
-    if panel.log:
-        axes.set_yscale("log")
-    if len(panel.keys) > 1:
-        axes.legend(frameon=False, fontsize=8)
-
-
-def _inline(svg: str) -> str:
-    """Keep the <svg> element alone, as wide as the page lets it be, without references to anything outside."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(
-        r'(<svg[^>]*?) height="[^"]*"', r'\1 width="100%" role="img" aria-label="curves of the run"', svg, count=1
-    )
-    return svg.replace(' xmlns="http://www.w3.org/2000/svg"', "").replace(
-        ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
-    )
-
-
-def training_panels(
-    metrics: Sequence[dict[str, Any]], timings: Sequence[dict[str, Any]], diagnostics: Sequence[dict[str, Any]]
-) -> list[Panel]:
-    """Return the panels of a run; whatever diagnostics hold gets a panel of its own."""
-    panels = [
-        Panel("loss (smooth-L1)", metrics, ("loss",), smooth=True),
-        Panel("skill: 0 is position alone, 1 is perfect", metrics, ("skill",), smooth=True),
-        Panel("standard deviation of the targets", metrics, ("target_std",), smooth=True),
-        Panel("gradient norm", metrics, ("grad_norm",), log=True, smooth=True),
-        Panel("learning rate", metrics, ("lr_encoder", "lr_predictor")),
-        Panel("EMA momentum", metrics, ("momentum",)),
-    ]
-    titles = {
-        "rankme": "RankMe: directions the features use",
-        "knn": "kNN accuracy on the way (labels never train)",
-        "position_r2": "share of features that position explains",
-        "std": "standard deviation of features",
-        "mean_cosine": "mean cosine between images",
-        "rankme_centred": "RankMe, centred",
+def training_panels(record: Record) -> dict[str, list[Panel]]:
+    """Return the panels that a run's files fill, by group; whatever else diagnostics hold gets a panel of its own."""
+    metrics, timings, measured = record.metrics, record.timings, record.diagnostics
+    decays = len(np.unique(metrics.get("weight_decay", np.zeros(0)))) > 1
+    groups = {
+        "Learning": [
+            _panel(metrics, "Loss", {"loss": "loss"}, _LOSS, noisy=True),
+            _panel(metrics, "Skill", {"skill": "skill"}, _SKILL, noisy=True),
+            _panel(metrics, "Gradient norm", {"grad_norm": "norm"}, _GRADIENT, noisy=True, log=True),
+        ],
+        "Health of the features": [
+            *(_panel(measured, title, keys, text) for title, keys, text in _measured(measured)),
+            _panel(metrics, "Spread of the targets", {"target_std": "target_std"}, _SPREAD, noisy=True),
+        ],
+        "Schedules": [
+            _panel(metrics, "Learning rates", {"lr_encoder": "encoder", "lr_predictor": "predictor"}, _RATES),
+            _panel(metrics, "EMA momentum", {"momentum": "momentum"}, _MOMENTUM),
+            _panel(metrics, "Weight decay", {"weight_decay": "weight decay"}, _DECAY) if decays else None,
+        ],
+        "Speed": [
+            _panel(timings, "Images per second", {"images_per_second": "images/s"}, _SPEED, noisy=True),
+            _panel(timings, "Waiting for data", {"data_wait": "share"}, _WAIT, noisy=True),
+        ],
     }
-    measured = sorted({key for row in diagnostics for key in row} - {"step"}, key=lambda key: (key not in titles, key))
-    panels += [Panel(titles.get(key, key), diagnostics, (key,)) for key in measured]
-    return [*panels, Panel("images a second", timings, ("images_per_second",))]
+    there = {name: [panel for panel in panels if panel is not None] for name, panels in groups.items()}
+    return {name: panels for name, panels in there.items() if panels}
+
+
+def running_mean(values: Numbers, window: int) -> Numbers:
+    """Return the mean of the `window` values around each of (n,), of those that are there at the ends and in gaps."""
+    there = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(there)])
+    place = np.arange(len(values))
+    low, high = np.maximum(place - window // 2, 0), np.minimum(place + (window + 1) // 2, len(values))
+    count = counts[high] - counts[low]
+    mean: Numbers = np.where(count > 0, (sums[high] - sums[low]) / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def _panel(
+    columns: Columns, title: str, keys: dict[str, str], caption: str, *, noisy: bool = False, log: bool = False
+) -> Panel | None:
+    """Return a panel of those keys that have a number somewhere, None where no key has."""
+    there = {key: label for key, label in keys.items() if key in columns and np.isfinite(columns[key]).any()}
+    lines = tuple(Line(label, columns["step"], columns[key]) for key, label in there.items())
+    if not lines:
+        return None
+    if noisy and len(lines[0].x) >= 2 * _window(len(lines[0].x)) > 2:
+        caption += f" Faint: single steps; strong: mean over {_window(len(lines[0].x))} of them."
+    return Panel(title, caption, lines, noisy, log)
+
+
+def _measured(columns: Columns) -> Iterator[tuple[str, dict[str, str], str]]:
+    """Yield title, keys and caption for everything that was measured on the way."""
+    yield from _MEASURED
+    told = {key for _, keys, _ in _MEASURED for key in keys} | {"step"}
+    for key in sorted(columns.keys() - told):
+        yield key, {key: key}, "Measured on the way, on a fixed batch."
+
+
+def _window(points: int) -> int:
+    return max(points // 50, 1)
+
+
+def _swatch(place: int) -> str:
+    return f'<i class="swatch" style="background: var(--c{place})"></i>'
+
+
+def _draw_line(axes: Any, line: Line, color: str, *, noisy: bool) -> None:
+    x, y = line.known
+    few = len(x) <= 40
+    if not noisy or few:
+        chosen = _thinned(len(x))
+        axes.plot(x[chosen], y[chosen], color=color, linewidth=1.6, marker="o" if few else None, markersize=3.2)
+        return
+    if len(x) <= MOST_POINTS:
+        axes.plot(x, y, color=color, linewidth=0.7, alpha=0.35)
+    else:
+        edges = np.linspace(0, len(x), MOST_POINTS // 2 + 1).astype(int)[:-1]
+        low, high = np.minimum.reduceat(y, edges), np.maximum.reduceat(y, edges)
+        axes.fill_between(x[edges], low, high, color=color, alpha=0.22, linewidth=0)
+    chosen = _thinned(len(x))
+    axes.plot(x[chosen], running_mean(y, _window(len(x)))[chosen], color=color, linewidth=1.6)
+
+
+def _thinned(count: int) -> Numbers:
+    """Return which of `count` points are drawn, the last one among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).astype(int))
+
+
+_LOSS = (
+    "Smooth-L1 distance between predicted and true features of hidden blocks. It says little by itself: it also falls "
+    "while the targets become easier to predict."
+)
+_SKILL = (
+    "1 − loss / (loss of predicting each position's mean target). At 0 nothing but position has been learned, at 1 the "
+    "prediction is perfect."
+)
+_SPREAD = (
+    "Standard deviation of the targets over patches, before their normalisation. On its way to 0 it is a collapse."
+)
+_GRADIENT = "Norm of the whole gradient, log scale. Spikes that do not come back ask for a lower learning rate."
+_RATES = "Learning rates of the context encoder and of the predictor."
+_MOMENTUM = "Weight of the old target encoder in each step of its moving average."
+_DECAY = "Decoupled weight decay of matrices; biases, norms and the mask token have none."
+_SPEED = "Training throughput between two readings. What was measured on the way is not counted."
+_WAIT = "Share of the time in which computing waited for images. Above a few per cent, data.workers is too low."
+_MEASURED: tuple[tuple[str, dict[str, str], str], ...] = (
+    (
+        "RankMe",
+        {"rankme": "as it is", "rankme_centred": "centred"},
+        "Effective number of directions that the features of images use; centred: after their mean is taken out. "
+        "Falling to a few while the loss falls, it is a collapse.",
+    ),
+    (
+        "kNN on the way",
+        {"knn": "accuracy"},
+        "Leave-one-out accuracy of nearest neighbours on a fixed batch. Labels are read for this figure alone.",
+    ),
+    (
+        "Spread of the features",
+        {"std": "std"},
+        "Standard deviation of pooled features over images. On its way to 0 it is a collapse.",
+    ),
+    (
+        "Explained by position",
+        {"position_r2": "R²"},
+        "Share of the patch features' variance that a patch's place explains: near 1 the image does not matter.",
+    ),
+    (
+        "Likeness of images",
+        {"mean_cosine": "cosine"},
+        "Mean cosine between the pooled features of two images: at 1 all images look alike to the encoder.",
+    ),
+)

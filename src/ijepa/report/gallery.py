@@ -1,0 +1,274 @@
+"""The page's sections with images: masks, patch features, nearest neighbours, segmentation.
+
+Each is made anew from the run's latest checkpoint and its data, on few images, with the functions and settings that
+its evaluations used; the same run gives the same pictures. Beside what training made stands what the initial encoder
+makes of the same images, because much of what looks learned is there before.
+"""
+
+from html import escape
+
+import numpy as np
+import torch
+
+from ijepa.data.loader import LoaderPlan, StepDataset
+from ijepa.data.sources import Source
+from ijepa.errors import Refused
+from ijepa.evaluation.clustering import require_extra
+from ijepa.evaluation.features import Encoder, extract
+from ijepa.evaluation.pictures import Indices, choose, crops, encoded
+from ijepa.evaluation.result import statistics
+from ijepa.evaluation.retrieval import Distance
+from ijepa.evaluation.views import nearest, pca_rgb, segment
+from ijepa.masks import draw_masks
+from ijepa.packing import Packer
+from ijepa.report.markup import Gap, Part, Section, figure
+from ijepa.report.material import Encoders, Images, Pair, affordable, shown, varied
+from ijepa.report.pictures import (
+    TARGETS,
+    Pixels,
+    class_legend,
+    class_map,
+    colours,
+    grid,
+    hit,
+    legend,
+    masked,
+    picture,
+    strips,
+)
+from ijepa.report.record import Record
+
+_SEED = 0
+_MASKED, _FEATURES, _FITTED, _QUERIES, _NEIGHBOURS, _SEGMENTED = 6, 8, 64, 6, 6, 6
+_SUPPORT, _CLUSTERED = 200, 100
+_THUMBNAIL = 160
+
+
+def mask_section(record: Record, images: Images) -> Part:
+    """Return the first training samples of the run, as step 1 saw them."""
+    title, source = "Masks", images.training()
+    if isinstance(source, str):
+        return Gap("masks", title, source, f"ijepa report {record.run.folder} --data IMAGES")
+    recipe, count = record.recipe, _MASKED
+    size, patch, (rows, columns) = recipe.model.image_hw, recipe.model.patch_size, recipe.model.grid
+    packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, count, recipe.model.encoder.depth)
+    scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
+    batch = StepDataset(source, LoaderPlan(count, count), recipe.seed, size, scale, ratio, packer)[0]
+    masks = draw_masks(recipe.mask, recipe.model.grid, recipe.seed, np.arange(count))
+    plain, drawn = list[str](), list[str]()
+    for number, pixels in enumerate(shown(batch.pixels)):
+        context = masks.context[number].reshape(rows, columns)
+        targets = masks.targets[number].reshape(-1, rows, columns)
+        areas = ", ".join(str(int(target.sum())) for target in targets if target.any())
+        told = f"{int(context.sum())} of {context.size} patches are context; targets have {areas} patches"
+        plain.append(
+            picture(pixels, f"Crop {number + 1}: {_called(source, batch.indices[number])}", most=2 * _THUMBNAIL)
+        )
+        drawn.append(masked(pixels, context, targets, patch, f"Crop {number + 1} with its masks: {told}"))
+    which = (
+        "The first samples of this run, cropped as its first step saw them"
+        if images.trained_here()
+        else "Images cropped by the recipe's rule"
+    )
+    caption = (
+        f"{which}, and their masks on the {rows} × {columns} grid of patches. The context encoder sees the tinted "
+        "patches alone; dark ones are hidden from it. From them the predictor must foretell the features, not the "
+        "pixels, of each outlined target block, which the target encoder computes with the whole image in view."
+    )
+    key = legend(
+        [("var(--context)", "context"), *((c, f"target {i + 1}") for i, c in enumerate(TARGETS[: len(targets)]))]
+    )
+    body = grid([("crop", plain), ("masks", drawn)], "Training crops and their masks", cell=110)
+    return Section("masks", title, figure(body + key, caption, kind="wide"))
+
+
+def feature_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
+    """Return principal components of patch features as colours, of both encoders."""
+    title, pair = "Patch features", images.pair("linear", "knn", "segmentation")
+    if isinstance(pair, str) or isinstance(encoders, str):
+        return _gap(record, "features", title, pair, encoders)
+    chosen = varied(pair.test, _FEATURES, _SEED)
+    others = np.setdiff1d(choose(len(pair.test), _FITTED, _SEED), chosen)
+    pixels = crops(pair.test, np.concatenate([chosen, others]), encoders.image_size)
+    words = [_called(pair.test, index) for index in chosen]
+    rows = [("image", [picture(p, w, most=_THUMBNAIL) for p, w in zip(shown(pixels), words, strict=False)])]
+    for name, encoder in encoders.items():
+        features = torch.cat([encoded(encoder, part) for part in pixels.split(32)])
+        # What all patches of an image share, its ground's colour above all, would fill the first components.
+        within = features - features.mean(1, keepdim=True)
+        painted = colours(pca_rgb(within, record.recipe.model.grid))
+        told = (f"{name} encoder's patch features of {word} as colours" for word in words)
+        rows.append((name, [picture(p, w, exact=True) for p, w in zip(painted, told, strict=False)]))
+    caption = (
+        "Patch features of the last block, a square a patch, in false colours: the trained encoder "
+        f"({escape(encoders.step)}) above the same encoder as it was initialised. Each image's mean is taken out; then "
+        "the first principal component (PCA) parts foreground from ground (black), and three more of the foreground "
+        f"are red, green and blue. They are fitted to {len(pixels)} images at once, so equal colours in a row mean "
+        "like features; between rows colours mean nothing. Look for colours that follow objects and their parts, and "
+        "not a patch's place or brightness."
+    )
+    return Section("features", title, figure(grid(rows, "Images and their patch features"), caption, kind="wide"))
+
+
+def retrieval_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
+    """Return test images with the most similar training images, by both encoders."""
+    title, pair = "Nearest neighbours", images.pair("knn", "linear", "segmentation")
+    if isinstance(pair, str) or isinstance(encoders, str):
+        return _gap(record, "retrieval", title, pair, encoders)
+    queries = varied(pair.test, _QUERIES, _SEED)
+    pool = choose(len(pair.train), affordable(record.recipe.model), _SEED)
+    pool = np.setdiff1d(pool, queries) if pair.same else pool
+    result = record.result("knn")
+    standardised = result is not None and bool(result.values["protocol"].get("standardise"))
+    found = {
+        name: pool[_nearest(encoder, pair, pool, queries, encoders.image_size, standardised)]
+        for name, encoder in encoders.items()
+    }
+    rows = []
+    for row, (query, asked) in enumerate(
+        zip(queries, shown(crops(pair.test, queries, encoders.image_size)), strict=True)
+    ):
+        strip = [[hit(asked, None, f"Query: {_called(pair.test, query)}")]]
+        for name, hits in found.items():
+            near = shown(crops(pair.train, hits[row], encoders.image_size))
+            strip.append([_hit(pair, query, *one, name) for one in zip(hits[row], near, strict=True)])
+        rows.append(strip)
+    body = strips(["query", *(f"nearest by the {name} encoder" for name in found)], rows, title)
+    known = pair.test.labels is not None and pair.train.labels is not None
+    marks = "A green border with ✓ is the query's class, a red one with ✗ another. " if known else ""
+    manner = ", standardised as in the kNN evaluation" if standardised else ""
+    caption = (
+        f"Test images at the left, and the nearest of {len(pool):,} training images, nearest first, by cosine of mean "
+        f"patch features{manner}. {marks}Neighbours of an untrained encoder share colours and texture; a trained one's "
+        "should share what the image shows."
+    )
+    return Section("retrieval", title, figure(body, caption, kind="wide"))
+
+
+def segmentation_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
+    """Return images beside their true masks and what is said of them without training."""
+    title, pair = "Segmentation without training", images.pair("segmentation", "linear", "knn")
+    if isinstance(pair, str) or isinstance(encoders, str):
+        return _gap(record, "panels", title, pair, encoders)
+    missing = _missing(record, pair)
+    if missing is not None:
+        return Gap("panels", title, *missing)
+    size, ignore, settings = _segmentation_settings(record)
+    afford = affordable(record.recipe.model, (size // record.recipe.model.patch_size) ** 2) // 2
+    chosen = varied(pair.test, _SEGMENTED, _SEED).tolist()
+    panels = {
+        name: segment(
+            encoder,
+            pair.train,
+            pair.test,
+            chosen,
+            image_size=size,
+            support=min(_SUPPORT, afford),
+            clustered=min(_CLUSTERED, afford),
+            k=settings[name][0],
+            distance=settings[name][1],
+            ignore=ignore,
+            seed=_SEED,
+        )
+        for name, encoder in encoders.items()
+    }
+    first, classes = panels["trained"], panels["trained"].classes
+    maps = {"truth": first.truth}
+    maps |= {f"looked up, {name}": found.retrieval for name, found in panels.items()}
+    maps |= {f"clusters, {name}": found.clusters for name, found in panels.items()}
+    words = [_called(pair.test, index) for index in chosen]
+    rows = [("image", [picture(p, w, most=_THUMBNAIL) for p, w in zip(first.images, words, strict=True)])]
+    for name, labels in maps.items():
+        cells = []
+        for mask, word in zip(labels, words, strict=True):
+            told = f"{name}, {word}: {_present(mask, classes)}"
+            cells.append(picture(class_map(mask, len(classes)), told, most=_THUMBNAIL, exact=True))
+        rows.append((name, cells))
+    seen = [int(label) for labels in maps.values() for label in np.unique(labels)]
+    manner = "; ".join(f"{name}: k = {k}, {distance}" for name, (k, distance) in settings.items())
+    caption = (
+        f"Test images at {size} × {size} pixels and their true masks. “Looked up”: each patch takes the labels of its "
+        f"nearest patches in {min(_SUPPORT, afford, len(pair.train))} annotated training images ({escape(manner)}). "
+        f"“Clusters”: k-means over the patches of these and other test images, {len(classes)} clusters matched one to "
+        "one to classes afterwards, so that labels only score. Nothing is trained for either; the initial encoder "
+        "stands beside."
+    )
+    body = grid(rows, "Images, true masks and predictions") + class_legend(seen, classes)
+    return Section("panels", title, figure(body, caption, kind="wide"))
+
+
+def _nearest(
+    encoder: Encoder, pair: Pair, pool: Indices, queries: Indices, size: tuple[int, int], standardised: bool
+) -> Indices:
+    """Return which of the pool's images are nearest to each query (q, k), by mean patch features of the last block."""
+    x, y = (
+        extract(
+            encoder, source, chosen, image_size=size, last=1, cache=None, label="the report's images", crop_fraction=1.0
+        ).x[:, 0]
+        for source, chosen in ((pair.train, pool), (pair.test, queries))
+    )
+    if standardised:
+        shift, scale = statistics(x)
+        x, y = (x - shift) / scale, (y - shift) / scale
+    return nearest(x, y, _NEIGHBOURS)
+
+
+def _hit(pair: Pair, query: np.integer, index: np.integer, pixels: Pixels, encoder: str) -> str:
+    """Return a found training image, marked by whether it is of the query's class, where both are known."""
+    ours, theirs = pair.test.label(int(query)), pair.train.label(int(index))
+    right = None
+    if ours is not None and theirs is not None:
+        named = pair.test.classes is not None and pair.train.classes is not None
+        right = _class(pair.test, query) == _class(pair.train, index) if named else ours == theirs
+    told = {None: "", True: ", the query's class", False: ", another class"}[right]
+    return hit(pixels, right, f"Near to the {encoder} encoder: {_called(pair.train, index)}{told}")
+
+
+def _segmentation_settings(record: Record) -> tuple[int, tuple[int, ...], dict[str, tuple[int, Distance]]]:
+    """Return image size, ignored labels, and k and distance by encoder: the evaluation's, where there is one."""
+    found = [result for result in record.results if result.kind == "segmentation"]
+    result = next((result for result in found if "k" in result.rows[0]), found[0] if found else None)
+    if result is None:
+        return record.recipe.model.image_hw[0], (255,), dict.fromkeys(("trained", "random"), (10, "cosine"))
+    rows = {name: result.row(name) or {} for name in ("trained", "random")}
+    settings = {name: (int(row.get("k", 10)), row.get("distance", "cosine")) for name, row in rows.items()}
+    protocol = result.values["protocol"]
+    return int(protocol["image_size"]), tuple(protocol["ignore"]), settings
+
+
+def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
+    """Return what is missing for segmentation and the command that would bring it, None where nothing is."""
+    command = f"ijepa evaluate segmentation {record.run.folder} --train PATH --test PATH"
+    if not (pair.train.has_masks and pair.test.has_masks):
+        return "the images have no masks", command
+    if pair.same:
+        return "looking up needs a second set of images, and there is only one", command
+    try:
+        require_extra()
+    except Refused as refusal:
+        return f"{refusal.where} {refusal.problem}", refusal.mend
+    return None
+
+
+def _gap(record: Record, key: str, title: str, pair: Pair | str, encoders: Encoders | str) -> Gap:
+    if isinstance(encoders, str):
+        return Gap(key, title, encoders, f"ijepa pretrain {record.recipe.name} --output {record.run.folder}")
+    return Gap(key, title, str(pair), f"ijepa report {record.run.folder} --data IMAGES")
+
+
+def _class(source: Source, index: int | np.integer) -> str | None:
+    """Return the name of a sample's class, its number where it has no name, None without a label."""
+    label = source.label(int(index))
+    if label is None:
+        return None
+    return source.classes[label] if source.classes is not None else f"class {label}"
+
+
+def _called(source: Source, index: int | np.integer) -> str:
+    """Return a sample's name, with its class where it has one."""
+    named = _class(source, index)
+    return source.name(int(index)) + (f", {named}" if named else "")
+
+
+def _present(labels: np.ndarray, classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[label] for label in np.unique(labels) if label < len(classes))

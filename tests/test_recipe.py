@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from ijepa.errors import Refused
-from ijepa.recipe import Length, Recipe, presets
+from ijepa.quantities import Length
+from ijepa.recipe import Recipe, presets
 
 MISSION = "vit-huge-16-in22k"
 

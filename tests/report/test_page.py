@@ -118,6 +118,16 @@ def test_right_and_wrong_are_told_by_sign_and_word(page: Page) -> None:
     assert page.text.count("✓") == right and page.text.count("✗") == wrong
 
 
+def test_right_is_what_has_the_query_s_class(page: Page) -> None:
+    asked = ""
+    for alt in (attributes["alt"] or "" for attributes in page.of("img")):
+        if alt.startswith("Query: "):
+            asked = alt.rpartition(", ")[2]
+        elif alt.startswith("Near to"):
+            _, found, verdict = alt.rsplit(", ", 2)
+            assert (verdict == "the query's class") == (found == asked)
+
+
 def test_numbers_are_those_of_the_files(page: Page, whole_run: Path) -> None:
     words = page.words
     last = json.loads((whole_run / "metrics.jsonl").read_text().splitlines()[-1])

@@ -185,11 +185,12 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
             cells.append(picture(class_map(mask, len(classes)), told, most=_THUMBNAIL, exact=True))
         rows.append((name, cells))
     seen = [int(label) for labels in maps.values() for label in np.unique(labels)]
+    scored = len(classes) - sum(label < len(classes) for label in ignore)
     manner = "; ".join(f"{name}: k = {k}, {distance}" for name, (k, distance) in settings.items())
     caption = (
         f"Test images at {size} × {size} pixels and their true masks. “Looked up”: each patch takes the labels of its "
         f"nearest patches in {min(_SUPPORT, afford, len(pair.train))} annotated training images ({escape(manner)}). "
-        f"“Clusters”: k-means over the patches of these and other test images, {len(classes)} clusters matched one to "
+        f"“Clusters”: k-means over the patches of these and other test images, {scored} clusters matched one to "
         "one to classes afterwards, so that labels only score. Nothing is trained for either; the initial encoder "
         "stands beside."
     )

@@ -63,6 +63,7 @@ thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; border
 tbody tr + tr > * { border-top: 1px solid var(--rule); }
 .worded th:last-child, .worded td:last-child { text-align: left; min-width: 12rem; }
 th small, td small { display: block; color: var(--soft); font-size: .78rem; line-height: 1.35; }
+td small { white-space: nowrap; }
 strong { font-weight: 700; }
 
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1.4rem 1.8rem; }

@@ -9,10 +9,13 @@ tensor, so that their gradient is written once and never put together from three
 docs/internals.md has the figures.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,19 +23,20 @@ from ijepa.batch import Sequences
 
 GRANULE = 32
 """Sequences are padded to a multiple of so many tokens where attention is not computed by FlashAttention."""
+Integers = npt.NDArray[np.int64]
 
 
 def attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
     """Softmax attention within each packed sequence, scaled by 1 / sqrt(d).
 
     Args:
-        qkv: (T, 3, H, d) queries, keys and values of all tokens.
+        qkv: (T, 3, H, d) queries, keys and values of all tokens; the last rows may belong to no sequence.
         queries: where each sequence's queries start; S sequences.
-        keys: where each sequence's keys start; the same S sequences, T tokens.
-        rows: (Tq,) the tokens whose queries are asked; None for all.
+        keys: where each sequence's keys start; the same S sequences.
+        rows: (Tq,) the tokens whose queries are asked, the last of them for no sequence; None for all.
 
     Returns:
-        (Tq, H, d), in qkv's dtype.
+        (Tq or T, H, d), in qkv's dtype; zeros in rows that belong to no sequence.
     """
     if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
@@ -70,45 +74,57 @@ class Layout:
     buckets: tuple[Bucket, ...]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def bucket(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...]) -> Layout:
-    """Sort sequences into buckets by their padded lengths."""
-    if len(set(query_lengths)) == len(set(key_lengths)) == 1:  # one dense batch, nothing padded
-        padded_queries, padded_keys = torch.tensor(query_lengths), torch.tensor(key_lengths)
-    else:
-        padded_queries, padded_keys = (
-            -(-torch.tensor(lengths) // GRANULE) * GRANULE for lengths in (query_lengths, key_lengths)
-        )
-    groups, member = torch.stack([padded_queries, padded_keys], 1).unique(dim=0, return_inverse=True)
-    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
-    buckets, starts = [], [0, 0]
-    for number, (long_queries, long_keys) in enumerate(groups.tolist()):
-        chosen = (member == number).nonzero().squeeze(1)
-        rows, valid = [], []
-        for side, lengths, long in ((0, query_lengths, long_queries), (1, key_lengths, long_keys)):
-            each = torch.tensor(lengths)
-            token = (each.cumsum(0) - each)[chosen, None] + torch.arange(long)
-            valid.append(torch.arange(long) < each[chosen, None])
-            sides[side].append(torch.where(valid[-1], token, -1).flatten())
-            rows.append(slice(starts[side], starts[side] + token.numel()))
-            starts[side] += token.numel()
-        bias = torch.zeros(valid[1].shape).masked_fill_(~valid[1], -torch.inf)[:, None, None]
-        shape = (len(chosen), long_queries, long_keys)
-        buckets.append(Bucket(rows[0], rows[1], shape, None if valid[1].all() else bias))
-    row_queries, row_keys = torch.cat(sides[0]), torch.cat(sides[1])
+    """Sort sequences by their padded lengths and cut the order into buckets of 1, 2, 4, ... sequences.
+
+    Powers of two, because oneDNN compiles and keeps a kernel for every shape it meets: numbers of sequences as they
+    come would be new ones at every step.
+    """
+    lengths = [np.asarray(each) for each in (query_lengths, key_lengths)]
+    alike = all(len(set(each.tolist())) == 1 for each in lengths)  # one dense batch, nothing padded
+    padded = lengths if alike else [-(-each // GRANULE) * GRANULE for each in lengths]
+    order = np.lexsort(padded[::-1])
+    queries, keys = (
+        _rows(each[order], long[order], _starts(each)[order]) for each, long in zip(lengths, padded, strict=True)
+    )
+    bias = torch.from_numpy(np.where(keys < 0, -np.inf, 0).astype(np.float32))
+    buckets, done = [], (0, 0)
+    shapes = Counter(zip(padded[0].tolist(), padded[1].tolist(), strict=True))
+    for (long_queries, long_keys), count in sorted(shapes.items()):
+        while count:
+            size = 1 << count.bit_length() - 1
+            count -= size
+            ends = (done[0] + size * long_queries, done[1] + size * long_keys)
+            mask = bias[done[1] : ends[1]].view(size, 1, 1, long_keys)
+            rows = slice(done[0], ends[0]), slice(done[1], ends[1])
+            buckets.append(Bucket(*rows, (size, long_queries, long_keys), mask if mask.any() else None))
+            done = ends
     return Layout(
-        gather_queries=row_queries.clamp(min=0),
-        inverse_queries=_inverse(row_queries, sum(query_lengths)),
-        padding_queries=(row_queries < 0).nonzero().squeeze(1),
-        gather_keys=row_keys.clamp(min=0),
-        inverse_keys=_inverse(row_keys, sum(key_lengths)),
+        gather_queries=torch.from_numpy(queries.clip(min=0)),
+        inverse_queries=_inverse(queries),
+        padding_queries=torch.from_numpy(np.flatnonzero(queries < 0)),
+        gather_keys=torch.from_numpy(keys.clip(min=0)),
+        inverse_keys=_inverse(keys),
         buckets=tuple(buckets),
     )
 
 
-def _inverse(row: Tensor, tokens: int) -> Tensor:
-    held = (row >= 0).nonzero().squeeze(1)
-    return torch.empty(tokens, dtype=torch.int64).index_copy_(0, row[held], held)
+def _rows(lengths: Integers, padded: Integers, starts: Integers) -> Integers:
+    """The token in each padded row, sequence by sequence; -1 for padding."""
+    offset = np.arange(padded.sum()) - np.repeat(_starts(padded), padded)
+    return np.where(offset < np.repeat(lengths, padded), np.repeat(starts, padded) + offset, -1)
+
+
+def _starts(lengths: Integers) -> Integers:
+    return np.cumsum(lengths) - lengths
+
+
+def _inverse(rows: Integers) -> Tensor:
+    held = np.flatnonzero(rows >= 0)
+    inverse = np.empty(len(held), dtype=np.int64)
+    inverse[rows[held]] = held
+    return torch.from_numpy(inverse)
 
 
 class _Bucketed(torch.autograd.Function):
@@ -118,6 +134,7 @@ class _Bucketed(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, layout: Layout, rows: Tensor | None) -> Tensor:
         scale = qkv.shape[-1] ** -0.5
         from_queries, from_keys = layout.gather_queries.to(qkv.device), layout.gather_keys.to(qkv.device)
+        wanted = qkv[:, 0] if rows is None else rows
         if rows is not None:
             from_queries = rows.index_select(0, from_queries)
         q, k, v = (qkv[:, i].index_select(0, index) for i, index in enumerate((from_queries, from_keys, from_keys)))
@@ -133,7 +150,7 @@ class _Bucketed(torch.autograd.Function):
             saved += [q_s, k_s, v_s, p]
         ctx.save_for_backward(rows, *saved)
         ctx.layout, ctx.scale, ctx.shape = layout, scale, qkv.shape
-        return out.index_select(0, layout.inverse_queries.to(qkv.device))
+        return _spread(out, layout.inverse_queries, qkv.new_empty(len(wanted), *qkv.shape[2:]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,13 +170,20 @@ class _Bucketed(torch.autograd.Function):
             _heads_view(d_q[part.queries], part).copy_((d_scores @ k_s).mul_(ctx.scale))
             _heads_view(d_k, part).copy_(d_scores.transpose(-2, -1) @ q_s)
         d_qkv = d_out.new_empty(ctx.shape)
-        d_qkv[:, 1:] = d_kv.index_select(0, layout.inverse_keys.to(device))
-        d_q = d_q.index_select(0, layout.inverse_queries.to(device))
+        _spread(d_kv, layout.inverse_keys, d_qkv[:, 1:])
         if rows is None:
-            d_qkv[:, 0] = d_q
+            _spread(d_q, layout.inverse_queries, d_qkv[:, 0])
         else:
-            d_qkv[:, 0].zero_().index_copy_(0, rows, d_q)
+            d_q = d_q.index_select(0, layout.inverse_queries.to(device))
+            d_qkv[:, 0].zero_().index_copy_(0, rows[: len(d_q)], d_q)
         return d_qkv, None, None
+
+
+def _spread(rows: Tensor, inverse: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` with `rows` in the order of `inverse`, and with zeros behind them."""
+    out[: len(inverse)] = rows.index_select(0, inverse.to(rows.device))
+    out[len(inverse) :].zero_()
+    return out
 
 
 def _heads_view(rows: Tensor, part: Bucket) -> Tensor:

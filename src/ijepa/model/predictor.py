@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.batch import Batch
-from ijepa.model.linear import Linear
+from ijepa.model.linear import Linear, pad_rows
 from ijepa.model.vision_transformer import NORM_EPS, Block, residual, sincos_positions
 
 
@@ -54,20 +54,21 @@ class Predictor(nn.Module):
         """Return predictions (Tt, D), given the context encoder's output (Tc, D) and the batch's sequences."""
         table = self.predictor_pos_embed
         sequences, queries = batch.predictor, batch.queries
-        seen = self.predictor_embed(context)
+        seen = self.predictor_embed(pad_rows(context))[: len(context)]
         seen = seen.to(table.dtype) + table.index_select(0, batch.context.index % len(table))
         asked = self.mask_token[0] + table.index_select(0, batch.targets.index % len(table))
-        tokens = torch.cat([seen, asked])  # (Tc + Tt, d): what predictor sequences are put together from
+        tokens = pad_rows(torch.cat([seen, asked]))  # (Tc + Tt, d): what predictor sequences are put together from
+        index, asking = pad_rows(sequences.index), pad_rows(queries.index)
 
         first, last = self.predictor_blocks[0], len(self.predictor_blocks) - 1
-        qkv = first.attn.qkv(first.norm1(tokens)).index_select(0, sequences.index)
-        x = tokens.index_select(0, sequences.index)
+        qkv = first.attn.qkv(first.norm1(tokens)).index_select(0, index)
+        x = tokens.index_select(0, index)
         for layer, block in enumerate(self.predictor_blocks):
             qkv = qkv if layer == 0 else block.attn.qkv(block.norm1(x))
             if layer < last:
                 x = residual(x, block.attn(qkv, sequences, sequences))
             else:
-                x = x.index_select(0, queries.index)
-                x = residual(x, block.attn(qkv, queries, sequences, queries.index))
+                x = x.index_select(0, asking)
+                x = residual(x, block.attn(qkv, queries, sequences, asking))
             x = residual(x, block.mlp(block.norm2(x)))
-        return self.predictor_proj(self.predictor_norm(x))
+        return self.predictor_proj(self.predictor_norm(x))[: len(queries.index)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ijepa.batch import Sequences
 from ijepa.model.attention import attention
-from ijepa.model.linear import Linear, linear
+from ijepa.model.linear import Linear, linear, pad_rows
 
 NORM_EPS = 1e-6
 
@@ -151,7 +151,10 @@ class VisionTransformer(nn.Module):
         Returns:
             `last` tensors (T, D), earliest layer first, the final LayerNorm applied to each.
         """
-        x = self.embed(patches, sequences.index, grid or self.grid)
+        tokens, index = len(patches), sequences.index
+        if len(set(sequences.lengths)) > 1:  # else the number of tokens is the same at every step
+            patches, index = pad_rows(patches), pad_rows(index)
+        x = self.embed(patches, index, grid or self.grid)
         outputs = []
         for layer, block in enumerate(self.blocks):
             chosen = kept[layer] if kept else None
@@ -159,9 +162,10 @@ class VisionTransformer(nn.Module):
             if chosen is None:
                 x = block(x, sequences, scale)
             elif chosen.lengths:
-                x = x.index_copy(0, chosen.index, block(x.index_select(0, chosen.index), chosen, scale))
+                some = block(x.index_select(0, pad_rows(chosen.index)), chosen, scale)
+                x = x.index_copy(0, chosen.index, some[: len(chosen.index)])
             if layer >= len(self.blocks) - last:
-                outputs.append(self.norm(x))
+                outputs.append(self.norm(x[:tokens]))
         return outputs
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ijepa.data.sources import open_source
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.evaluation import diagnostics as d
 from ijepa.evaluation.pictures import choose
 from tests.evaluation.toys import MeanColour
@@ -143,6 +144,28 @@ class TestDiagnose:
         assert alive["data"]["images"] == 40
         assert alive == d.diagnose(Alive(), source, images=40, image_size=48, seed=0)
         assert all(isinstance(value, float) for value in alive["numbers"].values())
+
+    def test_of_constant_features_is_json_and_says_what_is_undefined(self, scenes) -> None:
+        class Constant(MeanColour):
+            def __call__(self, pixels: Tensor) -> Tensor:
+                return torch.ones(len(pixels), 36, 24)
+
+        found = d.diagnose(Constant(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+        assert json.loads(json.dumps(found, allow_nan=False)) == found
+        assert found["numbers"]["alpha_req"] is None
+        assert found["numbers"]["rankme"] == pytest.approx(1, abs=1e-4)
+        assert found["verdict"].startswith("collapsed")
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_features_that_are_not_finite_are_one_line(self, scenes, value: float) -> None:
+        class Broken(MeanColour):
+            def __call__(self, pixels: Tensor) -> Tensor:
+                return torch.full((len(pixels), 36, 24), value)
+
+        with pytest.raises(Failed, match="features are not finite numbers"):
+            d.diagnose(Broken(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+        with pytest.raises(Failed, match="features are not finite numbers"):
+            d.Moments().add(torch.full((2, 36, 24), value))
 
     def test_refuses_a_size_the_patch_does_not_divide(self, scenes) -> None:
         with pytest.raises(Refused, match="patches of 8 do not divide 50 x 48 pixels"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ijepa.data.crop import Box, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import Indices, encoded
 
@@ -54,7 +54,8 @@ class Annotated:
         """Yield pixels (B, 3, S, S) uint8 and masks (B, M, M), `size` images at a time.
 
         Raises:
-            Refused: a mask of another size than its image, a label out of range, an unreadable file.
+            Refused: a mask of another size than its image, a label out of range, an unreadable mask.
+            Failed: an unreadable image.
         """
         for start in range(0, len(self.indices), size):
             chosen = self.indices[start : start + size]
@@ -77,13 +78,13 @@ def patch_features(
 
 
 def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
-    """Return image (H, W, 3) and mask (H, W) of a sample, or refuse it by its name."""
+    """Return image (H, W, 3) and mask (H, W) of a sample. Raises as `Annotated.batches`, naming it."""
     sample = source[index]
     mask = _read_mask(sample.mask, sample.name, flag)
     try:
         image = decode(sample.image)
     except DecodeError as error:
-        raise Refused(flag, f"{sample.name}: {error}") from error
+        raise Failed(f"{sample.name}: {error}") from error
     if image.shape[:2] != mask.shape:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
         raise Refused(flag, f"{sample.name}: the image has {w} x {h} pixels and its mask {mw} x {mh}")

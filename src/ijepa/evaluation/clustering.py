@@ -6,6 +6,7 @@ IoU (Hungarian method); with many more, each cluster takes the class it is most 
 whether features separate the classes at all. The protocol is that of Leopart (Ziegler and Asano, arXiv 2204.13101).
 """
 
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -77,14 +78,17 @@ def principal(features: Tensor, components: int) -> Tensor:
 def kmeans(features: npt.NDArray[np.float32], clusters: int, *, restarts: int, iterations: int, state: int) -> Labels:
     """Cluster features (n, D) by k-means++ and Lloyd, the best of `restarts`: (n,) in [0, clusters).
 
-    One thread: with several, scikit-learn adds in any order and two runs may differ.
+    One thread: with several, scikit-learn adds in any order and two runs may differ. Features with fewer different
+    rows than `clusters`, as a collapsed encoder makes them, leave clusters empty: an answer, and no cause for warning.
     """
     require_extra()
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     model = KMeans(min(clusters, len(features)), n_init=restarts, max_iter=iterations, random_state=state)
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit_predict(features).astype(np.int64)
 
 

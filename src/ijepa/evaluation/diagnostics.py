@@ -7,6 +7,7 @@ them a batch at a time and keeps one pooled vector an image and one sum a positi
 No figure here needs a label, and none is a score: each shows one way in which self-supervised features go wrong.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources import Source
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import choose, crops, encoded, pair
 
@@ -106,13 +107,20 @@ class Moments:
         return moments
 
     def add(self, features: Tensor) -> None:
-        """Take a batch (B, N, D) into account."""
+        """Take a batch (B, N, D) into account.
+
+        Raises:
+            Failed: features that are no finite numbers, of which no figure could be made.
+        """
         wide = features.double()
+        square = float(wide.square().sum())
+        if not math.isfinite(square):
+            raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
         mean = wide.mean(1)
         total = wide.sum(0)
         self._pooled.append(mean)
         self._position_sum = total if self._position_sum is None else self._position_sum + total
-        self._square += float(wide.square().sum())
+        self._square += square
         self._length += float(wide.norm(dim=2).sum())
         self._distance += float((wide - mean[:, None]).norm(dim=2).sum())
 
@@ -227,11 +235,12 @@ def diagnose(
     """Diagnose an encoder on `images` images of a source, chosen by `seed`.
 
     Returns:
-        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}, "verdict": str}`.
+        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}, "verdict": str}`; a number is None where the
+        features leave it undefined, as constant ones do `alpha_req`.
 
     Raises:
         Refused: an image size that the patch does not divide, or fewer than two images.
-        Failed: an image cannot be decoded.
+        Failed: an image cannot be decoded, or features are not finite.
     """
     size = pair(image_size)
     if any(side % encoder.patch_size for side in size):
@@ -257,4 +266,5 @@ def diagnose(
         patch_spread=numbers["patch_spread"],
     )
     data = {"fingerprint": source.fingerprint, "images": len(pooled), "image_size": list(size), "seed": seed}
-    return {"kind": "diagnosis", "data": data, "numbers": numbers, "verdict": verdict(health)}
+    defined = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+    return {"kind": "diagnosis", "data": data, "numbers": defined, "verdict": verdict(health)}

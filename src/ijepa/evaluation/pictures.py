@@ -60,7 +60,15 @@ def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int
 
 @torch.no_grad()
 def encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies."""
+    """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies.
+
+    Raises:
+        Failed: features that are no finite numbers. Left alone they would not fail everywhere: a search among them
+            still finds "neighbours", and scores.
+    """
     weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
     device = next((weight.device for weight in weights), pixels.device)
-    return encoder(pixels.to(device)).float().cpu()
+    features = encoder(pixels.to(device)).float().cpu()
+    if not bool(features.isfinite().all()):
+        raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+    return features

@@ -78,6 +78,13 @@ def test_is_over_the_data_set_and_not_a_mean_over_images() -> None:
     assert confused(truth, prediction, 2).miou == pytest.approx((4 / 5 + 3 / 4) / 2)
 
 
+def test_chance_is_what_the_commonest_class_everywhere_scores() -> None:
+    truth = np.array([[[0, 2, 2, 2, 3, 255]]])
+    chance = confused(truth, np.random.default_rng(0).integers(0, 5, truth.shape), 5, (255,)).miou_constant
+    assert chance == pytest.approx(confused(truth, np.full_like(truth, 2), 5, (255,)).miou) == pytest.approx(0.6 / 3)
+    assert all(confused(truth, np.full_like(truth, other), 5, (255,)).miou < chance for other in (0, 1, 3, 4))
+
+
 def test_nothing_scored_is_zero() -> None:
-    assert Confusion(3).miou == 0
+    assert Confusion(3).miou == Confusion(3).miou_constant == 0
     assert Confusion(3).pixel_accuracy == 0

@@ -1,13 +1,15 @@
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from ijepa.data.sources import Source, open_source
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
 from ijepa.evaluation.bank import PatchBank, hold_out
@@ -73,13 +75,45 @@ class TestBothMethods:
             assert row["per_class"][4] == 0
 
     def test_ignored_labels_are_not_scored(self, tmp_path: Path, base: dict[str, Any]) -> None:
-        masks = [block_mask(i) for i in range(20)]
+        masks = [block_mask(i) for i in range(40)]
         for mask in masks:
             mask[:8, :16] = 255
-        source = open_source(write_pairs(tmp_path / "set", masks))
-        (row,) = evaluate((source, source), protocol(base, classes=4))["rows"]
+        train = open_source(write_pairs(tmp_path / "train", masks[:20]))
+        test = open_source(write_pairs(tmp_path / "test", masks[20:]))
+        (row,) = evaluate((train, test), protocol(base, classes=4))["rows"]
         # A cluster goes to the grey of the ignored blocks and two classes share one: not so in retrieval.
         assert row["miou"] == pytest.approx(1) if base is RETRIEVAL else row["miou"] > 0.5
+
+    def test_features_that_are_constant_score_as_the_commonest_class(self, pairs: Any, base: dict[str, Any]) -> None:
+        """A collapsed encoder's answer is one class everywhere, chance at best, and no warning from below."""
+
+        class Constant(MeanColour):
+            def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+                return torch.ones_like(super().__call__(pixels))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = evaluate(pairs, protocol(base), Constant())
+        (row,) = result["rows"]
+        assert sum(iou > 0 for iou in row["per_class"]) == 1
+        assert 0 < row["miou"] <= result["chance"] + 1e-12 < 0.1
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_features_that_are_not_finite_have_no_score(self, pairs: Any, base: dict[str, Any], value: float) -> None:
+        class Broken(MeanColour):
+            def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+                return torch.full_like(super().__call__(pixels), value)
+
+        with pytest.raises(Failed, match="features are not finite numbers"):
+            evaluate(pairs, protocol(base), Broken())
+
+    def test_an_unreadable_image_is_named(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
+        root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
+        (root / "images/002.png").write_bytes((root / "images/002.png").read_bytes()[:200])
+        with pytest.raises(Failed, match=r"002\.png: ") as caught:
+            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+        assert caught.value.exit_code == 1
+        assert "\n" not in str(caught.value)
 
     def test_refuses_a_patch_that_does_not_divide(self, pairs: Any, base: dict[str, Any]) -> None:
         with pytest.raises(Refused, match=r"image_size = 32: the patches of toy, 5 pixels, do not divide it"):
@@ -109,6 +143,12 @@ class TestBothMethods:
         with pytest.raises(Refused, match=r"--test: .*003\.png") as caught:
             evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
         assert "\n" not in str(caught.value)
+
+
+def test_a_set_is_not_looked_up_in_itself(pairs: Any) -> None:
+    with pytest.raises(Refused, match="--test: is the train set"):
+        evaluate((pairs[1], pairs[1]), protocol(RETRIEVAL))
+    assert evaluate((pairs[1], pairs[1]), protocol(KMEANS))["level"] == 0, "level 0 looks nothing up"
 
 
 def test_more_clusters_than_classes_are_named_many_to_one(pairs: Any) -> None:

@@ -53,6 +53,12 @@ class Confusion:
         return float(np.nan_to_num(self.iou[self.scored]).mean())
 
     @property
+    def miou_constant(self) -> float:
+        """`miou` of giving every pixel the commonest true class: what an answer reaches that sees nothing."""
+        there = self.counts.sum(1)
+        return float(there.max() / max(1, there.sum()) / max(1, np.count_nonzero(there)))
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of the scored pixels that have their class."""
         return float(np.trace(self.counts) / max(1, self.counts.sum()))

@@ -50,11 +50,14 @@ def evaluate_segmentation(
         progress: told one line an encoder.
 
     Returns:
-        `{"kind", "level", "protocol", "data", "rows", "versions", "seconds"}`, a row an encoder with `miou`,
-        `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a class is not there) and the method's own.
+        `{"kind", "level", "protocol", "seed", "data", "chance", "rows", "versions", "seconds"}`, a row an encoder with
+        `miou`, `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a class is not there) and the method's
+        own. `chance` is the mIoU of giving every pixel the commonest class.
 
     Raises:
-        Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide.
+        Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide,
+            the same set to look up and to score.
+        Failed: an image cannot be decoded, or features are not finite.
     """
     begun = time.perf_counter()
     _check(encoders, train, test, protocol)
@@ -63,14 +66,14 @@ def evaluate_segmentation(
     mask_size = protocol.kmeans.mask_size if protocol.level == 0 else protocol.image_size
     samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed)
     support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed)
-    rows = []
+    rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
         if progress is not None:
             progress(f"segmentation: {name}")
         if protocol.level == 0:
-            row = _by_clusters(encoder, samples, classes, protocol, seed)
+            row, confusion = _by_clusters(encoder, samples, classes, protocol, seed)
         else:
-            row = _by_retrieval(encoder, support, samples, classes, protocol, seed)
+            row, confusion = _by_retrieval(encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
     return {
         "kind": "segmentation",
@@ -82,6 +85,7 @@ def evaluate_segmentation(
             "test": {"n": len(samples), "fingerprint": test.fingerprint},
             "classes": list(classes.names),
         },
+        "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,
         "versions": {**versions(), "sklearn": version("scikit-learn")} if protocol.level == 0 else versions(),
         "seconds": round(time.perf_counter() - begun, 2),
@@ -95,7 +99,7 @@ def _by_retrieval(
     classes: Classes,
     protocol: SegmentationProtocol,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Confusion]:
     rule = protocol.retrieval
     held = hold_out(support.indices, rule.held_out, seed)
     kept, chosen_on = replace(support, indices=support.indices[~held]), replace(support, indices=support.indices[held])
@@ -120,18 +124,19 @@ def _by_retrieval(
     confusion = Confusion(classes.count, classes.ignore)
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
         confusion.add(masks, bank.masks(patches, k, distance))
-    return {
+    row = {
         **_scores([confusion]),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
         "bank": {"patches": len(bank), "bytes": bank.nbytes},
     }
+    return row, confusion
 
 
 def _by_clusters(
     encoder: Encoder, samples: Annotated, classes: Classes, protocol: SegmentationProtocol, seed: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Confusion]:
     rule = protocol.kmeans
     features, masks = collect(encoder, samples, classes, protocol.batch)
     side = protocol.image_size // encoder.patch_size
@@ -144,12 +149,13 @@ def _by_clusters(
                 components, clusters, restarts=rule.restarts, iterations=rule.iterations, state=int(state)
             )
             found.append(scored(assigned.reshape(-1, side, side), masks, classes, match))
-    return {
+    row = {
         **_scores(exact),
         "miou_overclustered": float(np.mean([confusion.miou for confusion in over])),
         "seeds": [confusion.miou for confusion in exact],
         "features": {"patches": len(components), "bytes": features.nbytes},
     }
+    return row, exact[0]
 
 
 def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
@@ -172,6 +178,10 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
         if not len(source):
             raise Refused(flag, "holds no images")
         source.require_masks(flag)
+    if protocol.level == 1 and train.fingerprint == test.fingerprint:
+        raise Refused(
+            "--test", "is the train set, where every patch finds itself", "give images that are not looked up"
+        )
     if protocol.level == 1 and len(train) < 2:
         raise Refused("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
     for name, encoder in encoders.items():

@@ -131,8 +131,11 @@ def test_pixels_are_patches_and_the_reduced_image():
     assert blocks.shape == (2, 24, 192)
     torch.testing.assert_close(blocks[1, 5], pixels[1, :, 8:16, 8:16].flatten() / 255)
     found = image_features(encoder, pixels, 4)
-    expected = interpolate(pixels / 255, (16, 16), mode="area").flatten(1)
+    expected = interpolate(pixels / 255, (32, 32), mode="area").flatten(1)
     torch.testing.assert_close(found[:, 0], expected)
+    small = image_features(encoder, pixels[..., :24, :16], 4)
+    torch.testing.assert_close(small[:, 0], pixels[..., :24, :16].flatten(1) / 255)
+    assert weights_hash(encoder) != weights_hash(PixelEncoder((48, 32), 8, reduced=16)), "other features, another file"
 
 
 def test_unreadable_image_is_named(tmp_path):

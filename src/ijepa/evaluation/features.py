@@ -39,9 +39,6 @@ Progress = Callable[[str], None]
 FORMAT = 1
 """Part of every cache file's name: raise it when the same encoder and images would give other features."""
 
-PIXEL_SIDE = 16
-"""Side to which `PixelEncoder` reduces whole images."""
-
 Indices = npt.NDArray[np.int64]
 
 
@@ -67,10 +64,12 @@ class PixelEncoder(nn.Module):
     Args:
         image_size: native height and width in pixels.
         patch_size: side of a patch in pixels.
+        reduced: side to which whole images are reduced at most.
     """
 
-    def __init__(self, image_size: tuple[int, int], patch_size: int) -> None:
+    def __init__(self, image_size: tuple[int, int], patch_size: int, reduced: int = 32) -> None:
         super().__init__()
+        self.reduced = reduced  # plain settings are part of the hash that names cached features
         self.patch_size, self.embed_dim = patch_size, 3 * patch_size**2
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
 
@@ -79,8 +78,8 @@ class PixelEncoder(nn.Module):
         return [patchify(pixels, self.patch_size).float().div(255).unflatten(0, (len(pixels), -1))]
 
     def image_features(self, pixels: Tensor, last: int) -> Tensor:
-        """Return the whole image, reduced to at most 16 x 16 by areas, as (B, 1, 3 * h * w) in [0, 1]."""
-        height, width = (min(PIXEL_SIDE, side) for side in pixels.shape[-2:])
+        """Return the whole image, reduced by areas to at most `reduced` a side, as (B, 1, 3 * h * w) in [0, 1]."""
+        height, width = (min(self.reduced, side) for side in pixels.shape[-2:])
         return adaptive_avg_pool2d(pixels.float() / 255, (height, width)).flatten(1)[:, None]
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -147,21 +146,21 @@ def extract(
         for file in sorted(cache.glob(f"{stem}-*.safetensors")):
             if int(file.stem.rpartition("-")[2]) >= last:
                 return FeatureSet(_load(file)[:, -last:], y)
-    parts: list[Tensor] = []
-    done = 0
+    features, done = torch.empty(0), 0
     for pixels in _batches(source, chosen, image_size, crop_fraction, batch_size):
         x = image_features(encoder, pixels.to(_device(encoder)), last).to(torch.float16).cpu()
+        if not done:  # one block of memory: at the end, all parts beside their sum would take it twice
+            features = torch.empty(len(chosen), *x.shape[1:], dtype=torch.float16)
         if not bool(x.isfinite().all()):
             first, final = source.name(int(chosen[done])), source.name(int(chosen[done + len(x) - 1]))
             raise Failed(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
-        parts.append(x)
         before, done = done, done + len(x)
+        features[before:done] = x
         if progress is not None and 10 * before // len(chosen) < 10 * done // len(chosen):
             progress(f"{label}: features of {done} of {len(chosen)} images")
-    x = torch.cat(parts)
     if cache is not None and stem:
-        _save(cache / f"{stem}-{last}.safetensors", x)
-    return FeatureSet(x, y)
+        _save(cache / f"{stem}-{last}.safetensors", features)
+    return FeatureSet(features, y)
 
 
 def weights_hash(encoder: nn.Module) -> str:

@@ -4,6 +4,7 @@ Beside every trained encoder stand, by the same protocol, the encoder as pretrai
 an architecture knows before it has learned, and what the images give away by themselves.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ijepa.data.sources import open_source
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
-from ijepa.evaluation.features import Encoder, PixelEncoder
+from ijepa.evaluation.features import Encoder, PixelEncoder, Progress
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
@@ -38,7 +39,7 @@ def evaluate(
     seed: int = 0,
     baselines: bool = True,
     output: Path | None = None,
-    progress: Any = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result.
 
@@ -51,23 +52,26 @@ def evaluate(
         seed: of held-out splits and initial heads.
         baselines: also evaluate the initial encoder and raw pixels.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
+        progress: told a line now and then.
 
     Returns:
         The result and its file.
 
     Raises:
-        Refused: one line, before anything is computed or written.
+        Refused: one line, before anything is written.
+        Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
     first = resolve_weights(next(iter(named.values())))
+    folder = output or (first.run / "evaluations" if first.run else Path())
+    _check_folder(folder)
     encoders: dict[str, Encoder] = {name: load_encoder(path, which) for name, path in named.items()}
     if baselines:
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
     sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
-    folder = output or (first.run / "evaluations" if first.run else Path())
     result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
     result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
     result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
@@ -76,8 +80,18 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
     except OSError as error:
-        raise Refused("--output", f"{folder} cannot be written: {error.strerror}") from None
+        raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made or written, before hours are spent on what should go there."""
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise Refused("--output", f"{there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Refused("--output", f"{there} cannot be written")
 
 
 def table(result: dict[str, Any]) -> str:

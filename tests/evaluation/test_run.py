@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ijepa.errors import Failed, Refused
+from ijepa.evaluation import run
+from ijepa.evaluation.run import evaluate, table
+from ijepa.model.jepa import build_encoder
+from ijepa.recipe import Recipe
+from tests.conftest import TINY
+
+KINDS = {
+    "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
+    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\n",
+    "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 12\ntest_images: 6\n",
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights as they may come from anywhere: a recipe and one encoder."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
+    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
+    save_file(state, folder / "target_encoder.safetensors")
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> dict[str, str]:
+    files = {kind: tmp_path / f"{kind}.yaml" for kind in KINDS}
+    for kind, file in files.items():
+        file.write_text(KINDS[kind])
+    return {kind: str(file) for kind, file in files.items()}
+
+
+def sets(scenes: Path) -> tuple[str, str]:
+    return f"{scenes}/train-*.tar", f"{scenes}/val-*.tar"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    told: list[str] = []
+    results = []
+    for name in ("one", "two"):
+        output = tmp_path / "results" / name
+        result, file = evaluate(
+            kind, str(weights), *sets(scenes), protocol=small[kind], output=output, progress=told.append
+        )
+        assert file == output / f"{kind}-small.json"
+        assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+        assert result.pop("seconds") > 0
+        results.append(json.dumps(result))
+    assert results[0] == results[1]
+    assert [row["encoder"] for row in result["rows"]] == ["trained", "random", "pixels"]
+    assert len({json.dumps({**row, "encoder": ""}) for row in result["rows"]}) == 3, "three encoders, three answers"
+    assert (result["kind"], result["protocol"]["name"]) == (kind, "small")
+    assert [result["data"][part]["path"] for part in ("train", "test")] == list(sets(scenes))
+    assert result["data"]["test"]["n"] == (6 if kind == "segmentation" else 20)
+    assert 0 < result["chance"] < 0.5
+    assert result["versions"].keys() >= {"ijepa", "torch"}
+    assert result["weights"] == {"trained": weights.name}
+    assert told
+    text = table(result)
+    assert all(word in text for word in ("trained", "random", "pixels", "small", "chance: "))
+
+
+def test_several_weights_and_no_baselines(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    named = {"a": str(weights), "b": str(weights)}
+    result, _ = evaluate("knn", named, *sets(scenes), protocol=small["knn"], output=tmp_path, baselines=False)
+    first, second = result["rows"]
+    assert (first.pop("encoder"), second.pop("encoder")) == ("a", "b")
+    assert first == second
+
+
+def test_where_a_result_cannot_go_is_said_before_anything_is_computed(
+    weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it began to compute")
+
+    monkeypatch.setitem(run._RUNNERS, "knn", never)
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refused, match="--output: .*file is no folder"):
+            evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=output)
+    monkeypatch.setattr(run.os, "access", lambda *args: False)
+    with pytest.raises(Refused, match="--output: .* cannot be written"):
+        evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    train, _ = sets(scenes)
+    with pytest.raises(Refused, match="--test: is the train set"):
+        evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_a_failure_in_running(
+    weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
+        evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
+    assert caught.value.exit_code == 1

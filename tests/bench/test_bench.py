@@ -1,0 +1,69 @@
+"""The measurements' structure, their plausibility and what they compare; no test looks at how long anything took."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.bench import bench_attention, bench_masks, bench_step
+from ijepa.bench.step import PARTS
+from ijepa.masks import MaskRule
+from ijepa.model.flops import batch_flops
+from ijepa.packing import Packer
+from ijepa.recipe import Recipe
+
+TINY = {
+    "model.image_size": 64,
+    "model.patch_size": 8,
+    "model.encoder.width": 32,
+    "model.encoder.depth": 2,
+    "model.encoder.heads": 2,
+    "model.predictor.width": 16,
+    "model.predictor.depth": 2,
+    "model.predictor.heads": 1,
+    "mask.min_context": 4,
+}
+
+
+@pytest.mark.parametrize("autocast", ["none", "bf16"])
+def test_step_says_what_it_measured(autocast):
+    lines = []
+    recipe = Recipe.load("vit-small-16", {**TINY, "precision.autocast": autocast})
+    threads = torch.get_num_threads()
+    result = bench_step(recipe, micro=3, steps=2, threads=1, echo=lines.append)
+    assert torch.get_num_threads() == threads
+    assert json.loads(json.dumps(result)) == result
+    assert result["versions"]["torch"] == torch.__version__ and result["devices"]
+    assert result["seconds"].keys() == {"total", *PARTS}
+    assert all(seconds >= 0 for seconds in result["seconds"].values())
+    assert result["gemm"].keys() == ({"float32", "bfloat16"} if autocast == "bf16" else {"float32"})
+    assert result["dtype"] == ("bfloat16" if autocast == "bf16" else "float32")
+    packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, 3, 2)
+    pixels = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
+    batches = [packer(np.arange(3 * step, 3 * step + 3), pixels) for step in (2, 3)]  # two steps warm up
+    wanted = np.mean([batch_flops(recipe.model, batch).total / 3e9 for batch in batches])
+    assert result["gflop"] == pytest.approx(wanted)
+    assert 1e8 < result["memory"] < 1e11
+    assert any("GFLOP" in line for line in lines)
+
+
+def test_masks_are_measured_for_the_images_asked_for():
+    lines = []
+    result = bench_masks(images=5, grid=(8, 8), repeats=2, echo=lines.append)
+    assert json.loads(json.dumps(result)) == result
+    assert result["images"] == 5 and result["grid"] == [8, 8] and result["masks_ms"] > 0
+    MaskRule(min_context=4).check_grid((8, 8))
+    assert lines[0].startswith("5 images, 8 x 8")
+
+
+def test_all_ways_of_attending_compute_the_same():
+    result = bench_attention(images=3, grid=(8, 8), heads=2, head_width=8, repeats=1, echo=lambda line: None)
+    assert json.loads(json.dumps(result)) == result
+    kinds = {(each["sequences"], each["dtype"]): each for each in result["results"]}
+    assert kinds.keys() == {(s, d) for s in ("context", "predictor") for d in ("bfloat16", "float32")}
+    for (sequences, dtype), each in kinds.items():
+        assert each["count"] == (3 if sequences == "context" else 12)
+        assert set(each["ms"]) == set(each["ratio"]) == {"ours", "loop", "sdpa loop", "sdpa padded"}
+        assert each["ratio"]["ours"] == 1
+        assert all(gap < (1e-5 if dtype == "float32" else 0.1) for gap in each["gap"].values()), each

@@ -3,9 +3,9 @@
 `attention(qkv, queries, keys)` takes the tokens of all sequences behind one another, (T, 3, H, d), with `Sequences`
 that say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel and nothing is padded.
 Elsewhere sequences of like length are gathered into dense batches, padded to a multiple of 32 tokens (a CPU's bfloat16
-softmax takes half as long again at other lengths), and worked off with plain batched matrix products: faster here
-than torch's fused CPU kernel, than a loop over sequences, and than a block mask. Queries, keys and values stay in one
-tensor, so that their gradient is written once and never put together from three.
+softmax takes half as long again at other lengths; 8 in float32), and worked off with plain batched matrix products:
+faster than torch's fused CPU kernel and than a block mask, in bfloat16 also than a loop over sequences. Queries, keys
+and values stay in one tensor, so that their gradient is written once and never put together from three.
 docs/internals.md has the figures.
 """
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ijepa.batch import Sequences
 
-GRANULE = 32
-"""Sequences are padded to a multiple of so many tokens where attention is not computed by FlashAttention."""
+_GRANULE, _WIDE_GRANULE = 32, 8
+"""Sequences are padded to a multiple of so many tokens outside FlashAttention: in bfloat16, and in wider types."""
+
 Integers = npt.NDArray[np.int64]
 
 
@@ -45,7 +46,8 @@ def attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | N
         q = q if rows is None else q.index_select(0, rows)
         # Positional only: the keywords changed between torch 2.11 and 2.13.
         return varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest)  # type: ignore[return-value]
-    return _Bucketed.apply(qkv, bucket(queries.lengths, keys.lengths), rows)
+    granule = _GRANULE if qkv.dtype.itemsize == 2 else _WIDE_GRANULE
+    return _Bucketed.apply(qkv, bucket(queries.lengths, keys.lengths, granule), rows)
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,15 @@ class Layout:
 
 
 @lru_cache(maxsize=8)
-def bucket(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...]) -> Layout:
-    """Sort sequences by their padded lengths and cut the order into buckets of 1, 2, 4, ... sequences.
+def bucket(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], granule: int) -> Layout:
+    """Sort sequences by their lengths, padded to `granule`, and cut the order into buckets of 1, 2, 4, ... sequences.
 
     Powers of two, because oneDNN compiles and keeps a kernel for every shape it meets: numbers of sequences as they
     come would be new ones at every step.
     """
     lengths = [np.asarray(each) for each in (query_lengths, key_lengths)]
     alike = all(len(set(each.tolist())) == 1 for each in lengths)  # one dense batch, nothing padded
-    padded = lengths if alike else [-(-each // GRANULE) * GRANULE for each in lengths]
+    padded = lengths if alike else [-(-each // granule) * granule for each in lengths]
     order = np.lexsort(padded[::-1])
     queries, keys = (
         _rows(each[order], long[order], _starts(each)[order]) for each, long in zip(lengths, padded, strict=True)

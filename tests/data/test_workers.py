@@ -113,11 +113,14 @@ def test_a_defect_keeps_its_traceback():
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
 
 
-def test_a_worker_that_dies_is_named():
+@pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause it is found dead when it is asked, not when it answers
+def test_a_worker_that_dies_is_named(pause):
+    iterator = produce(partial(make, trouble={3: "dies"}), range(6), shape=SHAPE, workers=2, prefetch=2)
     with pytest.raises(
         Failed, match=r"loader process \d+ died \(SIGKILL, .*\) before it had made micro-batch 3"
     ) as error:
-        produced(range(6), 2, trouble={3: "dies"})
+        for _ in iterator:
+            time.sleep(pause)
     assert "\n" not in str(error.value)
     assert not active_children()
 

@@ -25,6 +25,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -102,10 +103,8 @@ class _Worker:
         os.close(descriptor)
 
     def ask(self, item: int, slot: int) -> None:
-        try:
+        with suppress(OSError):  # it died: the answer it still owes says so, and names the micro-batch
             self.pipe.send((item, slot))
-        except OSError as error:
-            raise self._died(item) from error
 
     def answer(self, item: int, slot: int, pin: bool) -> Batch:
         try:

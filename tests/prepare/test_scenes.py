@@ -14,15 +14,13 @@ from ijepa.data.decode import decode, decode_mask
 from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.prepare import scenes
-from ijepa.prepare.markings import marking_tables
 from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
-from ijepa.prepare.shapes import distance_tables
 from tests.reference.scenes import coverage
 
 GOLDEN_LABELS = [6, 0, 4, 7, 5, 6, 4, 4, 0, 5, 5, 4]
-GOLDEN_AREAS = [1886, 1284, 1198, 1702, 1129, 1298, 1442, 1503, 1281, 1734, 1323, 1525]
+GOLDEN_AREAS = [1095, 951, 712, 815, 447, 727, 764, 951, 635, 977, 479, 663]
 CHANCE = 1 / len(CLASSES)
-PLAIN = {"marking": 0.0, "ground_texture": 0.0}
+PLAIN = {"grain": 0.0, "clouds": 0.0}
 
 
 def same(a: Scene, b: Scene) -> bool:
@@ -41,7 +39,7 @@ def test_a_scene_depends_on_seed_and_position_alone() -> None:
 def test_what_is_drawn_stays_what_it_was() -> None:
     # Raise scenes.VERSION with these numbers.
     drawn = list(draw_scenes(0, range(12)))
-    assert scenes.VERSION == 1
+    assert scenes.VERSION == 2
     assert [scene.label for scene in drawn] == GOLDEN_LABELS
     assert [int((scene.mask > 0).sum()) for scene in drawn] == pytest.approx(GOLDEN_AREAS, abs=2)
 
@@ -91,8 +89,16 @@ def test_colour_is_free_unless_shared() -> None:
     assert colors(SceneRule(**apart)) > 4
 
 
+def test_noise_has_the_deviation_of_the_rule() -> None:
+    for field in ("grain", "clouds"):
+        rule = SceneRule(instances=(1, 1), contrast=(0.0, 0.0), chroma=0.0, **(PLAIN | {field: 0.1}))
+        grounds = np.stack([scene.image for scene in draw_scenes(0, range(40), rule=rule)]) / 255
+        assert grounds.std() == pytest.approx(0.1, rel=0.1), field
+        assert grounds.mean() == pytest.approx(0.5, abs=0.02), field
+
+
 def test_polarity_takes_both_signs_within_a_scene() -> None:
-    rule = SceneRule(ground_texture=0.0)
+    rule = SceneRule(light=0.5, **PLAIN)
     both = 0
     for scene in draw_scenes(0, range(50), rule=rule):
         gray = scene.image.mean(axis=2)
@@ -105,7 +111,7 @@ def test_polarity_takes_both_signs_within_a_scene() -> None:
     ("field", "value"),
     [
         ("instances", (0, 3)),
-        ("instances", (5, 10)),
+        ("instances", (5, 17)),
         ("instances", (5, 4)),
         ("cells", 0),
         ("jitter", 0.6),
@@ -114,6 +120,8 @@ def test_polarity_takes_both_signs_within_a_scene() -> None:
         ("rotation", 2.0),
         ("contrast", (0.2, 0.8)),
         ("chroma", float("nan")),
+        ("light", 1.5),
+        ("grain", -0.1),
         ("shared", ("class",)),
     ],
 )
@@ -183,18 +191,10 @@ def test_form_does_tell_the_class() -> None:
     assert probe(features) > CHANCE + 0.15
 
 
-@pytest.mark.parametrize("label", range(len(CLASSES)))
-def test_markings_are_alike_in_mean_and_deviation(label: int) -> None:
-    inside = distance_tables()[label] < 0
-    marking = marking_tables()[label][inside]
-    assert marking.mean() == pytest.approx(0, abs=1e-4) and marking.std() == pytest.approx(1, abs=1e-4)
-    assert np.abs(marking).max() < 4
-
-
 def test_nearly_every_block_of_three_by_three_patches_holds_part_of_a_shape() -> None:
     masks = many()[1][:500].reshape(500, 8, 8, 8, 8).any(axis=(2, 4))
     blocks = np.lib.stride_tricks.sliding_window_view(masks, (3, 3), axis=(1, 2))
-    assert blocks.any(axis=(3, 4)).mean() > 0.97
+    assert blocks.any(axis=(3, 4)).mean() > 0.95
 
 
 # The set on disk.

@@ -1,11 +1,11 @@
 """The built-in drawn data set: several instances of one shape class on a random ground, with masks.
 
 A joint-embedding predictive model keeps what is shared across an image and predictable from its parts. So here
-that is the class: every instance of a scene has the same shape, and each its own colour, polarity, size and
-angle, over a ground that is random from patch to patch. Whoever sees some instances can foretell the form of the
-hidden ones and nothing else about them. The shapes match in area and edge length (see `shapes`), and colour,
-place and number are drawn apart from the class, so that pixels alone tell little. It was designed so, and
-docs/scenes.md says why.
+that is the class: every instance of a scene has the same shape, and each its own colour, size and angle, over a
+ground that is random from patch to patch, all under strong grain. Whoever sees some instances can foretell the form
+of the hidden ones and where they may stand, and hardly anything else about them. The shapes match in area and edge
+length (see `shapes`), and colour, place and number are drawn apart from the class, so that pixels alone tell little.
+It was designed so, and docs/scenes.md says why.
 
 A scene is a function of (seed, position) under a `SceneRule`: image (S, S, 3) uint8, mask (S, S) uint8 with 0 for
 ground and class + 1 for a shape, label in [0, 8). It is drawn in float32 on planes (3, S, S); shapes are looked up
@@ -27,11 +27,10 @@ from PIL import Image
 
 from ijepa import randomness
 from ijepa.errors import Refused
-from ijepa.prepare.markings import marking_tables
 from ijepa.prepare.shapes import CLASSES, EXTENT, RESOLUTION, TILT, Plane, distance_tables
 from ijepa.prepare.shards import Record, ShardPlan, write_folder
 
-VERSION = 1
+VERSION = 2
 """Raised with any change here or in `shapes` that changes a drawn pixel."""
 
 SHAREABLE = ("rotation", "size", "color", "polarity")
@@ -40,7 +39,8 @@ VALIDATION_START = 1 << 40
 """Validation scenes take their positions from here on: no training set reaches them, whatever its size."""
 
 _AREA = 0.45
-_OCTAVES = (32,)
+_CLOUDS = 8
+_GRAINS = 64
 _PER_INSTANCE = 8
 _PER_IMAGE = 8
 _BATCH = 64
@@ -71,24 +71,28 @@ class SceneRule:
             leaves free, instances overlap.
         diameter: least and most; a shape of diameter d has area .45 d^2, whatever its class.
         rotation: range of angles as a share of a full turn: 0 upright, 1 free.
+        light: share of instances lighter than the ground; the others are darker.
         shared: what all instances of a scene have in common besides their class, out of `SHAREABLE`.
         contrast: least and most difference in brightness between instance and ground, of [0, 1].
         chroma: most strength of colour, of [0, 1].
-        ground_texture: standard deviation of the ground's noise, of [0, 1].
-        marking: standard deviation of the class's marking on an instance, of [0, 1].
+        ground: how far the ground's brightness and colour vary from scene to scene: 0 the same gray, 1 far.
+        clouds: standard deviation of the ground's clouds, eight across, of [0, 1].
+        grain: standard deviation of the noise over the whole image, 64 grains across, of [0, 1].
     """
 
-    instances: tuple[int, int] = (8, 9)
-    cells: int = 3
+    instances: tuple[int, int] = (7, 11)
+    cells: int = 4
     shift: float = 0.5
-    jitter: float = 0.02
-    diameter: tuple[float, float] = (0.3, 0.36)
-    rotation: float = 1.0
+    jitter: float = 0.1
+    diameter: tuple[float, float] = (0.21, 0.25)
+    rotation: float = 0.12
+    light: float = 1.0
     shared: tuple[str, ...] = ()
     contrast: tuple[float, float] = (0.3, 0.5)
-    chroma: float = 0.25
-    ground_texture: float = 0.04
-    marking: float = 0.13
+    chroma: float = 0.15
+    ground: float = 0.0
+    clouds: float = 0.06
+    grain: float = 0.2
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, mend: str) -> None:
@@ -103,14 +107,14 @@ class SceneRule:
         require(0.05 <= self.diameter[0] <= self.diameter[1] <= 1, "diameter", "give 0.05 <= least <= most <= 1")
         require(0 <= self.contrast[0] <= self.contrast[1] <= 0.5, "contrast", "give 0 <= least <= most <= 0.5")
         require(set(self.shared) <= set(SHAREABLE), "shared", f"known: {', '.join(SHAREABLE)}")
-        for field in ("rotation", "chroma", "ground_texture", "marking"):
+        for field in ("rotation", "light", "chroma", "ground", "clouds", "grain"):
             require(0 <= getattr(self, field) <= 1, field, "give 0 to 1")
 
     @property
     def numbers(self) -> int:
         """How many random numbers one scene takes: a fixed layout, so that no draw depends on another's."""
         instances = self.cells**2
-        return _PER_IMAGE + instances + instances * _PER_INSTANCE + sum(3 * k * k for k in _OCTAVES)
+        return _PER_IMAGE + instances + instances * _PER_INSTANCE + 3 * (_CLOUDS**2 + _GRAINS**2)
 
 
 DEFAULT_RULE = SceneRule()
@@ -135,7 +139,8 @@ def draw_scenes(
 def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     """Turn one scene's uniform numbers (rule.numbers,) into the scene."""
     places = rule.cells**2
-    image, order, instance, noise = np.split(numbers, np.cumsum([_PER_IMAGE, places, places * _PER_INSTANCE]))
+    parts = np.cumsum([_PER_IMAGE, places, places * _PER_INSTANCE, 3 * _CLOUDS**2])
+    image, order, instance, clouds, grain = np.split(numbers, parts)
     label = int(image[0] * len(CLASSES))
     low, high = rule.instances
     chosen = np.argsort(order)[: low + int(image[1] * (high - low + 1))]
@@ -151,18 +156,18 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     unit = np.sqrt(_AREA) * size * (rule.diameter[0] + extent * (rule.diameter[1] - rule.diameter[0]))
     angle = 2 * np.pi * rule.rotation * (turn - 0.5)
 
-    brightness = 0.35 + 0.3 * image[2]
-    sign = np.where(polarity < 0.5, -1.0, 1.0)
+    brightness = 0.5 + 0.3 * rule.ground * (image[2] - 0.5)
+    sign = np.where(polarity < rule.light, 1.0, -1.0)
     level = brightness + sign * (rule.contrast[0] + contrast * (rule.contrast[1] - rule.contrast[0]))
     colors = (level + _tint(hue, chroma * rule.chroma)).astype(np.float32)  # (3, n)
-    ground = brightness + _tint(image[3:4], image[4:5] * rule.chroma)
+    ground = brightness + _tint(image[3:4], image[4:5] * rule.ground * rule.chroma)
 
     # Every instance is drawn in a square of `side` pixels on a canvas with a margin, so that nothing is clipped.
     side = int(np.ceil(2 * EXTENT * unit.max())) + 1
     margin = side // 2 + 1 + int(np.ceil(rule.jitter * size / rule.cells))
     canvas = np.zeros((3, size + 2 * margin, size + 2 * margin), dtype=np.float32)
     inner = canvas[:, margin : margin + size, margin : margin + size]
-    np.add(_noise(noise, size, rule.ground_texture), ground[:, :, None].astype(np.float32), out=inner)
+    np.add(_noise(clouds, _CLOUDS, size, rule.clouds), ground[:, :, None].astype(np.float32), out=inner)
     mask = np.zeros(canvas.shape[1:], dtype=np.uint8)
 
     left = np.floor(center_x - side / 2 + 0.5).astype(np.int64)
@@ -173,14 +178,13 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     cell = _cells(u, v, unit, angle)
     alpha = _coverage(label, cell, unit)
     opaque = alpha >= 0.5
-    brightening = np.float32(rule.marking) * marking_tables()[label].ravel().take(cell)  # (n, side, side)
-    surface = colors.T[:, :, None, None] + brightening[:, None]  # (n, 3, side, side)
-    painted, kept = surface * alpha[:, None], (1 - alpha)[:, None]
+    painted, kept = colors.T[:, :, None, None] * alpha[:, None], (1 - alpha)[:, None]  # (n, 3 or 1, side, side)
     for i, (x, y) in enumerate(zip((left + margin).tolist(), (top + margin).tolist(), strict=True)):
         patch = canvas[:, y : y + side, x : x + side]
         patch *= kept[i]
         patch += painted[i]
         mask[y : y + side, x : x + side][opaque[i]] = label + 1
+    inner += _noise(grain, _GRAINS, size, rule.grain)
     pixels = np.clip(inner * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
     return Scene(
         image=np.ascontiguousarray(pixels.transpose(1, 2, 0)),
@@ -220,17 +224,14 @@ def _coverage(label: int, cell: npt.NDArray[np.intp], unit: Numbers) -> Plane:
     return coverage
 
 
-def _noise(numbers: Numbers, size: int, deviation: float) -> Plane:
-    """Return (3, size, size) noise: octaves of random grids, interpolated and summed, with that deviation."""
-    total = np.zeros((3, size, size), dtype=np.float32)
-    amplitude = deviation * np.sqrt(12 / len(_OCTAVES))
-    start = 0
-    for cells in _OCTAVES:
-        grid = ((numbers[start : start + 3 * cells * cells] - 0.5) * amplitude).astype(np.float32)
-        weights = _interpolation(cells, size)
-        total += weights @ grid.reshape(3, cells, cells) @ weights.T
-        start += 3 * cells * cells
-    return total
+def _noise(numbers: Numbers, cells: int, size: int, deviation: float) -> Plane:
+    """Return (3, size, size) noise of that deviation: a random grid of `cells` x `cells`, interpolated."""
+    grid = ((numbers - 0.5) * (deviation * np.sqrt(12))).astype(np.float32).reshape(3, cells, cells)
+    if cells == size:
+        return grid
+    weights = _interpolation(cells, size)
+    noise: Plane = weights @ grid @ weights.T
+    return noise
 
 
 @cache

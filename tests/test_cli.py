@@ -127,3 +127,8 @@ def test_pretraining_from_the_command_line(tmp_path, scenes):
     refused(never, "already holds a run")
     diagnosis = ijepa("diagnose", "run", "--data", str(scenes), "--images", "16", cwd=tmp_path)
     assert diagnosis.returncode == 0 and "verdict" in diagnosis.stdout, diagnosis.stderr
+    sets = ["--train", f"{scenes}/train-*.tar", "--test", f"{scenes}/val-*.tar", "--protocol", "demo"]
+    knn = ijepa("evaluate", "knn", "run", *sets, cwd=tmp_path)
+    assert knn.returncode == 0, knn.stderr
+    assert "run/evaluations/knn-demo.json" in knn.stdout and "random" in knn.stdout
+    assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # told line by line where nobody watches

@@ -17,7 +17,7 @@ def test_the_journey_ends_in_a_table_and_a_page(tmp_path, capsys):
         (file,) = (tmp_path / "demo" / "evaluations").glob(f"{kind}-*.json")
         assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(result["rows"]))
     said = capsys.readouterr().out
-    assert "How good is the encoder?" in said and "linear probe" in said and "random" in said
+    assert "Accuracy and mIoU in %" in said and "linear probe" in said and "random" in said
     assert summary(journey.results).row_count == len(names)
     again = run(tmp_path / "demo", images=240, overrides=small)  # nothing is trained twice
     assert again.results["linear"]["rows"] == journey.results["linear"]["rows"]

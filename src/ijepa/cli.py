@@ -4,7 +4,10 @@ Every field of a recipe is a dotted flag of `ijepa pretrain`; the flags, their h
 recipe's own types, so that a new field needs nothing here.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +185,18 @@ def evaluate_segmentation(**options: Any) -> None:
     _evaluate("segmentation", **options)
 
 
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Tell how far long work has got, on the error stream: one living line on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield partial(click.echo, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
 def _evaluate(
     kind: str,
     *,
@@ -197,9 +212,19 @@ def _evaluate(
     from ijepa.evaluation.run import evaluate as run
     from ijepa.evaluation.run import table
 
-    result, file = run(
-        kind, weights, train, test, protocol=protocol, which=which, seed=seed, baselines=baselines, output=output
-    )
+    with telling() as tell:
+        result, file = run(
+            kind,
+            weights,
+            train,
+            test,
+            protocol=protocol,
+            which=which,
+            seed=seed,
+            baselines=baselines,
+            output=output,
+            progress=tell,
+        )
     click.echo(table(result))
     click.echo(f"result: {file}")
 
@@ -238,12 +263,13 @@ def report(run: Path, path: str | None) -> None:
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run's folder."
 )
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Scenes, weights, masks: all.")
 @debug_option
-def demo(output: Path) -> None:
+def demo(output: Path, seed: int) -> None:
     """Go the whole journey on the built-in scenes: data, pretraining, evaluation, report."""
     from ijepa.demo import run
 
-    run(output)
+    run(output, seed=seed)
 
 
 @cli.group()

@@ -38,11 +38,12 @@ class Journey:
     report: Path
 
 
-def run(output: Path, *, images: int = IMAGES, overrides: dict[str, Any] | None = None) -> Journey:
+def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[str, Any] | None = None) -> Journey:
     """Go the journey into `output`; a demo that was interrupted goes on where it stopped.
 
     Args:
         output: the run's folder; scenes are drawn into `output`-scenes beside it.
+        seed: draws the scenes and everything in the run.
         images: scenes, training and validation together.
         overrides: dotted keys of the `scenes` recipe.
     """
@@ -50,8 +51,8 @@ def run(output: Path, *, images: int = IMAGES, overrides: dict[str, Any] | None 
     scenes = output.with_name(output.name + "-scenes")
     if not (scenes / "manifest.json").is_file():
         _say(begun, f"drawing {images} scenes into {scenes}")
-        write_scenes(scenes, images=images, seed=0, processes=min(2, os.cpu_count() or 1))
-    recipe = Recipe.load("scenes", {"data.path": str(scenes), **(overrides or {})})
+        write_scenes(scenes, images=images, seed=seed, processes=min(2, os.cpu_count() or 1))
+    recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
     source = open_source(scenes, split="train")
     _say(begun, f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are not read")
     watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
@@ -73,7 +74,7 @@ def run(output: Path, *, images: int = IMAGES, overrides: dict[str, Any] | None 
 
 def summary(results: dict[str, dict[str, Any]]) -> Table:
     """Return the closing table: a row an encoder, a column a protocol."""
-    table = Table(title="How good is the encoder? (accuracy and mIoU in %)", title_justify="left")
+    table = Table(title="Accuracy and mIoU in %", title_justify="left")
     table.add_column("encoder")
     columns = {
         "linear": ("linear probe", "top1"),

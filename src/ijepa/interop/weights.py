@@ -45,9 +45,8 @@ def resolve_weights(weights: str | Path) -> Weights:
     """
     path = Path(weights)
     if not path.exists():
-        shipped = resources.files("ijepa") / "weights" / str(weights)
         if str(weights) in shipped_weights():
-            path = Path(str(shipped))
+            path = shipped_folder(str(weights))
             return Weights(path, Recipe.load(path / "recipe.yaml"), f"{weights} (comes with the package)")
         raise Refused(weights, "no such run, checkpoint or weights", did_you_mean(str(weights), shipped_weights()))
     if path.is_file():
@@ -66,8 +65,13 @@ def resolve_weights(weights: str | Path) -> Weights:
 
 def shipped_weights() -> Sequence[str]:
     """Names of the weights that come with the package."""
-    folder = Path(str(resources.files("ijepa") / "weights"))
+    folder = shipped_folder("")
     return sorted(p.name for p in folder.iterdir() if (p / "recipe.yaml").is_file()) if folder.is_dir() else []
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of weights that come with the package: weights, recipe, and the curves of their run."""
+    return Path(str(resources.files("ijepa"))) / "weights" / name
 
 
 def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:

@@ -7,13 +7,14 @@ range between the lowest and the highest of neighbouring steps where there are t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ijepa.report.drawing import COLORS, RULE, draw, tick
 from ijepa.report.markup import figure, number
-from ijepa.report.record import Columns, Numbers, Record
+from ijepa.report.record import Columns, Numbers, Record, read_columns
 
 MOST_POINTS = 400
 """Points of a drawn line."""
@@ -86,6 +87,18 @@ class Panel:
             ends = f"{number(y[0])} at step {number(x[0])}, {number(y[-1])} at step {number(x[-1])}"
             told.append(f"{line.label}: {ends}, lowest {number(y.min())}, highest {number(y.max())}")
         return f"{self.title} over training steps. " + "; ".join(told)
+
+
+def longer_panels(folder: Path) -> list[Panel]:
+    """Return the panels of weights that come with the package: where the curves of their recipe go when it runs on."""
+    metrics, accuracy = read_columns(folder / "metrics.jsonl"), read_columns(folder / "accuracy.jsonl")
+    names = {"linear": "linear probe", "knn": "kNN"}
+    panels = (
+        _panel(accuracy, "Accuracy", names, _ACCURACY),
+        _panel(metrics, "Skill", {"skill": "skill"}, _SKILL, noisy=True),
+        _panel(metrics, "Spread of the targets", {"target_std": "target_std"}, _SPREAD, noisy=True),
+    )
+    return [panel for panel in panels if panel is not None]
 
 
 def training_panels(record: Record) -> dict[str, list[Panel]]:
@@ -187,6 +200,7 @@ _SKILL = (
     "1 − loss / (loss of predicting each position's mean target). At 0 nothing but position has been learned, at 1 the "
     "prediction is perfect."
 )
+_ACCURACY = "Of kept checkpoints on validation scenes, by the demo's protocols; at step 0 as initialised."
 _SPREAD = (
     "Standard deviation of the targets over patches, before their normalisation. On its way to 0 it is a collapse."
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ijepa.errors import Failed
 from ijepa.files import write_text
-from ijepa.report.curves import training_panels
+from ijepa.interop.weights import shipped_folder, shipped_weights
+from ijepa.report.curves import Panel, longer_panels, training_panels
 from ijepa.report.drawing import require_extra
 from ijepa.report.gallery import feature_section, mask_section, retrieval_section, segmentation_section
 from ijepa.report.markup import Gap, Part, Section
@@ -58,13 +59,19 @@ def _curve_section(record: Record) -> Part:
     if not groups:
         return Gap("curves", title, "the run has no metrics", f"ijepa pretrain {record.recipe.name}")
     body = ["<p>Training steps run along every plot; the number at its right is the last value measured.</p>"]
-    for name, panels in groups.items():
-        shown = "\n".join(panel.html() for panel in panels)
-        body.append(f'<h3>{escape(name)}</h3>\n<div class="panels">\n{shown}\n</div>')
+    body += [_group(name, panels) for name, panels in groups.items()]
+    if record.recipe.name in shipped_weights() and (longer := longer_panels(shipped_folder(record.recipe.name))):
+        body.append(_group("The same recipe for longer", longer, "The run whose encoder comes with the package."))
     if not record.diagnostics:
         command = f"ijepa pretrain {record.recipe.name} --diagnose-every 500"
         body.append(Gap("diagnostics", "RankMe and other measurements", "none were made", command).html())
     return Section("curves", title, "\n".join(body))
+
+
+def _group(title: str, panels: list[Panel], words: str = "") -> str:
+    shown = "\n".join(panel.html() for panel in panels)
+    told = f"<p>{escape(words)}</p>\n" if words else ""
+    return f'<h3>{escape(title)}</h3>\n{told}<div class="panels">\n{shown}\n</div>'
 
 
 def _page(record: Record, parts: list[Part]) -> str:

@@ -1,0 +1,45 @@
+"""Gather the demo over seeds: python benchmarks/seeds.py RUN RUN RUN --output benchmarks/results/demo-seeds.json
+
+Each RUN is the folder of an `ijepa demo --seed N --output RUN`. For every protocol the margin is the trained encoder's
+figure less the better one of the same architecture at random initialisation and raw pixels.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+FIGURES = {"linear": "top1", "knn": "top1", "segmentation": "miou"}
+
+
+def gather(runs: list[Path]) -> dict[str, Any]:
+    """Return figures in %, by protocol, encoder and run, with margins."""
+    found: dict[str, Any] = {"runs": []}
+    for run in runs:
+        info = json.loads((run / "run.json").read_text())
+        found["runs"].append({key: info[key] for key in ("seed", "versions", "commit", "devices")})
+    for kind, figure in FIGURES.items():
+        rows: dict[str, list[float]] = {}
+        for run in runs:
+            (file,) = (run / "evaluations").glob(f"{kind}-demo.json")
+            for row in json.loads(file.read_text())["rows"]:
+                rows.setdefault(row["encoder"], []).append(round(100 * row[figure], 2))
+        margins = [t - max(r, p) for t, r, p in zip(rows["trained"], rows["random"], rows["pixels"], strict=True)]
+        found[kind] = {**rows, "margin": [round(m, 2) for m in margins], "least_margin": round(min(margins), 2)}
+    return found
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(runs: tuple[Path, ...], output: Path) -> None:
+    """Gather RUNS into one JSON."""
+    found = gather(list(runs))
+    output.write_text(json.dumps(found, indent=1) + "\n")
+    for kind in FIGURES:
+        click.echo(f"{kind}: {found[kind]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_sce
 from tests.reference.scenes import coverage
 
 GOLDEN_LABELS = [6, 0, 4, 7, 5, 6, 4, 4, 0, 5, 5, 4]
-GOLDEN_AREAS = [1095, 951, 712, 815, 447, 727, 764, 951, 635, 977, 479, 663]
+GOLDEN_AREAS = [979, 814, 634, 716, 356, 687, 652, 867, 526, 897, 473, 582]
 CHANCE = 1 / len(CLASSES)
 PLAIN = {"grain": 0.0, "clouds": 0.0}
 
@@ -194,7 +194,7 @@ def test_form_does_tell_the_class() -> None:
 def test_nearly_every_block_of_three_by_three_patches_holds_part_of_a_shape() -> None:
     masks = many()[1][:500].reshape(500, 8, 8, 8, 8).any(axis=(2, 4))
     blocks = np.lib.stride_tricks.sliding_window_view(masks, (3, 3), axis=(1, 2))
-    assert blocks.any(axis=(3, 4)).mean() > 0.95
+    assert blocks.any(axis=(3, 4)).mean() > 0.93
 
 
 # The set on disk.

@@ -80,19 +80,19 @@ class SceneRule:
         grain: standard deviation of the noise over the whole image, 64 grains across, of [0, 1].
     """
 
-    instances: tuple[int, int] = (7, 11)
+    instances: tuple[int, int] = (6, 10)
     cells: int = 4
     shift: float = 0.5
-    jitter: float = 0.1
-    diameter: tuple[float, float] = (0.21, 0.25)
-    rotation: float = 0.12
+    jitter: float = 0.06
+    diameter: tuple[float, float] = (0.22, 0.24)
+    rotation: float = 0.08
     light: float = 1.0
     shared: tuple[str, ...] = ()
     contrast: tuple[float, float] = (0.3, 0.5)
     chroma: float = 0.15
     ground: float = 0.0
-    clouds: float = 0.06
-    grain: float = 0.2
+    clouds: float = 0.2
+    grain: float = 0.15
 
     def __post_init__(self) -> None:
         def require(holds: bool, field: str, mend: str) -> None:

@@ -33,6 +33,7 @@ from ijepa.training.run import Run, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
+from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
 _MEAN_WEIGHT = 0.02
@@ -116,12 +117,14 @@ def pretrain(
     )
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
+    watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
     try:
-        with _signals() as caught:
-            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, counts)
+        with _signals() as caught, watch.naming():
+            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts)
             flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
             for step in loop.steps(start, callbacks):
                 stop = flag.agreed(caught[0] if caught else 0)
+                watch.at(step, "saving")
                 if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                     monitor.flush()
                     state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
@@ -131,6 +134,7 @@ def pretrain(
                     raise Stopped(stop, step)
             saver.finish()
     finally:
+        watch.close()
         monitor.close()
     leave(world)
     return model
@@ -174,6 +178,7 @@ class _Loop:
     spread: Spread
     optimizer: torch.optim.Optimizer
     monitor: Monitor
+    watch: Watch
     counts: Counts
 
     def __post_init__(self) -> None:
@@ -197,6 +202,7 @@ class _Loop:
     def _call(self, callbacks: Sequence[Callback], step: int) -> None:
         for callback in callbacks:
             if step % callback.every == 0 or step == self.lengths.total:
+                self.watch.at(step, "diagnosing")
                 self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
 
     def _loader(self) -> Loader:
@@ -227,9 +233,11 @@ class _Loop:
         waited = flops = 0.0
         micros = whole // self.world.size // self.resolved.micro
         for micro in range(micros):
+            self.watch.at(step + 1, "loading data")
             begun = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - begun
+            self.watch.at(step + 1, "computing")
             self._count(batch)
             flops += batch_flops(recipe.model, batch).total
             forward = computing(device, self.resolved.autocast)

@@ -88,7 +88,8 @@ def apply_step(
     void = (~norm.isfinite()).float()
     if clip_norm is not None:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
-    optimizer.found_inf = void  # type: ignore[attr-defined]
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = void  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     averages, current = model.target_encoder.parameters(), model.context_encoder.parameters()

@@ -165,7 +165,10 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     patience = timedelta(seconds=recipe.parallel.timeout)
     if device == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=patience)
+    # NCCL ends a process without a word; it waits longer than what names the missing rank.
+    backend, longer = ("cpu:gloo,cuda:nccl", 2 * patience) if device == "cuda" else ("gloo", patience)
+    if not dist.is_initialized():
+        dist.init_process_group(backend, timeout=longer)
     host, files = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
     World(size=size, host=host).must_agree(facts)
     if strategy == "ddp":

@@ -1,11 +1,13 @@
 """One rank of a small world: `python -m tests.training.ranks JOBS`, with RANK and WORLD_SIZE in the environment.
 
-JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step}; they
-run one after another in one process group, because starting processes costs more than the runs do.
+JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
+"copy": a run to go on from}; they run one after another in one process group, because starting processes costs more
+than the runs do.
 """
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,6 +42,8 @@ def run(job: dict[str, Any]) -> None:
 
         stop.calls = 0
         calls = [loop.Callback(1, stop)]
+    if "copy" in job and os.environ.get("RANK", "0") == "0":  # nothing is read before rank 0 has read
+        shutil.copytree(job["copy"], job["output"])
     try:
         source = open_source(recipe.data.path, split="train")
         loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)

@@ -112,9 +112,7 @@ def pretrain(
         cut_back(run, start)
 
     by_first(world, begin)
-    monitor = Monitor(
-        run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank
-    )
+    monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank)
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
@@ -252,7 +250,9 @@ class _Loop:
         norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
         values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void])
-        record = StepRecord(step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited)
+        record = StepRecord(
+            step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
+        )
         for row in self.monitor.add(record):
             self._watch(row)
 

@@ -45,9 +45,7 @@ class StepRecord:
 class Monitor:
     """Collects step records, and writes and shows them every `log_every` steps."""
 
-    def __init__(
-        self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False, rank: int = 0
-    ) -> None:
+    def __init__(self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False, rank: int = 0) -> None:
         self.total, self.log_every = total, log_every
         self._pending: list[StepRecord] = []
         files = (run.metrics_file, run.timings_file, run.diagnostics_file)

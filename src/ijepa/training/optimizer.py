@@ -31,7 +31,7 @@ def make_optimizer(model: IJEPA, settings: Optimizer, *, fused: bool = True) -> 
 
 
 def trained(model: IJEPA, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """Yield (name, the model's parameter, the tensor that the optimiser holds for it): the same, or this rank's part."""
+    """Yield (name, the model's parameter, what the optimiser holds for it: the same, or this rank's part)."""
     for (part, _, named), group in zip(_grouped(model), optimizer.param_groups, strict=True):
         prefix = "context_encoder." if part == "encoder" else "predictor."
         for (name, parameter), tensor in zip(named, group["params"], strict=True):

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ijepa.model.jepa import IJEPA
 from ijepa.training.checkpoint import begin, complete, named_tensors, refusing_disk, save_checkpoint
+from ijepa.training.shards import as_sharded, local
 from ijepa.training.world import World, by_first
 
 
@@ -68,13 +68,8 @@ class Saver:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Copy a tensor, or this rank's part of it, into host memory."""
-        if not isinstance(tensor, DTensor):
-            return tensor.detach().to("cpu", copy=True)
-        part = tensor.detach().to_local().to("cpu", copy=True)
-        mesh = self.world.beside
-        return DTensor.from_local(
-            part, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-        )
+        part = local(tensor.detach()).to("cpu", copy=True)
+        return as_sharded(part, tensor, self.world.beside)
 
     def _sharded(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         world = replace(self.world, host=self.world.files)
@@ -94,12 +89,13 @@ def write_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> None
     Raises:
         OSError: the first that any rank met.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(dict(tensors), storage_writer=writer, process_group=world.host)
+        save(dict(tensors), storage_writer=writer, process_group=world.host)
     except CheckpointException as error:
         first, _ = next(iter(error.failures.values()))
         raise first if isinstance(first, OSError) else OSError(str(first)) from None

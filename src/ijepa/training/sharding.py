@@ -10,15 +10,13 @@ last micro-batch of a step.
 """
 
 import warnings
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.batch import Batch
@@ -39,8 +37,8 @@ class Spread:
 
     def backward(self, batch: Batch, forward: AbstractContextManager[Any], *, last: bool) -> Outcome:
         """Add one micro-batch's gradients; with the step's `last`, sum them over ranks. `forward` is its context."""
-        if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
+        if self.world.mesh is not None:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         wait = nullcontext() if last or self.wrapper is None else self.wrapper.no_sync()
         with wait:
             with forward:
@@ -72,7 +70,8 @@ def _replicate(model: IJEPA) -> DistributedDataParallel:
         warnings.simplefilter("ignore", FutureWarning)
         wrapper = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def add(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    # DistributedDataParallel checks these very annotations.
+    def add(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda done: done.value()[0])
 
@@ -81,12 +80,16 @@ def _replicate(model: IJEPA) -> DistributedDataParallel:
 
 
 def _shard(model: IJEPA, recipe: Recipe, world: World) -> None:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     # The predictor returns a view of its padded rows; nothing writes into it.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     drop = world.strategy == "zero3"
     kind = torch.bfloat16 if recipe.parallel.gather == "bfloat16" else None
     # Inputs keep their dtype: the residual stream stays in float32.
-    narrow = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32 if kind else None, cast_forward_inputs=False)
+    narrow = MixedPrecisionPolicy(
+        param_dtype=kind, reduce_dtype=torch.float32 if kind else None, cast_forward_inputs=False
+    )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     for encoder, dropped in ((model.context_encoder, drop), (model.target_encoder, True)):
         for block in encoder.blocks:
@@ -94,16 +97,11 @@ def _shard(model: IJEPA, recipe: Recipe, world: World) -> None:
         fully_shard(encoder, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=whole)
     fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
     fully_shard(model, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
-    for part in _units(model):
-        part.set_gradient_divide_factor(1.0)
-        part.set_force_sum_reduction_for_comms(True)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "encode_targets")  # diagnosis calls it from outside
-
-
-def _units(model: nn.Module) -> Iterator[FSDPModule]:
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            yield module
 
 
 @torch.no_grad()
@@ -116,7 +114,9 @@ def _initialize(model: IJEPA, recipe: Recipe) -> None:
     )
     for part, prefix, scheme in parts:
         for name, parameter in part.named_parameters():
-            rows = initial_rows(name, tuple(parameter.shape), rows_of(parameter), recipe.seed, prefix=prefix, scheme=scheme)
+            rows = initial_rows(
+                name, tuple(parameter.shape), rows_of(parameter), recipe.seed, prefix=prefix, scheme=scheme
+            )
             local(parameter).copy_(rows)
     for copy, source in zip(model.target_encoder.parameters(), model.context_encoder.parameters(), strict=True):
         local(copy).copy_(local(source))

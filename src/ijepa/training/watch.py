@@ -134,7 +134,7 @@ def blame(signs: list[tuple[Sign, bool]]) -> str:
 
 def connect() -> Any:
     """Connect to the launcher's store."""
-    return dist.TCPStore(
+    return dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
     )
 
@@ -159,4 +159,6 @@ def _key(name: str) -> str:
 
 def _of_a_collective(error: RuntimeError) -> bool:
     words = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in words for word in ("gloo", "nccl", "connection", "timed out"))
+    return isinstance(error, dist.DistError) or any(
+        word in words for word in ("gloo", "nccl", "connection", "timed out")
+    )

@@ -11,15 +11,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
@@ -33,12 +35,12 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    mesh: DeviceMesh | None = None
+    mesh: "DeviceMesh | None" = None
     host: Any = field(default=None, compare=False)
     """The process group of the host's decisions, on gloo."""
     files: Any = field(default=None, compare=False)
     """Another one for what is written beside training; two users of one group would take each other's messages."""
-    beside: DeviceMesh | None = field(default=None, compare=False)
+    beside: "DeviceMesh | None" = field(default=None, compare=False)
     """`mesh` once more for tensors on the CPU."""
 
     @property
@@ -133,7 +135,9 @@ def choose_strategy(recipe: Recipe) -> Strategy:
     if recipe.batch.total % size:
         fits = max(d for d in range(1, size + 1) if recipe.batch.total % d == 0)
         raise Refused(
-            f"batch.global = {recipe.batch.total}", f"is not divisible by {size} processes", f"start {fits}, for example"
+            f"batch.global = {recipe.batch.total}",
+            f"is not divisible by {size} processes",
+            f"start {fits}, for example",
         )
     micro = recipe.batch.micro
     if micro != "auto" and recipe.batch.total // size % micro:
@@ -173,6 +177,8 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     World(size=size, host=host).must_agree(facts)
     if strategy == "ddp":
         return World(strategy, rank, size, local_rank, host=host, files=files)
+    from torch.distributed.device_mesh import init_device_mesh
+
     shape, names = ((size // shard, shard), ("copies", "shards")) if strategy == "hsdp" else ((size,), ("shards",))
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     beside = mesh if device == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
@@ -204,9 +210,9 @@ def by_first(world: World, act: Callable[[], T]) -> T:
             outcome = act(), None
         except Exception as error:
             outcome = None, error
-    result, error = world.gathered(outcome)[0]
-    if error is not None:
-        raise error
+    result, caught = world.gathered(outcome)[0]
+    if caught is not None:
+        raise caught
     return result
 
 
@@ -219,7 +225,7 @@ def all_or_none(world: World, act: Callable[[], T]) -> T:
         result = act()
     except Exception as error:
         caught = error
-    for error in world.gathered(caught):
-        if error is not None:
-            raise error
+    for each in world.gathered(caught):
+        if each is not None:
+            raise each
     return result  # type: ignore[return-value]

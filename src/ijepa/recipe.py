@@ -183,8 +183,6 @@ class Parallel(Section):
     within groups of ranks that are copies of one another; auto: zero2 under torchrun, none without."""
     shard: int | Auto = "auto"
     """Ranks that share one copy with hsdp; auto takes those of a node."""
-    gather: Literal["float32", "bfloat16"] = "float32"
-    """Weights travel between ranks in it; bfloat16 halves the traffic and rounds norms' weights and biases too."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which a run gives up and names the rank that others wait for."""
 
@@ -257,8 +255,6 @@ class Recipe(Section):
         shard = self.parallel.shard
         if shard != "auto" and shard < 1:
             raise Refused(f"parallel.shard = {shard}", "must be 1 or more, or auto")
-        if self.parallel.gather == "bfloat16" and self.precision.autocast == "none":
-            raise Refused("parallel.gather = bfloat16", "needs precision.autocast bf16", "use float32")
         if self.data.images is not None:
             self.lengths(self.data.images)
         elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):

@@ -1,4 +1,4 @@
-"""One rank of a small world: `python -m tests.training.ranks JOBS`, with RANK and WORLD_SIZE in the environment.
+"""The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
 "copy": a run to go on from}; they run one after another in one process group, because starting processes costs more
@@ -89,11 +89,28 @@ def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
 
 def run_jobs(size: int, jobs: list[dict[str, Any]]) -> None:
     """Run jobs on `size` ranks, each of them in a process of its own."""
-    for code, text in spawn(size, [sys.executable, "-m", "tests.training.ranks", json.dumps(jobs)]):
-        assert code == 0, text
+    ((code, text),) = spawn(1, [sys.executable, "-m", "tests.training.ranks", json.dumps(jobs), str(size)])
+    assert code == 0, text
+
+
+def fork_ranks(size: int, jobs: list[dict[str, Any]]) -> int:
+    """Fork into `size` ranks, so that torch is imported once; return the worst exit code."""
+    import torch.distributed.checkpoint.hf_storage
+    import torch.distributed.fsdp
+
+    assert torch.get_num_threads() == 1  # a fork takes no threads along
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+            for job in jobs:
+                run(job)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
 
 
 if __name__ == "__main__":
     loop.leave = lambda world: None
-    for each in json.loads(sys.argv[1]):
-        run(each)
+    sys.exit(fork_ranks(int(sys.argv[2]), json.loads(sys.argv[1])))

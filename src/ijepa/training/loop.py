@@ -95,7 +95,7 @@ def pretrain(
         world, lambda: _open(recipe, len(source), output, resume=resume, ranks=world.size)
     )
     device = set_up(resolved, recipe.deterministic)
-    spread = build(recipe, device, world, _DTYPE)
+    spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
     model = spread.model
     optimizer = make_optimizer(model, recipe.optimizer)
     counts, start = Counts(), 0

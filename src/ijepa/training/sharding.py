@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.batch import Batch
@@ -47,17 +47,20 @@ class Spread:
         return outcome
 
 
-def build(recipe: Recipe, device: torch.device, world: World, dtype: torch.dtype | None = None) -> Spread:
+def build(
+    recipe: Recipe, device: torch.device, world: World, *, autocast: bool, dtype: torch.dtype | None = None
+) -> Spread:
     """Build a recipe's model with its initial weights, the same whatever the world, and spread it over the ranks.
 
-    `dtype` is that of the weights, float32 if None.
+    With `autocast` the weights of linear layers travel in bfloat16, in which they are used. `dtype` is that of the
+    weights that are kept, float32 if None.
     """
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
-    _shard(model, recipe, world)
+    _shard(model, world, autocast)
     # `to_empty` would empty the constants too.
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     _initialize(model, recipe)
@@ -79,21 +82,23 @@ def _replicate(model: IJEPA) -> DistributedDataParallel:
     return wrapper
 
 
-def _shard(model: IJEPA, recipe: Recipe, world: World) -> None:
+def _shard(model: IJEPA, world: World, autocast: bool) -> None:
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     # The predictor returns a view of its padded rows; nothing writes into it.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     drop = world.strategy == "zero3"
-    kind = torch.bfloat16 if recipe.parallel.gather == "bfloat16" else None
-    # Inputs keep their dtype: the residual stream stays in float32.
+    # Inputs keep their dtype: the residual stream stays in float32, and so do norms and embeddings.
     narrow = MixedPrecisionPolicy(
-        param_dtype=kind, reduce_dtype=torch.float32 if kind else None, cast_forward_inputs=False
+        param_dtype=torch.bfloat16 if autocast else None,
+        reduce_dtype=torch.float32 if autocast else None,
+        cast_forward_inputs=False,
     )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     for encoder, dropped in ((model.context_encoder, drop), (model.target_encoder, True)):
         for block in encoder.blocks:
-            fully_shard(block, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=narrow)
+            linears: list[nn.Module] = [block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2]
+            fully_shard(linears, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=narrow)
         fully_shard(encoder, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=whole)
     fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
     fully_shard(model, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)

@@ -28,6 +28,7 @@ DOUBLE = {"double": True}
 
 def recipe(scenes: Path, strategy: str = "auto", micro: int = 2, **changes) -> dict:
     values = {**TINY, "data": {**TINY["data"], "path": str(scenes)}, "batch": {"global": 8, "micro": micro}}
+    values["checkpoint"] = {"every": 100, "keep": 2}  # and at the end
     return {**values, "parallel": {"strategy": strategy, **changes.pop("parallel", {})}, **changes}
 
 
@@ -53,7 +54,7 @@ def runs(scenes, tmp_path_factory) -> Path:
         2,
         [
             job("ddp", recipe(scenes, "ddp"), unfused=True),
-            job("zero2", recipe(scenes, "zero2"), unfused=True),
+            job("zero2", recipe(scenes, "zero2", checkpoint={"every": 3}), unfused=True),
             job("ddp-fused", recipe(scenes, "ddp")),
             job("zero2-20", recipe(scenes, steps=20)),
             job("ddp-bf16", recipe(scenes, "ddp", precision={"autocast": "bf16"}), unfused=True),
@@ -203,7 +204,7 @@ def test_what_does_not_fit_the_world_is_refused_before_anything_is_written(
 
 def command(scenes: Path, run: Path, *more: str) -> list[str]:
     file = run.parent / f"{run.name}.yaml"
-    file.write_text(Recipe.read(recipe(scenes, steps=3000), "test").dump())
+    file.write_text(Recipe.read(recipe(scenes, steps=3000, checkpoint={"every": 3}), "test").dump())
     return [sys.executable, "-m", "ijepa", "pretrain", str(file), "--output", str(run), *more]
 
 

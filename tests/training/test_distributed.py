@@ -242,7 +242,7 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
         launcher.kill()
     ours = [line for line in said.splitlines() if line.startswith("ijepa: ")]
     assert launcher.returncode == 1 and len(ours) == 1, said
-    assert "waits for rank 1, which is gone (last seen at step" in ours[0]
+    assert "waits for rank 1, which gives no sign (last seen at step" in ours[0]
     assert "the same command resumes from step-0" in ours[0]
     step = int(last(out).name[-8:])
     run({"recipe": recipe(scenes, steps=3000), "output": str(out), "stop_after": 2})
@@ -254,7 +254,7 @@ def test_blame_names_the_silent_then_those_behind():
 
     at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
     assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which is gone (last seen at step 7, comp")
+    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign (last seen at step 7, comp")
     late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
     assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
     assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])

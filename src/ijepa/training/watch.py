@@ -123,7 +123,7 @@ def blame(signs: list[tuple[Sign, bool]]) -> str:
     """Say which ranks are missing: those that are silent, else those that are behind."""
     silent = [sign for sign, alive in signs if not alive]
     if silent:
-        return ", ".join(f"rank {s.rank}, which is gone (last seen at step {s.step}, {s.doing})" for s in silent)
+        return ", ".join(f"rank {s.rank}, which gives no sign (last seen at step {s.step}, {s.doing})" for s in silent)
     first = min(sign.step for sign, _ in signs)
     behind = [sign for sign, _ in signs if sign.step == first and sign.doing != "computing"]
     behind = behind or [sign for sign, _ in signs if sign.step == first]

@@ -254,7 +254,7 @@ def test_blame_names_the_silent_then_those_behind():
 
     at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
     assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign (last seen at step 7, comp")
+    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
     late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
     assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
     assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])

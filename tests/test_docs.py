@@ -59,6 +59,14 @@ def test_shown_commands_parse(page, line):
         parse(cli, "ijepa", words[1:])
 
 
+@pytest.mark.parametrize(("page", "block"), blocks("bash"), ids=lambda value: str(value)[:30])
+def test_what_shown_scripts_start_parses(page, block):
+    started = [line for line in block.replace("\\\n", " ").splitlines() if " -m ijepa " in line]
+    assert started, f"{page}: a script that starts nothing of ours"
+    for line in started:
+        parse(cli, "ijepa", shlex.split(line.rstrip(" &").split(" -m ijepa ")[1]))
+
+
 @pytest.mark.parametrize(("page", "block"), blocks("python"), ids=lambda value: str(value)[:40])
 def test_shown_python_runs(page, block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """`python -m ijepa` and the `ijepa` command: run it, and end with one line and an exit code when it fails."""
 
+import os
 import sys
 
 import click
@@ -16,7 +17,7 @@ def main() -> None:
     except Failed as error:
         if "--debug" in sys.argv:
             raise
-        _complain(str(error))
+        _complain(str(error), quietly=type(error).__name__ == "Lost")
         code = error.exit_code
     except click.UsageError as error:
         known = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
@@ -31,7 +32,13 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(line: str) -> None:
+def _complain(line: str, *, quietly: bool = False) -> None:
+    """Say one line; of several ranks that would say it only one does, and `quietly` none if another has spoken."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        from ijepa.training.watch import first_to_say
+
+        if not first_to_say(line, only_if_silent=quietly):
+            return
     print(f"ijepa: {line}", file=sys.stderr)
 
 

@@ -4,6 +4,7 @@ Every field of a recipe is a dotted flag of `ijepa pretrain`; the flags, their h
 recipe's own types, so that a new field needs nothing here.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,7 +103,8 @@ def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagn
     info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
     run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info)
-    click.echo(f"done: {folder}")
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"done: {folder}")
 
 
 def _overrides(fields: dict[str, str | None]) -> dict[str, Any]:

@@ -178,8 +178,13 @@ class Precision(Section):
 class Parallel(Section):
     """How a run is spread over devices."""
 
-    strategy: Literal["none", "ddp", "zero2", "zero3", "hsdp"] = "none"
-    """What is sharded; of no consequence on a single device."""
+    strategy: Literal["auto", "none", "ddp", "zero2", "zero3", "hsdp"] = "auto"
+    """ddp: nothing is sharded; zero2: optimiser, gradients and target encoder are; zero3: all weights too; hsdp: zero2
+    within groups of ranks that are copies of one another; auto: zero2 under torchrun, none without."""
+    shard: int | Auto = "auto"
+    """Ranks that share one copy with hsdp; auto takes those of a node."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds without progress after which a run gives up and names the rank that others wait for."""
 
 
 class Checkpoint(Section):
@@ -247,6 +252,9 @@ class Recipe(Section):
             raise Refused(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
         if isinstance(self.data.workers, int) and self.data.workers < 0:
             raise Refused(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
+        shard = self.parallel.shard
+        if shard != "auto" and shard < 1:
+            raise Refused(f"parallel.shard = {shard}", "must be 1 or more, or auto")
         if self.data.images is not None:
             self.lengths(self.data.images)
         elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):

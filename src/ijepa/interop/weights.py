@@ -16,7 +16,7 @@ from ijepa.errors import Refused, did_you_mean
 from ijepa.model.encoder import Encoder
 from ijepa.model.jepa import build_encoder
 from ijepa.recipe import Recipe
-from ijepa.training.checkpoint import list_checkpoints, load_module
+from ijepa.training.checkpoint import list_checkpoints, load_part
 from ijepa.training.run import Run
 
 Which = Literal["target", "context"]
@@ -57,7 +57,8 @@ def resolve_weights(weights: str | Path) -> Weights:
             raise Refused(path, "the run has no checkpoint yet", "wait for one, or train on")
         return Weights(saved[-1], Run(path).recipe(), f"{path.name} ({saved[-1].name})", path)
     for recipe_file in (path / "recipe.yaml", path.parent.parent / "recipe.yaml"):
-        if recipe_file.is_file() and (path / "target_encoder.safetensors").is_file():
+        there = (path / name for name in ("target_encoder.safetensors", "state.json"))
+        if recipe_file.is_file() and any(file.is_file() for file in there):
             run = recipe_file.parent if recipe_file.parent != path else None
             return Weights(path, Recipe.load(recipe_file), path.name, run)
     raise Refused(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
@@ -89,5 +90,5 @@ def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
     """
     found = resolve_weights(weights)
     vit = build_encoder(found.recipe.model)
-    load_module(vit, found.file(which))
+    load_part(vit, found.folder, f"{which}_encoder")
     return Encoder(vit)

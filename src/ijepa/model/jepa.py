@@ -119,7 +119,7 @@ class IJEPA(nn.Module):
         initialize(self.predictor, seed, prefix="predictor.", scheme=shape.predictor.initial)
         self.target_encoder.load_state_dict(self.context_encoder.state_dict())
         patches = self.context_encoder.grid[0] * self.context_encoder.grid[1]
-        self.register_buffer("position_mean", torch.zeros(patches, shape.encoder.width))
+        self.register_buffer("position_mean", torch.zeros(patches, shape.encoder.width, device="cpu"))
         self.position_mean: Tensor
         self.pixel_norm = PixelNorm()
         self.train()
@@ -159,8 +159,9 @@ class PixelNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN)[:, None], persistent=False)
-        self.register_buffer("scale", 1 / (255 * torch.tensor(IMAGENET_STD)[:, None]), persistent=False)
+        mean, std = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), device="cpu")[:, :, None]
+        self.register_buffer("mean", 255 * mean, persistent=False)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.mean: Tensor
         self.scale: Tensor
 

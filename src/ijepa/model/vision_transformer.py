@@ -161,12 +161,21 @@ class VisionTransformer(nn.Module):
             scale = 1 / self.keep_rates[layer] if kept else 1.0
             if chosen is None:
                 x = block(x, sequences, scale)
-            elif chosen.lengths:
-                some = block(x.index_select(0, pad_rows(chosen.index)), chosen, scale)
+            else:
+                # A layer that no image keeps still runs, on one image and for nothing: its gradient is then zero and
+                # not missing, whatever the number of images in a micro-batch.
+                run = chosen if chosen.lengths else first_of(sequences)
+                some = block(x.index_select(0, pad_rows(run.index)), run, scale)
                 x = x.index_copy(0, chosen.index, some[: len(chosen.index)])
             if layer >= len(self.blocks) - last:
                 outputs.append(self.norm(x[:tokens]))
         return outputs
+
+
+def first_of(sequences: Sequences) -> Sequences:
+    """Return the first of some packed sequences, as rows of their tokens."""
+    long = sequences.lengths[0]
+    return Sequences(torch.arange(long, device=sequences.index.device), sequences.cu_seqlens[:2], (long,))
 
 
 def patchify(pixels: Tensor, patch_size: int) -> Tensor:
@@ -184,7 +193,11 @@ def sincos_positions(width: int, grid: tuple[int, int], native: tuple[int, int] 
     frequencies 10000^(-i / (width / 4)). On a grid other than `native`, patch centres are stretched over the
     native grid, so that the same place in the image keeps the same position.
     """
-    native = native or grid
+    with torch.device("cpu"):  # a constant: it has values even where weights are built on the meta device
+        return _sincos(width, grid, native or grid)
+
+
+def _sincos(width: int, grid: tuple[int, int], native: tuple[int, int]) -> Tensor:
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     rows, columns = (
         ((torch.arange(size, dtype=torch.float64) + 0.5) * whole / size - 0.5)

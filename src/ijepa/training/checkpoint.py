@@ -2,6 +2,10 @@
 
     step-00001000/context_encoder.safetensors  target_encoder.safetensors  predictor.safetensors
                   optimizer.safetensors (moments, by parameter name; each position's mean target)  state.json
+    step-00001000/shard-00001-model-00001-of-00001.safetensors ... (the same tensors, a file a rank)  state.json
+
+The first form is one process's, also where several hold the same weights; the second is that of sharded weights,
+written by `ijepa.training.saver`. Both are read alike, by any number of ranks.
 
 A checkpoint is written into a folder beside, flushed, and renamed: a folder named `step-...` is whole. Because every
 random draw is a function of the step, the step is all the state that data, masks and schedules have.
@@ -10,6 +14,8 @@ random draw is a function of the step, the step is all the state that data, mask
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ijepa.errors import Failed, Refused
-from ijepa.files import read_json, write_json
+from ijepa.files import write_json
 from ijepa.model.jepa import IJEPA
+from ijepa.training.optimizer import trained
+from ijepa.training.shards import as_sharded, local, rows_of
+from ijepa.training.stored import FORMAT, PARTS, Stored
 
-PARTS = ("context_encoder", "target_encoder", "predictor")
-FORMAT = 1
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -47,57 +54,90 @@ def save_checkpoint(
     Raises:
         Failed: when the disk refuses; earlier checkpoints are untouched and nothing half-written stays.
     """
+    tensors = _by_file(named_tensors(model, optimizer))
+    with refusing_disk(folder, step):
+        beside = begin(folder, step)
+        for part, each in tensors.items():
+            _save(beside / f"{part}.safetensors", each)
+        return complete(folder, step, state, keep)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make the empty folder in which a step's checkpoint is written, beside its place."""
+    beside = folder / f".{checkpoint_name(step)}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    return beside
+
+
+def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write `state.json` beside a step's tensors, put the checkpoint in its place, and drop all but the latest."""
     whole, beside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for part in PARTS:
-            _save(beside / f"{part}.safetensors", getattr(model, part).state_dict())
-        _save(beside / "optimizer.safetensors", _optimizer_tensors(model, optimizer))
-        write_json(beside / "state.json", {"format": FORMAT, "step": step, **state})
-        _flush(beside)
-        if whole.exists():
-            shutil.rmtree(whole)
-        beside.rename(whole)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        left = list_checkpoints(folder)
-        kept = f"; the last good checkpoint is {left[-1].name}" if left else ""
-        reason = getattr(error, "strerror", None) or str(error)
-        raise Failed(f"{whole}: checkpoint not saved: {reason}{kept}") from None
+    write_json(beside / "state.json", {"format": FORMAT, "step": step, **state})
+    _flush(beside)
+    if whole.exists():
+        shutil.rmtree(whole)
+    beside.rename(whole)
+    _flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return whole
 
 
+@contextmanager
+def refusing_disk(folder: Path, step: int) -> Iterator[None]:
+    """Turn what a disk says into one line, and leave nothing half-written.
+
+    Raises:
+        Failed: naming the checkpoint, the reason, and the last good one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder / f".{checkpoint_name(step)}.partial", ignore_errors=True)
+        left = list_checkpoints(folder)
+        kept = f"; the last good checkpoint is {left[-1].name}" if left else ""
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Failed(f"{folder / checkpoint_name(step)}: checkpoint not saved: {reason}{kept}") from None
+
+
+@torch.no_grad()
 def load_checkpoint(path: Path, model: IJEPA, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a checkpoint into a model and its optimiser, in place, and return its `state.json`.
+
+    Of a model that is spread over ranks, each rank reads its own part, however many there were when it was saved.
 
     Raises:
         Refused: when a file is missing, damaged, or of other shapes.
     """
-    state = read_json(path / "state.json")
-    if state.get("format") != FORMAT:
-        raise Refused(path / "state.json", f"format {state.get('format')}", f"this version reads format {FORMAT}")
-    for part in PARTS:
-        load_module(getattr(model, part), path / f"{part}.safetensors")
-    file = path / "optimizer.safetensors"
-    tensors = read_tensors(file)
-    shapes = {"position_mean": model.position_mean}
-    for name, parameter in _parameters(model, optimizer):
-        for key in ("exp_avg", "exp_avg_sq"):
-            shapes[f"{key}.{name}"] = parameter
-        shapes[f"step.{name}"] = torch.tensor(0.0)
-    check_shapes(file, {key: tuple(like.shape) for key, like in shapes.items()}, tensors)
-    model.position_mean.copy_(tensors["position_mean"])
-    for name, parameter in _parameters(model, optimizer):
-        optimizer.state[parameter] = {
-            "step": tensors[f"step.{name}"].to(parameter.device),
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
+    stored, like = Stored(path), named_tensors(model, optimizer)
+    stored.check({name: tuple(tensor.shape) for name, tensor in like.items()})
+    for name, tensor in model.state_dict().items():
+        local(tensor).copy_(stored.rows(name, rows_of(tensor)))
+    for name, parameter, held in trained(model, optimizer):
+        device, rows = held.device, rows_of(parameter)
+        optimizer.state[held] = {
+            "step": stored.rows(f"step.{name}").to(device),
+            "exp_avg": stored.rows(f"exp_avg.{name}", rows).to(device),
+            "exp_avg_sq": stored.rows(f"exp_avg_sq.{name}", rows).to(device),
         }
-    return state
+    return stored.state
+
+
+def load_part(module: nn.Module, folder: Path, part: str) -> None:
+    """Load one of the model's parts from a checkpoint or a weights folder into a module that is not spread.
+
+    Raises:
+        Refused: naming the first key that is missing, unknown, or of another shape.
+    """
+    file = folder / f"{part}.safetensors"
+    if file.exists() or not (folder / "state.json").exists():
+        load_module(module, file)
+        return
+    stored, prefix = Stored(folder), f"{part}."
+    like = module.state_dict()
+    stored.check({prefix + name: tuple(tensor.shape) for name, tensor in like.items()}, prefix)
+    module.load_state_dict({name: stored.rows(prefix + name) for name in like})
 
 
 def load_module(module: nn.Module, file: Path) -> None:
@@ -140,21 +180,31 @@ def check_shapes(file: Path, wanted: dict[str, tuple[int, ...]], tensors: dict[s
             )
 
 
-def _parameters(model: IJEPA, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) in held]
-
-
-def _optimizer_tensors(model: IJEPA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {"position_mean": model.position_mean}
-    for name, parameter in _parameters(model, optimizer):
-        state = optimizer.state.get(parameter) or {
+def named_tensors(model: IJEPA, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything of a run that is a tensor, by name; sharded where the weights are."""
+    tensors = dict(model.state_dict())
+    for name, parameter, held in trained(model, optimizer):
+        state = optimizer.state.get(held) or {
             "step": torch.tensor(0.0),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            "exp_avg": torch.zeros_like(held),
+            "exp_avg_sq": torch.zeros_like(held),
         }
-        tensors |= {f"{key}.{name}": value for key, value in state.items()}
+        tensors[f"step.{name}"] = state["step"]
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{key}.{name}"] = as_sharded(state[key].detach(), parameter)
     return tensors
+
+
+def _by_file(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Distribute tensors over the files of a checkpoint by one process."""
+    files: dict[str, dict[str, Tensor]] = {part: {} for part in (*PARTS, "optimizer")}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(".")
+        if part in PARTS:
+            files[part][key] = tensor
+        else:
+            files["optimizer"][name] = tensor
+    return files
 
 
 def _save(file: Path, tensors: dict[str, Tensor]) -> None:

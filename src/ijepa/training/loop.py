@@ -25,15 +25,22 @@ from ijepa.model.flops import batch_flops
 from ijepa.model.jepa import IJEPA
 from ijepa.packing import Packer
 from ijepa.recipe import Lengths, Recipe
-from ijepa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
-from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
+from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
-from ijepa.training.run import open_run, start_run
+from ijepa.training.run import Run, open_run, settings, start_run
+from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
+from ijepa.training.sharding import Spread, build
+from ijepa.training.watch import Watch
+from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
 _MEAN_WEIGHT = 0.02
 """Weight of a new batch in the running mean target of each position, which `skill` is measured against."""
+
+_DTYPE: torch.dtype | None = None
+"""Dtype of the weights; None is float32. Tests set float64, to tell rounding from mistakes."""
 
 
 @dataclass(frozen=True)
@@ -82,43 +89,82 @@ def pretrain(
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
-    run, exists = open_run(output, recipe, resume=resume)
-    earlier = run.info() if exists else None
-    if earlier is not None and earlier["images"] != len(source):
-        raise Refused(
-            run.info_file,
-            f"the run was started on {earlier['images']} images, data.path holds {len(source)}",
-            "give the same data",
-        )
-    resolved = resolve(recipe, earlier["resolved"] if earlier else None)
+    facts = {**settings(recipe), "data": getattr(source, "fingerprint", len(source))}
+    world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
+    run, exists, saved, resolved = by_first(
+        world, lambda: _open(recipe, len(source), output, resume=resume, ranks=world.size)
+    )
     device = set_up(resolved, recipe.deterministic)
-    model = IJEPA(recipe.model, recipe.seed).to(device)
+    spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
+    model = spread.model
     optimizer = make_optimizer(model, recipe.optimizer)
-    saved = list_checkpoints(run.checkpoints)
     counts, start = Counts(), 0
     if saved:
-        state = load_checkpoint(saved[-1], model, optimizer)
-        counts, start = Counts(**state["counts"]), int(state["step"])
-    if not exists:
-        start_run(run, recipe, {"images": len(source), "resolved": resolved.as_json(), **(info or {})})
-    cut_back(run, start)
-    monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet)
-    if saved:
+        state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
+        start = int(state["step"])
+        # What was counted before is rank 0's to carry on.
+        counts = Counts(**state["counts"]) if world.rank == 0 else counts
+
+    def begin() -> None:
+        if not exists:
+            about = {"images": len(source), "ranks": world.size, "strategy": world.strategy}
+            start_run(run, recipe, {**about, "resolved": resolved.as_json(), **(info or {})})
+        cut_back(run, start)
+
+    by_first(world, begin)
+    monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank)
+    if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
+    watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
     try:
-        with _signals() as caught:
-            loop = _Loop(recipe, lengths, resolved, source, model, optimizer, monitor, counts)
+        with _signals() as caught, watch.naming():
+            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts)
+            flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
             for step in loop.steps(start, callbacks):
-                stop = caught[0] if caught else None
+                stop = flag.agreed(caught[0] if caught else 0)
+                watch.at(step, "saving")
                 if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                     monitor.flush()
-                    state = {"counts": vars(counts), "resolved": resolved.as_json()}
-                    save_checkpoint(run.checkpoints, step, model, optimizer, state, recipe.checkpoint.keep)
+                    state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                    saver.save(step, model, optimizer, state)
                 if stop and step < lengths.total:
+                    saver.finish()
                     raise Stopped(stop, step)
+            saver.finish()
     finally:
+        watch.close()
         monitor.close()
+    leave(world)
     return model
+
+
+def _open(
+    recipe: Recipe, images: int, output: Path, *, resume: bool, ranks: int
+) -> tuple[Run, bool, Path | None, Resolved]:
+    """Return the run, whether it exists, its last checkpoint if it has one, and what `auto` is; write nothing."""
+    run, exists = open_run(output, recipe, resume=resume)
+    earlier = run.info() if exists else None
+    if earlier is not None and earlier["images"] != images:
+        raise Refused(
+            run.info_file,
+            f"the run was started on {earlier['images']} images, data.path holds {images}",
+            "give the same data",
+        )
+    saved = list_checkpoints(run.checkpoints)
+    resolved = resolve(recipe, earlier["resolved"] if earlier else None, ranks)
+    return run, exists, saved[-1] if saved else None, resolved
+
+
+def _together(world: World, counts: Counts) -> dict[str, Any]:
+    """Return the counts of all ranks as one, for JSON."""
+    every = world.gathered(counts)
+    names = dict.fromkeys(name for each in every for name in each.replaced_names)
+    return {
+        "replaced": sum(each.replaced for each in every),
+        "seen": sum(each.seen for each in every),
+        "void_in_a_row": counts.void_in_a_row,
+        "replaced_names": list(names)[:100],
+    }
 
 
 @dataclass
@@ -127,10 +173,14 @@ class _Loop:
     lengths: Lengths
     resolved: Resolved
     source: Source
-    model: IJEPA
+    spread: Spread
     optimizer: torch.optim.Optimizer
     monitor: Monitor
+    watch: Watch
     counts: Counts
+
+    def __post_init__(self) -> None:
+        self.model, self.world = self.spread.model, self.spread.world
 
     def steps(self, start: int, callbacks: Sequence[Callback]) -> Iterator[int]:
         """Take the steps after `start`, yielding the number of each finished one."""
@@ -150,6 +200,7 @@ class _Loop:
     def _call(self, callbacks: Sequence[Callback], step: int) -> None:
         for callback in callbacks:
             if step % callback.every == 0 or step == self.lengths.total:
+                self.watch.at(step, "diagnosing")
                 self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
 
     def _loader(self) -> Loader:
@@ -159,6 +210,8 @@ class _Loop:
             seed=recipe.seed,
             global_batch=recipe.batch.total,
             micro_batch=self.resolved.micro,
+            rank=self.world.rank,
+            world_size=self.world.size,
             image_size=recipe.model.image_hw,
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
@@ -176,21 +229,30 @@ class _Loop:
         device = self.model.position_mean.device
         sums: list[tuple[Tensor, ...]] = []
         waited = flops = 0.0
-        for _ in range(whole // self.resolved.micro):
+        micros = whole // self.world.size // self.resolved.micro
+        for micro in range(micros):
+            self.watch.at(step + 1, "loading data")
             begun = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - begun
+            self.watch.at(step + 1, "computing")
             self._count(batch)
             flops += batch_flops(recipe.model, batch).total
-            with computing(device, self.resolved.autocast):
-                outcome = self.model(batch.to(device, non_blocking=True))
-            outcome.loss.backward()
+            forward = computing(device, self.resolved.autocast)
+            outcome = self.spread.backward(batch.to(device, non_blocking=True), forward, last=micro == micros - 1)
             sums.append((outcome.loss.detach(), outcome.baseline, outcome.target_sums, outcome.position_sums))
-        norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm)
-        loss, baseline, target_sums, position_sums = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        norm = gradient_norm(self.model, self.optimizer)
+        mine = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
+        # The step's one reduction besides the gradients': figures, and the norm of sharded gradients.
+        *figures, square = summed(self.world, [*mine, norm.square() / self.world.copies])
+        loss, baseline, target_sums, position_sums = figures
+        norm = norm if self.world.size == 1 else square.sqrt()
+        norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
         values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void])
-        record = StepRecord(step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops, waited)
+        record = StepRecord(
+            step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
+        )
         for row in self.monitor.add(record):
             self._watch(row)
 

@@ -6,6 +6,7 @@ always finds the metrics of all steps up to n beside it; a resume cuts off what 
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -44,15 +45,22 @@ class StepRecord:
 class Monitor:
     """Collects step records, and writes and shows them every `log_every` steps."""
 
-    def __init__(self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False) -> None:
+    def __init__(self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False, rank: int = 0) -> None:
         self.total, self.log_every = total, log_every
         self._pending: list[StepRecord] = []
-        self._metrics, self._timings = run.metrics_file.open("a"), run.timings_file.open("a")
-        self._diagnostics = run.diagnostics_file.open("a")
+        files = (run.metrics_file, run.timings_file, run.diagnostics_file)
+        # Ranks other than 0 read the same values, to act on them alike; they write nothing.
+        self._metrics, self._timings, self._diagnostics = (
+            (file if rank == 0 else Path(os.devnull)).open("a") for file in files
+        )
         self._clock = time.perf_counter()
         self._begun, self._start = self._clock, start
         self._paused = 0.0
-        self._show = _Quiet() if quiet else _Bar(total, start) if sys.stdout.isatty() else _Lines()
+        self._show: _Quiet
+        if quiet or rank:
+            self._show = _Quiet() if quiet else _Other(rank)
+        else:
+            self._show = _Bar(total, start) if sys.stdout.isatty() else _Lines()
 
     def add(self, record: StepRecord) -> list[dict[str, Any]]:
         """Take a step; return the metrics of all steps since the last reading when this one is due, else none."""
@@ -205,6 +213,16 @@ class _Lines(_Quiet):
 
     def say(self, line: str) -> None:
         print(line, flush=True)
+
+
+class _Other(_Quiet):
+    """A rank that is not the first: what only it knows, and nothing else."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def say(self, line: str) -> None:
+        print(f"rank {self._rank}: {line}", flush=True)
 
 
 class _Bar(_Quiet):

@@ -5,7 +5,7 @@ on the device; the fused kernel takes that as `found_inf` and the EMA as a facto
 without a synchronisation: neither weights, nor moments, nor the target encoder move.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,36 @@ from torch import Tensor, nn
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Optimizer
 from ijepa.training.schedules import Rates
+from ijepa.training.shards import local
 
 
-def make_optimizer(model: IJEPA, settings: Optimizer) -> torch.optim.AdamW:
-    """Build AdamW over context encoder and predictor; biases, norms and the mask token take no weight decay."""
-    groups = []
+def make_optimizer(model: IJEPA, settings: Optimizer, *, fused: bool = True) -> torch.optim.AdamW:
+    """Build AdamW over context encoder and predictor; biases, norms and the mask token take no weight decay.
+
+    Where weights are sharded, the optimiser holds this rank's parts as plain tensors. Only the fused one takes void
+    steps for void.
+    """
+    with torch.no_grad():
+        groups = [
+            {"params": [local(parameter) for _, parameter in named], "part": part, "decays": decays}
+            for part, decays, named in _grouped(model)
+        ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def trained(model: IJEPA, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yield (name, the model's parameter, what the optimiser holds for it: the same, or this rank's part)."""
+    for (part, _, named), group in zip(_grouped(model), optimizer.param_groups, strict=True):
+        prefix = "context_encoder." if part == "encoder" else "predictor."
+        for (name, parameter), tensor in zip(named, group["params"], strict=True):
+            yield prefix + name, parameter, tensor
+
+
+def _grouped(model: IJEPA) -> Iterator[tuple[str, bool, list[tuple[str, nn.Parameter]]]]:
     for part, module in (("encoder", model.context_encoder), ("predictor", model.predictor)):
         named = list(module.named_parameters())
         for decays in (True, False):
-            chosen = [parameter for name, parameter in named if decayed(name) == decays]
-            groups.append({"params": chosen, "part": part, "decays": decays})
-    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
+            yield part, decays, [(name, parameter) for name, parameter in named if decayed(name) == decays]
 
 
 def decayed(name: str) -> bool:
@@ -39,25 +58,47 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
 
 
 @torch.no_grad()
+def gradient_norm(model: IJEPA, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Hand the gradients over to the optimiser and return the norm of this rank's part: () on the device."""
+    for _, parameter, tensor in trained(model, optimizer):
+        if tensor is not parameter and parameter.grad is not None:
+            tensor.data = local(parameter.data)
+            tensor.grad, parameter.grad = local(parameter.grad), None
+    return nn.utils.get_total_norm(_gradients(optimizer))
+
+
+@torch.no_grad()
 def apply_step(
-    model: IJEPA, optimizer: torch.optim.Optimizer, momentum: float, clip_norm: float | None
+    model: IJEPA,
+    optimizer: torch.optim.Optimizer,
+    momentum: float,
+    clip_norm: float | None,
+    norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Take one step from the gradients in place, move the target encoder, and drop the gradients.
+
+    `norm` is the gradient's over all ranks, if `gradient_norm` was called before.
 
     Returns:
         The gradient's norm before clipping, and 1.0 where it was not finite (then the step was void), else 0.0;
         both () float32 on the device.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = gradient_norm(model, optimizer) if norm is None else norm
+    gradients = _gradients(optimizer)
     void = (~norm.isfinite()).float()
     if clip_norm is not None:
-        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0))
-    optimizer.found_inf = void  # type: ignore[attr-defined]
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = void  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    move_average(model.target_encoder.parameters(), model.context_encoder.parameters(), (1 - momentum) * (1 - void))
+    averages, current = model.target_encoder.parameters(), model.context_encoder.parameters()
+    move_average(map(local, averages), map(local, current), (1 - momentum) * (1 - void))
     return norm, void
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 @torch.no_grad()

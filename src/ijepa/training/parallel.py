@@ -3,6 +3,7 @@
 import os
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from math import gcd
 from typing import Any
 
 import torch
@@ -30,16 +31,15 @@ class Resolved:
         return asdict(self)
 
 
-def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None) -> Resolved:
+def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 1) -> Resolved:
     """Resolve every `auto` of a recipe on this machine; `earlier` is what the same run resolved before.
+
+    `ranks` processes share the global batch; a run that goes on with another number of them keeps its micro-batch
+    as far as it divides a rank's share.
 
     Raises:
         Refused: where the recipe asks for what this machine or version does not have.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise Refused(
-            "WORLD_SIZE", "training on several processes is not in this version", "start one process, without torchrun"
-        )
     if recipe.precision.fp8 != "none":
         raise Refused(
             f"precision.fp8 = {recipe.precision.fp8}",
@@ -54,7 +54,7 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None) -> Resolved:
     resolved = Resolved(
         device=device.type,
         autocast=_autocast(recipe, device),
-        micro=_micro(recipe, device),
+        micro=_micro(recipe, device, recipe.batch.total // ranks),
         workers=int(workers),
         threads=threads,
     )
@@ -62,6 +62,8 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None) -> Resolved:
         kept = {key: earlier[key] for key in ("autocast", "threads", "micro") if key in earlier}
         if recipe.batch.micro != "auto":
             kept.pop("micro", None)
+        elif "micro" in kept:
+            kept["micro"] = gcd(kept["micro"], recipe.batch.total // ranks)
         resolved = replace(resolved, **kept)
     return resolved
 
@@ -91,8 +93,8 @@ def _autocast(recipe: Recipe, device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _micro(recipe: Recipe, device: torch.device) -> int:
-    """The largest divisor of the global batch whose activations take a modest share of the memory."""
+def _micro(recipe: Recipe, device: torch.device, share: int) -> int:
+    """The largest divisor of a rank's share of the batch whose activations take a modest share of the memory."""
     if recipe.batch.micro != "auto":
         return recipe.batch.micro
     if device.type == "cuda":
@@ -103,5 +105,4 @@ def _micro(recipe: Recipe, device: torch.device) -> int:
     context = patches * model.encoder.width * model.encoder.depth
     predictor = 0.6 * patches * recipe.mask.targets * model.predictor.width * model.predictor.depth
     fit = _SHARE_OF_MEMORY * memory / (_ACTIVATION_BYTES * (context + predictor))
-    whole = recipe.batch.total
-    return max((d for d in range(1, whole + 1) if whole % d == 0 and d <= max(fit, 1)), default=1)
+    return max((d for d in range(1, share + 1) if share % d == 0 and d <= max(fit, 1)), default=1)

@@ -28,6 +28,9 @@ _FREE = {
     "checkpoint.every",
     "checkpoint.keep",
     "log_every",
+    "parallel.strategy",
+    "parallel.shard",
+    "parallel.timeout",
 }
 """Keys that may change between a run and its resumption: none of them changes what is computed."""
 
@@ -95,7 +98,7 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
         raise Refused(folder, "is not empty and holds no run", "give another --output")
     if not resume:
         raise Refused(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
-    there, here = _flat(yaml.safe_load(run.recipe_file.read_text())), _flat(yaml.safe_load(recipe.dump()))
+    there, here = settings(run.recipe()), settings(recipe)
     for key in sorted({*there, *here} - _FREE):
         if there.get(key) != here.get(key):
             raise Refused(
@@ -145,8 +148,13 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Return every value of a recipe by its dotted key."""
+    return _flat(yaml.safe_load(recipe.dump()))
+
+
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,0 +1,127 @@
+"""A model over several ranks: which part of it each one holds, and when gradients travel.
+
+FSDP2's `fully_shard` cuts every parameter by rows. Kept whole between forward and backward (`reshard_after_forward`
+false) that is ZeRO-2, dropped after each block's forward ZeRO-3 (Rajbhandari et al., arXiv 1910.02054). The target
+encoder has no backward, so its blocks are dropped at once with either. Encoders are cut by block; the predictor is
+one unit, because it calls into its blocks' layers and not the blocks.
+
+Gradients are summed over ranks and not averaged: each image weighs 1 / global batch already. They travel with the
+last micro-batch of a step.
+"""
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ijepa.batch import Batch
+from ijepa.model.initial import initial_rows
+from ijepa.model.jepa import IJEPA, Outcome
+from ijepa.recipe import Recipe
+from ijepa.training.shards import local, rows_of
+from ijepa.training.world import World
+
+
+@dataclass
+class Spread:
+    """A model over the ranks of a world. `model` is this rank's, with its own part of the weights."""
+
+    model: IJEPA
+    world: World
+    wrapper: DistributedDataParallel | None = None
+
+    def backward(self, batch: Batch, forward: AbstractContextManager[Any], *, last: bool) -> Outcome:
+        """Add one micro-batch's gradients; with the step's `last`, sum them over ranks. `forward` is its context."""
+        if self.world.mesh is not None:
+            self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        wait = nullcontext() if last or self.wrapper is None else self.wrapper.no_sync()
+        with wait:
+            with forward:
+                outcome: Outcome = (self.wrapper or self.model)(batch)
+            outcome.loss.backward()
+        return outcome
+
+
+def build(
+    recipe: Recipe, device: torch.device, world: World, *, autocast: bool, dtype: torch.dtype | None = None
+) -> Spread:
+    """Build a recipe's model with its initial weights, the same whatever the world, and spread it over the ranks.
+
+    With `autocast` the weights of linear layers travel in bfloat16, in which they are used. `dtype` is that of the
+    weights that are kept, float32 if None.
+    """
+    if world.mesh is None:
+        model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
+        return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
+    with torch.device("meta"):
+        model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
+    _shard(model, world, autocast)
+    # `to_empty` would empty the constants too.
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    _initialize(model, recipe)
+    return Spread(model, world)
+
+
+def _replicate(model: IJEPA) -> DistributedDataParallel:
+    with warnings.catch_warnings():
+        # torch 2.13 asks for another argument, which 2.11 does not have.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapper = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    # DistributedDataParallel checks these very annotations.
+    def add(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+        work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    wrapper.register_comm_hook(None, add)
+    return wrapper
+
+
+def _shard(model: IJEPA, world: World, autocast: bool) -> None:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    # The predictor returns a view of its padded rows; nothing writes into it.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    drop = world.strategy == "zero3"
+    # Inputs keep their dtype: the residual stream stays in float32, and so do norms and embeddings.
+    narrow = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if autocast else None,
+        reduce_dtype=torch.float32 if autocast else None,
+        cast_forward_inputs=False,
+    )
+    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    for encoder, dropped in ((model.context_encoder, drop), (model.target_encoder, True)):
+        for block in encoder.blocks:
+            linears: list[nn.Module] = [block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2]
+            fully_shard(linears, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=narrow)
+        fully_shard(encoder, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=whole)
+    fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
+    fully_shard(model, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "encode_targets")  # diagnosis calls it from outside
+
+
+@torch.no_grad()
+def _initialize(model: IJEPA, recipe: Recipe) -> None:
+    """Draw this rank's rows of every weight, as `IJEPA` draws all of them; the target encoder is a copy."""
+    shape = recipe.model
+    parts = (
+        (model.context_encoder, "encoder.", shape.encoder.initial),
+        (model.predictor, "predictor.", shape.predictor.initial),
+    )
+    for part, prefix, scheme in parts:
+        for name, parameter in part.named_parameters():
+            rows = initial_rows(
+                name, tuple(parameter.shape), rows_of(parameter), recipe.seed, prefix=prefix, scheme=scheme
+            )
+            local(parameter).copy_(rows)
+    for copy, source in zip(model.target_encoder.parameters(), model.context_encoder.parameters(), strict=True):
+        local(copy).copy_(local(source))

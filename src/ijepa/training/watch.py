@@ -1,0 +1,164 @@
+"""Who is where: what lets a run that has lost a rank, or waits for one, say which, at which step, doing what.
+
+Every rank tells the launcher's key-value store once a second at which step it is and what it does; a thread does it,
+so that a rank that only waits still gives a sign. When a collective fails, or nothing moves for `parallel.timeout`
+seconds, the others' last signs name the rank that is missing. Without it, a killed process shows as a closed socket,
+and a stuck one as nothing at all.
+
+The store also makes one voice of many: a line that all ranks would say is said once.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import torch.distributed as dist
+
+from ijepa.errors import Failed
+from ijepa.training.checkpoint import list_checkpoints
+from ijepa.training.world import World, under_torchrun
+
+_PULSE = 1.0
+"""Seconds between two signs of a rank."""
+
+
+class Lost(Failed):
+    """Another rank is gone or stuck. Said only where no rank has said why it ended."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of one rank: its step (from 1), what it does, and a number that grows while it lives."""
+
+    rank: int
+    step: int
+    doing: str
+    beat: int
+
+
+class Watch:
+    """Gives this rank's signs while it is open, and reads the others'. In a world of one it does nothing."""
+
+    def __init__(self, world: World, timeout: float, checkpoints: Path) -> None:
+        self.world, self.timeout, self.checkpoints = world, timeout, checkpoints
+        self._step, self._doing, self._since, self._beat = 0, "starting", time.monotonic(), 0
+        self._closed = Event()
+        self._store = connect() if world.size > 1 else None
+        if self._store is not None:
+            self._give_sign()
+            Thread(target=self._run, daemon=True).start()
+
+    def at(self, step: int, doing: str) -> None:
+        """Say what this rank does now, of which step (from 1)."""
+        self._step, self._doing, self._since = step, doing, time.monotonic()
+
+    def close(self) -> None:
+        """Give no more signs."""
+        self._closed.set()
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Turn the error of a collective into one line.
+
+        Raises:
+            Lost: naming the ranks that this one waited for, their step, and what they were last seen doing.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._store is None or not _of_a_collective(error):
+                raise
+            raise Lost(self._explain(self._signs())) from error
+
+    def _run(self) -> None:
+        while not self._closed.wait(_PULSE):
+            try:
+                self._give_sign()
+                # A device's collective does not come back with an error; so a thread ends what nothing else can.
+                stuck = time.monotonic() - self._since > self.timeout + 2 * _PULSE
+                if stuck and self._doing == "computing":
+                    line = self._explain(self._signs())
+                    if first_to_say(line, only_if_silent=True):
+                        print(f"ijepa: {line}", file=sys.stderr, flush=True)
+                    os._exit(1)
+            except Exception:  # the store is gone with its launcher, which ends this rank
+                return
+
+    def _give_sign(self) -> None:
+        self._beat += 1
+        sign = {"step": self._step, "doing": self._doing, "beat": self._beat}
+        self._store.set(_key(f"sign/{self.world.rank}"), json.dumps(sign))  # type: ignore[union-attr]
+
+    def _signs(self) -> list[tuple[Sign, bool]]:
+        """Return every rank's last sign and whether it still gives any."""
+        before = [self._read(rank) for rank in range(self.world.size)]
+        time.sleep(3 * _PULSE)
+        after = [self._read(rank) for rank in range(self.world.size)]
+        return [
+            (now, now.beat > was.beat or now.rank == self.world.rank) for was, now in zip(before, after, strict=True)
+        ]
+
+    def _read(self, rank: int) -> Sign:
+        key = _key(f"sign/{rank}")
+        store: Any = self._store
+        known = json.loads(store.get(key)) if store.check([key]) else {"step": 0, "doing": "starting", "beat": 0}
+        return Sign(rank, **known)
+
+    def _explain(self, signs: list[tuple[Sign, bool]]) -> str:
+        saved = list_checkpoints(self.checkpoints)
+        resume = f"the same command resumes from {saved[-1].name}" if saved else "there is no checkpoint yet"
+        return f"step {self._step} waits for {blame(signs)}; {resume}"
+
+
+def blame(signs: list[tuple[Sign, bool]]) -> str:
+    """Say which ranks are missing: those that are silent, else those that are behind."""
+    silent = [sign for sign, alive in signs if not alive]
+    if silent:
+        return ", ".join(f"rank {s.rank}, which gives no sign (last seen at step {s.step}, {s.doing})" for s in silent)
+    first = min(sign.step for sign, _ in signs)
+    behind = [sign for sign, _ in signs if sign.step == first and sign.doing != "computing"]
+    behind = behind or [sign for sign, _ in signs if sign.step == first]
+    if len(behind) == len(signs):
+        return f"the exchange between ranks, all of them at step {first} and alive"
+    return ", ".join(f"rank {s.rank}, which is alive at step {s.step}, {s.doing}" for s in behind)
+
+
+def connect() -> Any:
+    """Connect to the launcher's store."""
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
+    )
+
+
+def first_to_say(line: str, *, only_if_silent: bool = False) -> bool:
+    """Whether this rank is the one to say a line: no other has, or with `only_if_silent`, none has said anything."""
+    if not under_torchrun() or os.environ["WORLD_SIZE"] == "1":
+        return True
+    try:
+        store = connect()
+        if only_if_silent and store.add(_key("said"), 0) > 0:
+            return False
+        store.add(_key("said"), 1)
+        return store.add(_key("said/" + hashlib.sha1(line.encode()).hexdigest()), 1) == 1
+    except Exception:  # no store, no agreement: better twice than never
+        return True
+
+
+def _key(name: str) -> str:
+    return f"ijepa/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in words for word in ("gloo", "nccl", "connection", "timed out")
+    )

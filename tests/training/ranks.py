@@ -1,0 +1,116 @@
+"""The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
+
+JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
+"copy": a run to go on from}; they run one after another in one process group, because starting processes costs more
+than the runs do.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ijepa.data.sources import open_source
+from ijepa.recipe import Recipe
+from ijepa.training import loop
+from ijepa.training.optimizer import make_optimizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(job: dict[str, Any]) -> None:
+    """Run one job in this process, by the loop's own code."""
+    recipe = Recipe.read(job["recipe"], "test")
+    loop._DTYPE = torch.float64 if job.get("double") else None
+    loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
+    calls: list[loop.Callback] = []
+    if "stop_after" in job:
+
+        def stop(model):
+            stop.calls += 1
+            if stop.calls == job["stop_after"] + 1 and os.environ.get("RANK", "1") == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        stop.calls = 0
+        calls = [loop.Callback(1, stop)]
+    if "copy" in job and os.environ.get("RANK", "0") == "0":  # nothing is read before rank 0 has read
+        shutil.copytree(job["copy"], job["output"])
+    try:
+        source = open_source(recipe.data.path, split="train")
+        loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)
+    except loop.Stopped as stopped:
+        assert "stop_after" in job, stopped
+    finally:
+        loop._DTYPE, loop.make_optimizer = None, make_optimizer
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that torchrun would give a rank."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+    }
+
+
+def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
+    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            command, env=environment(rank, size, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [rank.communicate(timeout=150)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+
+
+def run_jobs(size: int, jobs: list[dict[str, Any]]) -> None:
+    """Run jobs on `size` ranks, each of them in a process of its own."""
+    ((code, text),) = spawn(1, [sys.executable, "-m", "tests.training.ranks", json.dumps(jobs), str(size)])
+    assert code == 0, text
+
+
+def fork_ranks(size: int, jobs: list[dict[str, Any]]) -> int:
+    """Fork into `size` ranks, so that torch is imported once; return the worst exit code."""
+    import torch.distributed.checkpoint.hf_storage
+    import torch.distributed.fsdp
+
+    assert torch.get_num_threads() == 1  # a fork takes no threads along
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+            for job in jobs:
+                run(job)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+if __name__ == "__main__":
+    loop.leave = lambda world: None
+    sys.exit(fork_ranks(int(sys.argv[2]), json.loads(sys.argv[1])))

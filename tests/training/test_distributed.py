@@ -1,0 +1,273 @@
+"""One world, one seed, same losses: ranks, micro-batches, strategies and resumption change rounding at most."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ijepa.errors import Failed, Refused
+from ijepa.interop.weights import load_encoder
+from ijepa.model.jepa import IJEPA
+from ijepa.recipe import Optimizer, Recipe
+from ijepa.training import checkpoint
+from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
+from ijepa.training.optimizer import make_optimizer
+from tests.conftest import TINY
+from tests.training.ranks import environment, run, run_jobs, spawn
+
+DOUBLE = {"double": True}
+
+
+def recipe(scenes: Path, strategy: str = "auto", micro: int = 2, **changes) -> dict:
+    values = {**TINY, "data": {**TINY["data"], "path": str(scenes)}, "batch": {"global": 8, "micro": micro}}
+    values["checkpoint"] = {"every": 100, "keep": 2}  # and at the end
+    return {**values, "parallel": {"strategy": strategy, **changes.pop("parallel", {})}, **changes}
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def last(run: Path) -> Path:
+    return list_checkpoints(run / "checkpoints")[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(scenes, tmp_path_factory) -> Path:
+    """Runs on 1, 2 and 4 processes, each in the folder of its name."""
+    out = tmp_path_factory.mktemp("worlds")
+
+    def job(name: str, values: dict, **how) -> dict:
+        return {"recipe": values, "output": str(out / name), **how}
+
+    run(job("one-double", recipe(scenes, micro=4), **DOUBLE))
+    run(job("one-20", recipe(scenes, micro=4, steps=20)))
+    run_jobs(
+        2,
+        [
+            job("ddp", recipe(scenes, "ddp"), unfused=True),
+            job("zero2", recipe(scenes, "zero2", checkpoint={"every": 3}), unfused=True),
+            job("ddp-fused", recipe(scenes, "ddp")),
+            job("zero2-20", recipe(scenes, steps=20)),
+            job("ddp-bf16", recipe(scenes, "ddp", precision={"autocast": "bf16"}), unfused=True),
+            job("zero2-bf16", recipe(scenes, "zero2", precision={"autocast": "bf16"}), unfused=True),
+            job("two-double", recipe(scenes, "zero2", micro=1), **DOUBLE),
+            job("zero3-double", recipe(scenes, "zero3", micro=4), **DOUBLE),
+            job("stopped", recipe(scenes, "zero2", micro=1), stop_after=4, **DOUBLE),
+            job("resumed-two", recipe(scenes, "zero2", micro=1), copy=str(out / "stopped"), **DOUBLE),
+        ],
+    )
+    run(job("resumed-one", recipe(scenes, "none", micro=2), copy=str(out / "stopped"), **DOUBLE))
+    hsdp = recipe(scenes, "hsdp", micro=1, parallel={"shard": 2})
+    run_jobs(
+        4,
+        [
+            job("hsdp-double", hsdp, **DOUBLE),
+            job("resumed-four", recipe(scenes, "zero2", micro=2), copy=str(out / "stopped"), **DOUBLE),
+        ],
+    )
+    return out
+
+
+def parameters(run: Path) -> dict[str, torch.Tensor]:
+    """All weights of a run's last checkpoint, by name, put together by the encoder's own resolver or read whole."""
+    return {
+        f"{which}.{name}": tensor
+        for which in ("target", "context")
+        for name, tensor in load_encoder(run, which).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["", "-bf16"])  # where weights travel in bfloat16, they are used in it
+def test_ddp_and_zero2_are_equal_to_the_bit(runs, kind):
+    for ours, theirs in zip(rows(runs / f"ddp{kind}"), rows(runs / f"zero2{kind}"), strict=True):
+        assert {**ours, "grad_norm": 0} == {**theirs, "grad_norm": 0}
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-6)  # a sum in another order
+    ddp, zero2 = parameters(runs / f"ddp{kind}"), parameters(runs / f"zero2{kind}")
+    assert ddp.keys() == zero2.keys() and len(ddp) > 20
+    assert all(torch.equal(ddp[name], zero2[name]) for name in ddp)
+
+
+def test_the_fused_optimiser_changes_rounding_only(runs):
+    for ours, theirs in zip(rows(runs / "ddp"), rows(runs / "ddp-fused"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["two-double", "zero3-double", "hsdp-double", "resumed-one", "resumed-two", "resumed-four"]
+)
+def test_worlds_micro_batches_and_resumption_change_nothing_in_double_precision(runs, name):
+    one, other = rows(runs / "one-double"), rows(runs / name)
+    assert [row["step"] for row in other] == list(range(1, 9))
+    for ours, theirs in zip(one, other, strict=True):
+        for key in ("loss", "skill", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-10), (key, ours["step"])
+
+
+def test_float32_on_two_processes_gives_the_losses_of_one(runs):
+    one, two = rows(runs / "one-20"), rows(runs / "zero2-20")
+    assert len(one) == len(two) == 20
+    assert max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in zip(one, two, strict=True)) < 1e-4
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(runs):
+    """One step later than it came, because no step waits for the others' answer; resumed on two, to the same bits."""
+    assert last(runs / "stopped").name == f"step-{len(rows(runs / 'stopped')):08d}"
+    assert len(rows(runs / "stopped")) in (4, 5)
+    assert (runs / "resumed-two/metrics.jsonl").read_bytes() == (runs / "two-double/metrics.jsonl").read_bytes()
+
+
+def test_ranks_load_no_sample_twice(runs):
+    counts = json.loads((last(runs / "zero2") / "state.json").read_text())["counts"]
+    assert counts["seen"] == 8 * 8
+
+
+def test_a_sharded_checkpoint_holds_no_pickle_and_torch_reads_it_too(runs):
+    import torch.distributed.checkpoint as dcp
+
+    folder = last(runs / "zero2")
+    assert sorted({file.suffix for file in folder.iterdir()}) == [".json", ".safetensors"]
+    assert len(list(folder.glob("shard-*.safetensors"))) == 2
+    wanted = {"context_encoder.blocks.0.attn.qkv.weight": torch.zeros(96, 32)}
+    dcp.load(wanted, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    whole = load_file(last(runs / "ddp") / "context_encoder.safetensors")
+    assert torch.equal(wanted["context_encoder.blocks.0.attn.qkv.weight"], whole["blocks.0.attn.qkv.weight"])
+
+
+def built(scenes: Path):
+    model = IJEPA(Recipe.read(recipe(scenes), "test").model)
+    return model, make_optimizer(model, Optimizer())
+
+
+def test_one_process_reads_the_moments_of_two(runs, scenes):
+    (ours, optimizer), (theirs, other) = built(scenes), built(scenes)
+    load_checkpoint(last(runs / "ddp"), ours, optimizer)
+    load_checkpoint(last(runs / "zero2"), theirs, other)
+    for parameter, twin in zip(ours.predictor.parameters(), theirs.predictor.parameters(), strict=True):
+        assert torch.equal(parameter, twin)
+        for key, value in optimizer.state[parameter].items():
+            assert torch.equal(value, other.state[twin][key]), key
+    assert torch.equal(ours.position_mean, theirs.position_mean) and ours.position_mean.any()
+
+
+def test_a_missing_or_short_shard_is_refused_in_one_line(runs, scenes, tmp_path):
+    folder = tmp_path / "step-00000008"
+    shutil.copytree(last(runs / "zero2"), folder)
+    shard = sorted(folder.glob("shard-*"))[1]
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(Refused, match="shard-00002.* bytes, not"):
+        load_checkpoint(folder, *built(scenes))
+    shard.unlink()
+    with pytest.raises(Refused, match="shard-00002.* does not exist; the checkpoint is not whole"):
+        load_checkpoint(folder, *built(scenes))
+    shutil.copy(runs / "zero2/recipe.yaml", folder)
+    with pytest.raises(Refused, match="shard-00002.* does not exist"):
+        load_encoder(folder)
+
+
+def test_weights_drawn_by_rows_are_those_drawn_whole():
+    from ijepa.model.initial import initial_rows
+
+    for name, shape in (("blocks.3.mlp.fc2.weight", (7, 9)), ("proj.weight", (5, 3, 2, 2)), ("norm.weight", (6,))):
+        whole = initial_rows(name, shape, (0, shape[0]), 3, scheme="xavier")
+        for start, stop in ((0, 2), (2, 5), (5, 5), (1, shape[0])):
+            assert torch.equal(initial_rows(name, shape, (start, stop), 3, scheme="xavier"), whole[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world", "line"),
+    [
+        ("zero2", None, "parallel.strategy = zero2: needs processes to share the work; start with torchrun"),
+        ("none", "2", "parallel.strategy = none: 2 processes would train the same"),
+        ("zero2", "3", "batch.global = 8: is not divisible by 3 processes; start 2, for example"),
+        ("zero2", "8", "batch.micro = 2: does not divide the 1 images of each of 8 processes"),
+    ],
+)
+def test_what_does_not_fit_the_world_is_refused_before_anything_is_written(
+    scenes, tmp_path, monkeypatch, strategy, world, line
+):
+    if world:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(Refused) as caught:
+        run({"recipe": recipe(scenes, strategy), "output": str(tmp_path / "run")})
+    assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
+
+
+def command(scenes: Path, run: Path, *more: str) -> list[str]:
+    file = run.parent / f"{run.name}.yaml"
+    file.write_text(Recipe.read(recipe(scenes, steps=3000, checkpoint={"every": 3}), "test").dump())
+    return [sys.executable, "-m", "ijepa", "pretrain", str(file), "--output", str(run), *more]
+
+
+def test_seeds_that_differ_are_one_line_from_one_rank(scenes, tmp_path):
+    whole = command(scenes, tmp_path / "run")
+    ranks = spawn(2, ["sh", "-c", 'exec "$@" --seed $RANK', "sh", *whole])
+    assert [code for code, _ in ranks] == [2, 2]
+    lines = [line for _, text in ranks for line in text.splitlines()]
+    assert lines == [
+        "ijepa: seed: is 1 on rank 1 and 0 on rank 0; start every rank with the same recipe, flags and data"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(scenes, tmp_path):
+    out = tmp_path / "run"
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    launcher = subprocess.Popen(
+        [*launched, "-m", *command(scenes, out)[2:]],
+        env={**os.environ, "PYTHONPATH": environment(0, 2, 0)["PYTHONPATH"], "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(1200):
+            if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= 12:
+                break
+            time.sleep(0.1)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        second = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        os.kill(int(second), signal.SIGKILL)
+        _, said = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    ours = [line for line in said.splitlines() if line.startswith("ijepa: ")]
+    assert launcher.returncode == 1 and len(ours) == 1, said
+    assert "waits for rank 1, which gives no sign (last seen at step" in ours[0]
+    assert "the same command resumes from step-0" in ours[0]
+    step = int(last(out).name[-8:])
+    run({"recipe": recipe(scenes, steps=3000), "output": str(out), "stop_after": 2})
+    assert len(rows(out)) == int(last(out).name[-8:]) > step
+
+
+def test_blame_names_the_silent_then_those_behind():
+    from ijepa.training.watch import Sign, blame
+
+    at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
+    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
+    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
+    late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
+    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
+    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
+
+
+def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, tmp_path, monkeypatch):
+    from ijepa.training.saver import Saver
+    from ijepa.training.world import World
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(Failed, match="No space left on device"):
+        Saver(tmp_path, 2, World()).save(1, *built(scenes), {})
+    assert not any(tmp_path.iterdir())

@@ -16,7 +16,7 @@ A result is a dictionary, ready for JSON and the same in every run but for `seco
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from ijepa.evaluation.result import describe, versions
 
 Labels = npt.NDArray[np.int64]
 
+Views = Callable[[Indices, Indices], Tensor]
+"""From positions (B,) and places (B,) among the train images to features (B, L, D): see `augmented`."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -44,6 +47,8 @@ class Split:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    views: Views | None = None
+    """Features of random views of the train images, where the protocol augments."""
 
 
 def compare(
@@ -59,6 +64,7 @@ def compare(
     cache: Path | None,
     progress: Progress | None,
     notes: Sequence[str] = (),
+    views: Callable[[Encoder, Indices, tuple[int, int]], Views] | None = None,
 ) -> dict[str, Any]:
     """Return the result of one protocol: a row for every encoder, made by `method` from its features.
 
@@ -73,6 +79,7 @@ def compare(
         cache: folder of cached features.
         progress: told a line now and then.
         notes: what a reader of the result should know.
+        views: where the protocol augments, from an encoder, the train images' numbers and the size to their views.
 
     Raises:
         Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
@@ -103,6 +110,8 @@ def compare(
             for role, source in (("train", train), ("test", test))
         )
         split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes)
+        if views is not None:
+            split = replace(split, views=views(encoder, used["train"], size))
         rows.append({"encoder": name, **method(split)})
         if progress is not None:
             progress(f"{kind}: {name}: {100 * rows[-1]['top1']:.2f} %")

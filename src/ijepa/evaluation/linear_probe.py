@@ -1,13 +1,13 @@
-"""Linear probe: many heads on frozen features trained as one product, one of them chosen honestly.
+"""Linear probe: many heads on frozen features trained in one pass over the data, one of them chosen.
 
-All heads of a group read the same features, so their weights lie side by side as (F, H, C) and a step is two matrix
-products, (B, F) x (F, H C) and (F, B) x (B, H C), with a learning rate and a weight decay for every head. The gradient
-of the mean cross-entropy is written out: softmax minus truth; there is no graph to build. Heads start at zero, since
-the problem is convex and nothing has to be drawn.
+Heads over the same features and behind the same norm are one batched product (`heads`), and all such groups read each
+batch: from features that were made once, or, where the protocol augments, from those of a random view, made for all
+of them (`augmented`). Central views of the train images are made there too, once: the held-out part is scored on them.
 
-The head is chosen on a part of the train set that no head was trained on, and only that head meets the test set, as
-in CAPI (Darcet et al., arXiv 2502.08769, `eval_classification.py`). Choosing the best of the grid on the test set, as
-many published numbers do, flatters every encoder by what the grid's noise gives.
+By default the head is chosen on a part of the train set that no head was trained on, and only that head meets the test
+set, as in CAPI (Darcet et al., arXiv 2502.08769, `eval_classification.py`). Choosing the best of the grid on the test
+set, as many published numbers do, flatters every encoder by what the grid's noise gives; protocols that do so, to be
+compared with those numbers, say it in their result's notes.
 """
 
 import math
@@ -23,13 +23,15 @@ from torch import Tensor
 
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
+from ijepa.evaluation.augmented import AugmentedFeatures
 from ijepa.evaluation.bank import hold_out
-from ijepa.evaluation.classification import Split, compare
-from ijepa.evaluation.features import Encoder, Progress
+from ijepa.evaluation.classification import Split, Views, compare
+from ijepa.evaluation.features import Encoder, Indices, Progress
+from ijepa.evaluation.heads import Heads, Norm
 from ijepa.evaluation.protocol import LinearProtocol
-from ijepa.evaluation.result import accuracies, ranks_of, statistics
+from ijepa.evaluation.result import accuracies, statistics
 
-EPS = 1e-8
+FLATTERED = "the head was chosen on the test set, as the protocol was published: its accuracy and interval flatter"
 
 
 def evaluate_linear(
@@ -45,12 +47,27 @@ def evaluate_linear(
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
 
     Returns:
-        See `classification.compare`; a row has `top1`, `top5`, `ci`, `held_out` (the chosen head's accuracy there, a
-        little flattered by the choice) and `head` (`blocks`, `lr`, `weight_decay`).
+        See `classification.compare`; a row has `top1`, `top5`, `ci`, `heads` (how many were trained), `head` (`blocks`,
+        `norm`, `lr`, `weight_decay` of the chosen one; `epoch` where that was chosen too) and, where it was chosen on a
+        held-out part, `held_out`, its accuracy there, a little flattered by the choice.
 
     Raises:
         Refused, Failed: as `classification.compare`.
     """
+
+    def views(encoder: Encoder, used: Indices, size: tuple[int, int]) -> Views:
+        return AugmentedFeatures(
+            encoder,
+            train,
+            used,
+            image_size=size,
+            last=max(protocol.blocks),
+            scale=protocol.crop_scale,
+            flip=0.5,
+            seed=seed,
+            batch=protocol.forward_batch,
+        )
+
     return compare(
         "linear",
         encoders,
@@ -62,108 +79,130 @@ def evaluate_linear(
         seed=seed,
         cache=cache,
         progress=progress,
+        notes=() if protocol.selection == "held-out" else (FLATTERED,),
+        views=views if protocol.augment else None,
     )
 
 
-def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
-    """Train the heads of one encoder, choose one on the held-out part, read the test set once; return its row."""
-    held = torch.from_numpy(hold_out(np.arange(len(split.train_y)), protocol.held_out, seed))
-    grid = tuple(product(protocol.lrs, protocol.weight_decays))
-    best: tuple[float, int, int, Heads] | None = None
-    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
-        x = split.train_x[:, -blocks:].flatten(1)
-        heads = train_heads(x[~held], split.train_y[~held], split.classes, grid, protocol, seed)
-        right = heads.accuracy(x[held], split.train_y[held])
-        head = int(np.argmax(right.numpy()))  # the first of equals
-        if best is None or float(right[head]) > best[0]:
-            best = float(right[head]), blocks, head, heads
-    assert best is not None  # a protocol has at least one number of blocks
-    accuracy, blocks, head, heads = best
-    ranks = heads.ranks(split.test_x[:, -blocks:].flatten(1), split.test_y, head)
-    lr, weight_decay = grid[head]
-    return {
-        **accuracies(ranks),
-        "held_out": accuracy,
-        "head": {"blocks": blocks, "lr": lr, "weight_decay": weight_decay},
-    }
+@dataclass(frozen=True)
+class Group:
+    """Heads that read the last `blocks` blocks behind one norm."""
+
+    blocks: int
+    norm: Norm
+    heads: Heads
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return what they read, (n, F), of features (n, L, D)."""
+        return x[:, -self.blocks :].flatten(1)
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Linear heads over the same features.
+class Choice:
+    """One head and how it fared where it was chosen."""
 
-    Attributes:
-        weight: (F, H, C).
-        bias: (H, C).
-        shift, scale: (F,), taken from and divided out of the features first.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    shift: Tensor
-    scale: Tensor
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return (B, H, C) for features (B, F) of any floating type."""
-        return (self.prepared(x) @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """Return features (B, F) as the heads read them, float32."""
-        return (x.float() - self.shift) / self.scale
-
-    def accuracy(self, x: Tensor, y: Tensor, batch: int = 1024) -> Tensor:
-        """Return every head's top-1 accuracy (H,) on features (n, F)."""
-        right = torch.zeros(len(self.bias), dtype=torch.int64)
-        for part, truth in zip(x.split(batch), y.split(batch), strict=True):
-            right += (self.logits(part).argmax(2) == truth[:, None]).sum(0)
-        return right.double() / len(x)
-
-    def ranks(self, x: Tensor, y: Tensor, head: int, batch: int = 4096) -> Tensor:
-        """Return the true classes' ranks (n,) by one head."""
-        weight, bias = self.weight[:, head], self.bias[head]
-        parts = zip(x.split(batch), y.split(batch), strict=True)
-        return torch.cat([ranks_of(self.prepared(part) @ weight + bias, truth) for part, truth in parts])
+    accuracy: float
+    group: Group
+    head: int
 
 
-def train_heads(
-    x: Tensor, y: Tensor, classes: int, grid: tuple[tuple[float, float], ...], protocol: LinearProtocol, seed: int
-) -> Heads:
-    """Train a head for every (learning rate per 256 images, weight decay) of `grid`, all in one pass over (n, F)."""
-    shift, scale = statistics(x) if protocol.standardise else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
-    heads = Heads(torch.zeros(x.shape[1], len(grid), classes), torch.zeros(len(grid), classes), shift, scale)
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in (heads.weight, heads.bias)]
-    beta1, beta2 = protocol.betas
-    batch = min(protocol.batch, len(x))
-    lr, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
-    lr = lr * batch / 256
-    steps = min(protocol.steps, math.ceil(protocol.epochs * len(x) / batch))
-    for step, chosen in enumerate(_batches(len(x), batch, steps, seed), start=1):
-        part, truth = heads.prepared(x[chosen]), y[chosen]
-        error = (part @ heads.weight.flatten(1)).unflatten(1, heads.bias.shape).add_(heads.bias).softmax(2)
-        error[torch.arange(batch), :, truth] -= 1
-        error /= batch
-        gradients = ((part.T @ error.flatten(1)).view_as(heads.weight), error.sum(0))
-        rate = lr * _schedule(step, steps, protocol.warmup)
-        heads.weight.mul_(1 - rate * decay)
-        for values, gradient, (mean, square) in zip((heads.weight, heads.bias), gradients, moments, strict=True):
-            mean.lerp_(gradient, 1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            length = (square / (1 - beta2**step)).sqrt_().add_(EPS)
-            values.sub_(mean / length * (rate / (1 - beta1**step)))
-    return heads
+def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
+    """Train the heads of one encoder, choose one by the protocol's rule, and return its row."""
+    honest = protocol.selection == "held-out"
+    held = (
+        hold_out(np.arange(len(split.train_y)), protocol.held_out, seed)
+        if honest
+        else np.zeros(len(split.train_y), bool)
+    )
+    kept = np.flatnonzero(~held)
+    groups = make_groups(split, kept, protocol, seed)
+    grid = tuple(product(protocol.lrs, protocol.weight_decays))
+    epoch_of_best, ranks, best = None, torch.empty(0), None
+    for epoch in train_heads(groups, split, kept, protocol, seed):
+        if protocol.selection != "test-epochs":
+            continue
+        choice = choose_head(groups, split.test_x, split.test_y)
+        if best is None or choice.accuracy > best.accuracy:
+            best, epoch_of_best = choice, epoch
+            ranks = choice.group.heads.ranks(choice.group.read(split.test_x), split.test_y, choice.head)
+    if best is None:
+        where = torch.from_numpy(np.flatnonzero(held))
+        x, y = (split.train_x[where], split.train_y[where]) if honest else (split.test_x, split.test_y)
+        best = choose_head(groups, x, y)
+        ranks = best.group.heads.ranks(best.group.read(split.test_x), split.test_y, best.head)
+    lr, weight_decay = grid[best.head]
+    chosen = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr, "weight_decay": weight_decay}
+    return {
+        **accuracies(ranks),
+        **({"held_out": best.accuracy} if honest else {}),
+        "heads": sum(len(group.heads) for group in groups),
+        "head": chosen if epoch_of_best is None else {**chosen, "epoch": epoch_of_best},
+    }
 
 
-def _batches(n: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Yield sample numbers (B,), epoch after epoch in an order of its own, across their borders."""
-    drawn = max(1, 65536 // batch)  # steps whose order is computed together
-    for first in range(0, steps, drawn):
-        positions = np.arange(first * batch, min(first + drawn, steps) * batch)
-        yield from torch.from_numpy(sample_indices(seed, positions, n)).split(batch)
+def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int) -> list[Group]:
+    """Return untrained heads; figures that features are standardised by come from the train images `kept`."""
+    batch = min(protocol.batch, len(kept))
+    grid = [(lr * batch / 256, decay) for lr, decay in product(protocol.lrs, protocol.weight_decays)]
+    groups = []
+    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
+        x = split.train_x[:, -blocks:].flatten(1)
+        fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
+        for norm in protocol.norms:
+            heads = Heads(
+                x.shape[1],
+                split.classes,
+                grid,
+                norm=norm,
+                eps=protocol.norm_eps,
+                fixed=fixed,
+                optimizer=protocol.optimizer,
+                betas=protocol.betas,
+                momentum=protocol.momentum,
+                initial_std=protocol.initial_std,
+                seed=seed,
+            )
+            groups.append(Group(blocks, norm, heads))
+    return groups
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Return the factor on the learning rate at a step of 1 to `steps`: a linear rise, then a cosine to 0."""
-    rise = round(warmup * steps)
+def train_heads(groups: list[Group], split: Split, kept: Indices, protocol: LinearProtocol, seed: int) -> Iterator[int]:
+    """Train all heads in one pass over the train images `kept`; yield each epoch's number, from 1, when it is over."""
+    n, batch = len(kept), min(protocol.batch, len(kept))
+    steps = math.ceil(protocol.epochs * n / batch)
+    steps = steps if protocol.steps is None else min(protocol.steps, steps)
+    for step, positions in enumerate(_positions(batch, steps), start=1):
+        chosen = kept[sample_indices(seed, positions, n)]
+        places = torch.from_numpy(chosen)
+        x = split.train_x[places] if split.views is None else split.views(positions, chosen)
+        factor = rate_factor(step, steps, protocol, epoch=(step - 1) * batch / n)
+        for group in groups:
+            group.heads.step(group.read(x), split.train_y[places], factor)
+        before, done = (step - 1) * batch // n, step * batch // n
+        if done > before or step == steps:
+            yield max(done, before + (step == steps))
+
+
+def choose_head(groups: list[Group], x: Tensor, y: Tensor) -> Choice:
+    """Return the head that is most often right on features (n, L, D); of equals, the first."""
+    choices = []
+    for group in groups:
+        right = group.heads.accuracy(group.read(x), y).numpy()
+        choices.append(Choice(float(right.max()), group, int(np.argmax(right))))
+    return max(choices, key=lambda choice: choice.accuracy)
+
+
+def rate_factor(step: int, steps: int, protocol: LinearProtocol, *, epoch: float) -> float:
+    """Return the factor on the learning rates at a step of 1 to `steps`, `epoch` passes after the first."""
+    rise = round(protocol.warmup * steps)
     if step <= rise:
         return step / rise
+    if protocol.milestones:
+        return float(0.1 ** sum(epoch >= milestone for milestone in protocol.milestones))
     return (1 + math.cos(math.pi * (step - 1 - rise) / (steps - rise))) / 2
+
+
+def _positions(batch: int, steps: int) -> Iterator[Indices]:
+    """Yield the places (B,) of each step in the endless sequence of samples."""
+    for step in range(steps):
+        yield np.arange(step * batch, (step + 1) * batch)

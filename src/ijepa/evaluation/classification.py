@@ -16,7 +16,7 @@ A result is a dictionary, ready for JSON and the same in every run but for `seco
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,33 @@ from ijepa.evaluation.result import describe, versions
 
 Labels = npt.NDArray[np.int64]
 
-Views = Callable[[Indices, Indices], Tensor]
-"""From positions (B,) and places (B,) among the train images to features (B, L, D): see `augmented`."""
+
+@dataclass(frozen=True)
+class Origin:
+    """One encoder, both sets, the used images' numbers in them, and height and width at which they are seen."""
+
+    encoder: Encoder
+    train: Source
+    test: Source
+    train_used: Indices
+    test_used: Indices
+    image_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes)."""
+    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes).
+
+    L is 0 for methods that want none made beforehand.
+    """
 
     train_x: Tensor
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
     classes: int
-    views: Views | None = None
-    """Features of random views of the train images, where the protocol augments."""
+    origin: Origin
+    """Where the features come from, for methods that make more of them."""
 
 
 def compare(
@@ -64,7 +76,6 @@ def compare(
     cache: Path | None,
     progress: Progress | None,
     notes: Sequence[str] = (),
-    views: Callable[[Encoder, Indices, tuple[int, int]], Views] | None = None,
 ) -> dict[str, Any]:
     """Return the result of one protocol: a row for every encoder, made by `method` from its features.
 
@@ -74,12 +85,11 @@ def compare(
         train, test: labelled sets.
         protocol: see `protocol`.
         method: from features and classes to the row.
-        last: blocks whose features it wants.
+        last: blocks whose features it wants, 0 for none.
         seed: chooses images, where the protocol does not take all.
         cache: folder of cached features.
         progress: told a line now and then.
         notes: what a reader of the result should know.
-        views: where the protocol augments, from an encoder, the train images' numbers and the size to their views.
 
     Raises:
         Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
@@ -107,11 +117,12 @@ def compare(
                 batch_size=protocol.forward_batch,
                 progress=progress,
             ).x
+            if last
+            else torch.empty(len(used[role]), 0, 0)
             for role, source in (("train", train), ("test", test))
         )
-        split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes)
-        if views is not None:
-            split = replace(split, views=views(encoder, used["train"], size))
+        origin = Origin(encoder, train, test, used["train"], used["test"], size)
+        split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
         rows.append({"encoder": name, **method(split)})
         if progress is not None:
             progress(f"{kind}: {name}: {100 * rows[-1]['top1']:.2f} %")

@@ -99,18 +99,10 @@ class Heads:
         weight, bias = self._folded()
         return (self._prepared(x) @ weight.flatten(1)).unflatten(1, bias.shape) + bias
 
-    def accuracy(self, x: Tensor, y: Tensor, batch: int = 1024) -> Tensor:
-        """Return every head's top-1 accuracy (H,) on features (n, F)."""
-        right = torch.zeros(len(self), dtype=torch.int64)
-        for part, truth in zip(x.split(batch), y.split(batch), strict=True):
-            right += (self.logits(part).argmax(2) == truth[:, None]).sum(0)
-        return right.double() / len(x)
-
-    def ranks(self, x: Tensor, y: Tensor, head: int, batch: int = 4096) -> Tensor:
-        """Return the true classes' ranks (n,) by one head."""
+    def ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
+        """Return the true classes' ranks (B,) by one head."""
         weight, bias = (values[..., head, :] for values in self._folded())
-        parts = zip(x.split(batch), y.split(batch), strict=True)
-        return torch.cat([ranks_of(self._prepared(part) @ weight + bias, truth) for part, truth in parts])
+        return ranks_of(self._prepared(x) @ weight + bias, y)
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias as they apply to normalised features."""

@@ -1,8 +1,8 @@
 """Linear probe: many heads on frozen features trained in one pass over the data, one of them chosen.
 
 Heads over the same features and behind the same norm are one batched product (`heads`), and all such groups read each
-batch: from features that were made once, or, where the protocol augments, from those of a random view, made for all
-of them (`augmented`). Central views of the train images are made there too, once: the held-out part is scored on them.
+batch (`reading`): features that were made once, or, where the protocol augments, those of a random view, made for all
+of them. Central views of the train images are made there too, once: the held-out part is scored on them.
 
 By default the head is chosen on a part of the train set that no head was trained on, and only that head meets the test
 set, as in CAPI (Darcet et al., arXiv 2502.08769, `eval_classification.py`). Choosing the best of the grid on the test
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
-from ijepa.evaluation.augmented import AugmentedFeatures
+from ijepa.evaluation.attentive import AttentiveHeads
 from ijepa.evaluation.bank import hold_out
-from ijepa.evaluation.classification import Split, Views, compare
+from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Indices, Progress
 from ijepa.evaluation.heads import Heads, Norm
 from ijepa.evaluation.protocol import LinearProtocol
+from ijepa.evaluation.reading import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.result import accuracies, statistics
 
 FLATTERED = "the head was chosen on the test set, as the protocol was published: its accuracy and interval flatter"
@@ -54,20 +55,6 @@ def evaluate_linear(
     Raises:
         Refused, Failed: as `classification.compare`.
     """
-
-    def views(encoder: Encoder, used: Indices, size: tuple[int, int]) -> Views:
-        return AugmentedFeatures(
-            encoder,
-            train,
-            used,
-            image_size=size,
-            last=max(protocol.blocks),
-            scale=protocol.crop_scale,
-            flip=0.5,
-            seed=seed,
-            batch=protocol.forward_batch,
-        )
-
     return compare(
         "linear",
         encoders,
@@ -75,12 +62,11 @@ def evaluate_linear(
         test,
         protocol,
         lambda split: probe(split, protocol, seed),
-        last=max(protocol.blocks),
+        last=0 if protocol.head == "attentive" else max(protocol.blocks),
         seed=seed,
         cache=cache,
         progress=progress,
         notes=() if protocol.selection == "held-out" else (FLATTERED,),
-        views=views if protocol.augment else None,
     )
 
 
@@ -90,11 +76,11 @@ class Group:
 
     blocks: int
     norm: Norm
-    heads: Heads
+    heads: Heads | AttentiveHeads
 
     def read(self, x: Tensor) -> Tensor:
-        """Return what they read, (n, F), of features (n, L, D)."""
-        return x[:, -self.blocks :].flatten(1)
+        """Return what they read of an image: (n, F) of the blocks' means (n, L, D), or all patches (n, N, D)."""
+        return x if isinstance(self.heads, AttentiveHeads) else x[:, -self.blocks :].flatten(1)
 
 
 @dataclass(frozen=True)
@@ -106,31 +92,32 @@ class Choice:
     head: int
 
 
-def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
-    """Train the heads of one encoder, choose one by the protocol's rule, and return its row."""
+def probe(split: Split, protocol: LinearProtocol, seed: int, reading: Reading | None = None) -> dict[str, Any]:
+    """Train the heads of one encoder, choose one by the protocol's rule, and return its row.
+
+    `reading` is where features come from, the protocol's own way if None.
+    """
+    reading = reading or reading_of(split, protocol, seed)
+    places = np.arange(len(split.train_y))
     honest = protocol.selection == "held-out"
-    held = (
-        hold_out(np.arange(len(split.train_y)), protocol.held_out, seed)
-        if honest
-        else np.zeros(len(split.train_y), bool)
-    )
-    kept = np.flatnonzero(~held)
-    groups = make_groups(split, kept, protocol, seed)
-    grid = tuple(product(protocol.lrs, protocol.weight_decays))
+    held = hold_out(places, protocol.held_out, seed) if honest else np.zeros(len(places), dtype=np.bool_)
+    groups = make_groups(split, places[~held], protocol, seed)
+    tests = np.arange(len(split.test_y))
     epoch_of_best, ranks, best = None, torch.empty(0), None
-    for epoch in train_heads(groups, split, kept, protocol, seed):
+    for epoch in train_heads(groups, reading, split.train_y, places[~held], protocol, seed):
         if protocol.selection != "test-epochs":
             continue
-        choice = choose_head(groups, split.test_x, split.test_y)
+        choice = choose_head(groups, reading, "test", tests, split.test_y)
         if best is None or choice.accuracy > best.accuracy:
             best, epoch_of_best = choice, epoch
-            ranks = choice.group.heads.ranks(choice.group.read(split.test_x), split.test_y, choice.head)
+            ranks = ranks_by(choice, reading, tests, split.test_y)
+    if best is None and honest:
+        best = choose_head(groups, reading, "train", places[held], split.train_y)
     if best is None:
-        where = torch.from_numpy(np.flatnonzero(held))
-        x, y = (split.train_x[where], split.train_y[where]) if honest else (split.test_x, split.test_y)
-        best = choose_head(groups, x, y)
-        ranks = best.group.heads.ranks(best.group.read(split.test_x), split.test_y, best.head)
-    lr, weight_decay = grid[best.head]
+        best = choose_head(groups, reading, "test", tests, split.test_y)
+    if epoch_of_best is None:
+        ranks = ranks_by(best, reading, tests, split.test_y)
+    lr, weight_decay = tuple(product(protocol.lrs, protocol.weight_decays))[best.head]
     chosen = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr, "weight_decay": weight_decay}
     return {
         **accuracies(ranks),
@@ -140,10 +127,23 @@ def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
     }
 
 
+def reading_of(split: Split, protocol: LinearProtocol, seed: int) -> Reading:
+    """Return where a protocol's heads read."""
+    if protocol.head == "attentive":
+        return Tokens(split, protocol, seed)
+    return Augmented(split, protocol, seed) if protocol.augment else Cached(split)
+
+
 def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int) -> list[Group]:
     """Return untrained heads; figures that features are standardised by come from the train images `kept`."""
     batch = min(protocol.batch, len(kept))
     grid = [(lr * batch / 256, decay) for lr, decay in product(protocol.lrs, protocol.weight_decays)]
+    if protocol.head == "attentive":
+        width = split.origin.encoder.embed_dim
+        attentive = AttentiveHeads(
+            width, split.classes, grid, attention_heads=protocol.attention_heads, betas=protocol.betas, seed=seed
+        )
+        return [Group(1, "none", attentive)]
     groups = []
     for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
         x = split.train_x[:, -blocks:].flatten(1)
@@ -166,30 +166,49 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     return groups
 
 
-def train_heads(groups: list[Group], split: Split, kept: Indices, protocol: LinearProtocol, seed: int) -> Iterator[int]:
-    """Train all heads in one pass over the train images `kept`; yield each epoch's number, from 1, when it is over."""
+def train_heads(
+    groups: list[Group], reading: Reading, y: Tensor, kept: Indices, protocol: LinearProtocol, seed: int
+) -> Iterator[int]:
+    """Train all heads in one pass over the train images `kept` of classes `y`; yield each epoch's number at its end."""
     n, batch = len(kept), min(protocol.batch, len(kept))
     steps = math.ceil(protocol.epochs * n / batch)
     steps = steps if protocol.steps is None else min(protocol.steps, steps)
-    for step, positions in enumerate(_positions(batch, steps), start=1):
+    for step in range(1, steps + 1):
+        first = (step - 1) * batch
+        positions = np.arange(first, first + batch)
         chosen = kept[sample_indices(seed, positions, n)]
-        places = torch.from_numpy(chosen)
-        x = split.train_x[places] if split.views is None else split.views(positions, chosen)
-        factor = rate_factor(step, steps, protocol, epoch=(step - 1) * batch / n)
+        x, truth = reading.training(positions, chosen), y[torch.from_numpy(chosen)]
+        factor = rate_factor(step, steps, protocol, epoch=first / n)
         for group in groups:
-            group.heads.step(group.read(x), split.train_y[places], factor)
-        before, done = (step - 1) * batch // n, step * batch // n
-        if done > before or step == steps:
-            yield max(done, before + (step == steps))
+            group.heads.step(group.read(x), truth, factor)
+        if step == steps or (first + batch) // n > first // n:
+            yield max(1, (first + batch) // n)
 
 
-def choose_head(groups: list[Group], x: Tensor, y: Tensor) -> Choice:
-    """Return the head that is most often right on features (n, L, D); of equals, the first."""
-    choices = []
-    for group in groups:
-        right = group.heads.accuracy(group.read(x), y).numpy()
-        choices.append(Choice(float(right.max()), group, int(np.argmax(right))))
+def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indices, y: Tensor) -> Choice:
+    """Return the head that is most often right on images of classes y[places]; of equals, the first."""
+    right = [torch.zeros(len(group.heads), dtype=torch.int64) for group in groups]
+    done = 0
+    for x in reading.central(role, places):
+        truth = y[torch.from_numpy(places[done : done + len(x)])]
+        done += len(x)
+        for count, group in zip(right, groups, strict=True):
+            count += (group.heads.logits(group.read(x)).argmax(2) == truth[:, None]).sum(0)
+    choices = [
+        Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
+        for count, group in zip(right, groups, strict=True)
+    ]
     return max(choices, key=lambda choice: choice.accuracy)
+
+
+def ranks_by(choice: Choice, reading: Reading, places: Indices, y: Tensor) -> Tensor:
+    """Return the true classes' ranks (m,) in the test set by the chosen head."""
+    ranks, done = [], 0
+    for x in reading.central("test", places):
+        truth = y[torch.from_numpy(places[done : done + len(x)])]
+        done += len(x)
+        ranks.append(choice.group.heads.ranks(choice.group.read(x), truth, choice.head))
+    return torch.cat(ranks)
 
 
 def rate_factor(step: int, steps: int, protocol: LinearProtocol, *, epoch: float) -> float:
@@ -200,9 +219,3 @@ def rate_factor(step: int, steps: int, protocol: LinearProtocol, *, epoch: float
     if protocol.milestones:
         return float(0.1 ** sum(epoch >= milestone for milestone in protocol.milestones))
     return (1 + math.cos(math.pi * (step - 1 - rise) / (steps - rise))) / 2
-
-
-def _positions(batch: int, steps: int) -> Iterator[Indices]:
-    """Yield the places (B,) of each step in the endless sequence of samples."""
-    for step in range(steps):
-        yield np.arange(step * batch, (step + 1) * batch)

@@ -42,8 +42,12 @@ class ImageProtocol(Section):
 
 
 class LinearProtocol(ImageProtocol):
-    """A linear probe: many heads on frozen features, trained in one pass, one of them chosen."""
+    """A linear or attentive probe: many heads on frozen features, trained in one pass, one of them chosen."""
 
+    head: Literal["linear", "attentive"] = "linear"
+    """linear reads means of patches; attentive pools the last block's patches by a learned query and a block."""
+    attention_heads: int | None = Field(None, ge=1)
+    """Of an attentive head; one for every 64 channels if null."""
     blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
     """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
     norms: tuple[Norm, ...] = Field(("none",), min_length=1)
@@ -89,9 +93,11 @@ class LinearProtocol(ImageProtocol):
         return len(self.blocks) * len(self.norms) * len(self.lrs) * len(self.weight_decays)
 
     @model_validator(mode="after")
-    def _one_normalisation(self) -> Self:
-        if self.standardise and set(self.norms) != {"none"}:
+    def _fits_together(self) -> Self:
+        if self.standardise and self.head == "linear" and set(self.norms) != {"none"}:
             raise Refused("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
+        if self.head == "attentive" and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
+            raise Refused("head = attentive", "reads the last block by AdamW", "drop blocks, norms and optimizer")
         return self
 
 

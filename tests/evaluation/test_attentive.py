@@ -49,7 +49,7 @@ def test_together_as_one_after_the_other():
     for step in range(6):
         for heads in (together, *alone):
             heads.step(*batch(step), 0.5)
-    x, y = batch(99)
+    x, _ = batch(99)
     for number, other in enumerate(alone):
         torch.testing.assert_close(together.logits(x)[:, number], other.logits(x)[:, 0], atol=1e-4, rtol=1e-3)
     assert (together.logits(x)[:, 0] - together.logits(x)[:, 1]).abs().max() > 0.01, "two heads, two answers"

@@ -160,6 +160,8 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
     again = evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)
     assert again["rows"] == result["rows"]
     assert result["notes"] == []
+    rule = rule.model_copy(update={"selection": "test"})
+    assert evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"] == [FLATTERED]
 
 
 def test_an_attentive_probe_reads_patches(tmp_path: Path):
@@ -171,7 +173,7 @@ def test_an_attentive_probe_reads_patches(tmp_path: Path):
     (row,) = results[0]["rows"]
     assert row["top1"] > 0.6, "of a width of three, chance is a third"
     assert results[1]["rows"] == [row]
-    assert results[0]["notes"] == [FLATTERED]
+    assert results[0]["notes"] == [], "of one head, none is chosen"
 
 
 def test_presets_are_as_published():

@@ -65,7 +65,7 @@ class Heads:
         self.norm, self.eps = norm, eps
         self.weight = torch.zeros(width, len(grid), classes)
         if initial_std:
-            self.weight += _normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
+            self.weight += normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
         self.bias = torch.zeros(len(grid), classes)
         self.shift, self.scale = fixed or (torch.zeros(width), torch.ones(width))
         parameters = [self.weight, self.bias]
@@ -124,6 +124,7 @@ class Heads:
         return (x - mean) / (variance + self.eps).sqrt()
 
 
-def _normal(count: int, seed: int) -> Tensor:
+def normal(count: int, seed: int) -> Tensor:
+    """Return draws (count,) of the standard normal distribution, the start of a head's weights."""
     word = words(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
     return torch.erfinv(torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)).mul_(math.sqrt(2)).float()

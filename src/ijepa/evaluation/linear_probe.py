@@ -66,7 +66,7 @@ def evaluate_linear(
         seed=seed,
         cache=cache,
         progress=progress,
-        notes=() if protocol.selection == "held-out" else (FLATTERED,),
+        notes=(FLATTERED,) if protocol.flatters else (),
     )
 
 

@@ -92,6 +92,11 @@ class LinearProtocol(ImageProtocol):
         """How many heads are trained."""
         return len(self.blocks) * len(self.norms) * len(self.lrs) * len(self.weight_decays)
 
+    @property
+    def flatters(self) -> bool:
+        """Whether anything is chosen on the test set."""
+        return self.selection == "test-epochs" or (self.selection == "test" and self.heads > 1)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.standardise and self.head == "linear" and set(self.norms) != {"none"}:

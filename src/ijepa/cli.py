@@ -181,8 +181,19 @@ def evaluate_knn(**options: Any) -> None:
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
 @evaluation_options
 def evaluate_segmentation(**options: Any) -> None:
-    """Segmentation without training: clusters that labels only score, or dense nearest neighbours."""
+    """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
     _evaluate("segmentation", **options)
+
+
+@evaluate.command("compare")
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--published/--no-published", default=True, show_default=True, help="Add published figures beside.")
+@debug_option
+def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
+    """Put RESULTS (JSON files of evaluations) into one table, a column for each protocol and data."""
+    from ijepa.evaluation.comparison import compare_results
+
+    click.echo(compare_results(results, beside=published))
 
 
 @contextmanager

@@ -183,8 +183,19 @@ def evaluate_knn(**options: Any) -> None:
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
 @evaluation_options
 def evaluate_segmentation(**options: Any) -> None:
-    """Segmentation without training: clusters that labels only score, or dense nearest neighbours."""
+    """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
     _evaluate("segmentation", **options)
+
+
+@evaluate.command("compare")
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--published/--no-published", default=True, show_default=True, help="Add published figures beside.")
+@debug_option
+def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
+    """Put RESULTS (JSON files of evaluations) into one table, a column for each protocol and data."""
+    from ijepa.evaluation.comparison import compare_results
+
+    click.echo(compare_results(results, beside=published))
 
 
 @contextmanager
@@ -237,16 +248,34 @@ def _evaluate(
 @click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="How many of them.")
 @click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images.")
+@click.option("--layers/--no-layers", default=False, show_default=True, help="Also every block by itself.")
+@click.option(
+    "--views", type=click.IntRange(min=0), default=10, show_default=True, help="Of an image, for LiDAR; 0: none."
+)
 @debug_option
-def diagnose(weights: str, path: str, images: int, which: Any, seed: int) -> None:
-    """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict."""
+def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int) -> None:
+    """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
+
+    Of a run, its figures on the way are read too, and warned of where they say together what none says alone.
+    """
     import json
 
-    from ijepa.evaluation.diagnostics import diagnose as run
+    from ijepa.evaluation.layers import diagnose_fully as run
+    from ijepa.evaluation.trends import run_warnings
     from ijepa.interop.weights import load_encoder, resolve_weights
 
-    size = resolve_weights(weights).recipe.model.image_hw
-    found = run(load_encoder(weights, which), _source(path, "--data"), images=images, image_size=size, seed=seed)
+    resolved = resolve_weights(weights)
+    found = run(
+        load_encoder(weights, which),
+        _source(path, "--data"),
+        images=images,
+        image_size=resolved.recipe.model.image_hw,
+        seed=seed,
+        rule=resolved.recipe.mask,
+        views=views,
+        layers=layers,
+    )
+    found["warnings"] = run_warnings(resolved.run) if resolved.run else []
     click.echo(json.dumps(found, indent=1))
 
 

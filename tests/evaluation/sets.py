@@ -19,7 +19,7 @@ def clouds(n=1500, m=600, classes=5, width=24, blocks=1, spread=1.0, seed=0) -> 
     y = np.arange(n + m) % classes
     x = torch.from_numpy(centres[y] + rng.normal(0, 1, (n + m, blocks * width))).half().unflatten(1, (blocks, width))
     y = torch.from_numpy(y)
-    return Split(x[:n], y[:n], x[n:], y[n:], classes)
+    return Split(x[:n], y[:n], x[n:], y[n:], classes, None)
 
 
 def write_colours(root: Path, each: int, *, names=tuple(COLOURS), size=32, first=0) -> Path:

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,9 +8,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ijepa.data.order import sample_indices
-from ijepa.evaluation.linear_probe import EPS, probe, train_heads
-from ijepa.evaluation.protocol import LinearProtocol
-from tests.evaluation.sets import clouds
+from ijepa.errors import Refused
+from ijepa.evaluation.classification import Split
+from ijepa.evaluation.head_optimizers import EPS
+from ijepa.evaluation.linear_probe import FLATTERED, evaluate_linear, make_groups, probe, rate_factor, train_heads
+from ijepa.evaluation.protocol import LinearProtocol, load_protocol, presets
+from ijepa.evaluation.reading import Cached
+from tests.evaluation.sets import clouds, colour_sets
 from tests.reference import classifiers
 
 
@@ -18,17 +25,21 @@ def protocol(**fields):
 
 def test_heads_together_as_each_by_hand():
     split = clouds(n=90, m=10, width=6, classes=3)
-    x, y = split.train_x[:, 0], split.train_y
-    rule = protocol(batch=32, steps=25, epochs=99, warmup=0.2, standardise=False)
-    grid = ((1e-3, 0.0), (5e-2, 0.3))
-    heads = train_heads(x, y, 3, grid, rule, seed=4)
+    rule = protocol(
+        batch=32, steps=25, epochs=99, warmup=0.2, standardise=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
+    )
+    kept = np.arange(90)
+    (group,) = groups = make_groups(split, kept, rule, seed=4)
+    for _ in train_heads(groups, Cached(split), split.train_y, kept, rule, seed=4):
+        pass
     order = sample_indices(4, np.arange(25 * 32), 90).reshape(25, 32)
     factors = [min(step / 5, (1 + np.cos(np.pi * (step - 6) / 20)) / 2 if step > 5 else 1) for step in range(1, 26)]
-    for head, (lr, decay) in enumerate(grid):
+    x, y = split.train_x[:, 0].double().numpy(), split.train_y.numpy()
+    for head, (lr, decay) in enumerate([(1e-3, 0.0), (1e-3, 0.3), (5e-2, 0.0), (5e-2, 0.3)]):
         rates = [lr * 32 / 256 * factor for factor in factors]
-        weight, bias = classifiers.adamw_head(x.double().numpy(), y.numpy(), 3, order, rates, decay, rule.betas, EPS)
-        np.testing.assert_allclose(heads.weight[:, head].T.numpy(), weight, atol=2e-5)
-        np.testing.assert_allclose(heads.bias[head].numpy(), bias, atol=2e-5)
+        weight, bias = classifiers.adamw_head(x, y, 3, order, rates, decay, rule.betas, EPS)
+        np.testing.assert_allclose(group.heads.weight[:, head].T.numpy(), weight, atol=2e-5)
+        np.testing.assert_allclose(group.heads.bias[head].numpy(), bias, atol=2e-5)
 
 
 def test_agrees_with_logistic_regression():
@@ -51,9 +62,7 @@ def test_chooses_on_held_out_images_alone():
     split = clouds(n=600, m=200, blocks=4, spread=0.2)
     rule = protocol(blocks=(1, 4), lrs=(1e-5, 1e-2), weight_decays=(0.0, 0.1))
     row = probe(split, rule, seed=0)
-    wrong = probe(
-        type(split)(split.train_x, split.train_y, split.test_x, (split.test_y + 1) % 5, split.classes), rule, seed=0
-    )
+    wrong = probe(replace(split, test_y=(split.test_y + 1) % 5), rule, seed=0)
     assert row["head"] == wrong["head"]
     assert row["held_out"] == wrong["held_out"]
     assert row["top1"] > wrong["top1"]
@@ -63,9 +72,9 @@ def test_chooses_on_held_out_images_alone():
 def test_shuffled_labels_and_noise_are_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
     shuffle = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
-    shuffled = type(split)(split.train_x, split.train_y[shuffle], split.test_x, split.test_y, 4)
+    shuffled = replace(split, train_y=split.train_y[shuffle])
     noise = torch.randn(4000, 1, 24, generator=torch.Generator().manual_seed(2))
-    random = type(split)(noise[:2000], split.train_y, noise[2000:], split.test_y, 4)
+    random = replace(split, train_x=noise[:2000], test_x=noise[2000:])
     for without in (shuffled, random):
         assert probe(without, protocol(), seed=0)["top1"] == pytest.approx(0.25, abs=0.04)
     assert probe(split, protocol(), seed=0)["top1"] > 0.95
@@ -75,3 +84,113 @@ def test_seed_decides():
     split = clouds(n=500, m=300, spread=0.25)
     assert probe(split, protocol(), seed=1) == probe(split, protocol(), seed=1)
     assert probe(split, protocol(), seed=1) != probe(split, protocol(), seed=2)
+
+
+def test_the_best_of_a_grid_on_the_test_set_flatters():
+    """With labels that are noise, the best of many heads on the test set lies above the honest choice."""
+    noise = torch.randn(600, 1, 24, generator=torch.Generator().manual_seed(2)).half()
+    y = torch.arange(600) % 4
+    split = Split(noise[:400], y[:400], noise[400:], y[400:], 4, None)
+    lrs, decays = tuple(np.geomspace(1e-5, 1, 12)), (0.0, 0.3)
+    rows = {
+        rule: probe(split, protocol(lrs=lrs, weight_decays=decays, selection=rule, epochs=5), seed=0)
+        for rule in ("held-out", "test", "test-epochs")
+    }
+    assert rows["held-out"]["top1"] < rows["test"]["top1"] <= rows["test-epochs"]["top1"]
+    assert "held_out" not in rows["test"]
+    assert 1 <= rows["test-epochs"]["head"]["epoch"] <= 5
+    assert rows["test"]["heads"] == 24
+
+
+def test_rates_fall_at_milestones():
+    rule = protocol(warmup=0, milestones=(15, 30, 45))
+    factors = [rate_factor(1 + epoch, 50, rule, epoch=epoch) for epoch in (0, 14, 15, 29, 30, 45, 49)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("rule", ["held-out", "test-epochs"])
+def test_random_views_are_read_in_place_of_the_cache(rule):
+    """Views that are the features themselves give the same heads; each place of each epoch asks for its own."""
+    split = clouds(n=200, m=100, spread=0.3)
+    asked: list[np.ndarray] = []
+
+    class Views(Cached):
+        def training(self, positions, chosen):
+            asked.append(positions)
+            return super().training(positions, chosen).float()
+
+    settings = protocol(selection=rule, epochs=3)
+    assert probe(split, settings, seed=0) == probe(split, settings, seed=0, reading=Views(split))
+    everything = np.concatenate(asked)
+    assert (everything == np.arange(len(everything))).all()
+    assert len(everything) >= 3 * 180
+
+
+class Colour:
+    """Mean colour of the image's left and right half, and how often it was asked."""
+
+    embed_dim, patch_size, grid = 3, 16, (2, 2)
+
+    def __init__(self):
+        self.seen: list[torch.Tensor] = []
+
+    def forward_blocks(self, pixels, last):
+        self.seen.append(pixels)
+        return [torch.nn.functional.avg_pool2d(pixels.float() / 255, 16).flatten(2).transpose(1, 2)] * last
+
+    def __call__(self, pixels):
+        return self.forward_blocks(pixels, 1)[0]
+
+
+def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    few = protocol(augment=True, standardise=False, epochs=4.0, batch=10)
+    many = few.model_copy(update={"blocks": (1, 2), "norms": ("none", "batch"), "lrs": (1e-2, 1e-1, 1.0)})
+    counted = []
+    for rule in (few, many):
+        encoder = Colour()
+        result = evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        counted.append(sum(map(len, encoder.seen)))
+    assert counted[0] == counted[1], "images the backbone went over"
+    (row,) = result["rows"]
+    assert row["heads"] == 12
+    assert row["top1"] > 0.8, "three plain colours"
+    views = torch.cat(encoder.seen[2:]).flatten(1)
+    assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "every view is another one"
+    again = evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)
+    assert again["rows"] == result["rows"]
+    assert result["notes"] == []
+    rule = rule.model_copy(update={"selection": "test"})
+    assert evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"] == [FLATTERED]
+
+
+def test_an_attentive_probe_reads_patches(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    rule = load_protocol("linear", "attentive").model_copy(
+        update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
+    )
+    results = [evaluate_linear({"toy": Colour()}, train, test, rule, seed=0) for _ in range(2)]
+    (row,) = results[0]["rows"]
+    assert row["top1"] > 0.6, "of a width of three, chance is a third"
+    assert results[1]["rows"] == [row]
+    assert results[0]["notes"] == [], "of one head, none is chosen"
+
+
+def test_presets_are_as_published():
+    heads = {name: load_protocol("linear", name).heads for name in presets("linear")}
+    expected = {
+        "attentive": 1,
+        "capi": 30,
+        "demo": 20,
+        "dinov2": 26,
+        "heldout": 60,
+        "ijepa": 16,
+        "low-shot": 60,
+        "mae": 1,
+    }
+    assert {name: heads[name] for name in expected} == expected
+    for name in presets("linear"):
+        assert load_protocol("linear", name).name == name
+    assert load_protocol("linear", "capi").selection == load_protocol("linear").selection == "held-out"
+    with pytest.raises(Refused, match="standardise = true: and norms"):
+        protocol(norms=("batch",))

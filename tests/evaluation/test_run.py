@@ -67,8 +67,13 @@ def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes
     assert result["versions"].keys() >= {"ijepa", "torch"}
     assert result["weights"] == {"trained": weights.name}
     assert told
+    digests = result["weights_sha256"]
+    assert len(set(digests.values())) == 3
+    assert all(len(digest) == 64 for digest in digests.values())
+    assert "commit" in result
     text = table(result)
     assert all(word in text for word in ("trained", "random", "pixels", "small", "chance: "))
+    assert ("IoU by class" in text) == (kind == "segmentation")
 
 
 def test_several_weights_and_no_baselines(weights: Path, scenes: Path, small, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
 from ijepa.evaluation.bank import PatchBank, hold_out
+from ijepa.evaluation.protocol import presets
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
 
@@ -23,6 +24,13 @@ KMEANS: dict[str, Any] = {
     "method": "kmeans",
     "image_size": 32,
     "kmeans": {"overcluster": 12, "restarts": 3, "seeds": 2, "mask_size": 20},
+}
+SOFT: dict[str, Any] = {"name": "h", "method": "hummingbird", "image_size": 32, "hummingbird": {"neighbours": 5}}
+LINEAR: dict[str, Any] = {
+    "name": "l",
+    "method": "linear",
+    "image_size": 32,
+    "linear": {"steps": 100, "lr": 0.1, "dropout": 0, "batch": 8},
 }
 
 
@@ -42,15 +50,19 @@ def evaluate(pairs: tuple[Source, Source], rule: SegmentationProtocol, encoder: 
     return s.evaluate_segmentation({"toy": encoder or MeanColour()}, *pairs, rule, seed=0)
 
 
-@pytest.mark.parametrize("base", [RETRIEVAL, KMEANS], ids=["retrieval", "kmeans"])
-class TestBothMethods:
+@pytest.mark.parametrize("base", [RETRIEVAL, KMEANS, SOFT, LINEAR], ids=lambda base: base["method"])
+class TestAllMethods:
     def test_features_that_are_the_class_score_one(self, pairs: Any, base: dict[str, Any]) -> None:
         result = evaluate(pairs, protocol(base))
         (row,) = result["rows"]
-        assert row["miou"] == pytest.approx(1)
-        assert row["pixel_accuracy"] == pytest.approx(1)
-        assert row["per_class"] == pytest.approx([1] * 4)
-        assert result["level"] == (1 if base is RETRIEVAL else 0)
+        # Shares and logits that are interpolated between patches round the blocks' corners.
+        least = 0.8 if base in (SOFT, LINEAR) else 1 - 1e-9
+        assert row["miou"] >= least
+        assert row["pixel_accuracy"] >= least
+        assert min(row["per_class"]) >= least
+        assert result["level"] == {"kmeans": 0, "linear": 2}.get(base["method"], 1)
+        methods = {"kmeans", "retrieval", "hummingbird", "linear"}
+        assert methods & result["protocol"].keys() == {base["method"]}, "the settings that count"
         assert result["protocol"]["name"] == base["name"]
 
     def test_features_that_know_nothing_are_at_chance(self, pairs: Any, base: dict[str, Any]) -> None:
@@ -67,10 +79,9 @@ class TestBothMethods:
 
     def test_a_class_that_is_nowhere_has_no_iou(self, pairs: Any, base: dict[str, Any]) -> None:
         (row,) = evaluate(pairs, protocol(base, classes=5))["rows"]
-        if base is RETRIEVAL:  # with five clusters, one is always given to the fifth class
+        if base is not KMEANS:  # with five clusters, one is always given to the fifth class
             assert row["per_class"][4] is None
-            assert row["miou"] == pytest.approx(1)
-            assert row["miou_absent_zero"] == pytest.approx(0.8)
+            assert row["miou_absent_zero"] == pytest.approx(0.8 * row["miou"])
         else:
             assert row["per_class"][4] == 0
 
@@ -82,7 +93,7 @@ class TestBothMethods:
         test = open_source(write_pairs(tmp_path / "test", masks[20:]))
         (row,) = evaluate((train, test), protocol(base, classes=4))["rows"]
         # A cluster goes to the grey of the ignored blocks and two classes share one: not so in retrieval.
-        assert row["miou"] == pytest.approx(1) if base is RETRIEVAL else row["miou"] > 0.5
+        assert row["miou"] == pytest.approx(1) if base is RETRIEVAL else row["miou"] > (0.5 if base is KMEANS else 0.75)
 
     def test_features_that_are_constant_score_as_the_commonest_class(self, pairs: Any, base: dict[str, Any]) -> None:
         """A collapsed encoder's answer is one class everywhere, chance at best, and no warning from below."""
@@ -229,7 +240,7 @@ def test_nearest_resize_takes_the_pixel_at_the_new_centre() -> None:
     assert nearest_resize(np.array([[1, 2], [3, 4]]), 4)[0].tolist() == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["kmeans", "capi", "demo", "demo-kmeans"])
+@pytest.mark.parametrize("name", presets("segmentation"))
 def test_presets_are_valid_and_named_as_their_files(name: str) -> None:
     rule = SegmentationProtocol.read(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), name)
     assert rule.name == name

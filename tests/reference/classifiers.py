@@ -38,3 +38,24 @@ def adamw_head(x, y, classes, batches, rates, weight_decay, betas, eps):
             mean = moments[first] / (1 - betas[0] ** step)
             values -= rate * mean / (np.sqrt(moments[first + 1] / (1 - betas[1] ** step)) + eps)
     return weight, bias
+
+
+def lars_steps(weight, bias, gradients, rates, weight_decay, momentum, trust):
+    """Return weight and bias after steps on given (weight gradient, bias gradient) pairs, number by number."""
+    weight, bias = [list(map(float, row)) for row in weight], list(map(float, bias))
+    gathered_w, gathered_b = [[0.0] * len(row) for row in weight], [0.0] * len(bias)
+    for (grad_w, grad_b), rate in zip(gradients, rates, strict=True):
+        change = [
+            [float(g) + weight_decay * w for g, w in zip(g_row, w_row, strict=True)]
+            for g_row, w_row in zip(grad_w, weight, strict=True)
+        ]
+        length, step = (math.sqrt(sum(v * v for row in rows for v in row)) for rows in (weight, change))
+        scale = trust * length / step if length > 0 and step > 0 else 1.0
+        for i, row in enumerate(change):
+            for j, value in enumerate(row):
+                gathered_w[i][j] = momentum * gathered_w[i][j] + scale * value
+                weight[i][j] -= rate * gathered_w[i][j]
+        for j, value in enumerate(grad_b):
+            gathered_b[j] = momentum * gathered_b[j] + float(value)
+            bias[j] -= rate * gathered_b[j]
+    return weight, bias

@@ -38,3 +38,14 @@ def position_r2(features: np.ndarray) -> float:
     left = features - features.mean(0, keepdims=True)
     whole = features - features.mean((0, 1), keepdims=True)
     return float(1 - (left**2).sum() / (whole**2).sum())
+
+
+def soft_labels(queries, keys, labels, k, temperature):
+    """Return each query's mean of its k nearest keys' labels by cosine, weighted by softmax(cosine / temperature)."""
+    found = []
+    for query in np.asarray(queries, dtype=np.float64):
+        cosine = [float(key @ query / np.linalg.norm(key) / np.linalg.norm(query)) for key in keys.astype(np.float64)]
+        near = sorted(range(len(cosine)), key=lambda i: -cosine[i])[:k]
+        weights = [np.exp((cosine[i] - cosine[near[0]]) / temperature) for i in near]
+        found.append(sum(w * labels[i].astype(np.float64) for w, i in zip(weights, near, strict=True)) / sum(weights))
+    return np.array(found)

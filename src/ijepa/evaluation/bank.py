@@ -27,6 +27,12 @@ def hold_out(indices: Indices, share: float, seed: int) -> npt.NDArray[np.bool_]
     return held
 
 
+def draw_patches(indices: Indices, patches: int, count: int, seed: int) -> Tensor:
+    """Return which `count` of the `patches` of each sample (n,) are taken, ascending: (n, count)."""
+    order = np.argsort(words(seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
+    return torch.from_numpy(np.sort(order[:, :count], axis=1))
+
+
 class PatchBank:
     """Standardised features of labelled patches, searched by other images' patches.
 
@@ -102,7 +108,8 @@ class PatchBank:
         for patches, masks in patch_features(self.encoder, support, self.classes, self.batch):
             labels = patch_labels(torch.from_numpy(masks), self.encoder.patch_size)
             if self.per_image < patches.shape[1]:
-                chosen = self._draw(support.indices[start : start + len(patches)], patches.shape[1])
+                some = support.indices[start : start + len(patches)]
+                chosen = draw_patches(some, patches.shape[1], self.per_image, self.seed)
                 patches = patches.gather(1, chosen[:, :, None].expand(-1, -1, patches.shape[2]))
                 labels = labels.gather(1, chosen[:, :, None].expand(-1, -1, labels.shape[2]))
             start += len(patches)
@@ -115,7 +122,3 @@ class PatchBank:
             self._keys[self._count : end] = patches.flatten(0, 1)[kept]
             self._labels[self._count : end] = known[kept].to(self._labels.dtype)
             self._count = end
-
-    def _draw(self, indices: Indices, patches: int) -> Tensor:
-        order = np.argsort(words(self.seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
-        return torch.from_numpy(np.sort(order[:, : self.per_image], axis=1))

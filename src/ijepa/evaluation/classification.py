@@ -36,14 +36,31 @@ Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Origin:
+    """One encoder, both sets, the used images' numbers in them, and height and width at which they are seen."""
+
+    encoder: Encoder
+    train: Source
+    test: Source
+    train_used: Indices
+    test_used: Indices
+    image_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Split:
-    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes)."""
+    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes).
+
+    L is 0 for methods that want none made beforehand.
+    """
 
     train_x: Tensor
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
     classes: int
+    origin: Origin
+    """Where the features come from, for methods that make more of them."""
 
 
 def compare(
@@ -68,7 +85,7 @@ def compare(
         train, test: labelled sets.
         protocol: see `protocol`.
         method: from features and classes to the row.
-        last: blocks whose features it wants.
+        last: blocks whose features it wants, 0 for none.
         seed: chooses images, where the protocol does not take all.
         cache: folder of cached features.
         progress: told a line now and then.
@@ -100,9 +117,12 @@ def compare(
                 batch_size=protocol.forward_batch,
                 progress=progress,
             ).x
+            if last
+            else torch.empty(len(used[role]), 0, 0)
             for role, source in (("train", train), ("test", test))
         )
-        split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes)
+        origin = Origin(encoder, train, test, used["train"], used["test"], size)
+        split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
         rows.append({"encoder": name, **method(split)})
         if progress is not None:
             progress(f"{kind}: {name}: {100 * rows[-1]['top1']:.2f} %")

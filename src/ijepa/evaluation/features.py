@@ -41,6 +41,9 @@ FORMAT = 1
 
 Indices = npt.NDArray[np.int64]
 
+View = Callable[[npt.NDArray[np.uint8], int], Tensor]
+"""From an image (H, W, 3) and its place among those asked for to pixels (3, h, w) uint8."""
+
 
 class Encoder(Protocol):
     """An encoder as this room sees it: images (B, 3, H, W) uint8 to patch features (B, N, D) float32."""
@@ -147,8 +150,8 @@ def extract(
             if int(file.stem.rpartition("-")[2]) >= last:
                 return FeatureSet(_load(file)[:, -last:], y)
     features, done = torch.empty(0), 0
-    for pixels in _batches(source, chosen, image_size, crop_fraction, batch_size):
-        x = image_features(encoder, pixels.to(_device(encoder)), last).to(torch.float16).cpu()
+    for pixels in pixel_batches(source, chosen, central_view(image_size, crop_fraction), batch_size):
+        x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
         if not done:  # one block of memory: at the end, all parts beside their sum would take it twice
             features = torch.empty(len(chosen), *x.shape[1:], dtype=torch.float16)
         if not bool(x.isfinite().all()):
@@ -185,21 +188,35 @@ def _plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _device(encoder: Encoder) -> torch.device:
+def device_of(encoder: Encoder) -> torch.device:
+    """Return where an encoder's parameters lie."""
     tensors = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _batches(source: Source, indices: Indices, size: tuple[int, int], fraction: float, batch: int) -> Iterator[Tensor]:
-    """Yield pixels (B, 3, h, w) uint8; while one batch is used, threads decode the next."""
+def central_view(size: tuple[int, int], fraction: float) -> View:
+    """Return the view that looks at an image's middle."""
 
-    def pixels_of(sample: Sample) -> Tensor:
+    def view(image: npt.NDArray[np.uint8], place: int) -> Tensor:
+        height, width = image.shape[:2]
+        return crop_resize(image, center_crop_box(height, width, size, fraction), size)
+
+    return view
+
+
+def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> Iterator[Tensor]:
+    """Yield pixels (B, 3, h, w) uint8 of views of images; while one batch is used, threads decode the next.
+
+    Raises:
+        Failed: an image cannot be decoded; the line names it.
+    """
+
+    def pixels_of(sample: Sample, place: int) -> Tensor:
         try:
             image = decode(sample.image)
-            height, width = image.shape[:2]
         except DecodeError as error:
             raise Failed(f"{sample.name}: {error}") from error
-        return crop_resize(image, center_crop_box(height, width, size, fraction), size)
+        return view(image, place)
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
     starts = [*range(0, len(indices), batch), len(indices)]
@@ -207,7 +224,7 @@ def _batches(source: Source, indices: Indices, size: tuple[int, int], fraction: 
         waiting: list[Future[Tensor]] = []
         try:
             for start, stop in pairwise(starts):
-                ahead = [pool.submit(pixels_of, source[int(index)]) for index in indices[start:stop]]
+                ahead = [pool.submit(pixels_of, source[int(indices[place])], place) for place in range(start, stop)]
                 if waiting:
                     yield torch.stack([future.result() for future in waiting])
                 waiting = ahead

@@ -1,13 +1,13 @@
-"""Linear probe: many heads on frozen features trained as one product, one of them chosen honestly.
+"""Linear probe: many heads on frozen features trained in one pass over the data, one of them chosen.
 
-All heads of a group read the same features, so their weights lie side by side as (F, H, C) and a step is two matrix
-products, (B, F) x (F, H C) and (F, B) x (B, H C), with a learning rate and a weight decay for every head. The gradient
-of the mean cross-entropy is written out: softmax minus truth; there is no graph to build. Heads start at zero, since
-the problem is convex and nothing has to be drawn.
+Heads over the same features and behind the same norm are one batched product (`heads`), and all such groups read each
+batch (`reading`): features that were made once, or, where the protocol augments, those of a random view, made for all
+of them. Central views of the train images are made there too, once: the held-out part is scored on them.
 
-The head is chosen on a part of the train set that no head was trained on, and only that head meets the test set, as
-in CAPI (Darcet et al., arXiv 2502.08769, `eval_classification.py`). Choosing the best of the grid on the test set, as
-many published numbers do, flatters every encoder by what the grid's noise gives.
+By default the head is chosen on a part of the train set that no head was trained on, and only that head meets the test
+set, as in CAPI (Darcet et al., arXiv 2502.08769, `eval_classification.py`). Choosing the best of the grid on the test
+set, as many published numbers do, flatters every encoder by what the grid's noise gives; protocols that do so, to be
+compared with those numbers, say it in their result's notes.
 """
 
 import math
@@ -23,13 +23,16 @@ from torch import Tensor
 
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
+from ijepa.evaluation.attentive import AttentiveHeads
 from ijepa.evaluation.bank import hold_out
 from ijepa.evaluation.classification import Split, compare
-from ijepa.evaluation.features import Encoder, Progress
+from ijepa.evaluation.features import Encoder, Indices, Progress
+from ijepa.evaluation.heads import Heads, Norm
 from ijepa.evaluation.protocol import LinearProtocol
-from ijepa.evaluation.result import accuracies, ranks_of, statistics
+from ijepa.evaluation.reading import Augmented, Cached, Reading, Role, Tokens
+from ijepa.evaluation.result import accuracies, statistics
 
-EPS = 1e-8
+FLATTERED = "the head was chosen on the test set, as the protocol was published: its accuracy and interval flatter"
 
 
 def evaluate_linear(
@@ -45,8 +48,9 @@ def evaluate_linear(
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
 
     Returns:
-        See `classification.compare`; a row has `top1`, `top5`, `ci`, `held_out` (the chosen head's accuracy there, a
-        little flattered by the choice) and `head` (`blocks`, `lr`, `weight_decay`).
+        See `classification.compare`; a row has `top1`, `top5`, `ci`, `heads` (how many were trained), `head` (`blocks`,
+        `norm`, `lr`, `weight_decay` of the chosen one; `epoch` where that was chosen too) and, where it was chosen on a
+        held-out part, `held_out`, its accuracy there, a little flattered by the choice.
 
     Raises:
         Refused, Failed: as `classification.compare`.
@@ -58,112 +62,160 @@ def evaluate_linear(
         test,
         protocol,
         lambda split: probe(split, protocol, seed),
-        last=max(protocol.blocks),
+        last=0 if protocol.head == "attentive" else max(protocol.blocks),
         seed=seed,
         cache=cache,
         progress=progress,
+        notes=(FLATTERED,) if protocol.flatters else (),
     )
 
 
-def probe(split: Split, protocol: LinearProtocol, seed: int) -> dict[str, Any]:
-    """Train the heads of one encoder, choose one on the held-out part, read the test set once; return its row."""
-    held = torch.from_numpy(hold_out(np.arange(len(split.train_y)), protocol.held_out, seed))
-    grid = tuple(product(protocol.lrs, protocol.weight_decays))
-    best: tuple[float, int, int, Heads] | None = None
-    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
-        x = split.train_x[:, -blocks:].flatten(1)
-        heads = train_heads(x[~held], split.train_y[~held], split.classes, grid, protocol, seed)
-        right = heads.accuracy(x[held], split.train_y[held])
-        head = int(np.argmax(right.numpy()))  # the first of equals
-        if best is None or float(right[head]) > best[0]:
-            best = float(right[head]), blocks, head, heads
-    assert best is not None  # a protocol has at least one number of blocks
-    accuracy, blocks, head, heads = best
-    ranks = heads.ranks(split.test_x[:, -blocks:].flatten(1), split.test_y, head)
-    lr, weight_decay = grid[head]
-    return {
-        **accuracies(ranks),
-        "held_out": accuracy,
-        "head": {"blocks": blocks, "lr": lr, "weight_decay": weight_decay},
-    }
+@dataclass(frozen=True)
+class Group:
+    """Heads that read the last `blocks` blocks behind one norm."""
+
+    blocks: int
+    norm: Norm
+    heads: Heads | AttentiveHeads
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return what they read of an image: (n, F) of the blocks' means (n, L, D), or all patches (n, N, D)."""
+        return x if isinstance(self.heads, AttentiveHeads) else x[:, -self.blocks :].flatten(1)
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Linear heads over the same features.
+class Choice:
+    """One head and how it fared where it was chosen."""
 
-    Attributes:
-        weight: (F, H, C).
-        bias: (H, C).
-        shift, scale: (F,), taken from and divided out of the features first.
+    accuracy: float
+    group: Group
+    head: int
+
+
+def probe(split: Split, protocol: LinearProtocol, seed: int, reading: Reading | None = None) -> dict[str, Any]:
+    """Train the heads of one encoder, choose one by the protocol's rule, and return its row.
+
+    `reading` is where features come from, the protocol's own way if None.
     """
+    reading = reading or reading_of(split, protocol, seed)
+    places = np.arange(len(split.train_y))
+    honest = protocol.selection == "held-out"
+    held = hold_out(places, protocol.held_out, seed) if honest else np.zeros(len(places), dtype=np.bool_)
+    groups = make_groups(split, places[~held], protocol, seed)
+    tests = np.arange(len(split.test_y))
+    epoch_of_best, ranks, best = None, torch.empty(0), None
+    for epoch in train_heads(groups, reading, split.train_y, places[~held], protocol, seed):
+        if protocol.selection != "test-epochs":
+            continue
+        choice = choose_head(groups, reading, "test", tests, split.test_y)
+        if best is None or choice.accuracy > best.accuracy:
+            best, epoch_of_best = choice, epoch
+            ranks = ranks_by(choice, reading, tests, split.test_y)
+    if best is None and honest:
+        best = choose_head(groups, reading, "train", places[held], split.train_y)
+    if best is None:
+        best = choose_head(groups, reading, "test", tests, split.test_y)
+    if epoch_of_best is None:
+        ranks = ranks_by(best, reading, tests, split.test_y)
+    lr, weight_decay = tuple(product(protocol.lrs, protocol.weight_decays))[best.head]
+    chosen = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr, "weight_decay": weight_decay}
+    return {
+        **accuracies(ranks),
+        **({"held_out": best.accuracy} if honest else {}),
+        "heads": sum(len(group.heads) for group in groups),
+        "head": chosen if epoch_of_best is None else {**chosen, "epoch": epoch_of_best},
+    }
 
-    weight: Tensor
-    bias: Tensor
-    shift: Tensor
-    scale: Tensor
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return (B, H, C) for features (B, F) of any floating type."""
-        return (self.prepared(x) @ self.weight.flatten(1)).unflatten(1, self.bias.shape) + self.bias
+def reading_of(split: Split, protocol: LinearProtocol, seed: int) -> Reading:
+    """Return where a protocol's heads read."""
+    if protocol.head == "attentive":
+        return Tokens(split, protocol, seed)
+    return Augmented(split, protocol, seed) if protocol.augment else Cached(split)
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """Return features (B, F) as the heads read them, float32."""
-        return (x.float() - self.shift) / self.scale
 
-    def accuracy(self, x: Tensor, y: Tensor, batch: int = 1024) -> Tensor:
-        """Return every head's top-1 accuracy (H,) on features (n, F)."""
-        right = torch.zeros(len(self.bias), dtype=torch.int64)
-        for part, truth in zip(x.split(batch), y.split(batch), strict=True):
-            right += (self.logits(part).argmax(2) == truth[:, None]).sum(0)
-        return right.double() / len(x)
-
-    def ranks(self, x: Tensor, y: Tensor, head: int, batch: int = 4096) -> Tensor:
-        """Return the true classes' ranks (n,) by one head."""
-        weight, bias = self.weight[:, head], self.bias[head]
-        parts = zip(x.split(batch), y.split(batch), strict=True)
-        return torch.cat([ranks_of(self.prepared(part) @ weight + bias, truth) for part, truth in parts])
+def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int) -> list[Group]:
+    """Return untrained heads; figures that features are standardised by come from the train images `kept`."""
+    batch = min(protocol.batch, len(kept))
+    grid = [(lr * batch / 256, decay) for lr, decay in product(protocol.lrs, protocol.weight_decays)]
+    if protocol.head == "attentive":
+        width = split.origin.encoder.embed_dim
+        attentive = AttentiveHeads(
+            width, split.classes, grid, attention_heads=protocol.attention_heads, betas=protocol.betas, seed=seed
+        )
+        return [Group(1, "none", attentive)]
+    groups = []
+    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
+        x = split.train_x[:, -blocks:].flatten(1)
+        fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
+        for norm in protocol.norms:
+            heads = Heads(
+                x.shape[1],
+                split.classes,
+                grid,
+                norm=norm,
+                eps=protocol.norm_eps,
+                fixed=fixed,
+                optimizer=protocol.optimizer,
+                betas=protocol.betas,
+                momentum=protocol.momentum,
+                initial_std=protocol.initial_std,
+                seed=seed,
+            )
+            groups.append(Group(blocks, norm, heads))
+    return groups
 
 
 def train_heads(
-    x: Tensor, y: Tensor, classes: int, grid: tuple[tuple[float, float], ...], protocol: LinearProtocol, seed: int
-) -> Heads:
-    """Train a head for every (learning rate per 256 images, weight decay) of `grid`, all in one pass over (n, F)."""
-    shift, scale = statistics(x) if protocol.standardise else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
-    heads = Heads(torch.zeros(x.shape[1], len(grid), classes), torch.zeros(len(grid), classes), shift, scale)
-    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in (heads.weight, heads.bias)]
-    beta1, beta2 = protocol.betas
-    batch = min(protocol.batch, len(x))
-    lr, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
-    lr = lr * batch / 256
-    steps = min(protocol.steps, math.ceil(protocol.epochs * len(x) / batch))
-    for step, chosen in enumerate(_batches(len(x), batch, steps, seed), start=1):
-        part, truth = heads.prepared(x[chosen]), y[chosen]
-        error = (part @ heads.weight.flatten(1)).unflatten(1, heads.bias.shape).add_(heads.bias).softmax(2)
-        error[torch.arange(batch), :, truth] -= 1
-        error /= batch
-        gradients = ((part.T @ error.flatten(1)).view_as(heads.weight), error.sum(0))
-        rate = lr * _schedule(step, steps, protocol.warmup)
-        heads.weight.mul_(1 - rate * decay)
-        for values, gradient, (mean, square) in zip((heads.weight, heads.bias), gradients, moments, strict=True):
-            mean.lerp_(gradient, 1 - beta1)
-            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            length = (square / (1 - beta2**step)).sqrt_().add_(EPS)
-            values.sub_(mean / length * (rate / (1 - beta1**step)))
-    return heads
+    groups: list[Group], reading: Reading, y: Tensor, kept: Indices, protocol: LinearProtocol, seed: int
+) -> Iterator[int]:
+    """Train all heads in one pass over the train images `kept` of classes `y`; yield each epoch's number at its end."""
+    n, batch = len(kept), min(protocol.batch, len(kept))
+    steps = math.ceil(protocol.epochs * n / batch)
+    steps = steps if protocol.steps is None else min(protocol.steps, steps)
+    for step in range(1, steps + 1):
+        first = (step - 1) * batch
+        positions = np.arange(first, first + batch)
+        chosen = kept[sample_indices(seed, positions, n)]
+        x, truth = reading.training(positions, chosen), y[torch.from_numpy(chosen)]
+        factor = rate_factor(step, steps, protocol, epoch=first / n)
+        for group in groups:
+            group.heads.step(group.read(x), truth, factor)
+        if step == steps or (first + batch) // n > first // n:
+            yield max(1, (first + batch) // n)
 
 
-def _batches(n: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Yield sample numbers (B,), epoch after epoch in an order of its own, across their borders."""
-    drawn = max(1, 65536 // batch)  # steps whose order is computed together
-    for first in range(0, steps, drawn):
-        positions = np.arange(first * batch, min(first + drawn, steps) * batch)
-        yield from torch.from_numpy(sample_indices(seed, positions, n)).split(batch)
+def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indices, y: Tensor) -> Choice:
+    """Return the head that is most often right on images of classes y[places]; of equals, the first."""
+    right = [torch.zeros(len(group.heads), dtype=torch.int64) for group in groups]
+    done = 0
+    for x in reading.central(role, places):
+        truth = y[torch.from_numpy(places[done : done + len(x)])]
+        done += len(x)
+        for count, group in zip(right, groups, strict=True):
+            count += (group.heads.logits(group.read(x)).argmax(2) == truth[:, None]).sum(0)
+    choices = [
+        Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
+        for count, group in zip(right, groups, strict=True)
+    ]
+    return max(choices, key=lambda choice: choice.accuracy)
 
 
-def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Return the factor on the learning rate at a step of 1 to `steps`: a linear rise, then a cosine to 0."""
-    rise = round(warmup * steps)
+def ranks_by(choice: Choice, reading: Reading, places: Indices, y: Tensor) -> Tensor:
+    """Return the true classes' ranks (m,) in the test set by the chosen head."""
+    ranks, done = [], 0
+    for x in reading.central("test", places):
+        truth = y[torch.from_numpy(places[done : done + len(x)])]
+        done += len(x)
+        ranks.append(choice.group.heads.ranks(choice.group.read(x), truth, choice.head))
+    return torch.cat(ranks)
+
+
+def rate_factor(step: int, steps: int, protocol: LinearProtocol, *, epoch: float) -> float:
+    """Return the factor on the learning rates at a step of 1 to `steps`, `epoch` passes after the first."""
+    rise = round(protocol.warmup * steps)
     if step <= rise:
         return step / rise
+    if protocol.milestones:
+        return float(0.1 ** sum(epoch >= milestone for milestone in protocol.milestones))
     return (1 + math.cos(math.pi * (step - 1 - rise) / (steps - rise))) / 2

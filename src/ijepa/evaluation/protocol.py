@@ -6,14 +6,16 @@ file may build on a preset with `base: NAME`.
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
 from ijepa.errors import Refused, did_you_mean
+from ijepa.evaluation.head_optimizers import Name
+from ijepa.evaluation.heads import Norm
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
-from ijepa.section import Section
+from ijepa.section import Range, Section
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -40,28 +42,68 @@ class ImageProtocol(Section):
 
 
 class LinearProtocol(ImageProtocol):
-    """A linear probe: many heads on frozen features, one chosen on a held-out part of the train set."""
+    """A linear or attentive probe: many heads on frozen features, trained in one pass, one of them chosen."""
 
+    head: Literal["linear", "attentive"] = "linear"
+    """linear reads means of patches; attentive pools the last block's patches by a learned query and a block."""
+    attention_heads: int | None = Field(None, ge=1)
+    """Of an attentive head; one for every 64 channels if null."""
     blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
     """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
+    norms: tuple[Norm, ...] = Field(("none",), min_length=1)
+    """What stands before the linear layer: none, batch (a batch norm without gain and offset), batch-affine."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of the batch norm."""
     lrs: tuple[Positive, ...] = Field(min_length=1)
-    """Peak learning rates per 256 images a step, one head for each with each weight decay."""
+    """Peak learning rates per 256 images a step, one head for each with each weight decay and each norm."""
     weight_decays: tuple[NotNegative, ...] = Field(min_length=1)
-    """Decoupled weight decays; biases have none."""
+    """Weight decays, decoupled in AdamW; biases and norms have none."""
+    optimizer: Name = "adamw"
+    """adamw, sgd or lars."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of its moment estimates."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd and lars."""
+    initial_std: float = Field(0.0, ge=0)
+    """Deviation of the weights at the start; 0 starts at zero, which a convex problem allows."""
     batch: int = Field(1024, ge=1)
     """Images a step."""
-    steps: int = Field(12500, ge=1)
-    """Steps at most."""
+    steps: int | None = Field(12500, ge=1)
+    """Steps at most; no bound if null."""
     epochs: float = Field(100, gt=0)
     """Passes over the train set at most: a small set ends here."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly; after it falls to 0 by a cosine."""
+    """Share of the steps in which the rate rises linearly."""
+    milestones: tuple[Positive, ...] = ()
+    """Epochs at which the rate is divided by 10; if none, it falls to 0 by a cosine."""
+    augment: bool = False
+    """Train on random resized crops, flipped half of the time, their features made as heads train, not cached."""
+    crop_scale: Range = (0.08, 1.0)
+    """Bounds of a crop's share of the image's area."""
     standardise: bool = True
     """Bring every dimension to mean 0 and deviation 1 over the train set."""
+    selection: Literal["held-out", "test", "test-epochs"] = "held-out"
+    """Where the head is chosen: held-out is honest; test (at the end) and test-epochs (best epoch) flatter."""
     held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the train set that no head is trained on and that chooses the head."""
+    """Share of the train set that no head is trained on and that chooses the head, where the selection is held-out."""
+
+    @property
+    def heads(self) -> int:
+        """How many heads are trained."""
+        return len(self.blocks) * len(self.norms) * len(self.lrs) * len(self.weight_decays)
+
+    @property
+    def flatters(self) -> bool:
+        """Whether anything is chosen on the test set."""
+        return self.selection == "test-epochs" or (self.selection == "test" and self.heads > 1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.standardise and self.head == "linear" and set(self.norms) != {"none"}:
+            raise Refused("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
+        if self.head == "attentive" and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
+            raise Refused("head = attentive", "reads the last block by AdamW", "drop blocks, norms and optimizer")
+        return self
 
 
 class KnnProtocol(ImageProtocol):

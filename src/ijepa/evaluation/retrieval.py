@@ -29,7 +29,7 @@ def search(queries: Tensor, keys: Tensor, k: int, distance: Distance) -> Tensor:
     for some in queries.split(QUERIES):
         best, where = some.new_empty(len(some), 0), torch.empty(len(some), 0, dtype=torch.long, device=some.device)
         for start in range(0, len(keys), KEYS):
-            chunk = keys[start : start + KEYS]
+            chunk = keys[start : start + KEYS].to(some.dtype)
             if distance == "cosine":  # the query's length does not change its order
                 score = some @ normalize(chunk, dim=1).T
             else:

@@ -11,12 +11,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
-from ijepa.evaluation.features import Encoder, PixelEncoder, Progress
+from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
+from ijepa.evaluation.result import commit
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
@@ -74,6 +76,9 @@ def evaluate(
     sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
     result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
     result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
+    modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+    result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
+    result["commit"] = commit()
     result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
     file = folder / f"{kind}-{chosen.name}.json"
     try:
@@ -108,5 +113,21 @@ def table(result: dict[str, Any]) -> str:
     console = Console(width=110, force_terminal=False)
     with console.capture() as captured:
         console.print(shown)
+        if any(row.get("per_class") for row in rows):
+            console.print(_by_class(result))
     chance = result.get("chance")
-    return captured.get() + ("" if chance is None else f"chance: {100 * chance:.2f}\n")
+    notes = "".join(f"note: {note}\n" for note in result.get("notes", []))
+    return captured.get() + ("" if chance is None else f"chance: {100 * chance:.2f}\n") + notes
+
+
+def _by_class(result: dict[str, Any]) -> Table:
+    """Return IoU by class, a column an encoder; a class that is nowhere has none."""
+    rows, names = result["rows"], result["data"]["classes"]
+    shown = Table(title="IoU by class", title_justify="left")
+    shown.add_column("class")
+    for row in rows:
+        shown.add_column(row["encoder"], justify="right")
+    for number, name in enumerate(names):
+        values = [row["per_class"][number] for row in rows]
+        shown.add_row(name, *("-" if value is None else f"{100 * value:.2f}" for value in values))
+    return shown

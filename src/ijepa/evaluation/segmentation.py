@@ -1,12 +1,13 @@
-"""Segmentation of a labelled set by frozen patch features, nothing trained: two protocols, one form of result.
+"""Segmentation of a labelled set by frozen patch features: four methods, one form of result.
 
 Every encoder meets the same images, the same masks, the same held-out part and the same clusters' seeds. Results say
-their level: 0 where labels only score (`clustering`), 1 where a labelled support set is looked up (`retrieval`).
-The memory is what the features take: of all test patches at level 0, of the bank at level 1; both are in the result.
+their level: 0 where labels only score (`clustering`), 1 where a labelled support set is looked up (`retrieval`,
+`hummingbird`), 2 where a linear layer is trained on it (`linear_segmentation`). The memory is what the features take:
+of all test patches at level 0, of the bank at level 1; both are in the result.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,8 @@ from ijepa.evaluation.bank import PatchBank, hold_out
 from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, require_extra, scored
 from ijepa.evaluation.confusion import Confusion
 from ijepa.evaluation.features import Encoder, Progress
+from ijepa.evaluation.hummingbird import SoftBank
+from ijepa.evaluation.linear_segmentation import train_layer
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.result import versions
 from ijepa.evaluation.retrieval import vote, whole_masks
@@ -70,15 +73,12 @@ def evaluate_segmentation(
     for name, encoder in encoders.items():
         if progress is not None:
             progress(f"segmentation: {name}")
-        if protocol.level == 0:
-            row, confusion = _by_clusters(encoder, samples, classes, protocol, seed)
-        else:
-            row, confusion = _by_retrieval(encoder, support, samples, classes, protocol, seed)
+        row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
     return {
         "kind": "segmentation",
         "level": protocol.level,
-        "protocol": protocol.model_dump(mode="json", exclude={"retrieval" if protocol.level == 0 else "kmeans"}),
+        "protocol": protocol.model_dump(mode="json", exclude=protocol.others),
         "seed": seed,
         "data": {
             "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
@@ -135,7 +135,12 @@ def _by_retrieval(
 
 
 def _by_clusters(
-    encoder: Encoder, samples: Annotated, classes: Classes, protocol: SegmentationProtocol, seed: int
+    encoder: Encoder,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
 ) -> tuple[dict[str, Any], Confusion]:
     rule = protocol.kmeans
     features, masks = collect(encoder, samples, classes, protocol.batch)
@@ -158,6 +163,44 @@ def _by_clusters(
     return row, exact[0]
 
 
+def _by_soft_retrieval(
+    encoder: Encoder,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
+) -> tuple[dict[str, Any], Confusion]:
+    bank = SoftBank(encoder, support, classes, protocol.hummingbird, batch=protocol.batch, seed=seed)
+    confusion = Confusion(classes.count, classes.ignore)
+    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        confusion.add(masks, bank.masks(patches, protocol.image_size))
+    return {**_scores([confusion]), "bank": {"patches": len(bank), "bytes": bank.nbytes}}, confusion
+
+
+def _by_layer(
+    encoder: Encoder,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
+) -> tuple[dict[str, Any], Confusion]:
+    layer = train_layer(encoder, support, classes, protocol.linear, seed=seed, batch=protocol.batch)
+    confusion = Confusion(classes.count, classes.ignore)
+    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        confusion.add(masks, layer.masks(patches, protocol.image_size))
+    return _scores([confusion]), confusion
+
+
+_METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
+    "kmeans": _by_clusters,
+    "retrieval": _by_retrieval,
+    "hummingbird": _by_soft_retrieval,
+    "linear": _by_layer,
+}
+
+
 def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
     """Return the mean scores of one or more runs."""
     iou = np.stack([confusion.iou for confusion in confusions], axis=1)  # (classes, runs)
@@ -178,11 +221,11 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
         if not len(source):
             raise Refused(flag, "holds no images")
         source.require_masks(flag)
-    if protocol.level == 1 and train.fingerprint == test.fingerprint:
+    if protocol.level and train.fingerprint == test.fingerprint:
         raise Refused(
             "--test", "is the train set, where every patch finds itself", "give images that are not looked up"
         )
-    if protocol.level == 1 and len(train) < 2:
+    if protocol.method == "retrieval" and len(train) < 2:
         raise Refused("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
     for name, encoder in encoders.items():
         if protocol.image_size % encoder.patch_size:

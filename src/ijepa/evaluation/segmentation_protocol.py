@@ -1,4 +1,4 @@
-"""Protocols of segmentation without training: every number that decides a result, typed, in YAML beside the code."""
+"""Protocols of segmentation by frozen features: every number that decides a result, typed, in YAML beside the code."""
 
 from typing import Annotated, Literal
 
@@ -38,15 +38,43 @@ class Retrieval(Section):
     """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
 
 
+class SoftRetrieval(Section):
+    """Level 1: nearest neighbours with soft labels, as in Hummingbird."""
+
+    neighbours: int = Field(30, ge=1)
+    """k."""
+    temperature: float = Field(0.02, gt=0)
+    """T of the neighbours' weights, softmax(cosine / T)."""
+    bank_patches: int | None = Field(10_240_000, ge=1)
+    """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
+
+
+class LinearHead(Section):
+    """Level 2: a linear layer on patch features, trained on masks."""
+
+    lr: float = Field(1e-3, gt=0)
+    """AdamW's rate at its peak; after it falls to 0 by a cosine."""
+    weight_decay: float = Field(1e-3, ge=0)
+    """AdamW's decay."""
+    steps: int = Field(40_000, ge=1)
+    """Steps of training."""
+    batch: int = Field(16, ge=1)
+    """Images a step."""
+    warmup: float = Field(0.0375, ge=0, lt=1)
+    """Share of the steps in which the rate rises linearly."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """How often a channel of an image is left out in training."""
+
+
 class SegmentationProtocol(Section):
-    """One protocol of segmentation without training."""
+    """One protocol of segmentation by frozen features."""
 
     name: str
     """What results call it."""
     description: str = ""
     """One line."""
-    method: Literal["kmeans", "retrieval"]
-    """Which of the two."""
+    method: Literal["kmeans", "retrieval", "hummingbird", "linear"]
+    """Which of the four; only the section of that name counts."""
     image_size: int = Field(ge=1)
     """Side in pixels to which whole images are resized."""
     classes: int | None = Field(None, ge=2)
@@ -61,8 +89,15 @@ class SegmentationProtocol(Section):
     """Images a forward pass."""
     kmeans: Clustering = Clustering()
     retrieval: Retrieval = Retrieval()
+    hummingbird: SoftRetrieval = SoftRetrieval()
+    linear: LinearHead = LinearHead()
 
     @property
     def level(self) -> int:
-        """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained."""
-        return 0 if self.method == "kmeans" else 1
+        """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained, 2 a trained layer."""
+        return {"kmeans": 0, "linear": 2}.get(self.method, 1)
+
+    @property
+    def others(self) -> set[str]:
+        """The sections that do not count."""
+        return {"kmeans", "retrieval", "hummingbird", "linear"} - {self.method}

@@ -30,7 +30,11 @@ _SHARES = {
 _LONGEST = 28
 """Letters of a class's name that a plot has room for."""
 
-_LEVELS = {0: "Level 0: labels only score", 1: "Level 1: a labelled support set is looked up, nothing is trained"}
+_LEVELS = {
+    0: "Level 0: labels only score",
+    1: "Level 1: a labelled support set is looked up, nothing is trained",
+    2: "Level 2: a linear layer is trained on a labelled set",
+}
 _ENCODERS = {
     "trained": "the run's target encoder",
     "random": "the same encoder as it was initialised",

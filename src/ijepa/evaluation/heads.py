@@ -1,0 +1,130 @@
+"""Linear heads side by side over the same features: one matrix product serves them all, forward and backward.
+
+Weights lie as (F, H, C) and a step is two products, (B, F) x (F, H C) and (F, B) x (B, H C). The gradient of the mean
+cross-entropy is written out, softmax minus truth; there is no graph to build.
+
+A batch norm before the heads normalises by figures of the features alone, so that all heads share it. Its gain and
+offset, where it has them, are each head's own, and are folded into the weights: with W' = gain * W the product is the
+same as without, and the gradients of gain and offset follow from that of W' without an array of (B, F, H).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ijepa.evaluation.head_optimizers import Name, head_optimizer
+from ijepa.evaluation.result import ranks_of
+from ijepa.randomness import Stream, name_position, words
+
+Norm = Literal["none", "batch", "batch-affine"]
+
+KEEP = 0.9
+"""Share of a batch norm's running figures that a step keeps."""
+
+
+class Heads:
+    """Linear heads over the same features (n, F), each with a learning rate and a weight decay of its own.
+
+    Args:
+        width: F.
+        classes: C.
+        grid: (learning rate, weight decay) of each of the H heads, the rate as it is at its peak.
+        norm: what stands before them: nothing, a batch norm, or one with gain and offset.
+        eps: of the batch norm.
+        fixed: mean and deviation (F,) to bring features to first, instead of a batch norm.
+        optimizer, betas, momentum: see `head_optimizers`.
+        initial_std: deviation of the weights at the start, 0 for zero. All heads start at the same draw.
+        seed: of that draw.
+
+    Attributes:
+        weight: (F, H, C).
+        bias: (H, C).
+        gain, offset: (F, H, 1) where `norm` is "batch-affine".
+        shift, scale: (F,), taken from and divided out of the features first; of a batch norm, its running figures.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        grid: Sequence[tuple[float, float]],
+        *,
+        norm: Norm = "none",
+        eps: float = 1e-5,
+        fixed: tuple[Tensor, Tensor] | None = None,
+        optimizer: Name = "adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        momentum: float = 0.9,
+        initial_std: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.norm, self.eps = norm, eps
+        self.weight = torch.zeros(width, len(grid), classes)
+        if initial_std:
+            self.weight += normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
+        self.bias = torch.zeros(len(grid), classes)
+        self.shift, self.scale = fixed or (torch.zeros(width), torch.ones(width))
+        parameters = [self.weight, self.bias]
+        if norm == "batch-affine":
+            self.gain, self.offset = torch.ones(width, len(grid), 1), torch.zeros(width, len(grid), 1)
+            parameters += [self.gain, self.offset]
+        self._variance = torch.ones(width)
+        self.rate, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
+        self._optimizer = head_optimizer(optimizer, parameters, decay, betas=betas, momentum=momentum)
+
+    def __len__(self) -> int:
+        return len(self.bias)
+
+    def step(self, x: Tensor, y: Tensor, factor: float) -> None:
+        """Train every head by one batch: features (B, F) of any floating type, classes (B,), `factor` on the rates."""
+        part = self._normalised(x.float())
+        weight, bias = self._folded()
+        error = (part @ weight.flatten(1)).unflatten(1, bias.shape).add_(bias).softmax(2)
+        error[torch.arange(len(y)), :, y] -= 1
+        error /= len(y)
+        matrix, total = (part.T @ error.flatten(1)).view_as(weight), error.sum(0)
+        gradients = [matrix, total]
+        if self.norm == "batch-affine":
+            by_gain = (matrix * self.weight).sum(2, keepdim=True)
+            by_offset = (self.weight * total).sum(2, keepdim=True)
+            gradients = [matrix * self.gain + self.offset * total, total, by_gain, by_offset]
+        self._optimizer.step(gradients, self.rate * factor)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return (B, H, C) for features (B, F) of any floating type."""
+        weight, bias = self._folded()
+        return (self._prepared(x) @ weight.flatten(1)).unflatten(1, bias.shape) + bias
+
+    def ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
+        """Return the true classes' ranks (B,) by one head."""
+        weight, bias = (values[..., head, :] for values in self._folded())
+        return ranks_of(self._prepared(x) @ weight + bias, y)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias as they apply to normalised features."""
+        if self.norm != "batch-affine":
+            return self.weight, self.bias
+        return self.weight * self.gain, self.bias + (self.weight * self.offset).sum(0)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        return (x.float() - self.shift) / self.scale
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Return a training batch (B, F) normalised by itself, and gather its figures."""
+        if self.norm == "none":
+            return self._prepared(x)
+        mean, variance = x.mean(0), x.var(0, correction=0)
+        self.shift = KEEP * self.shift + (1 - KEEP) * mean
+        self._variance = KEEP * self._variance + (1 - KEEP) * variance * (len(x) / max(1, len(x) - 1))
+        self.scale = (self._variance + self.eps).sqrt()
+        return (x - mean) / (variance + self.eps).sqrt()
+
+
+def normal(count: int, seed: int) -> Tensor:
+    """Return draws (count,) of the standard normal distribution, the start of a head's weights."""
+    word = words(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
+    return torch.erfinv(torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)).mul_(math.sqrt(2)).float()

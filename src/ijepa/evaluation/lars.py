@@ -1,0 +1,49 @@
+"""LARS for many heads at once: each head's rate is scaled by how long its matrix is against its update.
+
+You et al., "Large batch training of convolutional networks" (arXiv 1708.03888), in the form that linear probes use: the
+decay joins the gradient, the sum is scaled by trust * |w| / |g + decay w|, and momentum gathers what was scaled. The
+rate comes after the momentum. Only matrices are scaled and decayed; biases and a norm's gain and offset are not. Where
+either length is 0 the scale is 1, so that a head that starts at zero can leave it.
+
+Parameters have their heads on the second axis from the end: (F, H, C), (H, C), (F, H, 1). A rate or a decay (H, 1)
+so fits them all, and a head's length is summed over all its axes but that one.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TRUST = 0.001
+
+
+class Lars:
+    """LARS over heads side by side.
+
+    Args:
+        parameters: updated in place; the first is the matrix (F, H, C), alone scaled and decayed.
+        decay: (H, 1).
+        momentum: share of the last update that is kept.
+        trust: of the scale.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], decay: Tensor, *, momentum: float = 0.9, trust: float = TRUST
+    ) -> None:
+        self.parameters, self.decay, self.momentum, self.trust = parameters, decay, momentum, trust
+        self._gathered = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
+        """Update the parameters by gradients of their shapes at rates (H, 1)."""
+        for place, (values, gradient, gathered) in enumerate(
+            zip(self.parameters, gradients, self._gathered, strict=True)
+        ):
+            change = self._scaled(values, gradient) if place == 0 else gradient
+            gathered.mul_(self.momentum).add_(change)
+            values.sub_(gathered * rate)
+
+    def _scaled(self, values: Tensor, gradient: Tensor) -> Tensor:
+        change = gradient + self.decay * values
+        length, step = (part.square().sum((0, 2), keepdim=True).sqrt() for part in (values, change))
+        scale = torch.where((length > 0) & (step > 0), self.trust * length / step.clamp_min(1e-38), 1.0)
+        return change.mul_(scale)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ijepa.errors import Refused
+from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads
+
+GRID = ((1e-3, 0.0), (1e-2, 0.3))
+
+
+def batch(seed=0, n=30, patches=9, width=12) -> tuple[Tensor, Tensor]:
+    """A class is where, among noise, a patch of one direction lies; the mean of the patches hardly tells."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, patches, width, generator=generator) + 1
+    y = torch.randint(3, (n,), generator=generator)
+    x[torch.arange(n), 0, y] += 12
+    return x, y
+
+
+def as_published(head: AttentiveHead, x: Tensor) -> Tensor:
+    """The block as one writes it down: keys and values of every patch, torch's own attention."""
+    width = x.shape[2]
+    attention = nn.MultiheadAttention(width, head.attention_heads, batch_first=True)
+    attention.in_proj_weight.data = torch.cat([head.q.weight, head.kv.weight])
+    attention.in_proj_bias.data = torch.cat([head.q.bias, head.kv.bias])
+    attention.out_proj.weight.data, attention.out_proj.bias.data = head.proj.weight, head.proj.bias
+    query = head.query.expand(len(x), 1, -1)
+    patches = head.norm1(x)
+    z = query + attention(query, patches, patches)[0]
+    z = z + head.fc2(nn.functional.gelu(head.fc1(head.norm2(z))))
+    return head.linear(z)[:, 0]
+
+
+def test_pooling_first_is_the_published_block():
+    x, _ = batch()
+    heads = AttentiveHeads(12, 3, GRID, attention_heads=4)
+    generator = torch.Generator().manual_seed(1)
+    for head in heads.heads:
+        for values in head.parameters():
+            values.data = torch.randn(values.shape, generator=generator) * 0.5
+    logits = heads.logits(x)
+    for number, head in enumerate(heads.heads):
+        torch.testing.assert_close(logits[:, number], as_published(head, x), atol=1e-4, rtol=1e-4)
+
+
+def test_together_as_one_after_the_other():
+    together = AttentiveHeads(12, 3, GRID, attention_heads=2, betas=(0.9, 0.95), seed=5)
+    alone = [AttentiveHeads(12, 3, [setting], attention_heads=2, betas=(0.9, 0.95), seed=5) for setting in GRID]
+    for step in range(6):
+        for heads in (together, *alone):
+            heads.step(*batch(step), 0.5)
+    x, _ = batch(99)
+    for number, other in enumerate(alone):
+        torch.testing.assert_close(together.logits(x)[:, number], other.logits(x)[:, 0], atol=1e-4, rtol=1e-3)
+    assert (together.logits(x)[:, 0] - together.logits(x)[:, 1]).abs().max() > 0.01, "two heads, two answers"
+
+
+def test_learns_what_a_patch_tells():
+    heads = AttentiveHeads(12, 3, [(1e-2, 0.0)], attention_heads=2)
+    for step in range(150):
+        heads.step(*batch(step), 1.0)
+    x, y = batch(999, n=200)
+    assert float((heads.ranks(x, y, 0) == 0).double().mean()) > 0.9
+
+
+def test_refuses_attention_heads_that_do_not_divide():
+    with pytest.raises(Refused, match="attention_heads = 5: do not divide features of 12"):
+        AttentiveHeads(12, 3, GRID, attention_heads=5)

@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ijepa.cli import cli
+from ijepa.errors import Refused
+from ijepa.evaluation.comparison import FIGURES, compare_results, published
+from ijepa.evaluation.protocol import KINDS, presets
+
+Rows = list[dict[str, object]]
+
+
+def write(file: Path, rows: Rows, *, kind="linear", name="ijepa", fingerprint="f", notes=(), **settings) -> Path:
+    encoders = [str(row["encoder"]) for row in rows]
+    values = {
+        "kind": kind,
+        "protocol": {"name": name, "description": file.stem, **settings},
+        "data": {"train": {"n": 5, "fingerprint": "t"}, "test": {"n": 9, "fingerprint": fingerprint, "path": "a/val"}},
+        "weights_sha256": {encoder: f"{encoder}0123456789" for encoder in encoders},
+        "rows": rows,
+        "notes": list(notes),
+    }
+    file.write_text(json.dumps(values))
+    return file
+
+
+def columns(text: str) -> int:
+    return text[text.index("┏") :].split("\n")[0].count("┳")
+
+
+def test_what_is_the_same_shares_a_column_and_what_is_not_does_not(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.json", [{"encoder": "a", "top1": 0.5, "ci": [0.4, 0.6]}], epochs=50)
+    again = write(tmp_path / "b.json", [{"encoder": "b", "top1": 0.6}], epochs=50, notes=["chosen on test"])
+    other = write(tmp_path / "c.json", [{"encoder": "a", "top1": 0.7}], epochs=90)
+    elsewhere = write(tmp_path / "d.json", [{"encoder": "a", "top1": 0.8}], epochs=50, fingerprint="g")
+    assert columns(compare_results([first, again], beside=False)) == 1
+    assert columns(compare_results([first, other], beside=False)) == 2, "other settings of the same name"
+    assert columns(compare_results([first, elsewhere], beside=False)) == 2, "other data"
+    text = compare_results([first, again, other, elsewhere], beside=False)
+    assert columns(text) == 3
+    (row,) = [line for line in text.splitlines() if "a [a0123456]" in line]
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["50.00 (40.0 to 60.0)", "70.00", "80.00"]
+    assert "b.json: chosen on test" in text
+    assert "b [b0123456]" in text
+
+
+def test_published_figures_stand_apart_with_their_source(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", [{"encoder": "mine", "top1": 0.793}])
+    text = compare_results([file])
+    assert columns(text) == 2
+    (row,) = [line for line in text.splitlines() if "I-JEPA ViT-H/14 (published)" in line]
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["-", "79.3"]
+    assert "published: I-JEPA, arXiv 2301.08243" in text
+    assert "DINOv2" not in text, "published by another protocol"
+
+
+def test_segmentation_shows_its_readings(tmp_path: Path) -> None:
+    rows: Rows = [{"encoder": "mine", "miou": 0.1, "miou_overclustered": 0.2, "pixel_accuracy": 0.9}]
+    text = compare_results([write(tmp_path / "a.json", rows, kind="segmentation", name="kmeans")])
+    assert columns(text) == 3
+    assert "90.00" not in text
+
+
+def test_published_figures_are_of_protocols_that_exist() -> None:
+    for entry in published():
+        assert entry.kind in KINDS
+        assert entry.protocol in presets(entry.kind)
+        assert entry.figure in FIGURES
+        assert entry.source
+        assert all(0 < value < 100 for value in entry.values.values())
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no results given"):
+        compare_results([])
+    (tmp_path / "a.json").write_text('{"kind": "diagnosis"}')
+    with pytest.raises(Refused, match=r"a\.json: is no result of an evaluation"):
+        compare_results([tmp_path / "a.json"])
+    with pytest.raises(Refused, match="cannot be read"):
+        compare_results([tmp_path / "b.json"])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", [{"encoder": "mine", "top1": 0.25}])
+    done = CliRunner().invoke(cli, ["evaluate", "compare", str(file), "--no-published"])
+    assert done.exit_code == 0, done.output
+    assert "25.00" in done.output

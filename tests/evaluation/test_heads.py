@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ijepa.evaluation.heads import Heads
+
+GRID = ((3e-3, 0.0), (5e-2, 0.3), (1e-2, 0.01))
+
+
+def data(steps=12, batch=20, width=6, classes=4, seed=0) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(batch, width, generator=generator) * 3 + 1,
+            torch.randint(classes, (batch,), generator=generator),
+        )
+        for _ in range(steps)
+    ]
+
+
+def module_of(heads: Heads, head: int, norm: str) -> nn.Sequential:
+    """The same head as torch has it."""
+    linear = nn.Linear(heads.weight.shape[0], heads.weight.shape[2])
+    linear.weight.data = heads.weight[:, head].T.clone()
+    linear.bias.data.zero_()
+    if norm == "none":
+        return nn.Sequential(linear)
+    return nn.Sequential(nn.BatchNorm1d(heads.weight.shape[0], affine=norm == "batch-affine"), linear)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "batch-affine"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_against_modules_trained_one_after_the_other(norm, optimizer):
+    heads = Heads(6, 4, GRID, norm=norm, optimizer=optimizer, initial_std=0.1, seed=3)
+    modules = [module_of(heads, head, norm) for head in range(3)]
+    batches = data()
+    for x, y in batches:
+        heads.step(x, y, 0.5)
+    probe = batches[0][0]
+    for head, (module, (lr, decay)) in enumerate(zip(modules, GRID, strict=True)):
+        matrix = module[-1].weight
+        others = [p for p in module.parameters() if p is not matrix]
+        groups = [{"params": [matrix], "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+        own = (
+            torch.optim.AdamW(groups, lr=lr / 2, betas=(0.9, 0.95))
+            if optimizer == "adamw"
+            else torch.optim.SGD(groups, lr=lr / 2, momentum=0.9)
+        )
+        for x, y in batches:
+            own.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            own.step()
+        module.eval()
+        torch.testing.assert_close(heads.logits(probe)[:, head], module(probe).detach(), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+@pytest.mark.parametrize("norm", ["none", "batch-affine"])
+def test_together_as_alone(optimizer, norm):
+    together = Heads(6, 4, GRID, norm=norm, optimizer=optimizer, initial_std=0.1)
+    alone = [Heads(6, 4, [setting], norm=norm, optimizer=optimizer, initial_std=0.1) for setting in GRID]
+    for x, y in data():
+        for heads in (together, *alone):
+            heads.step(x, y, 1.0)
+    x, y = data(1, batch=50)[0]
+    for head, other in enumerate(alone):
+        torch.testing.assert_close(together.logits(x)[:, head], other.logits(x)[:, 0], atol=1e-5, rtol=1e-4)
+        assert (together.ranks(x, y, head) == other.ranks(x, y, 0)).all()
+    accuracies = [float((other.ranks(x, y, 0) == 0).double().mean()) for other in alone]
+    assert (together.logits(x).argmax(2) == y[:, None]).double().mean(0).tolist() == accuracies
+
+
+def test_the_start_is_the_seed_s():
+    first, second, other = (Heads(50, 8, GRID, initial_std=0.01, seed=seed).weight for seed in (1, 1, 2))
+    assert (first == second).all()
+    assert (first != other).any()
+    assert float(first.std()) == pytest.approx(0.01, rel=0.1)
+    assert (first[:, 0] == first[:, 2]).all()

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.data.sources import open_source
+from ijepa.evaluation.diagnostics import diagnose
+from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar
+from ijepa.evaluation.pictures import choose, crops
+from ijepa.evaluation.trends import run_warnings, warnings_of
+from ijepa.model.encoder import Encoder
+from ijepa.recipe import Recipe
+from tests.conftest import TINY
+
+RECIPE = Recipe.read(TINY, "tiny")
+SIZE = RECIPE.model.image_hw
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder.initial(RECIPE.model, 0)
+
+
+def test_lidar_counts_directions_between_images() -> None:
+    """Images apart along 5 of 20 directions alike, views within them along all: 5."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.zeros(2000, 1, 20, dtype=torch.float64)
+    centres[..., :5] = torch.randn(2000, 1, 5, generator=generator, dtype=torch.float64) * 30
+    views = centres + torch.randn(2000, 4, 20, generator=generator, dtype=torch.float64)
+    assert lidar(views) == pytest.approx(5, rel=0.02)
+    assert lidar(views + 1000) == pytest.approx(lidar(views), rel=1e-6)
+
+
+def test_lidar_against_the_definition() -> None:
+    views = np.random.default_rng(0).normal(size=(30, 5, 6)) + np.random.default_rng(1).normal(size=(30, 1, 6)) * 2
+    means = views.mean(1)
+    between, within = np.zeros((6, 6)), np.zeros((6, 6))
+    for image in range(30):
+        apart = means[image] - means.mean(0)
+        between += np.outer(apart, apart) / 30
+        for view in range(5):
+            apart = views[image, view] - means[image]
+            within += np.outer(apart, apart) / 150
+    values = np.linalg.eigvals(np.linalg.inv(within + 1e-4 * np.eye(6)) @ between).real
+    p = values / values.sum() + 1e-7
+    assert lidar(torch.from_numpy(views)) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-6)
+
+
+def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: Encoder) -> None:
+    source = open_source(scenes, split="train")
+    chosen = choose(len(source), 20, 0)
+    depth = len(encoder.vit.blocks)
+    rows = layer_figures(encoder, source, chosen, SIZE, depth)
+    assert [row["layer"] for row in rows] == list(range(1, depth + 1))
+    with before_norm(encoder) as raw:
+        outputs = encoder.forward_blocks(crops(source, chosen, SIZE), depth)
+    assert len(raw) == depth
+    for row, tokens, output in zip(rows, raw, outputs, strict=True):
+        assert row["std_before_norm"] == pytest.approx(float(tokens.double().std(0, correction=0).mean()), rel=1e-5)
+        torch.testing.assert_close(encoder.vit.norm(tokens), output.flatten(0, 1), atol=1e-4, rtol=1e-4)
+    assert not encoder.vit.norm._forward_pre_hooks
+
+
+def test_a_context_is_encoded_by_itself(scenes: Path, encoder: Encoder) -> None:
+    source = open_source(scenes, split="train")
+    chosen = choose(len(source), 6, 0)
+    views = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1)
+    assert views.shape == (6, 3, encoder.embed_dim)
+    alone = context_views(encoder, source, chosen[2:3], SIZE, RECIPE.mask, 3, seed=1)
+    torch.testing.assert_close(views[2:3], alone, atol=1e-4, rtol=1e-4)
+    assert (views[:, 0] - views[:, 1]).abs().max() > 1e-4
+
+
+def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Encoder) -> None:
+    source = open_source(scenes, split="train")
+    found = diagnose_fully(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=3, layers=True)
+    plain = diagnose(encoder, source, images=20, image_size=SIZE, seed=0)
+    assert found["numbers"].items() > plain["numbers"].items()
+    assert found["numbers"]["lidar"] >= 1
+    assert found["layers"][-1]["rankme"] == pytest.approx(plain["numbers"]["rankme"], rel=1e-5)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    without = diagnose_fully(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=0)
+    assert "lidar" not in without["numbers"]
+    assert "layers" not in without
+
+
+def figures(*ranks: float, **fixed: float) -> list[dict[str, float]]:
+    return [{"rankme_centred": rank, "std": 1.0, "mean_cosine": 0.3, **fixed} for rank in ranks]
+
+
+def test_warnings_say_what_curves_say_together(tmp_path: Path) -> None:
+    falling, rising = [{"loss": 1 - step / 100} for step in range(50)], [{"loss": step / 100} for step in range(50)]
+    assert warnings_of(falling, figures(30, 35, 40)) == []
+    assert warnings_of(falling, figures(40, 10)) == [], "two points are no trend"
+    (said,) = warnings_of(falling, figures(30, 40, 10))
+    assert said.startswith("loss falls while rank falls: centred RankMe went from 40.0 to 10.0")
+    assert warnings_of(rising, figures(30, 40, 10))[0].startswith("rank falls")
+    dying = [{**row, "std": std} for row, std in zip(figures(30, 30, 30), (1.0, 0.5, 0.01), strict=True)]
+    assert warnings_of(falling, dying)[0].startswith("images grow alike")
+    alike = [{**row, "mean_cosine": c} for row, c in zip(figures(30, 30, 30), (0.2, 0.6, 0.99), strict=True)]
+    assert warnings_of(falling, alike)[0].startswith("all images point one way")
+    assert run_warnings(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in falling) + '{"loss": 0.')
+    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in figures(30, 40, 10)))
+    assert run_warnings(tmp_path) == [said]

@@ -92,7 +92,10 @@ class Outlook:
                 "context": size.context_tokens,
                 "target_block": size.target_tokens,
             },
-            "flops_an_image": {name: asdict(getattr(size, name)) for name in ("plain", "full", "executed")},
+            "flops_an_image": {
+                name: {**asdict(part), "total": part.total}
+                for name, part in (("plain", size.plain), ("full", size.full), ("executed", size.executed))
+            },
             "images": self.images,
             "steps": size.lengths.total if size.lengths else None,
             "devices": self.devices,

@@ -52,7 +52,7 @@ def held(recipe: Recipe, strategy: str, number: int) -> dict[str, int]:
     return {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in parts.items()}
 
 
-@pytest.mark.parametrize(("strategy", "shards", "ranks"), [("zero2", 8, range(8)), ("hsdp", 4, [0, 5])])
+@pytest.mark.parametrize(("strategy", "shards", "ranks"), [("zero2", 8, range(8)), ("hsdp", 4, [5])])
 def test_the_plan_is_the_sum_of_shards(strategy, shards, ranks, rank):
     recipe = Recipe.load("vit-huge-16-in22k")
     planned = state(count_parameters(recipe), strategy, shards)

@@ -35,12 +35,19 @@ class Saved:
 
 
 class Alive(TorchDispatchMode):
-    """Follows every storage that operations within it make: bytes alive `now`, and the most there were, `peak`."""
+    """Follows every storage that operations within it make: bytes alive `now`, and the most there were, `peak`.
+
+    Sizes are read anew at every operation, since sharding empties and fills storages without one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, Any] = {}
+        self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    @property
+    def now(self) -> int:
+        return sum(storage.nbytes() for reference in self._known.values() if (storage := reference()) is not None)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
@@ -48,17 +55,8 @@ class Alive(TorchDispatchMode):
         for tensor in tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if id(storage) not in self._seen and id(storage) not in inputs:
-                    self._follow(storage)
-        return found
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = id(storage), storage.nbytes()
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self._seen.pop(key, None)
-
-        self._seen[key] = weakref.ref(storage, gone)
-        self.now += size
+                if id(storage) not in self._known and id(storage) not in inputs:
+                    key = id(storage)
+                    self._known[key] = weakref.ref(storage, lambda _, key=key: self._known.pop(key, None))
         self.peak = max(self.peak, self.now)
+        return found

@@ -32,7 +32,7 @@ def page(found: "Outlook") -> RenderableType:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", vertical="bottom")
+        table.add_column(column, justify="right" if number else "left", vertical="bottom", no_wrap=not number)
     return table
 
 

@@ -3,6 +3,7 @@
 Parameters are counted on torch's meta device; operations and tokens from 2,048 masks drawn as the run will draw them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +145,7 @@ def count_parameters(recipe: Recipe) -> Parameters:
     )
 
 
-def _count(modules: list[torch.nn.Module]) -> int:
+def _count(modules: Sequence[torch.nn.Module]) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 

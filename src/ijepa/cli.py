@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ijepa import __version__
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe, presets
 
 
@@ -288,6 +288,59 @@ def report(run: Path, path: str | None) -> None:
     from ijepa.report.page import write_report
 
     click.echo(f"report: {write_report(run, data=path)}")
+
+
+@cli.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
+@click.argument("recipe")
+@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="a100, h100, h200 or b200.")
+@click.option("--gpus", type=int, default=8, show_default=True, help="How many; must divide batch.global.")
+@click.option("--images-per-second", type=float, metavar="X", help="Rate of all GPUs; else --share-of-peak gives it.")
+@click.option(
+    "--share-of-peak",
+    type=float,
+    default=0.35,
+    show_default=True,
+    metavar="X",
+    help="Executed operations over the dense bf16 peak.",
+)
+@click.option("--country", default="World", show_default=True, metavar="NAME", help="Whose electricity.")
+@click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write every figure there.")
+@debug_option
+def plan(
+    recipe: str,
+    gpu: str,
+    gpus: int,
+    images_per_second: float | None,
+    share_of_peak: float,
+    country: str,
+    file: Path | None,
+    **fields: Any,
+) -> None:
+    """Plan RECIPE on given hardware: size, FLOPs, memory a GPU, days, energy, CO2; no device needed."""
+    from ijepa.files import write_json
+    from ijepa.plan import outlook
+    from ijepa.planning.page import show
+
+    loaded = Recipe.load(recipe, _overrides(fields))
+    if file is not None and not file.absolute().parent.is_dir():
+        raise Refused(f"--json {file}", f"{file.parent} is no folder")
+    source = _source(loaded.data.path) if loaded.data.path else None
+    found = outlook(
+        loaded,
+        gpu=gpu,
+        devices=gpus,
+        images_per_second=images_per_second,
+        share_of_peak=share_of_peak,
+        country=country,
+        images=len(source) if source else None,
+    )
+    show(found)
+    if file is not None:
+        try:
+            write_json(file, found.as_json())
+        except OSError as error:
+            raise Failed(f"{file}: cannot be written: {error.strerror}") from None
+        click.echo(f"plan: {file}")
 
 
 @cli.command()

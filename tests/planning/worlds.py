@@ -1,0 +1,38 @@
+"""Small models and batches for the tests of plans: sequences of equal lengths, so that nothing is padded."""
+
+import numpy as np
+import torch
+
+from ijepa.batch import Batch
+from ijepa.masks import Masks
+from ijepa.packing import draw_depth, pack
+from ijepa.planning.activations import Tokens
+from ijepa.recipe import Encoder, Model, Predictor
+
+IMAGES, CONTEXT, BLOCKS, TARGET = 8, 32, 4, 32
+
+
+def model(drop_path: float = 0.0) -> Model:
+    return Model(
+        image_size=96,
+        patch_size=8,
+        encoder=Encoder(width=192, depth=6, heads=3, drop_path=drop_path),
+        predictor=Predictor(width=96, depth=4, heads=3),
+    )
+
+
+def batch(shape: Model, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
+    """A batch in which every context has as many patches, every block too, and both are multiples of 32."""
+    patches = shape.grid[0] * shape.grid[1]
+    context = np.zeros((IMAGES, patches), dtype=bool)
+    context[:, :CONTEXT] = True
+    targets = np.zeros((IMAGES, BLOCKS, patches), dtype=bool)
+    for block in range(BLOCKS):
+        start = CONTEXT + 16 * block
+        targets[:, block, start : start + TARGET] = True
+    kept = draw_depth(0, np.arange(IMAGES), shape.encoder.depth, drop_path)
+    pixels = torch.zeros(IMAGES, 3, *shape.image_hw, dtype=torch.uint8)
+    packed = pack(Masks(context, targets, shape.grid), pixels, IMAGES, kept)
+    every = np.ones((IMAGES, shape.encoder.depth), dtype=bool)
+    tokens = Tokens(patches, context.sum(1), targets.sum(2), every if kept is None else kept)
+    return packed, tokens

@@ -155,6 +155,8 @@ class VisionTransformer(nn.Module):
         if len(set(sequences.lengths)) > 1:  # else the number of tokens is the same at every step
             patches, index = pad_rows(patches), pad_rows(index)
         x = self.embed(patches, index, grid or self.grid)
+        if sequences.real is not None:  # padding starts at zero: a scale over all tokens must not see it
+            x = x.masked_fill(~pad_rows(sequences.real)[: len(x), None], 0)
         outputs = []
         for layer, block in enumerate(self.blocks):
             chosen = kept[layer] if kept else None
@@ -162,8 +164,11 @@ class VisionTransformer(nn.Module):
             if chosen is None:
                 x = block(x, sequences, scale)
             elif chosen.lengths:
-                some = block(x.index_select(0, pad_rows(chosen.index)), chosen, scale)
-                x = x.index_copy(0, chosen.index, some[: len(chosen.index)])
+                before = x.index_select(0, pad_rows(chosen.index))
+                some = block(before, chosen, scale)[: len(chosen.index)]
+                if chosen.real is not None:  # padding stands in for dropped images, which stay as they are
+                    some = torch.where(chosen.real[:, None], some, before[: len(some)])
+                x = x.index_copy(0, chosen.index, some)
             if layer >= len(self.blocks) - last:
                 outputs.append(self.norm(x[:tokens]))
         return outputs

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.batch import Sequences
-from ijepa.model.attention import attention
+from ijepa.model.attention import Backend, attention
 from ijepa.model.linear import Linear, linear, pad_rows
 
 NORM_EPS = 1e-6
@@ -29,11 +29,12 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
+        self.backend: Backend = "auto"
 
     def forward(self, qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
         """Attend, given the output (T, 3D) of `qkv`; only the queries in `rows` (Tq,) are answered, if given."""
         qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (T, 3, H, d)
-        return self.proj(attention(qkv, queries, keys, rows).flatten(1))
+        return self.proj(attention(qkv, queries, keys, rows, self.backend).flatten(1))
 
 
 class Mlp(nn.Module):
@@ -59,14 +60,32 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor, sequences: Sequences, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, scale: float | Tensor = 1.0) -> Tensor:
         """(T, D) -> (T, D); `scale` multiplies both residual branches."""
-        x = residual(x, self.attn(self.attn.qkv(self.norm1(x)), sequences, sequences), scale)
+        return self.finish(x, self.project(x), sequences, sequences, None, scale)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (T, 3D) of tokens (T, D): what can be shared between sequences."""
+        return self.attn.qkv(self.norm1(x))
+
+    def finish(
+        self,
+        x: Tensor,
+        qkv: Tensor,
+        queries: Sequences,
+        keys: Sequences,
+        rows: Tensor | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """The layer's output for tokens x (Tq, D), which are all or the `rows` (Tq,) of those in qkv (T, 3D)."""
+        x = residual(x, self.attn(qkv, queries, keys, rows), scale)
         return residual(x, self.mlp(self.norm2(x)), scale)
 
 
-def residual(x: Tensor, branch: Tensor, scale: float = 1.0) -> Tensor:
+def residual(x: Tensor, branch: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return x + scale * branch, in x's dtype."""
+    if isinstance(scale, Tensor):
+        return x + scale * branch.to(x.dtype)
     return torch.add(x, branch, alpha=scale)
 
 

@@ -1,10 +1,10 @@
 """The one thing that travels from the data to the model: a batch of images and everything drawn for it.
 
 Sequences are *packed*: the tokens of all images stand behind one another in one axis, with cumulative lengths
-(`cu_seqlens`, as FlashAttention calls them) saying where each sequence starts. Nothing is padded and nothing is
-cut to the batch's shortest. A patch is named by one flat number, `image * patches + patch`, so that gathering is
-one `index_select` over a (B * N, ...) view. All of it is built by the loader, in numpy, so that a step on the
-device has no decision left to take.
+(`cu_seqlens`, as FlashAttention calls them) saying where each sequence starts. Nothing is cut to the batch's shortest,
+and nothing is padded, unless to a budget that keeps shapes constant. A patch is named by one flat number,
+`image * patches + patch`, so that gathering is one `index_select` over a (B * N, ...) view. All of it is built by the
+loader, in numpy, so that a step on the device has no decision left to take.
 
 Symbols: B images, N patches an image, Tc context tokens, Q target blocks in all, Tt target tokens, Tp predictor
 tokens.
@@ -24,20 +24,27 @@ class Sequences:
 
     `index` (T,) int64 are flat rows; `cu_seqlens` (S + 1,) int32 starts with 0 and ends with T; `lengths` are
     the S lengths as plain integers, so that no code has to read them back from a device.
+
+    Padded to a budget (`ijepa.budget`), the S sequences are followed by others that hold padding or nothing:
+    `cu_seqlens` and `index` then count these too and `lengths` does not. `real` (T,) is True for the tokens of the S
+    sequences, and `limit` bounds every length, whatever the batch: with it shapes are the same at every step.
     """
 
     index: Tensor
     cu_seqlens: Tensor
     lengths: tuple[int, ...]
+    limit: int = 0
+    real: Tensor | None = None
 
     @property
     def longest(self) -> int:
-        """Length of the longest sequence, in tokens."""
-        return max(self.lengths, default=0)
+        """Length of the longest sequence, in tokens, or the bound on it."""
+        return self.limit or max(self.lengths, default=0)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Sequences":
-        """Return these sequences with `function` applied to both tensors."""
-        return Sequences(function(self.index), function(self.cu_seqlens), self.lengths)
+        """Return these sequences with `function` applied to every tensor of them."""
+        real = None if self.real is None else function(self.real)
+        return Sequences(function(self.index), function(self.cu_seqlens), self.lengths, self.limit, real)
 
 
 @dataclass(frozen=True)

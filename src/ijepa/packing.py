@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ijepa.batch import Batch, Sequences
+from ijepa.budget import Budget
 from ijepa.masks import MaskRule, Masks, draw_masks
 from ijepa.randomness import Stream, uniform, words
 
@@ -23,7 +24,8 @@ class Packer:
     """Draws everything a micro-batch needs beside its pixels, by the samples' positions.
 
     `depth` and `drop_path` are the context encoder's: layer l of L is dropped for an image with probability
-    `drop_path * l / (L - 1)`, one draw for each image and layer (Huang et al., arXiv 1603.09382, section 3).
+    `drop_path * l / (L - 1)`, one draw for each image and layer (Huang et al., arXiv 1603.09382, section 3). With a
+    `budget` the batch is padded to it.
     """
 
     rule: MaskRule
@@ -32,6 +34,7 @@ class Packer:
     global_batch: int
     depth: int
     drop_path: float = 0.0
+    budget: Budget | None = None
 
     def __call__(
         self,
@@ -43,7 +46,7 @@ class Packer:
         """Return the batch of the samples at `positions` (B,) with `pixels` (B, 3, H, W) uint8."""
         masks = draw_masks(self.rule, self.grid, self.seed, positions)
         kept = draw_depth(self.seed, positions, self.depth, self.drop_path)
-        return pack(masks, pixels, self.global_batch, kept, positions, indices, replaced)
+        return pack(masks, pixels, self.global_batch, kept, positions, indices, replaced, self.budget)
 
 
 def layer_rates(depth: int, drop_path: float) -> list[float]:
@@ -67,11 +70,13 @@ def pack(
     positions: Sequence[int] | Integers = (),
     indices: Sequence[int] | Integers = (),
     replaced: Sequence[str] = (),
+    budget: Budget | None = None,
 ) -> Batch:
-    """Pack masks (B images) and `kept` (B, layers) into a `Batch`; see there for every field's shape."""
+    """Pack masks (B images) and `kept` (B, layers) into a `Batch`, padded to `budget`; see there for the shapes."""
     images, blocks, patches = masks.targets.shape
     context = np.flatnonzero(masks.context)
     context_lengths = masks.context.sum(1)
+    context_room = budget.room(len(context), budget.context) if budget else len(context)
 
     block_lengths = masks.targets.sum(2).reshape(-1)
     block_image = np.repeat(np.arange(images), blocks)[block_lengths > 0]
@@ -88,28 +93,74 @@ def pack(
     row = np.where(
         beyond < 0,
         context_starts[block_image][sequence] + offset,
-        len(context) + target_starts[sequence] + beyond,
+        context_room + target_starts[sequence] + beyond,
     )
+    queries = np.flatnonzero(beyond >= 0)
     blocks_of_image = np.bincount(block_image, minlength=images)
-    weight = 1.0 / (block_lengths * blocks_of_image[block_image] * global_batch)
+    weight = np.repeat(1.0 / (block_lengths * blocks_of_image[block_image] * global_batch), block_lengths)
+    packed = _sequences(context, context_lengths), _sequences(targets, block_lengths)
+    guessing = _sequences(row, lengths), _sequences(queries, block_lengths)
+    if budget:
+        # Every padding query needs keys: the predictor has at least as much padding as the targets.
+        spare = budget.room(len(targets), budget.targets) - len(targets)
+        room = budget.room(len(row) + spare, budget.predictor)
+        nothing, most = np.zeros(spare, dtype=np.int64), images * blocks
+        count = most + -(-room // budget.limit)
+        packed = (
+            _padded(packed[0], np.zeros(context_room - len(context), np.int64), budget, images),
+            _padded(packed[1], nothing, budget, most),
+        )
+        guessing = (
+            _padded(guessing[0], np.zeros(room - len(row), np.int64), budget, most),
+            _padded(guessing[1], len(row) + np.arange(spare), budget, most, count),
+        )
+        weight = np.concatenate([weight, nothing])
     return Batch(
         pixels=pixels,
-        context=_sequences(context, context_lengths),
-        targets=_sequences(targets, block_lengths),
-        predictor=_sequences(row, lengths),
-        queries=_sequences(np.flatnonzero(beyond >= 0), block_lengths),
-        loss_weight=torch.from_numpy(np.repeat(weight, block_lengths).astype(np.float32)),
-        kept=() if kept is None else tuple(_kept(column, context_lengths) for column in kept.T),
+        context=packed[0],
+        targets=packed[1],
+        predictor=guessing[0],
+        queries=guessing[1],
+        loss_weight=torch.from_numpy(weight.astype(np.float32)),
+        kept=() if kept is None else _kept(kept, context_lengths, context_room, budget),
         positions=tuple(int(p) for p in positions),
         indices=tuple(int(i) for i in indices),
         replaced=tuple(replaced),
     )
 
 
-def _kept(images: npt.NDArray[np.bool_], lengths: Integers) -> Sequences | None:
-    if images.all():
-        return None
-    return _sequences(np.flatnonzero(np.repeat(images, lengths)), lengths[images])
+def _kept(
+    kept: npt.NDArray[np.bool_], lengths: Integers, rows: int, budget: Budget | None
+) -> tuple[Sequences | None, ...]:
+    """For each layer (B, layers) the context rows that are kept, of `rows`; padded with rows that are not."""
+    layers: list[Sequences | None] = []
+    for layer, images in enumerate(kept.T):
+        room = budget.layers[layer] if budget else None
+        if room is None and images.all():
+            layers.append(None)
+            continue
+        chosen = np.repeat(images, lengths)
+        sequences = _sequences(np.flatnonzero(chosen), lengths[images])
+        if budget:
+            spare = min(budget.room(int(chosen.sum()), room or 0), rows) - int(chosen.sum())
+            others = np.concatenate([np.flatnonzero(~chosen), np.arange(len(chosen), rows)])
+            sequences = _padded(sequences, others[:spare], budget, len(images))
+        layers.append(sequences)
+    return tuple(layers)
+
+
+def _padded(sequences: Sequences, rows: Integers, budget: Budget, most: int, count: int | None = None) -> Sequences:
+    """Append padding that reads `rows`, in sequences of at most `limit` tokens, and empty ones to a constant number.
+
+    That is `count`, or else the `most` sequences there can be and those that would hold all tokens, were all padding.
+    """
+    tokens = len(sequences.index) + len(rows)
+    slots = (count or most + -(-tokens // budget.limit)) - len(sequences.lengths)
+    padding = (len(rows) - budget.limit * np.arange(slots)).clip(0, budget.limit)
+    lengths = np.concatenate([sequences.lengths, padding]).astype(np.int64)
+    whole = _sequences(np.concatenate([sequences.index.numpy(), rows]), lengths)
+    real = torch.arange(tokens) < len(sequences.index)
+    return Sequences(whole.index, whole.cu_seqlens, sequences.lengths, budget.limit, real)
 
 
 def _sequences(index: Integers, lengths: Integers) -> Sequences:

@@ -172,7 +172,11 @@ class Precision(Section):
     autocast: Literal["auto", "none", "bf16"] = "auto"
     """bf16 for matrix products; auto asks what the machine does fast, once, and records it."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
-    """float8 linear layers in both encoders."""
+    """float8 linear layers in both encoders, scaled by tensor or by row."""
+    fp8_weight_gradient: Literal["fp8", "bf16"] = "fp8"
+    """What float8 layers compute their weights' gradient in."""
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    """Kernel of attention; auto is FlashAttention-2 on a GPU and our own buckets on a CPU."""
 
 
 class Parallel(Section):
@@ -185,6 +189,12 @@ class Parallel(Section):
     """Ranks that share one copy with hsdp; auto takes those of a node."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which a run gives up and names the rank that others wait for."""
+    compile: bool = False
+    """torch.compile, block by block."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, all but matrix products' and attention's, or all."""
+    static: bool | Auto = "auto"
+    """Pad batches to a constant number of tokens, so that shapes stay; auto does on a GPU."""
 
 
 class Checkpoint(Section):

@@ -243,8 +243,6 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(Refused, match="is not empty and holds no run"):
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
-    with pytest.raises(Refused, match="precision.fp8"):
-        pretrain(recipe(scenes, precision={"fp8": "tensorwise"}), source(scenes), tmp_path / "new", quiet=True)
     with pytest.raises(Refused, match="schedule.warmup"):
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -26,6 +26,7 @@ from ijepa.randomness import Stream, words
 from ijepa.recipe import Recipe
 from ijepa.training.optimizer import apply_step, make_optimizer
 from ijepa.training.parallel import computing, resolve
+from ijepa.training.prepare import prepare, token_budget
 from ijepa.training.run import machine
 
 PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimiser, EMA")
@@ -80,8 +81,10 @@ def bench_step(
 def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autocast: bool) -> list[dict[str, Any]]:
     shape = recipe.model
     model = IJEPA(shape, recipe.seed).to(device)
+    prepare(model, recipe, device)
     optimizer = make_optimizer(model, recipe.optimizer)
-    packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, shape.encoder.depth, shape.encoder.drop_path)
+    budget, encoder = token_budget(recipe, micro, device), shape.encoder
+    packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)
     height, width = shape.image_hw
     draw = words(recipe.seed, Stream.CROP, np.arange(micro), -(-3 * height * width // 4))
     pixels = torch.from_numpy(draw.view(np.uint8)[:, : 3 * height * width].reshape(micro, 3, height, width).copy())

@@ -1,18 +1,19 @@
 """One attention over packed sequences: every query sees the keys of its own sequence and no other.
 
 `attention(qkv, queries, keys)` takes the tokens of all sequences behind one another, (T, 3, H, d), with `Sequences`
-that say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel and nothing is padded.
-Elsewhere sequences of like length are gathered into dense batches, padded to a multiple of 32 tokens (a CPU's bfloat16
-softmax takes half as long again at other lengths; 8 in float32), and worked off with plain batched matrix products:
-faster than torch's fused CPU kernel and than a block mask, in bfloat16 also than a loop over sequences. Queries, keys
-and values stay in one tensor, so that their gradient is written once and never put together from three.
+that say where each one starts. On CUDA it is FlashAttention-2's variable-length kernel and nothing is padded; other
+kernels can be chosen (`ijepa.model.padded_attention`). Elsewhere sequences of like length are gathered into dense
+batches, padded to a multiple of 32 tokens (a CPU's bfloat16 softmax takes half as long again at other lengths; 8 in
+float32), and worked off with plain batched matrix products: faster than torch's fused CPU kernel and than a block mask,
+in bfloat16 also than a loop over sequences. Queries, keys and values stay in one tensor, so that their gradient is
+written once and never put together from three.
 docs/internals.md has the figures.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,17 @@ from torch import Tensor
 
 from ijepa.batch import Sequences
 
+Backend = Literal["auto", "flash", "cudnn", "efficient", "math"]
+
 _GRANULE, _WIDE_GRANULE = 32, 8
 """Sequences are padded to a multiple of so many tokens outside FlashAttention: in bfloat16, and in wider types."""
 
 Integers = npt.NDArray[np.int64]
 
 
-def attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
+def attention(
+    qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None, backend: Backend = "auto"
+) -> Tensor:
     """Softmax attention within each packed sequence, scaled by 1 / sqrt(d).
 
     Args:
@@ -35,11 +40,20 @@ def attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | N
         queries: where each sequence's queries start; S sequences.
         keys: where each sequence's keys start; the same S sequences.
         rows: (Tq,) the tokens whose queries are asked, the last of them for no sequence; None for all.
+        backend: `flash` is FlashAttention-2 over packed sequences, in 16 bits on CUDA only; `cudnn`, `efficient` and
+            `math` are torch's kernels over padded ones; `auto` is flash where it runs, else the buckets below.
 
     Returns:
         (Tq or T, H, d), in qkv's dtype; zeros in rows that belong to no sequence.
     """
-    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+    if backend in ("cudnn", "efficient", "math"):
+        from ijepa.model.padded_attention import padded_attention
+
+        return padded_attention(qkv, queries, keys, rows, backend)
+    flash = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)
+    if backend == "flash" and not flash:
+        raise ValueError(f"FlashAttention computes in 16 bits on CUDA, not {qkv.dtype} on {qkv.device.type}")
+    if flash:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = qkv.unbind(1)

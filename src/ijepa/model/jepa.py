@@ -189,7 +189,7 @@ def whole_images(patches: Tensor, images: int) -> Sequences:
     """Sequences that hold every patch of every image: patches (B * N, ...)."""
     each = len(patches) // images
     starts = torch.arange(0, len(patches) + 1, each, dtype=torch.int32, device=patches.device)
-    return Sequences(torch.arange(len(patches), device=patches.device), starts, (each,) * images)
+    return Sequences(torch.arange(len(patches), device=patches.device), starts, (each,) * images, each)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ijepa.batch import Batch
 from ijepa.model.linear import Linear, pad_rows
-from ijepa.model.vision_transformer import NORM_EPS, Block, residual, sincos_positions
+from ijepa.model.vision_transformer import NORM_EPS, Block, sincos_positions
 
 
 class Predictor(nn.Module):
@@ -60,15 +60,13 @@ class Predictor(nn.Module):
         tokens = pad_rows(torch.cat([seen, asked]))  # (Tc + Tt, d): what predictor sequences are put together from
         index, asking = pad_rows(sequences.index), pad_rows(queries.index)
 
-        first, last = self.predictor_blocks[0], len(self.predictor_blocks) - 1
-        qkv = first.attn.qkv(first.norm1(tokens)).index_select(0, index)
+        first, final = self.predictor_blocks[0], self.predictor_blocks[-1]
+        qkv = first.project(tokens).index_select(0, index)
         x = tokens.index_select(0, index)
-        for layer, block in enumerate(self.predictor_blocks):
-            qkv = qkv if layer == 0 else block.attn.qkv(block.norm1(x))
-            if layer < last:
-                x = residual(x, block.attn(qkv, sequences, sequences))
-            else:
-                x = x.index_select(0, asking)
-                x = residual(x, block.attn(qkv, queries, sequences, asking))
-            x = residual(x, block.mlp(block.norm2(x)))
+        if first is not final:
+            x = first.finish(x, qkv, sequences, sequences)
+            for block in self.predictor_blocks[1:-1]:
+                x = block(x, sequences)
+            qkv = final.project(x)
+        x = final.finish(x.index_select(0, asking), qkv, queries, sequences, asking)
         return self.predictor_proj(self.predictor_norm(x))[: len(queries.index)]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ijepa.batch import Sequences
-from ijepa.model.attention import attention
+from ijepa.model.attention import Backend, attention
 from ijepa.model.linear import Linear, linear, pad_rows
 
 NORM_EPS = 1e-6
@@ -29,11 +29,12 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
+        self.backend: Backend = "auto"
 
     def forward(self, qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None = None) -> Tensor:
         """Attend, given the output (T, 3D) of `qkv`; only the queries in `rows` (Tq,) are answered, if given."""
         qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (T, 3, H, d)
-        return self.proj(attention(qkv, queries, keys, rows).flatten(1))
+        return self.proj(attention(qkv, queries, keys, rows, self.backend).flatten(1))
 
 
 class Mlp(nn.Module):
@@ -59,14 +60,32 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor, sequences: Sequences, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, sequences: Sequences, scale: float | Tensor = 1.0) -> Tensor:
         """(T, D) -> (T, D); `scale` multiplies both residual branches."""
-        x = residual(x, self.attn(self.attn.qkv(self.norm1(x)), sequences, sequences), scale)
+        return self.finish(x, self.project(x), sequences, sequences, None, scale)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (T, 3D) of tokens (T, D): what can be shared between sequences."""
+        return self.attn.qkv(self.norm1(x))
+
+    def finish(
+        self,
+        x: Tensor,
+        qkv: Tensor,
+        queries: Sequences,
+        keys: Sequences,
+        rows: Tensor | None = None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        """The layer's output for tokens x (Tq, D), which are all or the `rows` (Tq,) of those in qkv (T, 3D)."""
+        x = residual(x, self.attn(qkv, queries, keys, rows), scale)
         return residual(x, self.mlp(self.norm2(x)), scale)
 
 
-def residual(x: Tensor, branch: Tensor, scale: float = 1.0) -> Tensor:
+def residual(x: Tensor, branch: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Return x + scale * branch, in x's dtype."""
+    if isinstance(scale, Tensor):
+        return x + scale * branch.to(x.dtype)
     return torch.add(x, branch, alpha=scale)
 
 
@@ -155,6 +174,8 @@ class VisionTransformer(nn.Module):
         if len(set(sequences.lengths)) > 1:  # else the number of tokens is the same at every step
             patches, index = pad_rows(patches), pad_rows(index)
         x = self.embed(patches, index, grid or self.grid)
+        if sequences.real is not None:  # padding starts at zero: a scale over all tokens must not see it
+            x = x.masked_fill(~pad_rows(sequences.real)[: len(x), None], 0)
         outputs = []
         for layer, block in enumerate(self.blocks):
             chosen = kept[layer] if kept else None
@@ -165,8 +186,11 @@ class VisionTransformer(nn.Module):
                 # A layer that no image keeps still runs, on one image and for nothing: its gradient is then zero and
                 # not missing, whatever the number of images in a micro-batch.
                 run = chosen if chosen.lengths else first_of(sequences)
-                some = block(x.index_select(0, pad_rows(run.index)), run, scale)
-                x = x.index_copy(0, chosen.index, some[: len(chosen.index)])
+                before = x.index_select(0, pad_rows(run.index))
+                some = block(before, run, scale)[: len(chosen.index)]
+                if chosen.real is not None:  # padding stands in for dropped images, which stay as they are
+                    some = torch.where(chosen.real[:, None], some, before[: len(some)])
+                x = x.index_copy(0, chosen.index, some)
             if layer >= len(self.blocks) - last:
                 outputs.append(self.norm(x[:tokens]))
         return outputs

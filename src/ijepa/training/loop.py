@@ -28,6 +28,7 @@ from ijepa.recipe import Lengths, Recipe
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
+from ijepa.training.prepare import token_budget
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.run import Run, open_run, settings, start_run
 from ijepa.training.saver import Saver
@@ -216,7 +217,13 @@ class _Loop:
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
             collate=Packer(
-                recipe.mask, recipe.model.grid, recipe.seed, recipe.batch.total, encoder.depth, encoder.drop_path
+                recipe.mask,
+                recipe.model.grid,
+                recipe.seed,
+                recipe.batch.total,
+                encoder.depth,
+                encoder.drop_path,
+                token_budget(recipe, self.resolved.micro, torch.device(self.resolved.device)),
             ),
             workers=self.resolved.workers,
             prefetch=recipe.data.prefetch,

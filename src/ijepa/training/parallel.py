@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ijepa.errors import Refused
+from ijepa.model.precision import check_float8
 from ijepa.recipe import Recipe
 
 _ACTIVATION_BYTES = 160
@@ -40,13 +41,9 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
     Raises:
         Refused: where the recipe asks for what this machine or version does not have.
     """
-    if recipe.precision.fp8 != "none":
-        raise Refused(
-            f"precision.fp8 = {recipe.precision.fp8}",
-            "float8 linear layers are not in this version",
-            "add --precision.fp8 none",
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.precision.fp8 != "none":
+        check_float8(device)
     threads = torch.get_num_threads()
     workers = recipe.data.workers
     if workers == "auto":

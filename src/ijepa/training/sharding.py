@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.batch import Batch
+from ijepa.errors import Refused
 from ijepa.model.initial import initial_rows
 from ijepa.model.jepa import IJEPA, Outcome
 from ijepa.recipe import Recipe
+from ijepa.training.prepare import prepare
 from ijepa.training.shards import local, rows_of
 from ijepa.training.world import World
 
@@ -54,17 +56,36 @@ def build(
 
     With `autocast` the weights of linear layers travel in bfloat16, in which they are used. `dtype` is that of the
     weights that are kept, float32 if None.
+
+    Raises:
+        Refused: a switch that sharded weights do not go with, or that the device does not have.
     """
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
+        prepare(model, recipe, device)
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
+    _refuse_unproven(recipe, world)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
+    prepare(model, recipe, device)
     _shard(model, world, autocast)
     # `to_empty` would empty the constants too.
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     _initialize(model, recipe)
     return Spread(model, world)
+
+
+def _refuse_unproven(recipe: Recipe, world: World) -> None:
+    """Refuse what has not been shown to go with sharded weights: float8, compiled and recomputed blocks."""
+    plain = (
+        ("precision.fp8", recipe.precision.fp8, "none"),
+        ("parallel.compile", recipe.parallel.compile, False),
+        ("parallel.recompute", recipe.parallel.recompute, "none"),
+    )
+    for key, value, without in plain:
+        if value != without:
+            mend = f"add --parallel.strategy ddp, or --{key} {str(without).lower()}"
+            raise Refused(f"{key} = {value}", f"does not go with {world.strategy} in this version", mend)
 
 
 def _replicate(model: IJEPA) -> DistributedDataParallel:

@@ -1,0 +1,164 @@
+"""float8 layers against float32 ones: each layer's output and gradients, a step, a hundred steps."""
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.errors import Refused
+from ijepa.masks import MaskRule
+from ijepa.model.jepa import IJEPA
+from ijepa.model.linear import Linear
+from ijepa.model.precision import FrozenLinear, check_float8, to_e4m3, to_float8
+from ijepa.packing import Packer
+from ijepa.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
+from ijepa.training.schedules import Rates
+
+pytest.importorskip("torchao")
+
+SHAPE = Model(
+    image_size=(64, 64),
+    patch_size=8,
+    encoder=Encoder(width=32, depth=2, heads=2, drop_path=0.2, initial="xavier"),
+    predictor=Predictor(width=16, depth=2, heads=2, initial="xavier"),
+)
+
+
+def sqnr(wanted: torch.Tensor, found: torch.Tensor) -> float:
+    """Signal over noise in decibels."""
+    wanted, found = wanted.detach(), found.detach()
+    gap = (wanted - found.to(wanted.dtype)).square().sum()
+    return float(10 * torch.log10(wanted.square().sum() / gap.clamp(min=1e-30)))
+
+
+def batch_of(step: int, images: int = 4):
+    # float8 gradients of weights need a multiple of 16 tokens; on a CPU the units are imitated and do not.
+    packer = Packer(MaskRule(min_context=4), SHAPE.grid, 0, images, SHAPE.encoder.depth, SHAPE.encoder.drop_path)
+    draw = np.random.default_rng(step)
+    low = draw.integers(0, 256, (images, 3, 8, 8), dtype=np.uint8)  # coarse images: something to learn
+    pixels = torch.from_numpy(low.repeat(8, 2).repeat(8, 3))
+    return packer(np.arange(step * images, (step + 1) * images), pixels)
+
+
+@pytest.mark.parametrize("scaling", ["tensorwise", "rowwise"])
+@pytest.mark.parametrize("weight_gradient", ["fp8", "bf16"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_layer_is_20_db_above_its_noise_forward_and_backward(scaling, weight_gradient, autocast):
+    exact, cast = IJEPA(SHAPE, seed=1), IJEPA(SHAPE, seed=1)
+    to_float8(cast, scaling, weight_gradient)
+    draw = torch.Generator().manual_seed(0)
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        fine, coarse = (model.context_encoder.blocks[1].get_submodule(name) for model in (exact, cast))
+        assert type(coarse).__name__ == "Float8Linear" and coarse.weight.dtype == torch.float32
+        x, d_y = (torch.randn(48, size, generator=draw) for size in (fine.in_features, fine.out_features))
+        x_fine, x_coarse = x.clone().requires_grad_(), x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = coarse(x_coarse)
+        assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+        wanted = torch.nn.functional.linear(x_fine, fine.weight, fine.bias)
+        wanted.backward(d_y)
+        y.backward(d_y.to(y.dtype))
+        assert 20 < sqnr(wanted, y) < 50, name
+        assert 20 < sqnr(x_fine.grad, x_coarse.grad) < 50, name
+        gradient = sqnr(fine.weight.grad, coarse.weight.grad)
+        assert gradient > (40 if weight_gradient == "bf16" else 20), name
+
+
+@pytest.mark.parametrize("scaling", ["tensorwise", "rowwise"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_layer_is_20_db_above_its_noise(scaling, dtype):
+    layer = Linear(32, 64)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(30, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    frozen = FrozenLinear(layer, scaling)
+    y = frozen(x)
+    assert y.dtype == dtype and not y.requires_grad
+    wanted = torch.nn.functional.linear(x.float(), layer.weight, layer.bias)
+    assert 20 < sqnr(wanted, y.float()) < 50
+    assert (frozen(torch.zeros_like(x)).float() - layer.bias).abs().max() < 0.02
+
+
+def test_scaling_uses_the_whole_range_and_rows_have_their_own():
+    x = torch.tensor([[1.0, -2.0], [300.0, 1e-4]])
+    whole, factor = to_e4m3(x, "tensorwise")
+    assert whole.float().abs().max() == 448 and factor.shape == () and float(factor) == pytest.approx(300 / 448)
+    rows, factors = to_e4m3(x, "rowwise")
+    assert rows.float().abs().amax(1).tolist() == [448, 448] and factors.shape == (2, 1)
+
+
+def test_target_weights_are_cast_when_they_have_moved_and_only_then(monkeypatch):
+    model = IJEPA(SHAPE, seed=1)
+    names = dict(model.named_parameters())
+    state = set(model.state_dict())
+    to_float8(model)
+    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in names.items()}
+    assert set(model.state_dict()) == state and not any(
+        "predictor" in n for n, m in model.named_modules() if "Float8" in type(m).__name__
+    )
+    frozen = [m for m in model.target_encoder.modules() if isinstance(m, FrozenLinear)]
+    assert len(frozen) == 8
+    before, version = frozen[0].weight8.clone(), frozen[0].version
+    batch = batch_of(0)
+    model(batch)
+    model(batch)
+    assert frozen[0].version == version
+    optimizer = make_optimizer(model, Optimizer())
+    set_rates(optimizer, Rates(1e-2, 1e-2, 0.0, 0.5))
+    model(batch).loss.backward()
+    apply_step(model, optimizer, 0.5, None)
+    assert torch.equal(frozen[0].weight8.view(torch.uint8), before.view(torch.uint8))
+    model(batch)
+    wanted, scale = to_e4m3(frozen[0].weight.detach(), "tensorwise")
+    assert torch.equal(frozen[0].weight8.view(torch.uint8), wanted.view(torch.uint8)) and frozen[0].scale == scale
+    assert not torch.equal(frozen[0].weight8.view(torch.uint8), before.view(torch.uint8))
+
+
+def test_layers_of_odd_width_are_left_alone():
+    shape = SHAPE.model_copy(update={"encoder": Encoder(width=24, depth=1, heads=2)})
+    model = IJEPA(shape)
+    to_float8(model)
+    kinds = {
+        name: type(m).__name__ for name, m in model.context_encoder.named_modules() if "Linear" in type(m).__name__
+    }
+    assert set(kinds.values()) == {"Linear"}
+
+
+def train(float8: bool, steps: int) -> list[float]:
+    model = IJEPA(SHAPE, seed=1)
+    if float8:
+        to_float8(model)
+    optimizer = make_optimizer(model, Optimizer())
+    losses = []
+    for step in range(steps):
+        set_rates(optimizer, Rates(1e-3, 1e-3, 0.05, 0.99))
+        with torch.autocast("cpu", torch.bfloat16):
+            outcome = model(batch_of(step))
+        outcome.loss.backward()
+        apply_step(model, optimizer, 0.99, None)
+        losses.append(float(outcome.loss.detach()))
+    return losses
+
+
+def test_the_loss_stays_within_a_per_cent_of_bfloat16s_for_100_steps():
+    plain, float8 = np.array(train(False, 100)), np.array(train(True, 100))
+    assert plain[-10:].mean() < 0.9 * plain[:10].mean()  # it learns
+    means = [each.reshape(10, 10).mean(1) for each in (plain, float8)]
+    assert np.abs(means[1] / means[0] - 1).max() < 0.01
+    assert np.abs(float8 - plain).max() > 0
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((8, 0), True), ((8, 9), False), ((9, 0), False)])
+def test_a_gpu_without_float8_is_named_in_one_line(monkeypatch, capability, refused):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    if not refused:
+        check_float8(torch.device("cuda"))
+        return
+    with pytest.raises(Refused, match=r"precision.fp8: Some GPU has no float8 units \(compute capability 8.0"):
+        check_float8(torch.device("cuda"))
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(Refused, match=r"pip install 'ijepa-pretrain\[fp8\]'"):
+        check_float8(torch.device("cpu"))

@@ -1,0 +1,112 @@
+"""Padded batches: constant shapes, nothing lost, and the same loss and gradients as without padding."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from ijepa.budget import Budget
+from ijepa.masks import MaskRule, draw_masks
+from ijepa.model.jepa import IJEPA
+from ijepa.packing import Packer, draw_depth, layer_rates
+from ijepa.recipe import Encoder, Model, Predictor
+
+RULE = MaskRule(min_context=4)
+SHAPE = Model(
+    image_size=(64, 64),
+    patch_size=8,
+    encoder=Encoder(width=32, depth=4, heads=4, drop_path=0.5),
+    predictor=Predictor(width=16, depth=3, heads=2),
+)
+RATES = layer_rates(4, 0.5)
+PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8))
+
+
+def packer(budget: Budget | None, drop_path: float = 0.5) -> Packer:
+    return Packer(RULE, (8, 8), 3, 12, 4, drop_path, budget)
+
+
+def budget(**changes) -> Budget:
+    return Budget.for_masks(RULE, (8, 8), 6, RATES, **{"granule": 16, **changes})
+
+
+def shapes(batch):
+    tensors = []
+    batch.map(lambda tensor: tensors.append(tuple(tensor.shape)) or tensor)
+    return tensors
+
+
+def test_a_budget_is_the_mean_and_some_deviations():
+    masks = draw_masks(RULE, (8, 8), 0, np.arange(4096))
+    seen, asked = masks.context.sum(1), masks.targets.sum((1, 2))
+    wide = Budget.for_masks(RULE, (8, 8), 256, RATES, deviations=2, granule=1)
+    assert wide.context == pytest.approx(256 * seen.mean() + 2 * 16 * seen.std(), abs=2)
+    assert wide.targets == pytest.approx(256 * asked.mean() + 2 * 16 * asked.std(), abs=2)
+    assert wide.layers[0] is None and wide.limit == 64
+    kept = seen[:, None] * draw_depth(0, np.arange(4096), 4, 0.5)
+    for layer in (1, 2, 3):
+        assert wide.layers[layer] == pytest.approx(256 * kept.mean(0)[layer] + 32 * kept.std(0)[layer], rel=0.02)
+    assert list(wide.layers[1:]) == sorted(wide.layers[1:], reverse=True)
+    assert all(size and size % 128 == 0 for size in Budget.for_masks(RULE, (8, 8), 256, RATES).layers[1:])
+
+
+def test_overflow_grows_by_sixteenths_and_holds_everything():
+    room = Budget(1600, 0, 0, (), 64, granule=16)
+    assert [room.room(t, 1600) for t in (0, 1600, 1601, 1697, 5000)] == [1600, 1600, 1696, 1792, 5056]
+    assert [room.room(t, 0) for t in (1, 16, 17)] == [16, 16, 32]
+
+
+def test_shapes_do_not_change_from_step_to_step():
+    seen = {str(shapes(packer(budget(deviations=6))(np.arange(6 * s, 6 * s + 6), PIXELS))) for s in range(20)}
+    assert len(seen) == 1
+    assert len({str(shapes(packer(None)(np.arange(6 * s, 6 * s + 6), PIXELS))) for s in range(20)}) == 20
+
+
+@pytest.mark.parametrize("chosen", [budget(), budget(deviations=-3), Budget.aligned((8, 8), RATES, 16)])
+def test_padding_stands_behind_the_batch_and_in_sequences_of_its_own(chosen):
+    plain, padded = packer(None)(np.arange(6), PIXELS), packer(chosen)(np.arange(6), PIXELS)
+    tokens = len(plain.context.index)
+    pairs = [(getattr(plain, n), getattr(padded, n)) for n in ("context", "targets", "predictor", "queries")]
+    pairs += [(a, b) for a, b in zip(plain.kept, padded.kept, strict=True) if a is not None]
+    for old, new in pairs:
+        assert new.lengths == old.lengths and len(new.index) % 16 == 0 and new.longest == 64
+        real = len(old.index)
+        assert new.real.tolist() == [True] * real + [False] * (len(new.index) - real)
+        ends = new.cu_seqlens.tolist()
+        assert ends[: len(old.lengths) + 1] == old.cu_seqlens.tolist() and ends[-1] == len(new.index)
+        assert all(0 <= b - a <= 64 for a, b in pairwise(ends))
+    for old, new in pairs[:2] + pairs[4:]:
+        assert torch.equal(new.index[: len(old.index)], old.index)
+    moved = torch.where(plain.predictor.index < tokens, 0, len(padded.context.index) - tokens)
+    assert torch.equal(padded.predictor.index[: len(moved)], plain.predictor.index + moved)
+    for _old, new in pairs[4:]:
+        assert len(set(new.index.tolist())) == len(new.index) and max(new.index) < len(padded.context.index)
+    assert torch.equal(padded.loss_weight[: len(plain.loss_weight)], plain.loss_weight)
+    assert not padded.loss_weight[len(plain.loss_weight) :].any()
+    # A padding query has padding keys: its attention is finite.
+    asked, answers = padded.queries.cu_seqlens.diff(), padded.predictor.cu_seqlens.diff()
+    assert len(asked) == len(answers) and (asked <= answers).all()
+    assert not padded.predictor.real[padded.queries.index[~padded.queries.real]].any()
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("chosen", [budget(), Budget.aligned((8, 8), RATES, 16), budget(granule=64, deviations=9)])
+def test_padding_changes_neither_loss_nor_gradients(drop_path, chosen):
+    shape = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"drop_path": drop_path})})
+    model = IJEPA(shape, seed=1)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    found = []
+    for each in (None, chosen):
+        outcome = model(packer(each, drop_path)(np.arange(6), PIXELS))
+        outcome.loss.backward()
+        found.append((outcome, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    (plain, wanted), (padded, gradients) = found
+    assert padded.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
+    assert padded.baseline.item() == pytest.approx(plain.baseline.item(), rel=1e-6)
+    for name, gradient in gradients.items():
+        assert (gradient - wanted[name]).abs().max() < 1e-6 * max(1, wanted[name].abs().max()), name

@@ -20,7 +20,7 @@ def copies(built: IJEPA) -> int:
     return 2 * sum(p.numel() for name, p in named if name.endswith("weight") and "norm" not in name)
 
 
-def flash(qkv, queries, keys, rows=None):
+def flash(qkv, queries, keys, rows=None, backend="auto"):
     """Torch's FlashAttention for CPUs over sequences of equal lengths; what it saves is what a GPU's saves."""
     count = len(keys.lengths)
     q, k, v = qkv.unbind(1)

@@ -28,8 +28,8 @@ from ijepa.recipe import Lengths, Recipe
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
-from ijepa.training.prepare import token_budget
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
+from ijepa.training.prepare import token_budget
 from ijepa.training.run import Run, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ijepa.errors import Refused
 from ijepa.model.precision import check_float8
 from ijepa.recipe import Recipe
 

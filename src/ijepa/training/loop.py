@@ -29,6 +29,7 @@ from ijepa.training.checkpoint import list_checkpoints, load_checkpoint, save_ch
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
+from ijepa.training.prepare import prepare, token_budget
 from ijepa.training.run import open_run, start_run
 from ijepa.training.schedules import rates_at
 
@@ -93,6 +94,7 @@ def pretrain(
     resolved = resolve(recipe, earlier["resolved"] if earlier else None)
     device = set_up(resolved, recipe.deterministic)
     model = IJEPA(recipe.model, recipe.seed).to(device)
+    prepare(model, recipe, device)
     optimizer = make_optimizer(model, recipe.optimizer)
     saved = list_checkpoints(run.checkpoints)
     counts, start = Counts(), 0
@@ -163,7 +165,13 @@ class _Loop:
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
             collate=Packer(
-                recipe.mask, recipe.model.grid, recipe.seed, recipe.batch.total, encoder.depth, encoder.drop_path
+                recipe.mask,
+                recipe.model.grid,
+                recipe.seed,
+                recipe.batch.total,
+                encoder.depth,
+                encoder.drop_path,
+                token_budget(recipe, self.resolved.micro, self.model.position_mean.device),
             ),
             workers=self.resolved.workers,
             prefetch=recipe.data.prefetch,

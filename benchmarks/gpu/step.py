@@ -119,11 +119,11 @@ def _measure(choice: Choice, device: torch.device, images: int, micro: int, step
     a_step = images // micro
     made = batches(recipe, micro, 4 * a_step, device, budget)
     work = [batch_flops(recipe.model, batch).total / micro for batch in made]
-    graphs = []
+    earlier, graphs = _graphs(), []
     rows: list[dict[str, float]] = []
     for step in range(3 + steps):
         if step == 3:
-            graphs.append(_graphs())
+            graphs.append(_graphs() - earlier)
         set_rates(optimizer, Rates(1e-4, 1e-4, 0.05, 0.996))
         clock = Clock(device)
         clock.mark("begin")
@@ -140,7 +140,7 @@ def _measure(choice: Choice, device: torch.device, images: int, micro: int, step
         for name, seconds in clock.seconds():
             parts[name] = parts.get(name, 0.0) + seconds
         rows.append(parts)
-    graphs.append(_graphs())
+    graphs.append(_graphs() - earlier)
     taken = sorted(rows[3:], key=lambda row: sum(row.values()))[steps // 2]
     seconds = sum(taken.values())
     flops = float(np.mean(work)) * images / seconds

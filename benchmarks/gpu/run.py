@@ -1,0 +1,118 @@
+"""Everything a GPU has to show, in one command: `python benchmarks/gpu/run.py --output FILE`.
+
+Ten minutes on one H200 with torch 2.11 or later. The file is written anew after every part, and a part that fails
+leaves its error's first line there and stops no other. `--device cpu --tiny` runs every part that a CPU can, small.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+from ceilings import ceilings
+from correctness import correctness
+from original import original
+from step import Choice, measure
+from timing import free
+
+from ijepa.files import write_json
+from ijepa.training.run import machine
+
+CHOICES = {
+    "fp8 compiled": Choice(fp8="tensorwise", compile=True),
+    "bf16 compiled": Choice(compile=True),
+    "bf16": Choice(),
+    "fp8": Choice(fp8="tensorwise"),
+    "fp8 compiled, bf16 weight gradients": Choice(fp8="tensorwise", weight_gradient="bf16", compile=True),
+    "fp8 rowwise compiled": Choice(fp8="rowwise", compile=True),
+    "fp8 compiled, selective": Choice(fp8="tensorwise", compile=True, recompute="selective"),
+    "bf16 compiled, cudnn": Choice(compile=True, attention="cudnn"),
+    "bf16 compiled, efficient": Choice(compile=True, attention="efficient"),
+    "bf16 compiled, math": Choice(compile=True, attention="math"),
+}
+"""Most wanted first: what does not fit into the time is left out at the end."""
+ON_A_CPU = ("fp8 compiled", "bf16", "fp8", "bf16 compiled, math")
+EXACT = {
+    "float32 padded": Choice(autocast=False),
+    "float32 compiled": Choice(autocast=False, compile=True, attention="math"),
+    "float32 math": Choice(autocast=False, attention="math"),
+    "float32 recomputed": Choice(autocast=False, recompute="full"),
+}
+
+
+def parts_of(arguments: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Every part by name, in order."""
+    tiny = arguments.tiny
+    images, steps = arguments.images or (4 if tiny else 256), 2 if tiny else 6
+    choices = CHOICES
+    if device.type == "cpu":
+        # The buckets of a CPU have another shape at every step, so a compiled block attends by plain products.
+        choices = {
+            name: replace(choice, attention="math" if choice.compile else "auto")
+            for name, choice in CHOICES.items()
+            if name in ON_A_CPU
+        }
+    found: dict[str, Callable[[], Any]] = {"ceilings": lambda: ceilings(device, tiny=tiny)}
+    first = list(choices)[:3]
+
+    def step(name: str) -> Callable[[], Any]:
+        return lambda: measure(choices[name], device, images=images, steps=steps, tiny=tiny)
+
+    found |= {f"step: {name}": step(name) for name in first}
+    found["correctness"] = lambda: correctness({**EXACT, **choices}, device, tiny=tiny)
+    if arguments.official:
+        for name, equal in (("original: equal tokens", True), ("original: its own settings", False)):
+            found[name] = lambda equal=equal: original(  # type: ignore[misc]
+                arguments.official, device, equal=equal, images=images, steps=steps, tiny=tiny
+            )
+    found |= {f"step: {name}": step(name) for name in choices if name not in first}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--tiny", action="store_true", help="a small model and few images, to exercise every part")
+    parser.add_argument("--official", type=Path, help="a checkout of the original code, to be measured too")
+    parser.add_argument("--only", action="append", help="parts whose names start so; may be given several times")
+    parser.add_argument("--images", type=int, help="images a step; 256, or 4 with --tiny")
+    parser.add_argument("--minutes", type=float, default=9.5, help="no part begins later")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device here; --device cpu --tiny exercises the command")
+    begun = time.perf_counter()
+    result: dict[str, Any] = {**machine(), "device": arguments.device, "tiny": arguments.tiny, "parts": {}}
+    for name, part in parts_of(arguments, device).items():
+        if arguments.only and not any(name.startswith(each) for each in arguments.only):
+            continue
+        start = time.perf_counter()
+        if start - begun > 60 * arguments.minutes:
+            outcome: Any = {"left out": f"more than {arguments.minutes} minutes had passed"}
+        else:
+            try:
+                outcome = part()
+            except Exception as error:
+                outcome = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        free(device)
+        result["parts"][name] = outcome
+        result["took"] = {**result.get("took", {}), name: time.perf_counter() - start}
+        write_json(arguments.output, result)
+        print(f"{name}: {describe(outcome)}", flush=True)
+    return 0
+
+
+def describe(outcome: dict[str, Any]) -> str:
+    if "images_per_second" in outcome:
+        share = outcome.get("share_of_bf16_peak")
+        return f"{outcome['images_per_second']:.0f} images/s" + (f", {100 * share:.0f} % of peak" if share else "")
+    return next((f"{key}: {value}" for key, value in outcome.items() if key in ("error", "left out")), "done")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -46,7 +46,7 @@ def main(run: Path, train: str, test: str, output: Path | None, every: int) -> N
     timings = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
     hours = sum(row["seconds"] for row in timings) / 3600
     about = {
-        "what": f"target encoder after {recipe.steps} steps of the {recipe.name} recipe",
+        "what": f"target encoder of the {recipe.name} recipe after {max(saved)} of {recipe.steps} steps",
         "images": info["images"],
         "hours": round(hours, 2),
         **{key: info[key] for key in ("versions", "commit", "devices", "seed")},

@@ -1,5 +1,6 @@
 """The users' edge: exit codes, one line for every refusal, nothing half-written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,12 @@ def test_pretraining_from_the_command_line(tmp_path, scenes):
     assert knn.returncode == 0, knn.stderr
     assert "run/evaluations/knn-demo.json" in knn.stdout and "random" in knn.stdout
     assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # told line by line where nobody watches
+
+
+def test_planning_from_the_command_line(tmp_path):
+    flags = ["--gpu", "H200", "--gpus", "4", "--country", "sweden", "--batch.global", "1024", "--json", "plan.json"]
+    found = ijepa("plan", "vit-large-16-in1k", *flags, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "4 x NVIDIA H200" in found.stdout and "(Sweden, " in found.stdout and "256 a GPU" in found.stdout
+    values = json.loads((tmp_path / "plan.json").read_text())
+    assert values["recipe"]["batch"]["global"] == 1024 and values["devices"] == 4

@@ -125,3 +125,10 @@ def test_a_model_that_fits_nowhere_is_said_to():
     text = io.StringIO()
     show(found, Console(file=text))
     assert found.row.chosen.best.micro == 0 and "does not fit" in text.getvalue()
+    assert found.row.chosen.best.checkpointing == "full"
+
+
+def test_micro_batches_come_before_checkpointing():
+    found = outlook(Recipe.load("vit-huge-16-448-in1k"))
+    by_kind = {fit.checkpointing: fit for fit in found.row.chosen.fits}
+    assert by_kind["none"].micro < by_kind["full"].micro and found.row.chosen.best is by_kind["none"]

@@ -128,9 +128,8 @@ class Memory:
 
     @property
     def best(self) -> Fit:
-        """The least checkpointing with which a device's whole share fits; else that with the largest micro-batch."""
-        whole = [fit for fit in self.fits if fit.micro_batches == 1]
-        return whole[0] if whole else max(self.fits, key=lambda fit: fit.micro)
+        """The least checkpointing that fits, since several micro-batches cost less than computing anew."""
+        return next((fit for fit in self.fits if fit.micro), self.fits[-1])
 
 
 def memories(

@@ -16,10 +16,10 @@ _GB = 1e9
 
 
 def show(found: "Outlook", console: Console | None = None) -> None:
-    """Print the page; a terminal's width is kept to, a file or pipe gets 118 columns."""
+    """Print the page; a terminal's width is kept to, a file or pipe gets 120 columns."""
     console = console or Console()
     if not console.is_terminal:
-        console = Console(width=118, file=console.file)
+        console = Console(width=120, file=console.file)
     console.print(page(found), highlight=False)
 
 
@@ -53,7 +53,7 @@ def _head(found: "Outlook") -> Table:
         [
             (
                 "parameters",
-                f"{2 * size.encoder / 1e9:.2f} B in both encoders ({size.encoder / 1e6:.1f} M each), "
+                f"{_count(2 * size.encoder)} in both encoders ({size.encoder / 1e6:.1f} M each), "
                 f"{size.predictor / 1e6:.1f} M in the predictor",
             ),
             (
@@ -109,10 +109,11 @@ def _memory(found: "Outlook") -> Table:
             f"{held.added / _GB:.2f}" if one.shards > 1 else "",
             *(_fit(fit) for fit in one.fits),
         )
+    again = (found.found.executed.context + found.found.executed.predictor) / 3e9
     each = ", ".join(f"{fit.checkpointing} {fit.an_image / 1e6:.0f} MB" for fit in row.memory[0].fits)
     table.caption = (
         f"micro-batch x micro-batches a step, with the peak; whole gradients are held where a step has several. "
-        f"Activations of an image by checkpointing: {each}"
+        f"Activations of an image by checkpointing: {each}; full computes about {again:.3g} GFLOP of it again"
         + (". * the recipe's strategy" if len(row.memory) > 1 else "")
     )
     table.caption_justify = "left"
@@ -135,7 +136,7 @@ def _run(found: "Outlook") -> Table:
         (
             "speed" if found.given else f"at {run.share_of_peak:.0%} of peak",
             f"{run.images_per_second:,.0f} images/s, {run.images_per_second / found.devices:,.0f} a GPU; "
-            f"{run.step_seconds:.3f} s a step",
+            f"{1e3 * run.step_seconds:,.3g} ms a step",
         ),
         (
             "each GPU",
@@ -164,8 +165,9 @@ def _run(found: "Outlook") -> Table:
 
 
 def _comparison(found: "Outlook") -> Table:
+    many = f"{found.devices} GPU{'s' if found.devices > 1 else ''} of each kind"
     table = _table(
-        f"{found.devices} GPUs of each kind at {found.row.course.share_of_peak:.1%} of their bf16 peak",
+        f"{many} at {found.row.course.share_of_peak:.1%} of the bf16 peak",
         "GPU",
         "bf16\nTFLOP/s",
         "FP8\nTFLOP/s",
@@ -220,6 +222,10 @@ def _basis(found: "Outlook") -> Table:
             ("PUE", tables.pue_source),
         ],
     )
+
+
+def _count(parameters: float) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.1f} M"
 
 
 def _time(days: float | None) -> str:

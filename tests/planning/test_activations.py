@@ -69,7 +69,7 @@ def test_the_forward_pass_ends_in_what_is_saved_and_what_passes(autocast):
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_checkpointed_encoder_keeps_what_is_planned(kind, monkeypatch):
-    """The context encoder's blocks are checkpointed by torch's own means; the difference to none is that of the plan."""
+    """The context encoder's blocks are checkpointed by torch's own means; the difference to none is the plan's."""
     products = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
     products |= {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 

@@ -1,0 +1,23 @@
+"""The commands. This room alone knows all others; heavy ones are imported when their command runs.
+
+Every field of a recipe is a dotted flag of `ijepa pretrain`; the flags, their help and their checks all come from the
+recipe's own types, so that a new field needs nothing here.
+"""
+
+import click
+
+from ijepa import __version__
+from ijepa.cli.bench import bench
+from ijepa.cli.data import data
+from ijepa.cli.evaluating import diagnose, evaluate, report
+from ijepa.cli.training import demo, plan, pretrain
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ijepa")
+def cli() -> None:
+    """I-JEPA: pretrain by a recipe, evaluate by the field's protocols, see what was learned."""
+
+
+for command in (pretrain, plan, demo, evaluate, diagnose, report, data, bench):
+    cli.add_command(command)

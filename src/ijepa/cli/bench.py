@@ -1,0 +1,74 @@
+"""`ijepa bench`: measure this machine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ijepa.cli.options import RecipeCommand, debug_option, overrides
+from ijepa.recipe import Recipe
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine; results are JSON, ratios from interleaved runs."""
+
+
+def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --output for the JSON of a measurement."""
+    option = click.option("--output", type=click.Path(path_type=Path), help="File for the result as JSON.")
+    return option(debug_option(command))
+
+
+@bench.command("data")
+@click.option("--data.path", "path", required=True, help="Images to read.")
+@click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="How many of them.")
+@click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Interleaved rounds.")
+@bench_output
+def bench_data(path: str, images: int, repeats: int, output: Path | None) -> None:
+    """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""
+    from ijepa.data.bench import bench_data as run
+
+    _keep(run(path, images=images, repeats=repeats, echo=click.echo), output)
+
+
+@bench.command("step", cls=RecipeCommand)
+@click.argument("recipe")
+@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="Steps to measure.")
+@bench_output
+def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> None:
+    """One training step of RECIPE on random pixels, by parts, beside what the machine's matrix products reach."""
+    from ijepa.bench import bench_step as run
+
+    loaded = Recipe.load(recipe, overrides(fields))
+    micro = loaded.batch.micro
+    _keep(run(loaded, micro=16 if micro == "auto" else micro, steps=count, threads=None, echo=click.echo), output)
+
+
+@bench.command("masks")
+@bench_output
+def bench_masks(output: Path | None) -> None:
+    """Drawing the masks of 256 images."""
+    from ijepa.bench import bench_masks as run
+
+    _keep(run(echo=click.echo), output)
+
+
+@bench.command("attention")
+@bench_output
+def bench_attention(output: Path | None) -> None:
+    """Packed attention beside a loop, padding, and torch's own kernel."""
+    from ijepa.bench import bench_attention as run
+
+    _keep(run(echo=click.echo), output)
+
+
+def _keep(result: dict[str, Any], output: Path | None) -> None:
+    from ijepa.files import write_json
+    from ijepa.training.run import machine
+
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, {**machine(), **result})
+        click.echo(f"result: {output}")

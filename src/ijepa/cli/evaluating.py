@@ -1,0 +1,151 @@
+"""`ijepa evaluate`, `diagnose` and `report`: how good an encoder is, and what it looks like."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, open_images, telling
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation takes."""
+    options = (
+        click.argument("weights"),
+        click.option("--train", required=True, help="Labelled data to fit or look up in."),
+        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
+        click.option(
+            "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
+        ),
+        click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True),
+        click.option("--seed", type=int, default=0, show_default=True, help="Hold-out split and initial heads."),
+        click.option(
+            "--baselines/--no-baselines",
+            default=True,
+            show_default=True,
+            help="Also evaluate the initial encoder and raw pixels.",
+        ),
+        debug_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def evaluate() -> None:
+    """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
+
+
+@evaluate.command("linear", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_linear(**options: Any) -> None:
+    """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
+    _evaluate("linear", **options)
+
+
+@evaluate.command("knn", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_knn(**options: Any) -> None:
+    """Nearest neighbours by cosine on pooled features."""
+    _evaluate("knn", **options)
+
+
+@evaluate.command("segmentation", epilog=WEIGHTS_HELP)
+@evaluation_options
+def evaluate_segmentation(**options: Any) -> None:
+    """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
+    _evaluate("segmentation", **options)
+
+
+@evaluate.command("compare")
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--published/--no-published", default=True, show_default=True, help="Add published figures beside.")
+@debug_option
+def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
+    """Put RESULTS (JSON files of evaluations) into one table, a column for each protocol and data."""
+    from ijepa.evaluation.comparison import compare_results
+
+    click.echo(compare_results(results, beside=published))
+
+
+def _evaluate(
+    kind: str,
+    *,
+    weights: str,
+    train: str,
+    test: str,
+    protocol: str | None,
+    output: Path | None,
+    which: Any,
+    seed: int,
+    baselines: bool,
+) -> None:
+    from ijepa.evaluation.run import evaluate as run
+    from ijepa.evaluation.run import table
+
+    with telling() as tell:
+        result, file = run(
+            kind,
+            weights,
+            train,
+            test,
+            protocol=protocol,
+            which=which,
+            seed=seed,
+            baselines=baselines,
+            output=output,
+            progress=tell,
+        )
+    click.echo(table(result))
+    click.echo(f"result: {file}")
+
+
+@click.command(epilog=WEIGHTS_HELP)
+@click.argument("weights")
+@click.option("--data", "path", required=True, help="Images to look at; labels are not used.")
+@click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="How many of them.")
+@click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images.")
+@click.option("--layers/--no-layers", default=False, show_default=True, help="Also every block by itself.")
+@click.option(
+    "--views", type=click.IntRange(min=0), default=10, show_default=True, help="Of an image, for LiDAR; 0: none."
+)
+@debug_option
+def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int) -> None:
+    """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
+
+    Of a run, its figures on the way are read too, and warned of where they say together what none says alone.
+    """
+    import json
+
+    from ijepa.evaluation.layers import diagnose_fully as run
+    from ijepa.evaluation.trends import run_warnings
+    from ijepa.interop.weights import load_encoder, resolve_weights
+
+    resolved = resolve_weights(weights)
+    found = run(
+        load_encoder(weights, which),
+        open_images(path, "--data"),
+        images=images,
+        image_size=resolved.recipe.model.image_hw,
+        seed=seed,
+        rule=resolved.recipe.mask,
+        views=views,
+        layers=layers,
+    )
+    found["warnings"] = run_warnings(resolved.run) if resolved.run else []
+    click.echo(json.dumps(found, indent=1))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", "path", default=None, help="Images for the pictures, where the run's own are elsewhere now.")
+@debug_option
+def report(run: Path, path: str | None) -> None:
+    """Write RUN/report.html: one page with curves, pictures and tables, which needs no network."""
+    from ijepa.report.page import write_report
+
+    click.echo(f"report: {write_report(run, data=path)}")

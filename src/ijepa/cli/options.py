@@ -1,0 +1,85 @@
+"""What several commands share: the recipe's fields as flags, --debug, progress, the sources of images."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import click
+
+from ijepa.recipe import Recipe
+
+WEIGHTS_HELP = "WEIGHTS is a run, a checkpoint folder, a weights folder, or the name of weights that come along."
+
+
+class RecipeCommand(click.Command):
+    """A command whose options are every field of the recipe, listed by section in its help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for key, annotation, text in Recipe.leaves():
+            metavar = _metavar(annotation)
+            self.params.append(click.Option([f"--{key}", identifier(key)], metavar=metavar, help=text, default=None))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List options under the section that they belong to."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record:
+                name = (param.name or "").replace("__", ".")
+                dotted = any(name == key for key, _, _ in Recipe.leaves())
+                head = "Options" if not dotted else f"Recipe: {name.rpartition('.')[0] or 'run'}"
+                groups.setdefault(head, []).append(record)
+        for head in sorted(groups, key=lambda head: (head != "Options", head != "Recipe: run")):
+            with formatter.section(head):
+                formatter.write_dl(groups[head])
+
+
+def identifier(key: str) -> str:
+    """Return a dotted key as the name that click hands it on by."""
+    return key.replace(".", "__")
+
+
+def _metavar(annotation: Any) -> str:
+    words = str(annotation)
+    for part, name in (("Length", "LENGTH"), ("tuple", "LOW,HIGH"), ("int", "N"), ("float", "X"), ("bool", "BOOL")):
+        if part in words:
+            return name
+    return "WORD"
+
+
+def overrides(fields: dict[str, str | None]) -> dict[str, Any]:
+    """Return the flags given, by dotted key; `none` clears an optional field, the recipe's types read the rest."""
+    given = {key: fields[identifier(key)] for key, _, _ in Recipe.leaves()}
+    optional = {key for key, annotation, _ in Recipe.leaves() if "None" in str(annotation)}
+    return {
+        key: None if key in optional and value.lower() in ("none", "null") else value
+        for key, value in given.items()
+        if value is not None
+    }
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --debug, which `ijepa.__main__` reads: errors keep their traceback."""
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)
+
+
+def open_images(path: str, where: str = "data.path") -> Any:
+    """Open the images at `path`; `where` is what a refusal names."""
+    from ijepa.data.sources import open_source
+
+    return open_source(path, where=where, split="train")
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Tell how far long work has got, on the error stream: one living line on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield partial(click.echo, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update

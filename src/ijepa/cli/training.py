@@ -1,0 +1,128 @@
+"""`ijepa pretrain`, `plan` and `demo`: what a recipe is for."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ijepa.cli.options import RecipeCommand, debug_option, open_images, overrides
+from ijepa.errors import Failed, Refused
+from ijepa.recipe import Recipe, presets
+
+
+@click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
+@click.argument("recipe")
+@click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/NAME if not given.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto goes on with the run in the folder; never refuses a folder that holds one.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost; write nothing.")
+@click.option(
+    "--diagnose-every",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.",
+)
+@debug_option
+def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagnose_every: int, **fields: Any) -> None:
+    """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
+    loaded = Recipe.load(recipe, overrides(fields))
+    if dry_run:
+        from ijepa.plan import describe
+
+        source = open_images(loaded.data.path) if loaded.data.path else None
+        click.echo(describe(loaded, len(source) if source else None))
+        return
+    if loaded.data.path is None:
+        raise Refused("data.path", "no data given", "add --data.path with images or tar shards")
+    from ijepa.training.loop import pretrain as run
+
+    source = open_images(loaded.data.path)
+    callback = _diagnosis(loaded, source, diagnose_every)
+    info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
+    folder = output or Path("runs") / loaded.name
+    run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"done: {folder}")
+
+
+def _diagnosis(recipe: Recipe, source: Any, every: int) -> Sequence[Any]:
+    """Return the callback that measures the target encoder on a fixed batch on the way."""
+    from ijepa.evaluation.monitoring import online_diagnosis
+    from ijepa.training.loop import Callback
+
+    total = recipe.lengths(len(source)).total
+    return [Callback(every or total, online_diagnosis(source, recipe.model.image_hw))]
+
+
+@click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
+@click.argument("recipe")
+@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="a100, h100, h200 or b200.")
+@click.option("--gpus", type=int, default=8, show_default=True, help="How many; must divide batch.global.")
+@click.option("--images-per-second", type=float, metavar="X", help="Rate of all GPUs; else --share-of-peak gives it.")
+@click.option(
+    "--share-of-peak",
+    type=float,
+    default=0.35,
+    show_default=True,
+    metavar="X",
+    help="Executed operations over the dense bf16 peak.",
+)
+@click.option("--country", default="World", show_default=True, metavar="NAME", help="Whose electricity.")
+@click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write every figure there.")
+@debug_option
+def plan(
+    recipe: str,
+    gpu: str,
+    gpus: int,
+    images_per_second: float | None,
+    share_of_peak: float,
+    country: str,
+    file: Path | None,
+    **fields: Any,
+) -> None:
+    """Plan RECIPE on given hardware: size, FLOPs, memory a GPU, days, energy, CO2; no device needed."""
+    from ijepa.files import write_json
+    from ijepa.plan import outlook
+    from ijepa.planning.page import show
+
+    loaded = Recipe.load(recipe, overrides(fields))
+    if file is not None and not file.absolute().parent.is_dir():
+        raise Refused(f"--json {file}", f"{file.parent} is no folder")
+    source = open_images(loaded.data.path) if loaded.data.path else None
+    found = outlook(
+        loaded,
+        gpu=gpu,
+        devices=gpus,
+        images_per_second=images_per_second,
+        share_of_peak=share_of_peak,
+        country=country,
+        images=len(source) if source else None,
+    )
+    show(found)
+    if file is not None:
+        try:
+            write_json(file, found.as_json())
+        except OSError as error:
+            raise Failed(f"{file}: cannot be written: {error.strerror}") from None
+        click.echo(f"plan: {file}")
+
+
+@click.command()
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run's folder."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Scenes, weights, masks: all.")
+@debug_option
+def demo(output: Path, seed: int) -> None:
+    """Go the whole journey on the built-in scenes: data, pretraining, evaluation, report."""
+    from ijepa.demo import run
+
+    run(output, seed=seed)

@@ -18,6 +18,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
+from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.result import commit
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
@@ -28,6 +29,9 @@ _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "knn": knn.evaluate_knn,
     "segmentation": segmentation.evaluate_segmentation,
 }
+
+_SHARED = ("linear", "knn")
+"""What several processes can share."""
 
 
 def evaluate(
@@ -64,6 +68,25 @@ def evaluate(
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
+    with joined() as ranks:
+        if ranks.size > 1 and kind not in _SHARED:
+            raise Refused(kind, f"{ranks.size} processes do not share this evaluation", "start it without torchrun")
+        return _evaluate(kind, named, train, test, protocol, which, seed, baselines, output, progress, ranks)
+
+
+def _evaluate(
+    kind: str,
+    named: Mapping[str, str],
+    train: str,
+    test: str,
+    protocol: str | None,
+    which: Which,
+    seed: int,
+    baselines: bool,
+    output: Path | None,
+    progress: Progress | None,
+    ranks: Ranks,
+) -> tuple[dict[str, Any], Path]:
     chosen = load_protocol(kind, protocol)
     first = resolve_weights(next(iter(named.values())))
     folder = output or (first.run / "evaluations" if first.run else Path())
@@ -74,13 +97,27 @@ def evaluate(
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
     sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
-    result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
+    shared: dict[str, Any] = {"ranks": ranks} if kind in _SHARED else {}
+    for encoder in encoders.values():
+        if isinstance(encoder, nn.Module):
+            encoder.to(device())
+    result = _RUNNERS[kind](
+        encoders,
+        *sources,
+        chosen,
+        seed=seed,
+        cache=folder / ".features",
+        progress=progress if ranks.rank == 0 else None,
+        **shared,
+    )
     result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
     modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
     result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
     file = folder / f"{kind}-{chosen.name}.json"
+    if ranks.rank:
+        return result, file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)

@@ -31,7 +31,8 @@ from ijepa.evaluation.features import Encoder, Indices, Progress, device_of, ext
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.protocol import ImageProtocol
 from ijepa.evaluation.ranks import ALONE, Ranks
-from ijepa.evaluation.result import describe, versions
+from ijepa.evaluation.result import describe
+from ijepa.provenance import versions
 
 Labels = npt.NDArray[np.int64]
 

@@ -19,10 +19,10 @@ from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.ranks import Ranks, device, joined
-from ijepa.evaluation.result import commit
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.provenance import commit
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ijepa.data.sources import open_source
+from ijepa.data.official import open_set
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
@@ -42,6 +42,10 @@ def evaluate(
     baselines: bool = True,
     output: Path | None = None,
     progress: Progress | None = None,
+    train_list: str | None = None,
+    test_list: str | None = None,
+    devkit: str | None = None,
+    labels: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result.
 
@@ -55,6 +59,9 @@ def evaluate(
         baselines: also evaluate the initial encoder and raw pixels.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
+        train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
+        devkit: where ImageNet's validation classes are, if not beside the images.
+        labels: label map of the masks, in the place of the protocol's and the sets' own.
 
     Returns:
         The result and its file.
@@ -64,7 +71,9 @@ def evaluate(
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
-    chosen = load_protocol(kind, protocol)
+    chosen, whole_images = load_protocol(kind, protocol), kind != "segmentation"
+    if labels is not None:
+        chosen = chosen.model_copy(update={"labels": labels})
     first = resolve_weights(next(iter(named.values())))
     folder = output or (first.run / "evaluations" if first.run else Path())
     _check_folder(folder)
@@ -73,13 +82,17 @@ def evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+    sources = (
+        open_set(train, where="--train", split="train", listed=train_list, devkit=devkit, labelled=whole_images),
+        open_set(test, where="--test", split="val", listed=test_list, devkit=devkit, labelled=whole_images),
+    )
     result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
     result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
     modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+    for role, path, listed in (("train", train, train_list), ("test", test, test_list)):
+        result["data"][role] |= {"path": path} | ({} if listed is None else {"list": listed})
     file = folder / f"{kind}-{chosen.name}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.index import Index, text_item
+from ijepa.data.index import Arrays, Index, text_item
 from ijepa.data.layouts import digest, text_array
 from ijepa.data.sources import Source, _OpenFiles
 from ijepa.errors import Refused
@@ -27,8 +27,8 @@ SIDE = 32
 BYTES = 3 * SIDE * SIDE
 _HEADER = b"P6 %d %d 255\n" % (SIDE, SIDE)
 
-_TEN = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
-_FILES = {
+_TEN: tuple[str, ...] = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
+_FILES: dict[str, dict[str, tuple[str, ...]]] = {
     "batches.meta": {"train": _TEN, "test": ("test_batch",)},
     "meta": {"train": ("train",), "test": ("test",)},
 }
@@ -99,7 +99,7 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
         Refused: files missing or of another kind, a pickle with code in it, or several splits and none chosen.
     """
     root = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
-    chosen = () if root.is_dir() else (path.name,)
+    chosen: tuple[str, ...] = () if root.is_dir() else (path.name,)
     root = root if root.is_dir() else path.parent
     meta = next((name for name in _FILES if (root / name).is_file()), None)
     known = _FILES[meta] if meta else {}
@@ -139,7 +139,7 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
         stat = (root / name).stat()
         fingerprints.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
     text, ends = text_array(names)
-    arrays = {
+    arrays: Arrays = {
         "label": np.array(labels, dtype=np.int32),
         "file": np.repeat(np.arange(len(files)), [len(part) for part in offsets]),
         "offset": np.concatenate(offsets),

@@ -2,8 +2,9 @@
 
 The training images come as one tar of a thousand class tars, read in place (`nested`). The validation images come
 without classes, in a tar or a flat folder: their names are numbers, and the development kit holds, for each number, a
-class's number, and for each class's number its WordNet id, by which the training folders are named. Kaggle's edition has
-a table in its place. Once the usual script (valprep) has moved the images into class folders, nothing of this is needed.
+class's number, and for each class's number its WordNet id, by which the training folders are named. Kaggle's edition
+has a table in its place. Once the usual script (valprep) has moved the images into class folders, none of this is
+needed.
 
 Tiny-ImageNet's `val` is a folder of images beside `val_annotations.txt`.
 """

@@ -2,7 +2,8 @@
 
 A layout is a line of a table: where images and masks lie below the root, what splits are called there, how a mask's
 name follows from its image's, and which label map its values follow (for plain `images/` and `masks/`, the file
-`labels.yaml` beside them or a folder above). A layout is recognised by its folders alone. The path may be the root, or the images' folder of one split (`leftImg8bit/val`), which chooses the split by itself.
+`labels.yaml` beside them or a folder above). A layout is recognised by its folders alone. The path may be the root, or
+the images' folder of one split (`leftImg8bit/val`), which chooses the split by itself.
 
 Pascal VOC is the exception: its splits are lists of names. `trainaug` masks (SegmentationClassAug) serve those images
 only that the original masks do not cover.
@@ -141,7 +142,7 @@ def _pairs(layout: Layout, root: Path, images: Path, masks: Path, where: str) ->
     file = None if layout.labels else _label_file(root)
     written = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
     fingerprints = [one.header["fingerprint"], other.header["fingerprint"], layout.labels, written]
-    return _index(images, masks, names, matching, layout.labels or (file and str(file)), fingerprints)
+    return _index(images, masks, names, matching, layout.labels or (str(file) if file else None), fingerprints)
 
 
 def voc_index(root: Path, where: str, split: str | None) -> Index:

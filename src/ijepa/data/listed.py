@@ -75,13 +75,13 @@ def select(source: Source, file: Path, where: str) -> Listed:
     found: dict[int, int] = {}
     chosen = []
     for index in range(len(source)):
-        number = next((wanted[tail] for tail in _tails(_plain(source.name(index))) if tail in wanted), None)
-        if number is None:
+        line_of = next((wanted[tail] for tail in _tails(_plain(source.name(index))) if tail in wanted), None)
+        if line_of is None:
             continue
-        if number in found:
-            both = f"{source.name(found[number])} and {source.name(index)}"
-            raise Refused(where, f"{file}, line {number + 1}: {lines[number]} is {both}", "give more of the path")
-        found[number] = index
+        if line_of in found:
+            both = f"{source.name(found[line_of])} and {source.name(index)}"
+            raise Refused(where, f"{file}, line {line_of + 1}: {lines[line_of]} is {both}", "give more of the path")
+        found[line_of] = index
         chosen.append(index)
     missing = sorted(set(wanted.values()) - found.keys())
     if missing:

@@ -1,7 +1,7 @@
 """Data sets known by name, recognised by what lies at a path; everything else is `listing`'s.
 
-Looked for, in this order: Pascal VOC, sets of images and masks in pairs (`layouts`), CIFAR (`cifar`), ImageNet's tars and
-validation images (`imagenet`); at the path, then in the folder of the wanted split below it.
+Looked for, in this order: Pascal VOC, sets of images and masks in pairs (`layouts`), CIFAR (`cifar`), ImageNet's tars
+and validation images (`imagenet`); at the path, then in the folder of the wanted split below it.
 """
 
 import re

@@ -12,11 +12,11 @@ from tests.data.making import encoded, picture, write_tar, write_tree
 FILES = {f"n{c}/n{c}_{i}.JPEG": f"{c}{i}".encode() for c in (1, 2) for i in range(3)}
 
 
-@pytest.mark.parametrize("form", ["name", "path", "stem", "slash", "words"])
+@pytest.mark.parametrize("form", ["name", "path", "stem", "slash", "words", "above"])
 def test_lists_of_several_kinds(tmp_path: Path, form: str) -> None:
     source = open_source(write_tree(tmp_path / "train", FILES))
     line = {"name": "n{0}_{1}.JPEG", "path": "n{0}/n{0}_{1}.JPEG", "stem": "n{0}_{1}"}
-    line |= {"slash": "/n{0}/n{0}_{1}.JPEG", "words": "n{0}_{1}.JPEG 17"}
+    line |= {"slash": "/n{0}/n{0}_{1}.JPEG", "words": "n{0}_{1}.JPEG 17", "above": "x/train/n{0}/n{0}_{1}.JPEG"}
     file = tmp_path / "list.txt"
     file.write_text("\n".join(line[form].format(*pair) for pair in ((2, 1), (1, 0), (2, 1))) + "\n\n")
     part = select(source, file, "--train-list")
@@ -42,7 +42,7 @@ def test_shards_may_be_listed_and_masks_go_along(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("\n \n", r"--train-list: .*list names no image"),
-        ("n1_0.JPEG\nn1_9.JPEG\nn3_0.JPEG\n", r"2 of its lines name no image of the set, .* line 2: n1_9.JPEG"),
+        ("n1_0.JPEG\nn1_9.JPEG\nn2/n1_1.JPEG\n", r"2 of its lines name no image of the set, .* line 2: n1_9.JPEG"),
         ("same.png\n", r"line 1: same.png is n1/same.png and n2/same.png; give more of the path"),
     ],
 )

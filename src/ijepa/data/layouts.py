@@ -175,7 +175,7 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         )
         raise Refused(where, f"{root}: {problem}")
     matching = [masks.get(name, "") for name in names]
-    return _index(root / "JPEGImages", root, [files[name] for name in names], matching, "voc", fingerprints)
+    return _index(root, root, [f"JPEGImages/{files[name]}" for name in names], matching, "voc", fingerprints)
 
 
 def voc_root(path: Path) -> Path | None:

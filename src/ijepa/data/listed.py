@@ -1,8 +1,8 @@
 """A part of a data set, given by a file of names: ImageNet's 1 % and 10 % subsets, Pascal VOC's trainaug.
 
-A line names an image by its path below the data's root or by the end of it (`n01440764_10026.JPEG`), with or without
-suffix; more words on the line and a leading slash are passed over. The samples stay in the set's own order, so that the
-order of a list decides nothing.
+A line names an image by its path, from the data's root or from above it, or by the end of its path
+(`n01440764_10026.JPEG`), with or without suffix; more words on the line and a leading slash are passed over. The
+samples stay in the set's own order, so that the order of a list decides nothing.
 """
 
 from collections.abc import Sequence
@@ -67,15 +67,19 @@ def select(source: Source, file: Path, where: str) -> Listed:
     except UnicodeDecodeError as error:
         raise Refused(where, f"{file} is no list of names: {error}") from error
     wanted: dict[str, int] = {}
+    longer: dict[str, int] = {}  # ends of the lines: a list may begin above the root
     for number, line in enumerate(lines):
         for name in (line, line.split()[0]) if line else ():
             wanted.setdefault(_plain(name), number)
+            for tail in _tails(_plain(name)):
+                longer.setdefault(tail, number)
     if not wanted:
         raise Refused(where, f"{file} names no image")
     found: dict[int, int] = {}
     chosen = []
     for index in range(len(source)):
-        line_of = next((wanted[tail] for tail in _tails(_plain(source.name(index))) if tail in wanted), None)
+        name = _plain(source.name(index))
+        line_of = next((wanted[tail] for tail in _tails(name) if tail in wanted), longer.get(name))
         if line_of is None:
             continue
         if line_of in found:

@@ -249,3 +249,11 @@ def test_a_list_chooses_images_with_their_masks(tmp_path: Path) -> None:
     for mask in expected:
         mask[:8, :8] = 255
     assert (masks == np.stack(expected)).all()
+
+
+def test_the_documented_map_is_one_and_every_preset_is_documented(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    (tmp_path / "street.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    assert load_label_map(str(tmp_path / "street.yaml")).names == ("road", "vehicle", "plant")
+    for name in label_maps():
+        assert f"`{name}`" in page

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ijepa.data.index import Arrays, Index
+from ijepa.data.index import Arrays, Index, _cached, _Digest
 from ijepa.data.tars import BLOCK, IMAGE_FIELDS, Member, TarError, _Window, walk
 from ijepa.errors import Refused
 
@@ -82,8 +82,6 @@ def nested_arrays(path: Path, where: str) -> tuple[Arrays, list[str]]:
 
 def nested_index(path: Path, where: str) -> Index:
     """Return the index of a tar of class tars. Raises as `nested_arrays`."""
-    from ijepa.data.index import _cached, _Digest
-
     digest = _Digest("nested", None)
     digest.file(path.name, path.stat())
 

@@ -153,7 +153,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
     missing = _missing(record, pair)
     if missing is not None:
         return Gap("panels", title, *missing)
-    size, ignore, labels, settings = _segmentation_settings(record)
+    size, ignore, label_map, settings = _segmentation_settings(record)
     afford = affordable(record.recipe.model, (size // record.recipe.model.patch_size) ** 2) // 2
     chosen = varied(pair.test, _SEGMENTED, _SEED).tolist()
     panels = {
@@ -168,7 +168,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
             k=settings[name][0],
             distance=settings[name][1],
             ignore=ignore,
-            labels=labels,
+            labels=label_map,
             seed=_SEED,
         )
         for name, encoder in encoders.items()

@@ -92,6 +92,12 @@ def test_a_split_has_to_be_chosen(ten: Path) -> None:
         open_source(ten)
 
 
+def test_a_packed_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(Refused, match=r"cifar-10-python.tar.gz is packed; give the folder"):
+        open_source(tmp_path / "cifar-10-python.tar.gz")
+
+
 class Tells:
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, open_images, telling
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,8 +112,9 @@ def _evaluate(
             progress=tell,
             **data,
         )
-    click.echo(table(result))
-    click.echo(f"result: {file}")
+    if first_process():
+        click.echo(table(result))
+        click.echo(f"result: {file}")
 
 
 @click.command(epilog=WEIGHTS_HELP)

@@ -1,13 +1,12 @@
 """`ijepa pretrain`, `plan` and `demo`: what a recipe is for."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, open_images, overrides
+from ijepa.cli.options import RecipeCommand, debug_option, first_process, open_images, overrides
 from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe, presets
 
@@ -30,8 +29,17 @@ from ijepa.recipe import Recipe, presets
     metavar="N",
     help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.",
 )
+@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, counted from 1, into the run's profile/.")
 @debug_option
-def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagnose_every: int, **fields: Any) -> None:
+def pretrain(
+    recipe: str,
+    output: Path | None,
+    resume: str,
+    dry_run: bool,
+    diagnose_every: int,
+    profile: str | None,
+    **fields: Any,
+) -> None:
     """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
     loaded = Recipe.load(recipe, overrides(fields))
     if dry_run:
@@ -43,13 +51,15 @@ def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagn
     if loaded.data.path is None:
         raise Refused("data.path", "no data given", "add --data.path with images or tar shards")
     from ijepa.training.loop import pretrain as run
+    from ijepa.training.profiling import Window
 
+    window = Window.parse(profile) if profile else None
     source = open_images(loaded.data.path)
     callback = _diagnosis(loaded, source, diagnose_every)
     info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
-    run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info)
-    if os.environ.get("RANK", "0") == "0":
+    run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info, profile=window)
+    if first_process():
         click.echo(f"done: {folder}")
 
 

@@ -98,6 +98,8 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
     Raises:
         Refused: files missing or of another kind, a pickle with code in it, or several splits and none chosen.
     """
+    if path.is_file() and path.name.startswith("cifar-") and path.name.endswith((".tar.gz", ".tgz")):
+        raise Refused(where, f"{path} is packed", _UNPACK)
     root = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
     chosen: tuple[str, ...] = () if root.is_dir() else (path.name,)
     root = root if root.is_dir() else path.parent

@@ -6,6 +6,7 @@ an architecture knows before it has learned, and what the images give away by th
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,27 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ijepa.data.listed import refuse_overlap
 from ijepa.data.official import open_set
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
-from ijepa.evaluation.result import commit
+from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.provenance import commit
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
     "knn": knn.evaluate_knn,
     "segmentation": segmentation.evaluate_segmentation,
 }
+
+_SHARED = ("linear", "knn")
+"""What several processes can share."""
 
 
 def evaluate(
@@ -71,7 +78,59 @@ def evaluate(
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
-    chosen, whole_images = load_protocol(kind, protocol), kind != "segmentation"
+    sets = _Sets(train, test, train_list, test_list, devkit)
+    with joined() as ranks:
+        if ranks.size > 1 and kind not in _SHARED:
+            raise Refused(kind, f"{ranks.size} processes do not share this evaluation", "start it without torchrun")
+        return _evaluate(kind, named, sets, protocol, labels, which, seed, baselines, output, progress, ranks)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Both sets as they were named."""
+
+    train: str
+    test: str
+    train_list: str | None
+    test_list: str | None
+    devkit: str | None
+
+    def open(self, *, labelled: bool) -> tuple[Source, Source]:
+        """Return train and test; `labelled` where images' own classes are wanted."""
+        return (
+            open_set(
+                self.train,
+                where="--train",
+                split="train",
+                listed=self.train_list,
+                devkit=self.devkit,
+                labelled=labelled,
+            ),
+            open_set(
+                self.test, where="--test", split="val", listed=self.test_list, devkit=self.devkit, labelled=labelled
+            ),
+        )
+
+    def noted(self) -> dict[str, dict[str, str]]:
+        """Return what a result says of where each set came from."""
+        named = (("train", self.train, self.train_list), ("test", self.test, self.test_list))
+        return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
+
+
+def _evaluate(
+    kind: str,
+    named: Mapping[str, str],
+    sets: _Sets,
+    protocol: str | None,
+    labels: str | None,
+    which: Which,
+    seed: int,
+    baselines: bool,
+    output: Path | None,
+    progress: Progress | None,
+    ranks: Ranks,
+) -> tuple[dict[str, Any], Path]:
+    chosen = load_protocol(kind, protocol)
     if labels is not None:
         chosen = chosen.model_copy(update={"labels": labels})
     first = resolve_weights(next(iter(named.values())))
@@ -82,18 +141,31 @@ def evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = (
-        open_set(train, where="--train", split="train", listed=train_list, devkit=devkit, labelled=whole_images),
-        open_set(test, where="--test", split="val", listed=test_list, devkit=devkit, labelled=whole_images),
+    sources = sets.open(labelled=kind != "segmentation")
+    if getattr(chosen, "level", None) != 0:  # level 0 looks at one set alone
+        refuse_overlap(*sources)
+    shared: dict[str, Any] = {"ranks": ranks} if kind in _SHARED else {}
+    for encoder in encoders.values():
+        if isinstance(encoder, nn.Module):
+            encoder.to(device())
+    result = _RUNNERS[kind](
+        encoders,
+        *sources,
+        chosen,
+        seed=seed,
+        cache=folder / ".features",
+        progress=progress if ranks.rank == 0 else None,
+        **shared,
     )
-    result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
     result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
     modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    for role, path, listed in (("train", train, train_list), ("test", test, test_list)):
-        result["data"][role] |= {"path": path} | ({} if listed is None else {"list": listed})
+    for role, noted in sets.noted().items():
+        result["data"][role] |= noted
     file = folder / f"{kind}-{chosen.name}.json"
+    if ranks.rank:
+        return result, file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)

@@ -25,9 +25,9 @@ from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.hummingbird import SoftBank
 from ijepa.evaluation.linear_segmentation import train_layer
 from ijepa.evaluation.pictures import choose
-from ijepa.evaluation.result import versions
 from ijepa.evaluation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.provenance import versions
 from ijepa.randomness import Stream, words
 
 

@@ -227,6 +227,7 @@ def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
     found = refusal(ids, shades)
     assert found.startswith("--test: 000.png: label #2828e6 in the mask is neither a class nor ignored")
     assert refusal(ids, ids, classes=5).startswith("classes = 5: the label map ids has 4")
+    assert find_classes([(open_source(ids), "--test")], None, (11, 255)).ignore == (11, 255), "means nothing else here"
     assert refusal(ids, ids, ignore=[0, 255]).startswith("ignore = [0, 255]: the label map ids says what")
 
 
@@ -236,6 +237,15 @@ def test_sets_without_a_class_in_common_are_refused(tmp_path: Path) -> None:
     void = write_pairs(tmp_path / "void", [np.full((32, 32), 255, np.uint8)])
     assert refusal(low, high).startswith("--test: no class of its masks is in the other set's")
     assert refusal(low, void).startswith("--test: no pixel of its masks is scored; all are in ignore = [255]")
+
+
+def test_a_test_set_of_void_is_refused(tmp_path: Path) -> None:
+    for split, number in (("train", 7), ("val", 0)):
+        write_pairs(tmp_path / split, [np.full((32, 32), number, np.uint8)] * 3)
+    write_map(tmp_path / "labels.yaml", IDS)
+    sets = [open_source(tmp_path, split=split) for split in ("train", "val")]
+    with pytest.raises(Refused, match="--test: no pixel of its masks is scored"):
+        evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"), seed=0)
 
 
 def test_a_list_chooses_images_with_their_masks(tmp_path: Path) -> None:

@@ -44,12 +44,14 @@ class Source(ABC):
         fingerprint: changes when a file's name, size or time does.
     """
 
+    annotation: str | None = None
+
     def __init__(self, index: Index) -> None:
         self.index = index
         self.labels: npt.NDArray[np.int32] | None = index.arrays.get("label")
         classes = index.header["classes"]
         self.classes: tuple[str, ...] | None = tuple(classes) if classes else None
-        self.annotation: str | None = index.header.get("annotation")
+        self.annotation = index.header.get("annotation")
         self.fingerprint: str = index.header["fingerprint"]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -170,9 +170,9 @@ def _mapped(maps: Mapping[str, LabelMap], flags: list[str], count: int | None, i
             raise Refused(flag, f"{problem}: {_list(maps[flag].names)} and {_list(first.names)}", _OWN)
     if count not in (None, len(first.names)):
         raise Refused(f"classes = {count}", f"the label map {first.name} has {len(first.names)}", "drop `classes`")
-    if ignore != (IGNORED,):
+    if any(label < len(first.names) for label in ignore):  # meant for the masks' values: here it would be a class
         raise Refused(f"ignore = {list(ignore)}", f"the label map {first.name} says what is not scored", "drop it")
-    return Classes(len(first.names), first.names, ignore, maps)
+    return Classes(len(first.names), first.names, tuple(sorted({*ignore, IGNORED})), maps)
 
 
 def _present(source: Source, flag: str, ignore: tuple[int, ...]) -> set[int]:

@@ -75,6 +75,8 @@ def evaluate_segmentation(
             progress(f"segmentation: {name}")
         row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
+        if not confusion.counts.any():
+            raise Refused("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
     return {
         "kind": "segmentation",
         "level": protocol.level,

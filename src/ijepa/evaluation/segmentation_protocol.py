@@ -80,7 +80,7 @@ class SegmentationProtocol(Section):
     classes: int | None = Field(None, ge=2)
     """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
     ignore: tuple[int, ...] = (255,)
-    """Labels that are not scored, where there is no label map."""
+    """Labels that are not scored; a label map says so itself."""
     labels: str | None = None
     """Label map of the masks, a preset's name or a YAML file; the data set's own if null."""
     train_images: int | None = Field(None, ge=2)

@@ -175,7 +175,8 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     write_tree(tmp_path, kit_files())
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(Refused, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
-        open_source(root, where="--test")
+        open_set(str(root), where="--test", split="val", labelled=True)
+    assert open_source(root).labels is None, "who wants no classes needs no scipy"
 
 
 def test_tiny_imagenet(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
-"copy": a run to go on from}; they run one after another in one process group, because starting processes costs more
+"copy": a run to go on from, "backend": torch.compile's}; they run one after another in one process group, because starting processes costs more
 than the runs do.
 """
 
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from ijepa.data.sources import open_source
+from ijepa.model.blocks import compile_blocks
 from ijepa.recipe import Recipe
-from ijepa.training import loop
+from ijepa.training import loop, prepare
 from ijepa.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ def run(job: dict[str, Any]) -> None:
     recipe = Recipe.read(job["recipe"], "test")
     loop._DTYPE = torch.float64 if job.get("double") else None
     loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
+    prepare.compile_blocks = partial(compile_blocks, backend=job.get("backend", "eager"))
     calls: list[loop.Callback] = []
     if "stop_after" in job:
 
@@ -50,7 +52,7 @@ def run(job: dict[str, Any]) -> None:
     except loop.Stopped as stopped:
         assert "stop_after" in job, stopped
     finally:
-        loop._DTYPE, loop.make_optimizer = None, make_optimizer
+        loop._DTYPE, loop.make_optimizer, prepare.compile_blocks = None, make_optimizer, compile_blocks
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:

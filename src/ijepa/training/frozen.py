@@ -18,6 +18,9 @@ from ijepa.model.precision import FrozenLinear, frozen_layers, to_e4m3
 from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.training.shards import local, share
 
+_GATHER: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""torch 2.13's name for it, and the one before."""
+
 
 def shard_frozen(encoder: VisionTransformer, mesh: Any) -> set[nn.Parameter]:
     """Cut the weights (N, K) of the encoder's float8 layers by rows over `mesh`; return what they have become.
@@ -76,4 +79,4 @@ def _gather(out: Tensor, part: Tensor, group: Any) -> tuple[Any, Tensor, Tensor]
     rows = out if each * ranks == len(out) else out.new_empty(each * ranks, *out.shape[1:])
     if len(part) < each:
         part = torch.cat([part, part.new_zeros(each - len(part), *part.shape[1:])])
-    return dist.all_gather_into_tensor(rows, part.contiguous(), group=group, async_op=True), out, rows
+    return _GATHER(rows, part.contiguous(), group=group, async_op=True), out, rows

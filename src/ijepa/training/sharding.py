@@ -69,6 +69,11 @@ def build(
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
         prepare(model, recipe, device)
+        if world.strategy == "ddp" and recipe.parallel.compile:
+            from torch._dynamo import config
+
+            # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.
+            config.optimize_ddp = False  # type: ignore[attr-defined]
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ijepa.recipe import Recipe
+from ijepa.training import frozen
 from ijepa.training.checkpoint import list_checkpoints
 from tests.training.ranks import run, run_jobs
 from tests.training.test_distributed import parameters, recipe, rows
@@ -101,6 +103,25 @@ def test_recomputing_changes_no_bit(runs, name):
 def test_compiled_blocks_compute_the_same(runs):
     """And are compiled in the first steps alone: `warm` in the job has counted that on every rank."""
     assert gap(runs / "compiled", runs / "plain") < 1e-6
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_rows_that_ranks_do_not_share_evenly_are_gathered_whole(ranks, monkeypatch):
+    whole, parts = torch.arange(1, 33, dtype=torch.uint8).view(8, 4), []
+
+    def gather(rows, part, group, async_op):
+        parts.append(part)
+        if len(parts) == ranks:
+            rows.copy_(torch.cat(parts))
+
+    monkeypatch.setattr(frozen, "_GATHER", gather)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: ranks)
+    each = -(-8 // ranks)
+    for rank in range(ranks):
+        out = torch.zeros_like(whole)
+        _, held, rows = frozen._gather(out, whole[rank * each : (rank + 1) * each], None)
+        assert held is out
+    assert torch.equal(rows[:8], whole) and (rows is out) == (8 % ranks == 0)
 
 
 def test_the_mission_starts_as_it_is_written(runs):

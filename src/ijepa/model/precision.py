@@ -8,8 +8,9 @@ step, so its layers are our own: they keep a float8 copy of their weights, cast 
 every forward pass, as torchao would.
 
 Parameters stay float32, the same objects under the same names: optimiser, average and checkpoints see nothing of it.
-Convert after `.to(device)`, or on the meta device, before anything is recomputed, compiled or sharded. The units want widths, and for the weights' gradient the number of tokens, to be
-multiples of 16 (`TOKENS`): layers of other widths are left alone, tokens are padded by the packer's budget.
+Convert after `.to(device)`, or on the meta device, before anything is recomputed, compiled or sharded. The units want
+widths, and for the weights' gradient the number of tokens, to be multiples of 16 (`TOKENS`): layers of other widths are
+left alone, tokens are padded by the packer's budget.
 """
 
 import importlib.util

@@ -32,6 +32,7 @@ def shard_frozen(encoder: VisionTransformer, mesh: Any) -> set[nn.Parameter]:
     layers = frozen_layers(encoder)
     if not layers:
         return set()
+    cut: set[nn.Parameter] = set()
     placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     for layer in layers:
         weight = layer.weight
@@ -39,26 +40,26 @@ def shard_frozen(encoder: VisionTransformer, mesh: Any) -> set[nn.Parameter]:
         own = weight.new_empty(stop - start, *weight.shape[1:])
         whole = DTensor.from_local(own, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
         layer.weight = nn.Parameter(whole, requires_grad=False)
+        cut.add(layer.weight)
     group = mesh.get_group(mesh.ndim - 1)
     # Before the encoder's own hook, which then finds nothing to cast.
     encoder.register_forward_pre_hook(lambda module, arguments: gather_float8(layers, group), prepend=True)
-    return {layer.weight for layer in layers}
+    return cut
 
 
 @torch.no_grad()
 def gather_float8(layers: list[FrozenLinear], group: Any) -> None:
-    """Cast anew the weights that have moved since the last time, on every rank its rows, and gather them in `group`."""
-    moved = [layer for layer in layers if layer.moved]
-    if not moved:
+    """If weights have moved since the last time, cast on every rank its rows of all, and gather them in `group`."""
+    if not any(layer.moved for layer in layers):
         return
-    own = [local(layer.weight) for layer in moved]
-    largest: list[Tensor | None] = [None] * len(moved)
-    if moved[0].scaling == "tensorwise":
+    own = [local(layer.weight) for layer in layers]
+    largest: list[Tensor | None] = [None] * len(layers)
+    if layers[0].scaling == "tensorwise":
         found = torch.stack([part.abs().amax() if len(part) else part.new_zeros(()) for part in own])
         dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
         largest = list(found)
     waiting = []
-    for layer, part, most in zip(moved, own, largest, strict=True):
+    for layer, part, most in zip(layers, own, largest, strict=True):
         cast, scale = to_e4m3(part, layer.scaling, most)
         waiting.append(_gather(layer.weight8.view(torch.uint8), cast.view(torch.uint8), group))
         if most is None:
@@ -73,7 +74,7 @@ def gather_float8(layers: list[FrozenLinear], group: Any) -> None:
 
 
 def _gather(out: Tensor, part: Tensor, group: Any) -> tuple[Any, Tensor, Tensor]:
-    """Begin to gather every rank's rows, all ranks but the last having as many, into `out` or into rows to be copied."""
+    """Begin to gather all ranks' rows into `out`, or where they are not as many on each, into rows to be copied."""
     ranks = dist.get_world_size(group)
     each = -(-len(out) // ranks)
     rows = out if each * ranks == len(out) else out.new_empty(each * ranks, *out.shape[1:])

@@ -73,7 +73,7 @@ def build(
             from torch._dynamo import config
 
             # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.
-            config.optimize_ddp = False  # type: ignore[attr-defined]
+            config.optimize_ddp = False
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)

@@ -15,6 +15,8 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("weights"),
         click.option("--train", required=True, help="Labelled data to fit or look up in."),
         click.option("--test", required=True, help="Data that is scored."),
+        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
+        click.option("--test-list", default=None, help="The same of --test."),
         click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
         click.option(
             "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
@@ -34,12 +36,19 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what evaluations on whole images take beside."""
+    text = "ImageNet's development kit or Kaggle's table of validation classes, if not beside the images."
+    return click.option("--devkit", default=None, help=text)(command)
+
+
 @click.group()
 def evaluate() -> None:
     """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
 
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
+@image_options
 @evaluation_options
 def evaluate_linear(**options: Any) -> None:
     """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
@@ -47,6 +56,7 @@ def evaluate_linear(**options: Any) -> None:
 
 
 @evaluate.command("knn", epilog=WEIGHTS_HELP)
+@image_options
 @evaluation_options
 def evaluate_knn(**options: Any) -> None:
     """Nearest neighbours by cosine on pooled features."""
@@ -54,6 +64,7 @@ def evaluate_knn(**options: Any) -> None:
 
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
+@click.option("--labels", default=None, help="Label map of the masks: a name or a YAML file; else the set's own.")
 @evaluation_options
 def evaluate_segmentation(**options: Any) -> None:
     """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
@@ -82,6 +93,7 @@ def _evaluate(
     which: Any,
     seed: int,
     baselines: bool,
+    **data: str | None,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
     from ijepa.evaluation.run import table
@@ -98,6 +110,7 @@ def _evaluate(
             baselines=baselines,
             output=output,
             progress=tell,
+            **data,
         )
     if first_process():
         click.echo(table(result))

@@ -6,6 +6,7 @@ an architecture knows before it has learned, and what the images give away by th
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ijepa.data.sources import open_source
+from ijepa.data.listed import refuse_overlap
+from ijepa.data.official import open_set
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
@@ -46,6 +49,10 @@ def evaluate(
     baselines: bool = True,
     output: Path | None = None,
     progress: Progress | None = None,
+    train_list: str | None = None,
+    test_list: str | None = None,
+    devkit: str | None = None,
+    labels: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result.
 
@@ -59,6 +66,9 @@ def evaluate(
         baselines: also evaluate the initial encoder and raw pixels.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
+        train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
+        devkit: where ImageNet's validation classes are, if not beside the images.
+        labels: label map of the masks, in the place of the protocol's and the sets' own.
 
     Returns:
         The result and its file.
@@ -68,18 +78,51 @@ def evaluate(
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
+    sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
         if ranks.size > 1 and kind not in _SHARED:
             raise Refused(kind, f"{ranks.size} processes do not share this evaluation", "start it without torchrun")
-        return _evaluate(kind, named, train, test, protocol, which, seed, baselines, output, progress, ranks)
+        return _evaluate(kind, named, sets, protocol, labels, which, seed, baselines, output, progress, ranks)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Both sets as they were named."""
+
+    train: str
+    test: str
+    train_list: str | None
+    test_list: str | None
+    devkit: str | None
+
+    def open(self, *, labelled: bool) -> tuple[Source, Source]:
+        """Return train and test; `labelled` where images' own classes are wanted."""
+        return (
+            open_set(
+                self.train,
+                where="--train",
+                split="train",
+                listed=self.train_list,
+                devkit=self.devkit,
+                labelled=labelled,
+            ),
+            open_set(
+                self.test, where="--test", split="val", listed=self.test_list, devkit=self.devkit, labelled=labelled
+            ),
+        )
+
+    def noted(self) -> dict[str, dict[str, str]]:
+        """Return what a result says of where each set came from."""
+        named = (("train", self.train, self.train_list), ("test", self.test, self.test_list))
+        return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
 
 
 def _evaluate(
     kind: str,
     named: Mapping[str, str],
-    train: str,
-    test: str,
+    sets: _Sets,
     protocol: str | None,
+    labels: str | None,
     which: Which,
     seed: int,
     baselines: bool,
@@ -88,6 +131,8 @@ def _evaluate(
     ranks: Ranks,
 ) -> tuple[dict[str, Any], Path]:
     chosen = load_protocol(kind, protocol)
+    if labels is not None:
+        chosen = chosen.model_copy(update={"labels": labels})
     first = resolve_weights(next(iter(named.values())))
     folder = output or (first.run / "evaluations" if first.run else Path())
     _check_folder(folder)
@@ -96,7 +141,9 @@ def _evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+    sources = sets.open(labelled=kind != "segmentation")
+    if getattr(chosen, "level", None) != 0:  # level 0 looks at one set alone
+        refuse_overlap(*sources)
     shared: dict[str, Any] = {"ranks": ranks} if kind in _SHARED else {}
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
@@ -114,7 +161,8 @@ def _evaluate(
     modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+    for role, noted in sets.noted().items():
+        result["data"][role] |= noted
     file = folder / f"{kind}-{chosen.name}.json"
     if ranks.rank:
         return result, file

@@ -50,6 +50,7 @@ def pretrain(
         return
     if loaded.data.path is None:
         raise Refused("data.path", "no data given", "add --data.path with images or tar shards")
+    from ijepa.interop.continuing import beginning
     from ijepa.training.loop import pretrain as run
     from ijepa.training.profiling import Window
 
@@ -58,7 +59,17 @@ def pretrain(
     callback = _diagnosis(loaded, source, diagnose_every)
     info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
-    run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info, profile=window)
+    begun = beginning(loaded)
+    run(
+        loaded,
+        source,
+        folder,
+        resume=resume == "auto",
+        callbacks=callback,
+        info={**info, **({"init": begun.label} if begun else {})},
+        profile=window,
+        initial=begun.tensors if begun else None,
+    )
     if first_process():
         click.echo(f"done: {folder}")
 

@@ -7,7 +7,7 @@ the device, to the monitor.
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from ijepa.training.run import Run, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
+from ijepa.training.shards import place
 from ijepa.training.steady import Feed, collecting
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
@@ -85,10 +86,12 @@ def pretrain(
     quiet: bool = False,
     info: dict[str, Any] | None = None,
     profile: Window | None = None,
+    initial: Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> IJEPA:
     """Pretrain by a recipe on a data set into a run's folder; go on from its last checkpoint, if it has one.
 
-    `info` is written into `run.json`; the steps of `profile` are traced into RUN/profile.
+    `info` is written into `run.json`; the steps of `profile` are traced into RUN/profile. A new run begins with the
+    weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
         Refused: before anything is written: a folder with another run, a recipe this machine cannot follow.
@@ -111,6 +114,8 @@ def pretrain(
         start = int(state["step"])
         # What was counted before is rank 0's to carry on.
         counts = Counts(**state["counts"]) if world.rank == 0 else counts
+    elif initial:
+        all_or_none(world, lambda: place(model, initial))
 
     def begin() -> None:
         if not exists:

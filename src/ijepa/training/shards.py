@@ -4,9 +4,11 @@ torch's `DTensor` takes most of a second to import, so a run on one process does
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -47,3 +49,13 @@ def as_sharded(part: Tensor, like: Tensor, mesh: Any = None) -> Tensor:
     return DTensor.from_local(
         part, mesh or whole.device_mesh, whole.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+@torch.no_grad()
+def place(model: nn.Module, values: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Copy this rank's rows of each value into the tensor of that name in `model`, in place."""
+    tensors = model.state_dict()
+    for name, make in values.items():
+        begin, end = rows_of(tensors[name])
+        value = make()
+        local(tensors[name]).copy_(value[begin:end] if value.ndim else value)

@@ -70,6 +70,10 @@ class TestAllMethods:
         (row,) = evaluate(pairs, protocol(base), Noise())["rows"]
         assert row["pixel_accuracy"] == pytest.approx(0.25, abs=0.08)
         assert row["miou"] == pytest.approx(1 / 7, abs=0.05)
+        low, high = row["ci"]
+        assert low <= row["miou"] <= high
+        if base is not KMEANS:  # clusters are named by the truth, which lifts chance
+            assert low <= 1 / 7 <= high
 
     def test_two_runs_are_equal_but_for_seconds(self, pairs: Any, base: dict[str, Any]) -> None:
         first, second = (evaluate(pairs, protocol(base)) for _ in range(2))

@@ -133,7 +133,7 @@ def _head(result: dict[str, Any], figure: str) -> list[str]:
 
 def _shown(row: dict[str, Any], figure: str) -> str:
     text = f"{100 * row[figure]:.2f}"
-    if figure == "top1" and "ci" in row:
+    if figure in ("top1", "miou") and "ci" in row:
         low, high = row["ci"]
         text += f" ({100 * low:.1f} to {100 * high:.1f})"
     return text

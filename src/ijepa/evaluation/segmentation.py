@@ -19,6 +19,7 @@ from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, patch_features
 from ijepa.evaluation.bank import PatchBank, hold_out
+from ijepa.evaluation.bootstrap import miou_interval
 from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, require_extra, scored
 from ijepa.evaluation.confusion import Confusion
 from ijepa.evaluation.features import Encoder, Progress
@@ -54,8 +55,8 @@ def evaluate_segmentation(
 
     Returns:
         `{"kind", "level", "protocol", "seed", "data", "chance", "rows", "versions", "seconds"}`, a row an encoder with
-        `miou`, `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a class is not there) and the method's
-        own. `chance` is the mIoU of giving every pixel the commonest class.
+        `miou`, `ci` (its 95 % interval, `bootstrap`), `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a
+        class is not there) and the method's own. `chance` is the mIoU of giving every pixel the commonest class.
 
     Raises:
         Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide,
@@ -125,7 +126,7 @@ def _by_retrieval(
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
         confusion.add(masks, bank.masks(patches, k, distance))
     row = {
-        **_scores([confusion]),
+        **_scores([confusion], seed),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
@@ -155,7 +156,7 @@ def _by_clusters(
             )
             found.append(scored(assigned.reshape(-1, side, side), masks, classes, match))
     row = {
-        **_scores(exact),
+        **_scores(exact, seed),
         "miou_overclustered": float(np.mean([confusion.miou for confusion in over])),
         "seeds": [confusion.miou for confusion in exact],
         "features": {"patches": len(components), "bytes": features.nbytes},
@@ -175,7 +176,7 @@ def _by_soft_retrieval(
     confusion = Confusion(classes.count, classes.ignore)
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
         confusion.add(masks, bank.masks(patches, protocol.image_size))
-    return {**_scores([confusion]), "bank": {"patches": len(bank), "bytes": bank.nbytes}}, confusion
+    return {**_scores([confusion], seed), "bank": {"patches": len(bank), "bytes": bank.nbytes}}, confusion
 
 
 def _by_layer(
@@ -190,7 +191,7 @@ def _by_layer(
     confusion = Confusion(classes.count, classes.ignore)
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
         confusion.add(masks, layer.masks(patches, protocol.image_size))
-    return _scores([confusion]), confusion
+    return _scores([confusion], seed), confusion
 
 
 _METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
@@ -201,12 +202,13 @@ _METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
 }
 
 
-def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
-    """Return the mean scores of one or more runs."""
+def _scores(confusions: Sequence[Confusion], seed: int) -> dict[str, Any]:
+    """Return the mean scores of one or more runs over the same images, and the interval of the mean mIoU."""
     iou = np.stack([confusion.iou for confusion in confusions], axis=1)  # (classes, runs)
     per_class = [float(runs[~np.isnan(runs)].mean()) if not np.isnan(runs).all() else None for runs in iou]
     return {
         "miou": float(np.mean([confusion.miou for confusion in confusions])),
+        "ci": list(miou_interval(confusions, seed=seed)),
         "miou_absent_zero": float(np.mean([confusion.miou_absent_zero for confusion in confusions])),
         "pixel_accuracy": float(np.mean([confusion.pixel_accuracy for confusion in confusions])),
         "per_class": per_class,

@@ -152,7 +152,7 @@ def _rows(rows: list[dict[str, Any]]) -> str:
         cells = [escape(row["encoder"])]
         for key in keys:
             cell = "–" if key not in row else percent(row[key], 2) if key in _SHARES else number(row[key])
-            if key == "top1" and "ci" in row:
+            if key in ("top1", "miou") and "ci" in row:
                 cell += f"<small>{percent(row['ci'][0])} to {percent(row['ci'][1])}</small>"
             cells.append(cell)
         body.append([*cells, escape(_settings(row))])
@@ -181,7 +181,7 @@ def _told(result: Result) -> str:
     if values.get("level") is not None:
         told.append(f"{_LEVELS.get(values['level'], 'Level ' + str(values['level']))}.")
     if any("ci" in row for row in result.rows):
-        told.append("Below top-1 its 95 % interval over test images.")
+        told.append(f"Below {_SHARES[MAIN[result.kind]]} its 95 % interval over test images.")
     if values.get("chance") is not None:
         told.append(f"Chance, the share of the commonest class: {percent(values['chance'])}.")
     sets = [

@@ -31,7 +31,7 @@ class Confusion:
         self._of_images: list[npt.NDArray[np.int32]] = []
 
     def add(self, truth: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer]) -> None:
-        """Count pixels of images (B, H, W) or of one (H, W); both arrays have the same shape, predictions are below C."""
+        """Count pixels of images (B, H, W) or of one (H, W), predictions below C."""
         images = (truth, prediction) if truth.ndim == 3 else (truth[None], prediction[None])
         for true, predicted in zip(*images, strict=True):
             counts = tabulate(true, predicted, self.counts.shape, self.ignore)

@@ -112,6 +112,7 @@ def _by_retrieval(
         patches=rule.bank_patches,
         batch=protocol.batch,
         seed=seed,
+        rule=rule,
     )
     tried = {(k, d): Confusion(classes.count, classes.ignore) for d in rule.distances for k in rule.neighbours}
     for patches, masks in patch_features(encoder, chosen_on, classes, protocol.batch):
@@ -122,15 +123,16 @@ def _by_retrieval(
                 tried[k, distance].add(masks, whole_masks(voted, encoder.patch_size).numpy())
     k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals
     bank.extend(chosen_on)
-    confusion = Confusion(classes.count, classes.ignore)
+    confusion, recall = Confusion(classes.count, classes.ignore), None
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        recall = bank.recall(patches, k, distance) if recall is None else recall
         confusion.add(masks, bank.masks(patches, k, distance))
     row = {
         **_scores([confusion], seed),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
-        "bank": {"patches": len(bank), "bytes": bank.nbytes},
+        "bank": {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})},
     }
     return row, confusion
 
@@ -173,10 +175,12 @@ def _by_soft_retrieval(
     seed: int,
 ) -> tuple[dict[str, Any], Confusion]:
     bank = SoftBank(encoder, support, classes, protocol.hummingbird, batch=protocol.batch, seed=seed)
-    confusion = Confusion(classes.count, classes.ignore)
+    confusion, recall = Confusion(classes.count, classes.ignore), None
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        recall = bank.recall(patches) if recall is None else recall
         confusion.add(masks, bank.masks(patches, protocol.image_size))
-    return {**_scores([confusion], seed), "bank": {"patches": len(bank), "bytes": bank.nbytes}}, confusion
+    bank_row = {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})}
+    return {**_scores([confusion], seed), "bank": bank_row}, confusion
 
 
 def _by_layer(

@@ -25,7 +25,18 @@ class Clustering(Section):
     """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
 
 
-class Retrieval(Section):
+class Searched(Section):
+    """How a bank is searched."""
+
+    search: Literal["exact", "inverted"] = "exact"
+    """exact looks at the whole bank; inverted at a few of its lists, and the result states the recall."""
+    lists: int | None = Field(None, ge=1)
+    """Lists of the inverted index; about the square root of the bank's patches if null."""
+    probes: int = Field(32, ge=1)
+    """Lists that a query looks through."""
+
+
+class Retrieval(Searched):
     """Level 1: nearest neighbours in a bank of labelled patches."""
 
     neighbours: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
@@ -38,7 +49,7 @@ class Retrieval(Section):
     """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
 
 
-class SoftRetrieval(Section):
+class SoftRetrieval(Searched):
     """Level 1: nearest neighbours with soft labels, as in Hummingbird."""
 
     neighbours: int = Field(30, ge=1)

@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -148,7 +148,7 @@ def extract(
         stem = f"features-{name[:32]}"
         for file in sorted(cache.glob(f"{stem}-*.safetensors")):
             if int(file.stem.rpartition("-")[2]) >= last:
-                return FeatureSet(_load(file)[:, -last:], y)
+                return FeatureSet(_load(file, last), y)
     features, done = torch.empty(0), 0
     for pixels in pixel_batches(source, chosen, central_view(image_size, crop_fraction), batch_size):
         x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
@@ -234,9 +234,11 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(file: Path) -> Tensor:
+def _load(file: Path, last: int) -> Tensor:
+    """Return the last blocks alone: a view of all of them would hold the rest in memory, too."""
     try:
-        return load_file(file)["x"]
+        with safe_open(file, "pt") as stored:
+            return stored.get_slice("x")[:, -last:]
     except (OSError, SafetensorError, KeyError) as error:
         raise Failed(f"{file}: cached features cannot be read ({error}); delete the file") from error
 

@@ -46,9 +46,7 @@ class AdamW:
         self._steps += 1
         beta1, beta2 = self.betas
         kept, factor = 1 - rate * self.decay, rate / (1 - beta1**self._steps)
-        for place, (whole, wholly, moments) in enumerate(
-            zip(self.parameters, gradients, self._moments, strict=True)
-        ):
+        for place, (whole, wholly, moments) in enumerate(zip(self.parameters, gradients, self._moments, strict=True)):
             for values, gradient, mean, square in slabs(whole, wholly, *moments):
                 if place == 0:
                     values.mul_(kept)

@@ -1,4 +1,4 @@
-"""The interval of a mean IoU: percentile bootstrap over test images.
+"""Intervals of a mean IoU, and of a mean: percentile bootstrap over test images.
 
 An image is the unit that is drawn: pixels of one image are no independent witnesses. IoU over a data set needs of each
 image three counts a class, not its whole confusion matrix: hits, true pixels, predicted pixels. So an interval takes
@@ -43,6 +43,15 @@ def miou_interval(
         hit, true, predicted = (weights @ flat).reshape(-1, runs, *counts.shape[2:]).transpose(2, 0, 1, 3)
         found.append(_means(iou_of(hit, true, predicted, confusions[0].scored)).mean(axis=1))
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return the interval of a mean over images, or whatever is drawn independently."""
+    means = times_drawn(np.arange(resamples), len(values), seed) @ np.asarray(values, dtype=np.float64) / len(values)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

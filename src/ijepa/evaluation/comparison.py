@@ -26,7 +26,7 @@ from ijepa.errors import Refused
 from ijepa.evaluation.protocol import KINDS
 from ijepa.files import read_json
 
-FIGURES = {"top1": "top-1", "miou": "mIoU", "miou_overclustered": "mIoU, overclustered"}
+FIGURES = {"top1": "top-1", "miou": "mIoU", "miou_overclustered": "mIoU, overclustered", "corloc": "CorLoc"}
 """Keys of rows that are compared, by what the table calls them."""
 
 

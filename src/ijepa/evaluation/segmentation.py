@@ -1,7 +1,8 @@
-"""Segmentation of a labelled set by frozen patch features: four methods, one form of result.
+"""Segmentation of a labelled set by frozen patch features: five methods, one form of result.
 
 Every encoder meets the same images, the same masks, the same held-out part and the same clusters' seeds. Results say
-their level: 0 where labels only score (`clustering`), 1 where a labelled support set is looked up (`retrieval`,
+their level: 0 where labels only score (`clustering`, and
+`tokencut`, for which all classes are one foreground), 1 where a labelled support set is looked up (`retrieval`,
 `hummingbird`), 2 where a linear layer is trained on it (`linear_segmentation`). The memory is what the features take:
 of all test patches at level 0, of the bank at level 1; both are in the result.
 """
@@ -29,6 +30,7 @@ from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.result import versions
 from ijepa.evaluation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.evaluation.tokencut import cut_set
 from ijepa.randomness import Stream, words
 
 
@@ -67,7 +69,7 @@ def evaluate_segmentation(
     _check(encoders, train, test, protocol)
     sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
     classes = find_classes(sets, protocol.classes, protocol.ignore)
-    mask_size = protocol.kmeans.mask_size if protocol.level == 0 else protocol.image_size
+    mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
     samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed)
     support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed)
     rows, confusion = [], Confusion(classes.count, classes.ignore)
@@ -84,7 +86,7 @@ def evaluate_segmentation(
         "data": {
             "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
             "test": {"n": len(samples), "fingerprint": test.fingerprint},
-            "classes": list(classes.names),
+            "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
         },
         "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,
@@ -198,8 +200,21 @@ def _by_layer(
     return _scores([confusion], seed), confusion
 
 
+def _by_cut(
+    encoder: Encoder,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
+) -> tuple[dict[str, Any], Confusion]:
+    found = cut_set(encoder, samples, classes, protocol.tokencut, protocol.batch)
+    return {**_scores([found.confusion], seed), **found.row(seed)}, found.confusion
+
+
 _METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
     "kmeans": _by_clusters,
+    "tokencut": _by_cut,
     "retrieval": _by_retrieval,
     "hummingbird": _by_soft_retrieval,
     "linear": _by_layer,

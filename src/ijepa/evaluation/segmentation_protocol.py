@@ -77,6 +77,15 @@ class LinearHead(Section):
     """How often a channel of an image is left out in training."""
 
 
+class TokenCut(Section):
+    """Level 0: one object an image, cut out by the similarity of its patches."""
+
+    tau: float = Field(0.2, ge=-1, lt=1)
+    """Cosine above which two patches are joined."""
+    eps: float = Field(1e-5, gt=0)
+    """Weight between patches that are not."""
+
+
 class SegmentationProtocol(Section):
     """One protocol of segmentation by frozen features."""
 
@@ -84,8 +93,8 @@ class SegmentationProtocol(Section):
     """What results call it."""
     description: str = ""
     """One line."""
-    method: Literal["kmeans", "retrieval", "hummingbird", "linear"]
-    """Which of the four; only the section of that name counts."""
+    method: Literal["kmeans", "tokencut", "retrieval", "hummingbird", "linear"]
+    """Which of the five; only the section of that name counts."""
     image_size: int = Field(ge=1)
     """Side in pixels to which whole images are resized."""
     classes: int | None = Field(None, ge=2)
@@ -99,6 +108,7 @@ class SegmentationProtocol(Section):
     batch: int = Field(32, ge=1)
     """Images a forward pass."""
     kmeans: Clustering = Clustering()
+    tokencut: TokenCut = TokenCut()
     retrieval: Retrieval = Retrieval()
     hummingbird: SoftRetrieval = SoftRetrieval()
     linear: LinearHead = LinearHead()
@@ -106,9 +116,9 @@ class SegmentationProtocol(Section):
     @property
     def level(self) -> int:
         """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained, 2 a trained layer."""
-        return {"kmeans": 0, "linear": 2}.get(self.method, 1)
+        return {"kmeans": 0, "tokencut": 0, "linear": 2}.get(self.method, 1)
 
     @property
     def others(self) -> set[str]:
         """The sections that do not count."""
-        return {"kmeans", "retrieval", "hummingbird", "linear"} - {self.method}
+        return {"kmeans", "tokencut", "retrieval", "hummingbird", "linear"} - {self.method}

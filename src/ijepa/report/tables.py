@@ -24,6 +24,8 @@ _SHARES = {
     "miou_overclustered": "mIoU, overclustered",
     "miou_held_out": "mIoU, held out",
     "pixel_accuracy": "pixel accuracy",
+    "corloc": "CorLoc",
+    "iou_images": "foreground IoU, mean of images",
 }
 """Keys of rows that are shares, by what a table calls them."""
 
@@ -163,7 +165,7 @@ def _settings(row: Mapping[str, Any]) -> str:
     """Return what a row holds besides its figures: chosen settings, and accuracies by k."""
     told = []
     for key, value in row.items():
-        if key in ("encoder", "ci", "per_class", "seeds") or isinstance(value, float):
+        if key in ("encoder", "ci", "corloc_ci", "iou_images_ci", "per_class", "seeds") or isinstance(value, float):
             continue
         if key == "top1_by_k":
             told.append("top-1 by k " + ", ".join(f"{k}: {percent(share)}" for k, share in value.items()))

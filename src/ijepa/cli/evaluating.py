@@ -10,11 +10,19 @@ from ijepa.cli.options import WEIGHTS_HELP, debug_option, open_images, telling
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation on two labelled sets takes."""
+    for option in (
+        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--train", required=True, help="Labelled data to fit or look up in."),
+    ):
+        command = option(command)
+    return common_options(command)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation takes."""
     options = (
         click.argument("weights"),
-        click.option("--train", required=True, help="Labelled data to fit or look up in."),
-        click.option("--test", required=True, help="Data that is scored."),
         click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
         click.option(
             "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
@@ -58,6 +66,20 @@ def evaluate_knn(**options: Any) -> None:
 def evaluate_segmentation(**options: Any) -> None:
     """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
     _evaluate("segmentation", **options)
+
+
+@evaluate.command("propagation", epilog=WEIGHTS_HELP)
+@click.option("--data", required=True, help="Labelled videos: a DAVIS tree, or images/NAME/* and masks/NAME/*.")
+@common_options
+def evaluate_propagation(data: str, **options: Any) -> None:
+    """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
+    from ijepa.evaluation.run import evaluate_videos as run
+    from ijepa.evaluation.run import table
+
+    with telling() as tell:
+        result, file = run(options.pop("weights"), data, progress=tell, **options)
+    click.echo(table(result))
+    click.echo(f"result: {file}")
 
 
 @evaluate.command("compare")

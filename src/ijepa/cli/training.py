@@ -28,7 +28,7 @@ from ijepa.recipe import Recipe, presets
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; 0: only at the start and the end.",
+    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; 0: only at start and end.",
 )
 @click.option(
     "--diagnose-data",

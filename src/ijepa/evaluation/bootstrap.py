@@ -47,10 +47,23 @@ def miou_interval(
 
 
 def mean_interval(
-    values: Sequence[float], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    sums: Sequence[float],
+    *,
+    seed: int,
+    counts: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Return the interval of a mean over images, or whatever is drawn independently."""
-    means = times_drawn(np.arange(resamples), len(values), seed) @ np.asarray(values, dtype=np.float64) / len(values)
+    """Return the interval of a mean over what is drawn independently.
+
+    Args:
+        sums: a value of each image, or the sum of several of each video.
+        seed: of the draw.
+        counts: how many values are in each sum; one if None.
+        resamples, level: as in `miou_interval`.
+    """
+    drawn = times_drawn(np.arange(resamples), len(sums), seed)
+    means = drawn @ np.asarray(sums, dtype=np.float64) / (drawn @ np.asarray(counts or np.ones(len(sums))))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -6,6 +6,7 @@ an architecture knows before it has learned, and what the images give away by th
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import nn
 
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, segmentation
+from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.result import commit
+from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
@@ -63,6 +65,51 @@ def evaluate(
         Refused: one line, before anything is written.
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
+    task = _prepare(kind, weights, protocol, which, baselines, output)
+    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+    cache = task.folder / ".features"
+    result = _RUNNERS[kind](task.encoders, *sources, task.protocol, seed=seed, cache=cache, progress=progress)
+    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+    return _saved(kind, task, result)
+
+
+def evaluate_videos(
+    weights: str | Mapping[str, str],
+    data: str,
+    *,
+    protocol: str | None = None,
+    which: Which = "target",
+    seed: int = 0,
+    baselines: bool = True,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
+    task = _prepare("propagation", weights, protocol, which, baselines, output)
+    videos = find_videos(Path(data))
+    result = propagation.evaluate_propagation(task.encoders, videos, task.protocol, seed=seed, progress=progress)
+    result["data"]["test"]["path"] = data
+    return _saved("propagation", task, result)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is evaluated by which protocol, and where the result goes."""
+
+    weights: Mapping[str, str]
+    protocol: Any
+    folder: Path
+    encoders: dict[str, Encoder]
+
+
+def _prepare(
+    kind: str,
+    weights: str | Mapping[str, str],
+    protocol: str | None,
+    which: Which,
+    baselines: bool,
+    output: Path | None,
+) -> _Task:
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
     first = resolve_weights(next(iter(named.values())))
@@ -73,16 +120,18 @@ def evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
-    result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
-    result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
-    modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+    return _Task(named, chosen, folder, encoders)
+
+
+def _saved(kind: str, task: _Task, result: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Add to a result what tells the weights apart, and write it."""
+    result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
+    modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
-    file = folder / f"{kind}-{chosen.name}.json"
+    file = task.folder / f"{kind}-{task.protocol.name}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        task.folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error

@@ -25,6 +25,11 @@ _SHARES = {
     "miou_held_out": "mIoU, held out",
     "pixel_accuracy": "pixel accuracy",
     "corloc": "CorLoc",
+    "jf": "J&F",
+    "j": "J",
+    "f": "F",
+    "j_recall": "J, recall",
+    "f_recall": "F, recall",
     "iou_images": "foreground IoU, mean of images",
 }
 """Keys of rows that are shares, by what a table calls them."""
@@ -154,7 +159,7 @@ def _rows(rows: list[dict[str, Any]]) -> str:
         cells = [escape(row["encoder"])]
         for key in keys:
             cell = "–" if key not in row else percent(row[key], 2) if key in _SHARES else number(row[key])
-            if key in ("top1", "miou") and "ci" in row:
+            if key in MAIN.values() and "ci" in row:
                 cell += f"<small>{percent(row['ci'][0])} to {percent(row['ci'][1])}</small>"
             cells.append(cell)
         body.append([*cells, escape(_settings(row))])

@@ -1,5 +1,6 @@
 """`ijepa evaluate`, `diagnose` and `report`: how good an encoder is, and what it looks like."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,12 @@ def evaluate_segmentation(**options: Any) -> None:
 @common_options
 def evaluate_propagation(data: str, **options: Any) -> None:
     """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
+    from ijepa.evaluation.ranks import joined
     from ijepa.evaluation.run import evaluate_videos as run
-    from ijepa.evaluation.run import table
 
-    with telling() as tell:
+    with joined(), telling() as tell:
         result, file = run(options.pop("weights"), data, progress=tell, **options)
-    click.echo(table(result))
-    click.echo(f"result: {file}")
+    _show(result, file)
 
 
 @evaluate.command("compare")
@@ -105,10 +105,10 @@ def _evaluate(
     seed: int,
     baselines: bool,
 ) -> None:
+    from ijepa.evaluation.ranks import joined
     from ijepa.evaluation.run import evaluate as run
-    from ijepa.evaluation.run import table
 
-    with telling() as tell:
+    with joined(), telling() as tell:
         result, file = run(
             kind,
             weights,
@@ -121,8 +121,16 @@ def _evaluate(
             output=output,
             progress=tell,
         )
-    click.echo(table(result))
-    click.echo(f"result: {file}")
+    _show(result, file)
+
+
+def _show(result: dict[str, Any], file: Path) -> None:
+    """Print a result; of several ranks, the first does."""
+    from ijepa.evaluation.run import table
+
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(table(result))
+        click.echo(f"result: {file}")
 
 
 @click.command(epilog=WEIGHTS_HELP)

@@ -5,8 +5,8 @@ its nearest pixel: a class index must never be interpolated. Every mask is check
 number of classes as it is read, so that a wrong set ends in one line and not in a wrong number.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from ijepa.data.crop import Box, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
+from ijepa.evaluation import ranks
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import Indices, encoded
 
@@ -72,9 +73,16 @@ class Annotated:
 def patch_features(
     encoder: Encoder, samples: Annotated, classes: Classes, batch: int
 ) -> Iterator[tuple[Tensor, Labels]]:
-    """Yield patch features (B, N, D) float32 and masks (B, M, M). Raises as `Annotated.batches`."""
-    for pixels, masks in samples.batches(batch, classes):
-        yield encoded(encoder, pixels), masks
+    """Yield patch features (B, N, D) float32 and masks (B, M, M); ranks share it. Raises as `Annotated.batches`."""
+
+    def make(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        for number in numbers:
+            some = replace(samples, indices=samples.indices[number * batch : (number + 1) * batch])
+            for pixels, masks in some.batches(batch, classes):
+                yield encoded(encoder, pixels), torch.from_numpy(masks)
+
+    for patches, masks in ranks.dealt(-(-len(samples) // batch), make):
+        yield patches, masks.numpy()
 
 
 def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:

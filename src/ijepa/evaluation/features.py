@@ -13,10 +13,9 @@ An encoder whose patches' mean would mean nothing says itself what its image fea
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +31,7 @@ from ijepa.data.crop import center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
 from ijepa.errors import Failed
+from ijepa.evaluation import ranks
 from ijepa.model.vision_transformer import patchify
 
 Progress = Callable[[str], None]
@@ -146,12 +146,15 @@ def extract(
         setting = (FORMAT, image_size, crop_fraction, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
-        for file in sorted(cache.glob(f"{stem}-*.safetensors")):
-            if int(file.stem.rpartition("-")[2]) >= last:
-                return FeatureSet(_load(file, last), y)
+        there = ranks.from_first(lambda: _cached(cache, stem, last))
+        if there is not None:
+            return FeatureSet(_load(there, last), y)
     features, done = torch.empty(0), 0
-    for pixels in pixel_batches(source, chosen, central_view(image_size, crop_fraction), batch_size):
-        x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
+
+    def encode(pixels: Tensor) -> Tensor:
+        return image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
+
+    for x in encoded_batches(source, chosen, central_view(image_size, crop_fraction), batch_size, encode):
         if not done:  # one block of memory: at the end, all parts beside their sum would take it twice
             features = torch.empty(len(chosen), *x.shape[1:], dtype=torch.float16)
         if not bool(x.isfinite().all()):
@@ -161,7 +164,7 @@ def extract(
         features[before:done] = x
         if progress is not None and 10 * before // len(chosen) < 10 * done // len(chosen):
             progress(f"{label}: features of {done} of {len(chosen)} images")
-    if cache is not None and stem:
+    if cache is not None and stem and ranks.rank() == 0:
         _save(cache / f"{stem}-{last}.safetensors", features)
     return FeatureSet(features, y)
 
@@ -204,8 +207,28 @@ def central_view(size: tuple[int, int], fraction: float) -> View:
     return view
 
 
-def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> Iterator[Tensor]:
+def encoded_batches(
+    source: Source, indices: Indices, view: View, batch: int, encode: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """Yield what `encode` makes of views of images, `batch` at a time in order; ranks share the work.
+
+    Raises:
+        Failed: an image cannot be decoded; the line names it.
+    """
+
+    def make(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        return ((encode(pixels),) for pixels in pixel_batches(source, indices, view, batch, numbers))
+
+    for (x,) in ranks.dealt(-(-len(indices) // batch), make):
+        yield x
+
+
+def pixel_batches(
+    source: Source, indices: Indices, view: View, batch: int, numbers: Iterable[int] | None = None
+) -> Iterator[Tensor]:
     """Yield pixels (B, 3, h, w) uint8 of views of images; while one batch is used, threads decode the next.
+
+    `numbers` are those of the batches that are wanted, all if None.
 
     Raises:
         Failed: an image cannot be decoded; the line names it.
@@ -219,12 +242,13 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
         return view(image, place)
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
-    starts = [*range(0, len(indices), batch), len(indices)]
+    wanted = range(-(-len(indices) // batch)) if numbers is None else numbers
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
         waiting: list[Future[Tensor]] = []
         try:
-            for start, stop in pairwise(starts):
-                ahead = [pool.submit(pixels_of, source[int(indices[place])], place) for place in range(start, stop)]
+            for number in wanted:
+                places = range(number * batch, min((number + 1) * batch, len(indices)))
+                ahead = [pool.submit(pixels_of, source[int(indices[place])], place) for place in places]
                 if waiting:
                     yield torch.stack([future.result() for future in waiting])
                 waiting = ahead
@@ -232,6 +256,12 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
                 yield torch.stack([future.result() for future in waiting])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cached(cache: Path, stem: str, last: int) -> Path | None:
+    """Return the cached file that holds at least the last blocks."""
+    files = sorted(cache.glob(f"{stem}-*.safetensors"))
+    return next((file for file in files if int(file.stem.rpartition("-")[2]) >= last), None)
 
 
 def _load(file: Path, last: int) -> Tensor:

@@ -13,7 +13,8 @@ all objects. The interval draws whole videos. Scores of a frame go through (QUER
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from ijepa.data.crop import Box, crop_resize
 from ijepa.errors import Refused
+from ijepa.evaluation import ranks
 from ijepa.evaluation.bootstrap import mean_interval
 from ijepa.evaluation.clustering import require_extra
 from ijepa.evaluation.contours import contour, region
@@ -63,11 +65,12 @@ def evaluate_propagation(
     require_extra()
     rows = []
     for name, encoder in encoders.items():
-        scores = []
-        for number, video in enumerate(videos):
+        made = ranks.dealt(len(videos), partial(_followed, encoder, videos, protocol))
+        scores: list[Scores] = []
+        for (pairs,) in made:
+            scores.append([(float(j), float(f)) for j, f in pairs])
             if progress is not None:
-                progress(f"propagation: {name}, video {number + 1} of {len(videos)}")
-            scores.append(score(video, carry(encoder, video, protocol)))
+                progress(f"propagation: {name}, {len(scores)} of {len(videos)} videos")
         rows.append({"encoder": name, **_row(scores, seed)})
     still = [score(video, [_first(video)] * len(video.frames)) for video in videos]
     return {
@@ -81,6 +84,15 @@ def evaluate_propagation(
         "versions": versions(),
         "seconds": round(time.perf_counter() - begun, 2),
     }
+
+
+def _followed(
+    encoder: Encoder, videos: tuple[Video, ...], protocol: PropagationProtocol, numbers: Iterable[int]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield J and F (objects, 2) of videos."""
+    for number in numbers:
+        pairs = score(videos[number], carry(encoder, videos[number], protocol))
+        yield (torch.tensor(pairs, dtype=torch.float64),)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ place in the endless sequence that the heads walk through, so that an image's vi
 same in every run. The backbone goes over a view once, however many heads read it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,12 +20,14 @@ from torch import Tensor
 from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
 from ijepa.errors import Failed
 from ijepa.evaluation.classification import Origin, Split
-from ijepa.evaluation.features import Indices, View, central_view, device_of, image_features, pixel_batches
+from ijepa.evaluation.features import Indices, View, central_view, device_of, encoded_batches, image_features
 from ijepa.evaluation.protocol import LinearProtocol
 from ijepa.randomness import Stream, uniform, words
 
 RATIO = (3 / 4, 4 / 3)
 FLIP = 0.5
+
+Encode = Callable[[Tensor], Tensor]
 
 Role = Literal["train", "test"]
 
@@ -77,8 +79,8 @@ class Augmented(Cached):
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
         origin = self.split.origin
-        views = self.views.random(positions, chosen)
-        return torch.cat([_finite(image_features(origin.encoder, pixels, self.last)) for pixels in views])
+        views = self.views.random(positions, chosen, lambda pixels: image_features(origin.encoder, pixels, self.last))
+        return torch.cat(list(views))
 
 
 class Tokens:
@@ -95,23 +97,24 @@ class Tokens:
     @torch.no_grad()
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
-        views = self.views.random(positions, chosen) if self.augment else self.views.central("train", chosen)
-        return torch.cat([_finite(self.origin.encoder(pixels)) for pixels in views])
+        encode = self.origin.encoder
+        if self.augment:
+            return torch.cat(list(self.views.random(positions, chosen, encode)))
+        return torch.cat(list(self.views.central("train", chosen, encode)))
 
     @torch.no_grad()
     def central(self, role: Role, places: Indices) -> Iterator[Tensor]:
         """See `Reading`."""
-        for pixels in self.views.central(role, places):
-            yield _finite(self.origin.encoder(pixels))
+        yield from self.views.central(role, places, self.origin.encoder)
 
 
 class _Views:
-    """Pixels of views, some images at a time, where the encoder lies."""
+    """What an encoder makes of views, some images at a time; float32 in main memory."""
 
     def __init__(self, origin: Origin, protocol: LinearProtocol, seed: int) -> None:
         self.origin, self.protocol, self.seed = origin, protocol, seed
 
-    def random(self, positions: Indices, chosen: Indices) -> Iterator[Tensor]:
+    def random(self, positions: Indices, chosen: Indices, encode: Encode) -> Iterator[Tensor]:
         draws = words(self.seed, Stream.CROP, positions, WORDS + 1)
         mirrored = uniform(draws[:, WORDS]) < FLIP
 
@@ -121,16 +124,22 @@ class _Views:
             pixels = crop_resize(image, box, self.origin.image_size)
             return pixels.flip(2) if mirrored[place] else pixels
 
-        return self._of("train", chosen, view)
+        return self._of("train", chosen, view, encode)
 
-    def central(self, role: Role, places: Indices) -> Iterator[Tensor]:
-        return self._of(role, places, central_view(self.origin.image_size, self.protocol.crop_fraction))
+    def central(self, role: Role, places: Indices, encode: Encode) -> Iterator[Tensor]:
+        return self._of(role, places, central_view(self.origin.image_size, self.protocol.crop_fraction), encode)
 
-    def _of(self, role: Role, places: Indices, view: View) -> Iterator[Tensor]:
+    def _of(self, role: Role, places: Indices, view: View, encode: Encode) -> Iterator[Tensor]:
         origin = self.origin
         source, used = (origin.train, origin.train_used) if role == "train" else (origin.test, origin.test_used)
-        for pixels in pixel_batches(source, used[places], view, self.protocol.forward_batch):
-            yield pixels.to(device_of(origin.encoder))
+        device = device_of(origin.encoder)
+        return encoded_batches(
+            source,
+            used[places],
+            view,
+            self.protocol.forward_batch,
+            lambda pixels: _finite(encode(pixels.to(device))),
+        )
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, propagation, segmentation
+from ijepa.evaluation import knn, linear_probe, propagation, ranks, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.result import commit
@@ -45,7 +45,7 @@ def evaluate(
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate weights by one protocol and write the result.
+    """Evaluate weights by one protocol and write the result; within `ranks.joined`, with others of a world.
 
     Args:
         kind: `linear`, `knn` or `segmentation`.
@@ -66,6 +66,7 @@ def evaluate(
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     task = _prepare(kind, weights, protocol, which, baselines, output)
+    progress = progress if ranks.rank() == 0 else None
     sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
     cache = task.folder / ".features"
     result = _RUNNERS[kind](task.encoders, *sources, task.protocol, seed=seed, cache=cache, progress=progress)
@@ -86,6 +87,7 @@ def evaluate_videos(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
     task = _prepare("propagation", weights, protocol, which, baselines, output)
+    progress = progress if ranks.rank() == 0 else None
     videos = find_videos(Path(data))
     result = propagation.evaluate_propagation(task.encoders, videos, task.protocol, seed=seed, progress=progress)
     result["data"]["test"]["path"] = data
@@ -131,8 +133,9 @@ def _saved(kind: str, task: _Task, result: dict[str, Any]) -> tuple[dict[str, An
     result["commit"] = commit()
     file = task.folder / f"{kind}-{task.protocol.name}.json"
     try:
-        task.folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, result)
+        if ranks.rank() == 0:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file

@@ -1,85 +1,100 @@
-"""Evaluation by two processes on gloo gives the same files as by one, but for times."""
+"""Several processes give the result that one gives, to the last digit."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ijepa.errors import Failed
-from ijepa.evaluation import ranks
-from ijepa.evaluation.run import evaluate, evaluate_videos
+from ijepa.evaluation.ranks import ALONE, Ranks
+from ijepa.report.record import MAIN
 from tests.evaluation.test_propagation import write_video
-from tests.evaluation.test_run import sets, weights  # noqa: F401
 from tests.training.ranks import spawn
 
-RULES = {
-    "linear": "base: demo\nname: small\nepochs: 1\nlrs: [1e-3]\nforward_batch: 16\n",
-    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\nforward_batch: 16\n",
-    "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 12\ntest_images: 7\nbatch: 3\n",
-    "propagation": "base: demo\nname: small\nshort_side: 32\n",
+PROTOCOLS = {
+    "cached": ("linear", "base: demo\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01]\nbatch: 16"),
+    "augmented": ("linear", "base: dinov2\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01, 0.1]\nbatch: 16"),
+    "patches": ("linear", "base: attentive\ntrain_images: 30\nepochs: 1\nforward_batch: 7\nbatch: 16"),
+    "neighbours": ("knn", "base: demo\nforward_batch: 7"),
+    "bank": ("segmentation", "base: demo\ntrain_images: 20\ntest_images: 7\nbatch: 3"),
+    "clusters": (
+        "segmentation",
+        "base: demo-kmeans\ntest_images: 8\nbatch: 3\nkmeans: {overcluster: 20, restarts: 1, seeds: 1}",
+    ),
+    "trained": ("segmentation", "base: demo-linear\ntrain_images: 9\ntest_images: 7\nbatch: 3\nlinear: {steps: 3}"),
+    "videos": ("propagation", "base: demo\nshort_side: 32"),
 }
+EVALUATE = """
+import json, os, sys
+from pathlib import Path
+import torch
+from ijepa.errors import Failed
+from ijepa.evaluation.run import evaluate, evaluate_videos
+torch.set_num_threads(1)
+if os.environ["WORLD_SIZE"] != "1":
+    torch.distributed.init_process_group("gloo")
+folder, scenes, videos, chosen = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
+try:
+    evaluate_videos("scenes", str(videos / "broken"), protocol=str(folder / "videos.yaml"), output=folder / "none")
+except Failed as error:
+    print(error, file=sys.stderr)
+for name, (kind, _) in chosen.items():
+    rule = {"protocol": str(folder / f"{name}.yaml"), "output": folder / name}
+    if kind == "propagation":
+        evaluate_videos("scenes", str(videos / "whole"), baselines=False, **rule)
+    else:
+        several = kind in ("linear", "knn")
+        evaluate(kind, "scenes", f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", baselines=several, **rule)
+"""
 
 
-@pytest.fixture
-def single_thread():
-    """Products are added up in another order by several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def told(folder: Path) -> dict[str, dict[str, Any]]:
-    results = {file.name: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    for result in results.values():
-        assert result.pop("seconds") > 0
-    return results
-
-
-def test_two_processes_give_the_same_results(weights: Path, scenes: Path, tmp_path: Path, single_thread: None) -> None:  # noqa: F811
-    train, test = sets(scenes)
+@pytest.fixture(scope="module")
+def results(scenes, tmp_path_factory) -> dict[int, Path]:
+    """The folder of results by the number of processes that made them."""
+    found, videos = {}, tmp_path_factory.mktemp("videos")
     for name in ("a", "b", "c"):
-        write_video(tmp_path / "videos", name, frames=4)
-    jobs: list[dict[str, Any]] = []
-    for kind, text in {**RULES, "augmented": RULES["linear"].replace("small", "augmented\naugment: true")}.items():
-        rule = tmp_path / f"{kind}.yaml"
-        rule.write_text(text)
-        job = {"weights": str(weights), "protocol": str(rule), "baselines": kind == "knn"}
-        if kind == "propagation":
-            jobs.append({**job, "data": str(tmp_path / "videos")})
-        else:
-            jobs.append({**job, "kind": "linear" if kind == "augmented" else kind, "train": train, "test": test})
-    broken = tmp_path / "bad"
-    write_video(broken, "a")
-    write_video(broken, "b")
-    (broken / "images/b/00001.png").write_bytes(b"no image")
-    bad = {**jobs[3], "data": str(broken), "output": str(tmp_path / "none")}
-    for job in jobs:
-        call = evaluate_videos if "data" in job else evaluate
-        call(**{**job, "output": tmp_path / "one"})
-    shared = [{**job, "output": str(tmp_path / "two")} for job in jobs]
-    command = [sys.executable, "-m", "tests.evaluation.ranks", json.dumps([*shared[:2], bad, *shared[2:]])]
-    ended = spawn(2, command)
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert all("images/b/00001.png: " in text for _, text in ended), "both say what one of them met"
-    alone, together = told(tmp_path / "one"), told(tmp_path / "two")
-    assert len(alone) == 5 and alone.keys() == together.keys()
-    for name, result in alone.items():
-        assert together[name] == result, name
-    assert not (tmp_path / "none").exists()
+        write_video(videos / "whole", name, frames=4)
+        write_video(videos / "broken", name, frames=3)
+    (videos / "broken/images/b/00001.png").write_bytes(b"no image")
+    for size in (1, 2):
+        found[size] = folder = tmp_path_factory.mktemp(f"by-{size}")
+        for name, (_, text) in PROTOCOLS.items():
+            (folder / f"{name}.yaml").write_text(f"{text}\nname: {name}\n")
+        given = [str(folder), str(scenes), str(videos), json.dumps(PROTOCOLS)]
+        said = spawn(size, [sys.executable, "-c", EVALUATE, *given])
+        assert [code for code, _ in said] == [0] * size, said
+        assert all("images/b/00001.png: " in text for _, text in said), "all say what one of them met"
+        assert not (folder / "none").exists()
+    return found
 
 
-def test_a_world_of_one_deals_to_itself() -> None:
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_processes_change_no_digit(results, name):
+    one, several = (json.loads(next((results[size] / name).glob("*.json")).read_text()) for size in (1, 2))
+    assert one.pop("seconds") > 0 and several.pop("seconds") > 0
+    assert one == several
+    assert (
+        len(one["rows"]) == 1 or len({row[MAIN[one["kind"]]] for row in one["rows"]}) > 1
+    )  # else equality would say little
+
+
+def test_every_row_is_one_processes():
+    rows = [Ranks(rank, 3).rows(50, 8) for rank in range(3)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(50))
+    assert rows[1][:8].tolist() == list(range(8, 16))
+    assert Ranks(2, 3).rows(7, 8).tolist() == []
+
+
+def test_one_process_is_dealt_everything():
     def make(numbers):
         for number in numbers:
             if number == 3:
                 raise Failed("no more")
             yield (torch.tensor(number),)
 
-    assert [int(x) for (x,) in ranks.dealt(3, make)] == [0, 1, 2]
+    assert [int(x) for (x,) in ALONE.dealt(3, make)] == [0, 1, 2]
     with pytest.raises(Failed, match="no more"):
-        list(ranks.dealt(4, make))
-    assert (ranks.size(), ranks.rank(), ranks.from_first(lambda: 7)) == (1, 0, 7)
+        list(ALONE.dealt(4, make))

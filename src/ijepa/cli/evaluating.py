@@ -1,13 +1,12 @@
 """`ijepa evaluate`, `diagnose` and `report`: how good an encoder is, and what it looks like."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, open_images, telling
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,10 +73,9 @@ def evaluate_segmentation(**options: Any) -> None:
 @common_options
 def evaluate_propagation(data: str, **options: Any) -> None:
     """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
-    from ijepa.evaluation.ranks import joined
     from ijepa.evaluation.run import evaluate_videos as run
 
-    with joined(), telling() as tell:
+    with telling() as tell:
         result, file = run(options.pop("weights"), data, progress=tell, **options)
     _show(result, file)
 
@@ -105,10 +103,9 @@ def _evaluate(
     seed: int,
     baselines: bool,
 ) -> None:
-    from ijepa.evaluation.ranks import joined
     from ijepa.evaluation.run import evaluate as run
 
-    with joined(), telling() as tell:
+    with telling() as tell:
         result, file = run(
             kind,
             weights,
@@ -125,10 +122,10 @@ def _evaluate(
 
 
 def _show(result: dict[str, Any], file: Path) -> None:
-    """Print a result; of several ranks, the first does."""
+    """Print a result; of several processes, the first does."""
     from ijepa.evaluation.run import table
 
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         click.echo(table(result))
         click.echo(f"result: {file}")
 

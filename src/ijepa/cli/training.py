@@ -1,13 +1,12 @@
 """`ijepa pretrain`, `plan` and `demo`: what a recipe is for."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, open_images, overrides
+from ijepa.cli.options import RecipeCommand, debug_option, first_process, open_images, overrides
 from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe, presets
 
@@ -67,7 +66,7 @@ def pretrain(
     folder = output or Path("runs") / loaded.name
     callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info, profile=window)
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         click.echo(f"done: {folder}")
 
 

@@ -17,9 +17,9 @@ from ijepa.data.crop import Box, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import ranks
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import Indices, encoded
+from ijepa.evaluation.ranks import ALONE, Ranks
 
 Labels = npt.NDArray[np.integer]
 
@@ -40,13 +40,17 @@ class Classes:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user."""
+    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user.
+
+    `ranks` are the processes that share their forward passes.
+    """
 
     source: Source
     indices: Indices
     flag: str
     image_size: int
     mask_size: int
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,7 +85,7 @@ def patch_features(
             for pixels, masks in some.batches(batch, classes):
                 yield encoded(encoder, pixels), torch.from_numpy(masks)
 
-    for patches, masks in ranks.dealt(-(-len(samples) // batch), make):
+    for patches, masks in samples.ranks.dealt(-(-len(samples) // batch), make):
         yield patches, masks.numpy()
 
 

@@ -13,9 +13,10 @@ An encoder whose patches' mean would mean nothing says itself what its image fea
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,7 @@ from ijepa.data.crop import center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
 from ijepa.errors import Failed
-from ijepa.evaluation import ranks
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.model.vision_transformer import patchify
 
 Progress = Callable[[str], None]
@@ -119,6 +120,7 @@ def extract(
     crop_fraction: float = 0.875,
     batch_size: int = 64,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> FeatureSet:
     """Return the features of images of a source, in the order given; from `cache` where they are there.
 
@@ -133,6 +135,7 @@ def extract(
         crop_fraction: share of the short side that the central crop keeps; .875 is "resize to 256, crop 224".
         batch_size: images a forward pass.
         progress: told one line whenever a tenth is done.
+        ranks: the processes that share the work; each returns all features.
 
     Raises:
         Failed: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
@@ -146,25 +149,25 @@ def extract(
         setting = (FORMAT, image_size, crop_fraction, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
-        there = ranks.from_first(lambda: _cached(cache, stem, last))
-        if there is not None:
-            return FeatureSet(_load(there, last), y)
-    features, done = torch.empty(0), 0
-
-    def encode(pixels: Tensor) -> Tensor:
-        return image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
-
-    for x in encoded_batches(source, chosen, central_view(image_size, crop_fraction), batch_size, encode):
-        if not done:  # one block of memory: at the end, all parts beside their sum would take it twice
-            features = torch.empty(len(chosen), *x.shape[1:], dtype=torch.float16)
+        saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]
+        enough = min((blocks for blocks in saved if blocks >= last), default=0)
+        if ranks.all_agree(bool(enough)):
+            return FeatureSet(_load(cache / f"{stem}-{enough}.safetensors", last), y)
+    rows, done = ranks.rows(len(chosen), batch_size), 0
+    blank = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device_of(encoder))
+    # One block of memory: at the end, all parts beside their sum would take it twice.
+    features = torch.zeros(len(chosen), *image_features(encoder, blank, last).shape[1:], dtype=torch.float16)
+    for pixels in pixel_batches(source, chosen[rows], central_view(image_size, crop_fraction), batch_size):
+        x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
         if not bool(x.isfinite().all()):
-            first, final = source.name(int(chosen[done])), source.name(int(chosen[done + len(x) - 1]))
+            first, final = (source.name(int(chosen[rows[place]])) for place in (done, done + len(x) - 1))
             raise Failed(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
         before, done = done, done + len(x)
-        features[before:done] = x
-        if progress is not None and 10 * before // len(chosen) < 10 * done // len(chosen):
-            progress(f"{label}: features of {done} of {len(chosen)} images")
-    if cache is not None and stem and ranks.rank() == 0:
+        features[torch.from_numpy(rows[before:done])] = x
+        if progress is not None and 10 * before // len(rows) < 10 * done // len(rows):
+            progress(f"{label}: features of {done} of {len(rows)} images")
+    features = ranks.share(features)
+    if cache is not None and stem and ranks.rank == 0:
         _save(cache / f"{stem}-{last}.safetensors", features)
     return FeatureSet(features, y)
 
@@ -207,28 +210,8 @@ def central_view(size: tuple[int, int], fraction: float) -> View:
     return view
 
 
-def encoded_batches(
-    source: Source, indices: Indices, view: View, batch: int, encode: Callable[[Tensor], Tensor]
-) -> Iterator[Tensor]:
-    """Yield what `encode` makes of views of images, `batch` at a time in order; ranks share the work.
-
-    Raises:
-        Failed: an image cannot be decoded; the line names it.
-    """
-
-    def make(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
-        return ((encode(pixels),) for pixels in pixel_batches(source, indices, view, batch, numbers))
-
-    for (x,) in ranks.dealt(-(-len(indices) // batch), make):
-        yield x
-
-
-def pixel_batches(
-    source: Source, indices: Indices, view: View, batch: int, numbers: Iterable[int] | None = None
-) -> Iterator[Tensor]:
+def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> Iterator[Tensor]:
     """Yield pixels (B, 3, h, w) uint8 of views of images; while one batch is used, threads decode the next.
-
-    `numbers` are those of the batches that are wanted, all if None.
 
     Raises:
         Failed: an image cannot be decoded; the line names it.
@@ -242,13 +225,12 @@ def pixel_batches(
         return view(image, place)
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
-    wanted = range(-(-len(indices) // batch)) if numbers is None else numbers
+    starts = [*range(0, len(indices), batch), len(indices)]
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
         waiting: list[Future[Tensor]] = []
         try:
-            for number in wanted:
-                places = range(number * batch, min((number + 1) * batch, len(indices)))
-                ahead = [pool.submit(pixels_of, source[int(indices[place])], place) for place in places]
+            for start, stop in pairwise(starts):
+                ahead = [pool.submit(pixels_of, source[int(indices[place])], place) for place in range(start, stop)]
                 if waiting:
                     yield torch.stack([future.result() for future in waiting])
                 waiting = ahead
@@ -256,12 +238,6 @@ def pixel_batches(
                 yield torch.stack([future.result() for future in waiting])
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cached(cache: Path, stem: str, last: int) -> Path | None:
-    """Return the cached file that holds at least the last blocks."""
-    files = sorted(cache.glob(f"{stem}-*.safetensors"))
-    return next((file for file in files if int(file.stem.rpartition("-")[2]) >= last), None)
 
 
 def _load(file: Path, last: int) -> Tensor:

@@ -38,7 +38,7 @@ class AdamW:
     def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float]) -> None:
         self.parameters, self.decay, self.betas = parameters, decay, betas
         self._moments = [(torch.zeros_like(values), torch.zeros_like(values)) for values in parameters]
-        self._between = torch.empty(max(_slab(values) for values in parameters))
+        self._between = parameters[0].new_empty(max(_slab(values) for values in parameters))
         self._steps = 0
 
     def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:

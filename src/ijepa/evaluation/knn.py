@@ -18,6 +18,7 @@ from ijepa.data.sources import Source
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.protocol import KnnProtocol
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.result import accuracies, ranks_of, statistics
 
 TRAIN_CHUNK = 16384
@@ -33,6 +34,7 @@ def evaluate_knn(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
 
@@ -71,6 +73,7 @@ def evaluate_knn(
         seed=seed,
         cache=cache,
         progress=progress,
+        ranks=ranks,
         notes=[f"k = {k} is more than the {used} train images, all of which vote" for k in clipped],
     )
 

@@ -29,6 +29,7 @@ from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Indices, Progress
 from ijepa.evaluation.heads import Heads, Norm
 from ijepa.evaluation.protocol import LinearProtocol
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.reading import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.result import accuracies, statistics
 
@@ -44,6 +45,7 @@ def evaluate_linear(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
 
@@ -66,6 +68,7 @@ def evaluate_linear(
         seed=seed,
         cache=cache,
         progress=progress,
+        ranks=ranks,
         notes=(FLATTERED,) if protocol.flatters else (),
     )
 
@@ -141,10 +144,16 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     if protocol.head == "attentive":
         width = split.origin.encoder.embed_dim
         attentive = AttentiveHeads(
-            width, split.classes, grid, attention_heads=protocol.attention_heads, betas=protocol.betas, seed=seed
+            width,
+            split.classes,
+            grid,
+            attention_heads=protocol.attention_heads,
+            betas=protocol.betas,
+            seed=seed,
+            device=split.device,
         )
         return [Group(1, "none", attentive)]
-    groups = []
+    groups, device = [], split.device
     for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
         x = split.train_x[:, -blocks:].flatten(1)
         fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
@@ -161,6 +170,7 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
                 momentum=protocol.momentum,
                 initial_std=protocol.initial_std,
                 seed=seed,
+                device=device,
             )
             groups.append(Group(blocks, norm, heads))
     return groups
@@ -193,7 +203,7 @@ def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indic
         truth = y[torch.from_numpy(places[done : done + len(x)])]
         done += len(x)
         for count, group in zip(right, groups, strict=True):
-            count += (group.heads.logits(group.read(x)).argmax(2) == truth[:, None]).sum(0)
+            count += (group.heads.logits(group.read(x)).argmax(2).cpu() == truth[:, None]).sum(0)
     choices = [
         Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
         for count, group in zip(right, groups, strict=True)

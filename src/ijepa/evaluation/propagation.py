@@ -25,15 +25,15 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from ijepa.data.crop import Box, crop_resize
 from ijepa.errors import Refused
-from ijepa.evaluation import ranks
 from ijepa.evaluation.bootstrap import mean_interval
 from ijepa.evaluation.clustering import require_extra
 from ijepa.evaluation.contours import contour, region
 from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.pictures import encoded
 from ijepa.evaluation.propagation_protocol import PropagationProtocol
-from ijepa.evaluation.result import versions
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.videos import VOID, Video, fingerprint
+from ijepa.provenance import versions
 
 QUERIES = 1024
 
@@ -49,6 +49,7 @@ def evaluate_propagation(
     *,
     seed: int,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 

@@ -9,7 +9,7 @@ place in the endless sequence that the heads walk through, so that an image's vi
 same in every run. The backbone goes over a view once, however many heads read it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,14 +20,12 @@ from torch import Tensor
 from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
 from ijepa.errors import Failed
 from ijepa.evaluation.classification import Origin, Split
-from ijepa.evaluation.features import Indices, View, central_view, device_of, encoded_batches, image_features
+from ijepa.evaluation.features import Indices, View, central_view, device_of, image_features, pixel_batches
 from ijepa.evaluation.protocol import LinearProtocol
 from ijepa.randomness import Stream, uniform, words
 
 RATIO = (3 / 4, 4 / 3)
 FLIP = 0.5
-
-Encode = Callable[[Tensor], Tensor]
 
 Role = Literal["train", "test"]
 
@@ -72,15 +70,17 @@ class Augmented(Cached):
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
         super().__init__(split)
-        self.last = max(protocol.blocks)
+        self.last, self.batch = max(protocol.blocks), protocol.forward_batch
         self.views = _Views(split.origin, protocol, seed)
 
     @torch.no_grad()
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
-        origin = self.split.origin
-        views = self.views.random(positions, chosen, lambda pixels: image_features(origin.encoder, pixels, self.last))
-        return torch.cat(list(views))
+        encoder, ranks = self.split.origin.encoder, self.split.origin.ranks
+        rows = ranks.rows(len(chosen), self.batch)
+        views = self.views.random(positions[rows], chosen[rows])
+        made = [_finite(image_features(encoder, pixels, self.last)) for pixels in views]
+        return ranks.whole(made, rows, len(chosen))
 
 
 class Tokens:
@@ -91,30 +91,32 @@ class Tokens:
     """
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
-        self.origin, self.augment = split.origin, protocol.augment
+        self.origin, self.augment, self.batch = split.origin, protocol.augment, protocol.forward_batch
         self.views = _Views(split.origin, protocol, seed)
 
     @torch.no_grad()
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
-        encode = self.origin.encoder
-        if self.augment:
-            return torch.cat(list(self.views.random(positions, chosen, encode)))
-        return torch.cat(list(self.views.central("train", chosen, encode)))
+        ranks = self.origin.ranks
+        rows = ranks.rows(len(chosen), self.batch)
+        mine, places = chosen[rows], positions[rows]
+        views = self.views.random(places, mine) if self.augment else self.views.central("train", mine)
+        return ranks.whole([_finite(self.origin.encoder(pixels)) for pixels in views], rows, len(chosen))
 
     @torch.no_grad()
     def central(self, role: Role, places: Indices) -> Iterator[Tensor]:
         """See `Reading`."""
-        yield from self.views.central(role, places, self.origin.encoder)
+        for pixels in self.views.central(role, places):
+            yield _finite(self.origin.encoder(pixels))
 
 
 class _Views:
-    """What an encoder makes of views, some images at a time; float32 in main memory."""
+    """Pixels of views, some images at a time, where the encoder lies."""
 
     def __init__(self, origin: Origin, protocol: LinearProtocol, seed: int) -> None:
         self.origin, self.protocol, self.seed = origin, protocol, seed
 
-    def random(self, positions: Indices, chosen: Indices, encode: Encode) -> Iterator[Tensor]:
+    def random(self, positions: Indices, chosen: Indices) -> Iterator[Tensor]:
         draws = words(self.seed, Stream.CROP, positions, WORDS + 1)
         mirrored = uniform(draws[:, WORDS]) < FLIP
 
@@ -124,22 +126,16 @@ class _Views:
             pixels = crop_resize(image, box, self.origin.image_size)
             return pixels.flip(2) if mirrored[place] else pixels
 
-        return self._of("train", chosen, view, encode)
+        return self._of("train", chosen, view)
 
-    def central(self, role: Role, places: Indices, encode: Encode) -> Iterator[Tensor]:
-        return self._of(role, places, central_view(self.origin.image_size, self.protocol.crop_fraction), encode)
+    def central(self, role: Role, places: Indices) -> Iterator[Tensor]:
+        return self._of(role, places, central_view(self.origin.image_size, self.protocol.crop_fraction))
 
-    def _of(self, role: Role, places: Indices, view: View, encode: Encode) -> Iterator[Tensor]:
+    def _of(self, role: Role, places: Indices, view: View) -> Iterator[Tensor]:
         origin = self.origin
         source, used = (origin.train, origin.train_used) if role == "train" else (origin.test, origin.test_used)
-        device = device_of(origin.encoder)
-        return encoded_batches(
-            source,
-            used[places],
-            view,
-            self.protocol.forward_batch,
-            lambda pixels: _finite(encode(pixels.to(device))),
-        )
+        for pixels in pixel_batches(source, used[places], view, self.protocol.forward_batch):
+            yield pixels.to(device_of(origin.encoder))
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -16,14 +16,15 @@ from torch import nn
 
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, propagation, ranks, segmentation
+from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
-from ijepa.evaluation.result import commit
+from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.provenance import commit
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
@@ -45,7 +46,7 @@ def evaluate(
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate weights by one protocol and write the result; within `ranks.joined`, with others of a world.
+    """Evaluate weights by one protocol and write the result; under torchrun, together.
 
     Args:
         kind: `linear`, `knn` or `segmentation`.
@@ -65,13 +66,20 @@ def evaluate(
         Refused: one line, before anything is written.
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
-    task = _prepare(kind, weights, protocol, which, baselines, output)
-    progress = progress if ranks.rank() == 0 else None
-    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
-    cache = task.folder / ".features"
-    result = _RUNNERS[kind](task.encoders, *sources, task.protocol, seed=seed, cache=cache, progress=progress)
-    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
-    return _saved(kind, task, result)
+    with joined() as ranks:
+        task = _prepare(kind, weights, protocol, which, baselines, output)
+        sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+        result = _RUNNERS[kind](
+            task.encoders,
+            *sources,
+            task.protocol,
+            seed=seed,
+            cache=task.folder / ".features",
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+        )
+        result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+        return _saved(kind, task, result, ranks)
 
 
 def evaluate_videos(
@@ -86,12 +94,18 @@ def evaluate_videos(
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
-    task = _prepare("propagation", weights, protocol, which, baselines, output)
-    progress = progress if ranks.rank() == 0 else None
-    videos = find_videos(Path(data))
-    result = propagation.evaluate_propagation(task.encoders, videos, task.protocol, seed=seed, progress=progress)
-    result["data"]["test"]["path"] = data
-    return _saved("propagation", task, result)
+    with joined() as ranks:
+        task = _prepare("propagation", weights, protocol, which, baselines, output)
+        result = propagation.evaluate_propagation(
+            task.encoders,
+            find_videos(Path(data)),
+            task.protocol,
+            seed=seed,
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+        )
+        result["data"]["test"]["path"] = data
+        return _saved("propagation", task, result, ranks)
 
 
 @dataclass(frozen=True)
@@ -122,20 +136,24 @@ def _prepare(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+    for encoder in encoders.values():
+        if isinstance(encoder, nn.Module):
+            encoder.to(device())
     return _Task(named, chosen, folder, encoders)
 
 
-def _saved(kind: str, task: _Task, result: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Add to a result what tells the weights apart, and write it."""
+def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
+    """Add to a result what tells the weights apart, and let the first process write it."""
     result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
     modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
     file = task.folder / f"{kind}-{task.protocol.name}.json"
+    if ranks.rank:
+        return result, file
     try:
-        if ranks.rank() == 0:
-            task.folder.mkdir(parents=True, exist_ok=True)
-            write_json(file, result)
+        task.folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file

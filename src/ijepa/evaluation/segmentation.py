@@ -27,10 +27,11 @@ from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.hummingbird import SoftBank
 from ijepa.evaluation.linear_segmentation import train_layer
 from ijepa.evaluation.pictures import choose
-from ijepa.evaluation.result import versions
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.evaluation.tokencut import cut_set
+from ijepa.provenance import versions
 from ijepa.randomness import Stream, words
 
 
@@ -43,6 +44,7 @@ def evaluate_segmentation(
     seed: int,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 
@@ -54,6 +56,7 @@ def evaluate_segmentation(
         seed: chooses images, the held-out part and k-means' starts.
         cache: not used: patch features of a set are larger than the set, and reading them no faster than making them.
         progress: told one line an encoder.
+        ranks: the processes that share the forward passes; each holds all that is made of them.
 
     Returns:
         `{"kind", "level", "protocol", "seed", "data", "chance", "rows", "versions", "seconds"}`, a row an encoder with
@@ -70,8 +73,8 @@ def evaluate_segmentation(
     sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
     classes = find_classes(sets, protocol.classes, protocol.ignore)
     mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
-    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed)
-    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed)
+    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed, ranks)
+    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed, ranks)
     rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
         if progress is not None:
@@ -257,6 +260,8 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
             )
 
 
-def _some(source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int) -> Annotated:
+def _some(
+    source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int, ranks: Ranks
+) -> Annotated:
     indices = choose(len(source), len(source) if most is None else most, seed)
-    return Annotated(source, indices, flag, image_size, mask_size)
+    return Annotated(source, indices, flag, image_size, mask_size, ranks)

@@ -12,6 +12,7 @@ from ijepa.evaluation.run import evaluate, table
 from ijepa.model.jepa import build_encoder
 from ijepa.recipe import Recipe
 from tests.conftest import TINY
+from tests.evaluation.toys import block_mask, write_pairs
 
 KINDS = {
     "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
@@ -118,3 +119,25 @@ def test_a_full_disk_is_a_failure_in_running(
     with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert caught.value.exit_code == 1
+
+
+def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 100)):
+        write_pairs(tmp_path / "set" / split, [block_mask(first + i) for i in range(14)])
+    (tmp_path / "list.txt").write_text("".join(f"{i:03d}\n" for i in range(12)))
+    (tmp_path / "map.yaml").write_text("name: two\nclasses: {low: [0, 1], high: 2-3}\n")
+    options = {"protocol": small["segmentation"], "output": tmp_path / "new", "baselines": False}
+    lists = {"train_list": str(tmp_path / "list.txt"), "labels": str(tmp_path / "map.yaml")}
+    result, _ = evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, **lists)
+    assert result["data"]["classes"] == ["low", "high"]
+    assert result["data"]["labels"] == {"train": "two", "test": "two"}
+    assert result["data"]["train"] | {"fingerprint": ""} == {
+        "n": 12,
+        "fingerprint": "",
+        "path": str(tmp_path / "set"),
+        "list": str(tmp_path / "list.txt"),
+    }
+    assert "list" not in result["data"]["test"]
+    assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
+    with pytest.raises(Refused, match="--labels: no label map 'tow'"):
+        evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")

@@ -12,6 +12,8 @@ from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_im
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation on two labelled sets takes."""
     for option in (
+        click.option("--test-list", default=None, help="The same of --test."),
+        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
         click.option("--test", required=True, help="Data that is scored."),
         click.option("--train", required=True, help="Labelled data to fit or look up in."),
     ):
@@ -42,12 +44,19 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what evaluations on whole images take beside."""
+    text = "ImageNet's development kit or Kaggle's table of validation classes, if not beside the images."
+    return click.option("--devkit", default=None, help=text)(command)
+
+
 @click.group()
 def evaluate() -> None:
     """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
 
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
+@image_options
 @evaluation_options
 def evaluate_linear(**options: Any) -> None:
     """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
@@ -55,6 +64,7 @@ def evaluate_linear(**options: Any) -> None:
 
 
 @evaluate.command("knn", epilog=WEIGHTS_HELP)
+@image_options
 @evaluation_options
 def evaluate_knn(**options: Any) -> None:
     """Nearest neighbours by cosine on pooled features."""
@@ -62,6 +72,7 @@ def evaluate_knn(**options: Any) -> None:
 
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
+@click.option("--labels", default=None, help="Label map of the masks: a name or a YAML file; else the set's own.")
 @evaluation_options
 def evaluate_segmentation(**options: Any) -> None:
     """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
@@ -102,6 +113,7 @@ def _evaluate(
     which: Any,
     seed: int,
     baselines: bool,
+    **data: str | None,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
 
@@ -117,6 +129,7 @@ def _evaluate(
             baselines=baselines,
             output=output,
             progress=tell,
+            **data,
         )
     _show(result, file)
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ijepa.data.sources import open_source
+from ijepa.data.listed import refuse_overlap
+from ijepa.data.official import open_set
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
@@ -45,6 +47,10 @@ def evaluate(
     baselines: bool = True,
     output: Path | None = None,
     progress: Progress | None = None,
+    train_list: str | None = None,
+    test_list: str | None = None,
+    devkit: str | None = None,
+    labels: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result; under torchrun, together.
 
@@ -58,6 +64,9 @@ def evaluate(
         baselines: also evaluate the initial encoder and raw pixels.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
+        train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
+        devkit: where ImageNet's validation classes are, if not beside the images.
+        labels: label map of the masks, in the place of the protocol's and the sets' own.
 
     Returns:
         The result and its file.
@@ -66,9 +75,12 @@ def evaluate(
         Refused: one line, before anything is written.
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
+    sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
-        task = _prepare(kind, weights, protocol, which, baselines, output)
-        sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
+        task = _prepare(kind, weights, protocol, which, baselines, output, labels)
+        sources = sets.open(labelled=kind != "segmentation")
+        if getattr(task.protocol, "level", None) != 0:  # level 0 looks at one set alone
+            refuse_overlap(*sources)
         result = _RUNNERS[kind](
             task.encoders,
             *sources,
@@ -78,8 +90,41 @@ def evaluate(
             progress=progress if ranks.rank == 0 else None,
             ranks=ranks,
         )
-        result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
+        for role, noted in sets.noted().items():
+            result["data"][role] |= noted
         return _saved(kind, task, result, ranks)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Both sets as they were named."""
+
+    train: str
+    test: str
+    train_list: str | None
+    test_list: str | None
+    devkit: str | None
+
+    def open(self, *, labelled: bool) -> tuple[Source, Source]:
+        """Return train and test; `labelled` where images' own classes are wanted."""
+        return (
+            open_set(
+                self.train,
+                where="--train",
+                split="train",
+                listed=self.train_list,
+                devkit=self.devkit,
+                labelled=labelled,
+            ),
+            open_set(
+                self.test, where="--test", split="val", listed=self.test_list, devkit=self.devkit, labelled=labelled
+            ),
+        )
+
+    def noted(self) -> dict[str, dict[str, str]]:
+        """Return what a result says of where each set came from."""
+        named = (("train", self.train, self.train_list), ("test", self.test, self.test_list))
+        return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
 
 
 def evaluate_videos(
@@ -125,9 +170,12 @@ def _prepare(
     which: Which,
     baselines: bool,
     output: Path | None,
+    labels: str | None = None,
 ) -> _Task:
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
+    if labels is not None:
+        chosen = chosen.model_copy(update={"labels": labels})
     first = resolve_weights(next(iter(named.values())))
     folder = output or (first.run / "evaluations" if first.run else Path())
     _check_folder(folder)

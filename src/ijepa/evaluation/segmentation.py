@@ -71,7 +71,7 @@ def evaluate_segmentation(
     begun = time.perf_counter()
     _check(encoders, train, test, protocol)
     sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
-    classes = find_classes(sets, protocol.classes, protocol.ignore)
+    classes = find_classes(sets, protocol.classes, protocol.ignore, protocol.labels)
     mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
     samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed, ranks)
     support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed, ranks)
@@ -81,6 +81,8 @@ def evaluate_segmentation(
             progress(f"segmentation: {name}")
         row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
+        if not confusion.counts.any():
+            raise Refused("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
     return {
         "kind": "segmentation",
         "level": protocol.level,
@@ -90,6 +92,7 @@ def evaluate_segmentation(
             "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
             "test": {"n": len(samples), "fingerprint": test.fingerprint},
             "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
+            "labels": {flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
         },
         "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,

@@ -100,7 +100,9 @@ class SegmentationProtocol(Section):
     classes: int | None = Field(None, ge=2)
     """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
     ignore: tuple[int, ...] = (255,)
-    """Labels that are not scored."""
+    """Labels that are not scored; a label map says so itself."""
+    labels: str | None = None
+    """Label map of the masks, a preset's name or a YAML file; the data set's own if null."""
     train_images: int | None = Field(None, ge=2)
     """Training images used at most, chosen by seed; all if null."""
     test_images: int | None = Field(None, ge=1)

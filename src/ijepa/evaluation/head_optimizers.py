@@ -46,15 +46,17 @@ class AdamW:
         self._steps += 1
         beta1, beta2 = self.betas
         kept, factor = 1 - rate * self.decay, rate / (1 - beta1**self._steps)
-        for place, (whole, wholly, moments) in enumerate(zip(self.parameters, gradients, self._moments, strict=True)):
-            for values, gradient, mean, square in slabs(whole, wholly, *moments):
+        for place, (values, gradient, moments) in enumerate(
+            zip(self.parameters, gradients, self._moments, strict=True)
+        ):
+            for part, slope, mean, square in slabs(values, gradient, *moments):
                 if place == 0:
-                    values.mul_(kept)
-                mean.lerp_(gradient, 1 - beta1)
-                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                change = self._between[: values.numel()].view_as(values)
+                    part.mul_(kept)
+                mean.lerp_(slope, 1 - beta1)
+                square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
+                change = self._between[: part.numel()].view_as(part)
                 torch.div(square, 1 - beta2**self._steps, out=change).sqrt_().add_(EPS)
-                values.sub_(torch.div(mean, change, out=change).mul_(factor))
+                part.sub_(torch.div(mean, change, out=change).mul_(factor))
 
 
 class Sgd:
@@ -77,15 +79,18 @@ class Sgd:
 
 
 def slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield tensors of one shape in parts of about `SLAB` numbers along the first axis; those of two axes whole."""
-    if tensors[0].ndim < 3:
-        return iter((tensors,))
+    """Yield tensors of one shape in parts of about `SLAB` numbers along the first axis.
+
+    Those of two axes come whole, and so do those on a device, which would wait for each part's start.
+    """
+    if tensors[0].ndim < 3 or tensors[0].device.type != "cpu":
+        return iter([tensors])
     rows = max(1, SLAB // tensors[0][0].numel())
     return zip(*(values.split(rows) for values in tensors), strict=True)
 
 
 def _slab(values: Tensor) -> int:
-    return values.numel() if values.ndim < 3 else min(values.numel(), max(SLAB, values[0].numel()))
+    return next(slabs(values))[0].numel()
 
 
 def head_optimizer(

@@ -35,7 +35,8 @@ def largest_micro(recipe: Recipe, device: torch.device, *, share: int, ranks: in
         Refused: where not even one image fits.
     """
     strategy = strategy_of(recipe, ranks)
-    held = state(plan(recipe, 1).parameters, strategy, _group(recipe, strategy, ranks), autocast=autocast)
+    group, float8 = _group(recipe, strategy, ranks), recipe.precision.fp8 != "none"
+    held = state(plan(recipe, 1).parameters, strategy, group, autocast=autocast, float8=float8)
     with_scores = device.type != "cuda" or recipe.precision.attention == "math"
     each = activations(
         recipe.model, plan(recipe, 1).tokens, recipe.parallel.recompute, autocast=autocast, with_scores=with_scores

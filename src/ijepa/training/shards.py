@@ -27,8 +27,12 @@ def rows_of(tensor: Tensor) -> tuple[int, int]:
     if not is_sharded(tensor):
         return 0, count
     whole: Any = tensor
-    mesh = whole.device_mesh  # shards are along its last dimension, copies along the one before
-    size, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    return share(count, whole.device_mesh)
+
+
+def share(count: int, mesh: Any) -> tuple[int, int]:
+    """Return [start, stop), this rank's share of `count` rows: as many for every rank as long as there are some."""
+    size, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)  # copies are along the dimension before
     a_rank = -(-count // size)
     return min(rank * a_rank, count), min((rank + 1) * a_rank, count)
 

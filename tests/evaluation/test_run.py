@@ -61,6 +61,8 @@ def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes
     assert results[0] == results[1]
     assert [row["encoder"] for row in result["rows"]] == ["trained", "random", "pixels"]
     assert len({json.dumps({**row, "encoder": ""}) for row in result["rows"]}) == 3, "three encoders, three answers"
+    figure = "miou" if kind == "segmentation" else "top1"
+    assert all(0 <= row["ci"][0] <= row[figure] <= row["ci"][1] <= 1 for row in result["rows"]), "each has its interval"
     assert (result["kind"], result["protocol"]["name"]) == (kind, "small")
     assert [result["data"][part]["path"] for part in ("train", "test")] == list(sets(scenes))
     assert result["data"]["test"]["n"] == (6 if kind == "segmentation" else 20)

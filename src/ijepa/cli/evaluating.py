@@ -10,13 +10,21 @@ from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_im
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation on two labelled sets takes."""
+    for option in (
+        click.option("--test-list", default=None, help="The same of --test."),
+        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
+        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--train", required=True, help="Labelled data to fit or look up in."),
+    ):
+        command = option(command)
+    return common_options(command)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation takes."""
     options = (
         click.argument("weights"),
-        click.option("--train", required=True, help="Labelled data to fit or look up in."),
-        click.option("--test", required=True, help="Data that is scored."),
-        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
-        click.option("--test-list", default=None, help="The same of --test."),
         click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
         click.option(
             "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
@@ -71,6 +79,18 @@ def evaluate_segmentation(**options: Any) -> None:
     _evaluate("segmentation", **options)
 
 
+@evaluate.command("propagation", epilog=WEIGHTS_HELP)
+@click.option("--data", required=True, help="Labelled videos: a DAVIS tree, or images/NAME/* and masks/NAME/*.")
+@common_options
+def evaluate_propagation(data: str, **options: Any) -> None:
+    """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
+    from ijepa.evaluation.run import evaluate_videos as run
+
+    with telling() as tell:
+        result, file = run(options.pop("weights"), data, progress=tell, **options)
+    _show(result, file)
+
+
 @evaluate.command("compare")
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--published/--no-published", default=True, show_default=True, help="Add published figures beside.")
@@ -96,7 +116,6 @@ def _evaluate(
     **data: str | None,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
-    from ijepa.evaluation.run import table
 
     with telling() as tell:
         result, file = run(
@@ -112,6 +131,13 @@ def _evaluate(
             progress=tell,
             **data,
         )
+    _show(result, file)
+
+
+def _show(result: dict[str, Any], file: Path) -> None:
+    """Print a result; of several processes, the first does."""
+    from ijepa.evaluation.run import table
+
     if first_process():
         click.echo(table(result))
         click.echo(f"result: {file}")

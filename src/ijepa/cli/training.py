@@ -27,7 +27,13 @@ from ijepa.recipe import Recipe, presets
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.",
+    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; 0: only at start and end.",
+)
+@click.option(
+    "--diagnose-data",
+    metavar="PATH",
+    default=None,
+    help="Images to measure on; if not given, data.path's validation split, or data.path itself where it has none.",
 )
 @click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, counted from 1, into the run's profile/.")
 @debug_option
@@ -37,6 +43,7 @@ def pretrain(
     resume: str,
     dry_run: bool,
     diagnose_every: int,
+    diagnose_data: str | None,
     profile: str | None,
     **fields: Any,
 ) -> None:
@@ -56,9 +63,9 @@ def pretrain(
 
     window = Window.parse(profile) if profile else None
     source = open_images(loaded.data.path)
-    callback = _diagnosis(loaded, source, diagnose_every)
     info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
+    callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     begun = beginning(loaded)
     run(
         loaded,
@@ -74,13 +81,21 @@ def pretrain(
         click.echo(f"done: {folder}")
 
 
-def _diagnosis(recipe: Recipe, source: Any, every: int) -> Sequence[Any]:
-    """Return the callback that measures the target encoder on a fixed batch on the way."""
+def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder: Path) -> Sequence[Any]:
+    """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
+    from ijepa.data.sources import open_source
     from ijepa.evaluation.monitoring import online_diagnosis
+    from ijepa.evaluation.trends import new_warnings
     from ijepa.training.loop import Callback
 
-    total = recipe.lengths(len(source)).total
-    return [Callback(every or total, online_diagnosis(source, recipe.model.image_hw))]
+    try:
+        held_out = open_source(data or str(recipe.data.path), where="--diagnose-data", split="val")
+    except Refused:
+        if data is not None:
+            raise
+        held_out = open_images(str(recipe.data.path))
+    total = recipe.lengths(images).total
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))

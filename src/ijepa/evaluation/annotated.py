@@ -8,8 +8,8 @@ Where a label map belongs to a set (its layout is known, or one was named), mask
 they are read; two sets may have two maps, as long as their classes are the same.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.label_map import IGNORED, LabelError, LabelMap, load_label_map
 from ijepa.evaluation.pictures import Indices, encoded
+from ijepa.evaluation.ranks import ALONE, Ranks
 
 Labels = npt.NDArray[np.integer]
 
@@ -47,13 +48,17 @@ class Classes:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user."""
+    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user.
+
+    `ranks` are the processes that share their forward passes.
+    """
 
     source: Source
     indices: Indices
     flag: str
     image_size: int
     mask_size: int
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,9 +85,16 @@ class Annotated:
 def patch_features(
     encoder: Encoder, samples: Annotated, classes: Classes, batch: int
 ) -> Iterator[tuple[Tensor, Labels]]:
-    """Yield patch features (B, N, D) float32 and masks (B, M, M). Raises as `Annotated.batches`."""
-    for pixels, masks in samples.batches(batch, classes):
-        yield encoded(encoder, pixels), masks
+    """Yield patch features (B, N, D) float32 and masks (B, M, M); ranks share it. Raises as `Annotated.batches`."""
+
+    def make(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        for number in numbers:
+            some = replace(samples, indices=samples.indices[number * batch : (number + 1) * batch])
+            for pixels, masks in some.batches(batch, classes):
+                yield encoded(encoder, pixels), torch.from_numpy(masks)
+
+    for patches, masks in samples.ranks.dealt(-(-len(samples) // batch), make):
+        yield patches, masks.numpy()
 
 
 def read(

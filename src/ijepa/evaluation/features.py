@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -152,7 +152,7 @@ def extract(
         saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]
         enough = min((blocks for blocks in saved if blocks >= last), default=0)
         if ranks.all_agree(bool(enough)):
-            return FeatureSet(_load(cache / f"{stem}-{enough}.safetensors")[:, -last:], y)
+            return FeatureSet(_load(cache / f"{stem}-{enough}.safetensors", last), y)
     rows, done = ranks.rows(len(chosen), batch_size), 0
     blank = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device_of(encoder))
     # One block of memory: at the end, all parts beside their sum would take it twice.
@@ -240,9 +240,11 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(file: Path) -> Tensor:
+def _load(file: Path, last: int) -> Tensor:
+    """Return the last blocks alone: a view of all of them would hold the rest in memory, too."""
     try:
-        return load_file(file)["x"]
+        with safe_open(file, "pt") as stored:
+            return stored.get_slice("x")[:, -last:]
     except (OSError, SafetensorError, KeyError) as error:
         raise Failed(f"{file}: cached features cannot be read ({error}); delete the file") from error
 

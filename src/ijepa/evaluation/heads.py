@@ -76,6 +76,7 @@ class Heads:
             self.gain, self.offset = ones, torch.zeros_like(ones)
             parameters += [self.gain, self.offset]
         self._variance = torch.ones(width, device=device)
+        self._logits, self._matrix = torch.empty(0), torch.empty(0)  # the places of both products, taken once
         self.rate, decay = torch.tensor(grid, dtype=torch.float32, device=device).T[..., None]  # (H, 1) each
         self._optimizer = head_optimizer(optimizer, parameters, decay, betas=betas, momentum=momentum)
 
@@ -86,10 +87,14 @@ class Heads:
         """Train every head by one batch: features (B, F) of any floating type, classes (B,), `factor` on the rates."""
         part, y = self._normalised(x.to(self.device, torch.float32)), y.to(self.device)
         weight, bias = self._folded()
-        error = (part @ weight.flatten(1)).unflatten(1, bias.shape).add_(bias).softmax(2)
+        if self._logits.shape[0] != len(part):
+            self._logits, self._matrix = part.new_empty(len(part), bias.numel()), torch.empty_like(weight)
+        torch.mm(part, weight.flatten(1), out=self._logits)
+        error = self._logits.unflatten(1, bias.shape).add_(bias).softmax(2)
         error[torch.arange(len(y), device=self.device), :, y] -= 1
         error /= len(y)
-        matrix, total = (part.T @ error.flatten(1)).view_as(weight), error.sum(0)
+        torch.mm(part.T, error.flatten(1), out=self._matrix.flatten(1))
+        matrix, total = self._matrix, error.sum(0)
         gradients = [matrix, total]
         if self.norm == "batch-affine":
             by_gain = (matrix * self.weight).sum(2, keepdim=True)

@@ -9,16 +9,21 @@ Every process holds all features: for ImageNet-1K and four blocks of ViT-H in fl
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ijepa.errors import Failed
+
+Tensors = tuple[Tensor, ...]
 
 _PIECE = 64 * 2**20
 """Bytes that travel at once."""
@@ -56,6 +61,44 @@ class Ranks:
             x[torch.from_numpy(rows)] = torch.cat(made)
         return self.share(x)
 
+    def dealt(self, count: int, make: Callable[[Iterable[int]], Iterator[Tensors]]) -> Iterator[Tensors]:
+        """Yield what `make` yields for the numbers 0 to `count`, in order: each process makes its share, all get all.
+
+        Unlike `whole`, nothing is held longer than a turn: for what would not fit into memory together.
+
+        Args:
+            count: of batches.
+            make: from numbers to one tuple of tensors for each.
+
+        Raises:
+            Failed: what `make` raised, on every process.
+        """
+        if self.size == 1:
+            yield from make(range(count))
+            return
+        own = make(range(self.rank, count, self.size))
+        for first in range(0, count, self.size):
+            made = _next(own) if first + self.rank < count else ()
+            yield from self._exchanged(made)[: count - first]
+
+    def _exchanged(self, made: Tensors | Failed) -> list[Tensors]:
+        """Return every process's tensors; raise the first failure on all."""
+        forms: list[Any] = [None] * self.size
+        mine = made if isinstance(made, Failed) else [(values.shape, values.dtype) for values in made]
+        dist.all_gather_object(forms, mine)
+        for form in forms:
+            if isinstance(form, Failed):
+                raise form
+        found = []
+        for source, form in enumerate(forms):
+            own = source == self.rank and not isinstance(made, Failed)
+            tensors = made if own else tuple(torch.empty(shape, dtype=dtype) for shape, dtype in form)
+            assert not isinstance(tensors, Failed)
+            for values in tensors:
+                dist.broadcast(values, source)
+            found.append(tensors)
+        return found
+
     def all_agree(self, mine: bool) -> bool:
         """Whether it is so on every process."""
         if self.size == 1:
@@ -66,6 +109,13 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _next(own: Iterator[Tensors]) -> Tensors | Failed:
+    try:
+        return tuple(values.cpu().contiguous() for values in next(own))
+    except Failed as error:
+        return error
 
 
 @contextmanager

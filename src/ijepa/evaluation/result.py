@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources import Source
-
-LEVEL = 0.95
-"""How often an interval of this method is meant to hold the truth."""
+from ijepa.evaluation.bootstrap import LEVEL
 
 
 def ranks_of(scores: Tensor, truth: Tensor) -> Tensor:

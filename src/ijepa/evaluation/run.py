@@ -18,10 +18,11 @@ from ijepa.data.listed import refuse_overlap
 from ijepa.data.official import open_set
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, segmentation
+from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.ranks import Ranks, device, joined
+from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
@@ -32,9 +33,6 @@ _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "knn": knn.evaluate_knn,
     "segmentation": segmentation.evaluate_segmentation,
 }
-
-_SHARED = ("linear", "knn")
-"""What several processes can share."""
 
 
 def evaluate(
@@ -54,7 +52,7 @@ def evaluate(
     devkit: str | None = None,
     labels: str | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate weights by one protocol and write the result.
+    """Evaluate weights by one protocol and write the result; under torchrun, together.
 
     Args:
         kind: `linear`, `knn` or `segmentation`.
@@ -77,12 +75,24 @@ def evaluate(
         Refused: one line, before anything is written.
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
-    named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
-        if ranks.size > 1 and kind not in _SHARED:
-            raise Refused(kind, f"{ranks.size} processes do not share this evaluation", "start it without torchrun")
-        return _evaluate(kind, named, sets, protocol, labels, which, seed, baselines, output, progress, ranks)
+        task = _prepare(kind, weights, protocol, which, baselines, output, labels)
+        sources = sets.open(labelled=kind != "segmentation")
+        if getattr(task.protocol, "level", None) != 0:  # level 0 looks at one set alone
+            refuse_overlap(*sources)
+        result = _RUNNERS[kind](
+            task.encoders,
+            *sources,
+            task.protocol,
+            seed=seed,
+            cache=task.folder / ".features",
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+        )
+        for role, noted in sets.noted().items():
+            result["data"][role] |= noted
+        return _saved(kind, task, result, ranks)
 
 
 @dataclass(frozen=True)
@@ -117,19 +127,52 @@ class _Sets:
         return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
 
 
-def _evaluate(
+def evaluate_videos(
+    weights: str | Mapping[str, str],
+    data: str,
+    *,
+    protocol: str | None = None,
+    which: Which = "target",
+    seed: int = 0,
+    baselines: bool = True,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
+    with joined() as ranks:
+        task = _prepare("propagation", weights, protocol, which, baselines, output)
+        result = propagation.evaluate_propagation(
+            task.encoders,
+            find_videos(Path(data)),
+            task.protocol,
+            seed=seed,
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+        )
+        result["data"]["test"]["path"] = data
+        return _saved("propagation", task, result, ranks)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is evaluated by which protocol, and where the result goes."""
+
+    weights: Mapping[str, str]
+    protocol: Any
+    folder: Path
+    encoders: dict[str, Encoder]
+
+
+def _prepare(
     kind: str,
-    named: Mapping[str, str],
-    sets: _Sets,
+    weights: str | Mapping[str, str],
     protocol: str | None,
-    labels: str | None,
     which: Which,
-    seed: int,
     baselines: bool,
     output: Path | None,
-    progress: Progress | None,
-    ranks: Ranks,
-) -> tuple[dict[str, Any], Path]:
+    labels: str | None = None,
+) -> _Task:
+    named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
     if labels is not None:
         chosen = chosen.model_copy(update={"labels": labels})
@@ -141,33 +184,23 @@ def _evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = sets.open(labelled=kind != "segmentation")
-    if getattr(chosen, "level", None) != 0:  # level 0 looks at one set alone
-        refuse_overlap(*sources)
-    shared: dict[str, Any] = {"ranks": ranks} if kind in _SHARED else {}
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
             encoder.to(device())
-    result = _RUNNERS[kind](
-        encoders,
-        *sources,
-        chosen,
-        seed=seed,
-        cache=folder / ".features",
-        progress=progress if ranks.rank == 0 else None,
-        **shared,
-    )
-    result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
-    modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+    return _Task(named, chosen, folder, encoders)
+
+
+def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
+    """Add to a result what tells the weights apart, and let the first process write it."""
+    result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
+    modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    for role, noted in sets.noted().items():
-        result["data"][role] |= noted
-    file = folder / f"{kind}-{chosen.name}.json"
+    file = task.folder / f"{kind}-{task.protocol.name}.json"
     if ranks.rank:
         return result, file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        task.folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error

@@ -54,6 +54,8 @@ class Callback:
 
     every: int
     measure: Callable[[IJEPA], dict[str, float]]
+    remarks: Callable[[], Sequence[str]] = tuple
+    """Lines to show after a measurement has been written, in the light of what the run's files then hold."""
 
 
 class Stopped(Failed):
@@ -222,6 +224,8 @@ class _Loop:
             if step % callback.every == 0 or step == self.lengths.total:
                 self.watch.at(step, "diagnosing")
                 self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
+                for line in callback.remarks() if self.world.rank == 0 else ():
+                    self.monitor.say(line)
 
     def _loader(self) -> Loader:
         recipe, encoder = self.recipe, self.recipe.model.encoder

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.recipe_file, recipe.dump())
-        write_json(run.info_file, {**machine(), "seed": recipe.seed, **info})
+        write_json(run.info_file, {**machine(), "date": date.today().isoformat(), "seed": recipe.seed, **info})
     except OSError as error:
         raise Failed(f"{run.folder}: cannot be written: {error.strerror}") from None
 

@@ -4,7 +4,7 @@
     python benchmarks/tables.py tiny-imagenet FOLDER --output benchmarks/results/tiny-imagenet-100.json
 
 FOLDER holds `train` and `val`, or their shards. Beside the encoder that comes with the package (pretrained on drawn
-scenes of 64 pixels for an hour) stand a ViT-S/16 as initialised and raw pixels. CamVid's frames are squares of 224
+scenes of 64 pixels for an hour) stand a ViT-S as initialised and raw pixels. CamVid's frames are squares of 224
 pixels here, and label 11 (void) is not scored.
 """
 
@@ -27,14 +27,18 @@ SETS = {
         kind: ("segmentation", str(HERE / "protocols" / f"camvid-{kind}.yaml"), "miou")
         for kind in ("kmeans", "capi", "hummingbird", "linear")
     },
-    "tiny-imagenet": {"linear": ("linear", "demo", "top1"), "knn": ("knn", "demo", "top1")},
+    "tiny-imagenet": {
+        kind: (kind, str(HERE / "protocols" / f"tiny-imagenet-{kind}.yaml"), "top1") for kind in ("linear", "knn")
+    },
 }
-NATIVE = {"camvid": 224, "tiny-imagenet": 64}
+SMALL = {"camvid": (224, 16), "tiny-imagenet": (64, 8)}
+"""Image and patch size of the ViT-S in pixels."""
 
 
-def initial_small(folder: Path, image_size: int) -> Path:
-    """Write a ViT-S/16 as pretraining would start it, as a weights folder."""
-    recipe = Recipe.load("vit-small-16", {"model.image_size": str(image_size)})
+def initial_small(folder: Path, image_size: int, patch_size: int) -> Path:
+    """Write a ViT-S as pretraining would start it, as a weights folder."""
+    sizes = {"model.image_size": str(image_size), "model.patch_size": str(patch_size)}
+    recipe = Recipe.load("vit-small-16", sizes)
     folder.mkdir()
     (folder / "recipe.yaml").write_text(recipe.dump())
     vit = Encoder.initial(recipe.model, recipe.seed).vit
@@ -60,7 +64,7 @@ def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
     if output.exists():
         found["protocols"] = json.loads(output.read_text())["protocols"]
     with tempfile.TemporaryDirectory() as kept:
-        weights = {"scenes": "scenes", "random ViT-S/16": str(initial_small(Path(kept) / "small", NATIVE[name]))}
+        weights = {"scenes": "scenes", "random ViT-S": str(initial_small(Path(kept) / "small", *SMALL[name]))}
         for title, (kind, protocol, figure) in SETS[name].items():
             if only and title not in only:
                 continue

@@ -56,6 +56,11 @@ def evaluate() -> None:
 
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
+@click.option(
+    "--save-head",
+    type=click.Path(path_type=Path),
+    help="File for the best head on the last block, which `ijepa export --head` takes.",
+)
 @image_options
 @evaluation_options
 def evaluate_linear(**options: Any) -> None:
@@ -113,7 +118,7 @@ def _evaluate(
     which: Any,
     seed: int,
     baselines: bool,
-    **data: str | None,
+    **data: Any,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
 

@@ -112,6 +112,12 @@ class Heads:
         weight, bias = (values[..., head, :] for values in self._folded())
         return ranks_of(self._prepared(x) @ weight + bias, y.to(self.device)).cpu()
 
+    def plain(self, head: int) -> tuple[Tensor, Tensor]:
+        """Return one head as a layer on features as they are: weight (C, F), bias (C,), all before it folded in."""
+        weight, bias = (values[..., head, :] for values in self._folded())
+        weight = weight / self.scale[:, None]
+        return weight.T.contiguous().cpu(), (bias - self.shift @ weight).cpu()
+
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias as they apply to normalised features."""
         if self.norm != "batch-affine":

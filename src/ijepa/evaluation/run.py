@@ -7,12 +7,13 @@ an architecture knows before it has learned, and what the images give away by th
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from ijepa.data.listed import refuse_overlap
 from ijepa.data.official import open_set
@@ -24,6 +25,7 @@ from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
+from ijepa.interop.heads import Head
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.provenance import commit
@@ -51,6 +53,7 @@ def evaluate(
     test_list: str | None = None,
     devkit: str | None = None,
     labels: str | None = None,
+    save_head: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result; under torchrun, together.
 
@@ -67,6 +70,7 @@ def evaluate(
         train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
         devkit: where ImageNet's validation classes are, if not beside the images.
         labels: label map of the masks, in the place of the protocol's and the sets' own.
+        save_head: file for a linear probe's head, as `interop.heads` writes it.
 
     Returns:
         The result and its file.
@@ -81,6 +85,10 @@ def evaluate(
         sources = sets.open(labelled=kind != "segmentation")
         if getattr(task.protocol, "level", None) != 0:  # level 0 looks at one set alone
             refuse_overlap(*sources)
+        kept: dict[str, Any] = {}
+        if save_head is not None:
+            _check_file(save_head)
+            kept["keep"] = partial(_keep_head, save_head, sources[0], ranks)
         result = _RUNNERS[kind](
             task.encoders,
             *sources,
@@ -89,6 +97,7 @@ def evaluate(
             cache=task.folder / ".features",
             progress=progress if ranks.rank == 0 else None,
             ranks=ranks,
+            **kept,
         )
         for role, noted in sets.noted().items():
             result["data"][role] |= noted
@@ -205,6 +214,19 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file
+
+
+def _keep_head(file: Path, train: Source, ranks: Ranks, weight: Tensor, bias: Tensor) -> None:
+    if ranks.rank == 0:
+        names = train.classes if train.classes is not None else [str(number) for number in range(len(bias))]
+        Head(weight, bias, tuple(names)).write(file)
+
+
+def _check_file(file: Path) -> None:
+    if file.exists():
+        raise Refused(f"--save-head {file}", "exists already", "give another file")
+    if not file.absolute().parent.is_dir():
+        raise Refused(f"--save-head {file}", f"{file.absolute().parent} is no folder")
 
 
 def _check_folder(folder: Path) -> None:

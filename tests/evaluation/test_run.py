@@ -6,9 +6,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from ijepa.data.decode import decode
+from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import run
+from ijepa.evaluation.features import central_view
 from ijepa.evaluation.run import evaluate, table
+from ijepa.interop.exchange import export_weights
+from ijepa.interop.heads import Head
+from ijepa.interop.weights import load_encoder
 from ijepa.model.jepa import build_encoder
 from ijepa.recipe import Recipe
 from tests.conftest import TINY
@@ -143,3 +149,23 @@ def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_pa
     assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
     with pytest.raises(Refused, match="--labels: no label map 'tow'"):
         evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")
+
+
+def test_a_kept_head_gives_the_accuracy_of_its_row(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
+    protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
+    result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    head, encoder = Head.read(file), load_encoder(weights)
+    source = open_source(f"{scenes}/val-*.tar")
+    view = central_view((48, 48), 1.0)
+    pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
+    right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels
+    assert right.mean() == pytest.approx(result["rows"][0]["top1"], abs=1 / len(source))  # features rounded to float16
+    assert head.classes == tuple(source.classes or map(str, range(len(head.bias))))
+    export_weights(weights, tmp_path / "hf", "transformers", head=file)
+    with pytest.raises(Refused, match="exists already"):
+        evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    with pytest.raises(Refused, match="no linear head on the last block"):
+        evaluate(
+            "linear", str(weights), *sets(scenes), protocol="attentive", output=tmp_path, save_head=tmp_path / "other"
+        )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.bench import bench_attention, bench_evaluation, bench_masks, bench_step
+from ijepa.bench import bench_attention, bench_evaluation, bench_index, bench_masks, bench_step
 from ijepa.bench.step import PARTS
 from ijepa.masks import MaskRule
 from ijepa.model.flops import batch_flops
@@ -92,3 +92,13 @@ def test_knn_at_full_size_is_planned_below_eight_gigabytes():
     from ijepa.evaluation.knn import planned_memory
 
     assert sum(planned_memory(1_281_167, 50_000, 1280, k=200, classes=1000).values()) < 8e9
+
+
+def test_the_index_is_measured_at_two_sizes_and_extended(tmp_path):
+    lines: list[str] = []
+    found = bench_index(images=(300, 900), folder=tmp_path, echo=lines.append)
+    assert [row["images"] for row in found["rows"]] == [300, 900]
+    assert all(row["cpu_seconds"] > 0 and row["index_bytes"] > 0 for row in found["rows"])
+    # Twelve bytes an image and a fixed part.
+    assert found["imagenet_22k"]["index_bytes"] == pytest.approx(12 * 14_146_391, rel=0.05)
+    assert len(lines) == 3 and not list(tmp_path.iterdir())

@@ -208,3 +208,23 @@ def test_masks_folder_must_not_change_the_images(tmp_path):
     index = build(Folder(tmp_path / "images", tmp_path / "masks"), "")
     assert [text_item(index.arrays, "names", "ends", i) for i in range(2)] == ["2.png", "x/1.jpg"]
     assert [text_item(index.arrays, "mask_names", "mask_ends", i) for i in range(2)] == ["", "x/1.png"]
+
+
+def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatch):
+    from ijepa.bench.index import write_shards as write_many
+    from ijepa.data.sources import open_source
+
+    write_many(tmp_path / "shards", 200, shard=3)
+    found = {}
+    for many in (1000, 8):
+        monkeypatch.setattr(module, "_MANY", many)
+        monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / f"cache-{many}"))
+        found[many] = open_source(tmp_path / "shards")
+    one, several = found.values()
+    assert len(one) == 200 and one.fingerprint == several.fingerprint
+    assert [one.name(i) for i in range(200)] == [several.name(i) for i in range(200)]
+    assert (one.labels == several.labels).all() and one.labels[:5].tolist() == [0, 1, 2, 3, 4]
+    (tmp_path / "shards" / "train-00040.tar").write_bytes(b"x" * 700)
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache-broken"))
+    with pytest.raises(Refused, match="train-00040.tar"):
+        open_source(tmp_path / "shards")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, overrides
+from ijepa.errors import Refused
 from ijepa.recipe import Recipe
 
 
@@ -44,6 +45,23 @@ def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> N
     loaded = Recipe.load(recipe, overrides(fields))
     micro = loaded.batch.micro
     _keep(run(loaded, micro=16 if micro == "auto" else micro, steps=count, threads=None, echo=click.echo), output)
+
+
+@bench.command("index")
+@click.option("--images", "sizes", default="250000,1000000", show_default=True, metavar="N,N", help="Two sizes.")
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Where the shards are made, then removed.")
+@bench_output
+def bench_index(sizes: str, folder: Path | None, output: Path | None) -> None:
+    """Indexing shards of two sizes, and what that gives for ImageNet-22k."""
+    from ijepa.bench import bench_index as run
+
+    try:
+        images = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        images = []
+    if not images or min(images) < 1 or images != sorted(set(images)):
+        raise Refused(f"--images {sizes}", "is no list of rising numbers", "write --images 250000,1000000")
+    _keep(run(images=images, folder=folder, echo=click.echo), output)
 
 
 @bench.command("masks")

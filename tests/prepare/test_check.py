@@ -51,7 +51,7 @@ def test_bad_images_are_listed_and_good_ones_counted(odd: Path) -> None:
     found = check(open_source(odd))
     assert found.images == 7
     assert [name for name, _ in found.bad] == ["e.jpg", "f.jpg", "g.png"]
-    assert dict(found.bad)["g.png"] == "30000 x 30000 is more than 120 megapixels"
+    assert "more than 120 megapixels" in dict(found.bad)["g.png"]
     assert found.sides[:4] == [1, 2, 1, 0] and sum(found.sides) == 4
     assert found.bytes == sum(path.stat().st_size for path in odd.iterdir())
     assert not found.duplicates

@@ -5,11 +5,23 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from ijepa.prepare.scenes import write_scenes
+
+# Beside a torch built for CPUs torchvision lacks its operators and cannot be imported, as timm and transformers do.
+# With these names defined it does; a torchvision that has them is left as it is.
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+for _schema in (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+):
+    with suppress(RuntimeError):
+        _OPERATORS.define(_schema)
 
 TINY = {
     "name": "tiny",

@@ -80,8 +80,10 @@ def test_padding_stands_behind_the_batch_and_in_sequences_of_its_own(chosen):
         assert torch.equal(new.index[: len(old.index)], old.index)
     moved = torch.where(plain.predictor.index < tokens, 0, len(padded.context.index) - tokens)
     assert torch.equal(padded.predictor.index[: len(moved)], plain.predictor.index + moved)
-    for _old, new in pairs[4:]:
-        assert len(set(new.index.tolist())) == len(new.index) and max(new.index) < len(padded.context.index)
+    last = len(padded.context.index) - 1
+    assert len(pairs) > 4 and not padded.context.real[last]
+    for old, new in pairs[4:]:  # a layer's padding is no image's token
+        assert set(new.index[len(old.index) :].tolist()) <= {last}
     assert torch.equal(padded.loss_weight[: len(plain.loss_weight)], plain.loss_weight)
     assert not padded.loss_weight[len(plain.loss_weight) :].any()
     # A padding query has padding keys: its attention is finite.
@@ -110,3 +112,35 @@ def test_padding_changes_neither_loss_nor_gradients(drop_path, chosen):
     assert padded.baseline.item() == pytest.approx(plain.baseline.item(), rel=1e-6)
     for name, gradient in gradients.items():
         assert (gradient - wanted[name]).abs().max() < 1e-6 * max(1, wanted[name].abs().max()), name
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_padding_enters_a_layer_with_stochastic_depth_as_zeros(aligned):
+    """A scale over all tokens then sees no image's token that skips the layer."""
+    chosen = Budget.aligned((8, 8), RATES, 16) if aligned else budget()
+    model, entering = IJEPA(SHAPE, seed=1), []
+    for block in model.context_encoder.blocks:
+        block.register_forward_pre_hook(lambda block, given: entering.append((given[0].detach(), given[1].real)))
+    batch = packer(chosen)(np.arange(6), PIXELS)
+    model(batch).loss.backward()
+    assert len(entering) == 4 and sum(int((~real).sum()) for _, real in entering) > 16
+    for x, real in entering:
+        assert not x[: len(real)][~real].any() and x[: len(real)][real].any(1).all()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_layer_that_no_image_keeps_runs_on_padding(aligned):
+    rates = layer_rates(4, 0.9)
+    chosen = Budget.aligned((8, 8), rates, 16) if aligned else Budget.for_masks(RULE, (8, 8), 1, rates, granule=16)
+    found = []
+    for each in (None, chosen):
+        model = IJEPA(SHAPE, seed=1)
+        batch = Packer(RULE, (8, 8), 3, 12, 4, 0.9, each)(np.arange(1, 2), PIXELS[:1])
+        assert not batch.kept[3].lengths
+        outcome = model(batch)
+        outcome.loss.backward()
+        assert not model.context_encoder.blocks[3].mlp.fc1.weight.grad.any()
+        found.append((outcome.loss.item(), model.context_encoder.blocks[0].mlp.fc1.weight.grad))
+    assert len(batch.kept[3].index) % 16 == 0 < len(batch.kept[3].index)
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-8)

@@ -145,3 +145,29 @@ def test_planning_from_the_command_line(tmp_path):
     assert "4 x NVIDIA H200" in found.stdout and "(Sweden, " in found.stdout and "256 a GPU" in found.stdout
     values = json.loads((tmp_path / "plan.json").read_text())
     assert values["recipe"]["batch"]["global"] == 1024 and values["devices"] == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("linear", ["--train-list", "a", "--devkit", "d"], {"train_list": "a", "test_list": None, "devkit": "d"}),
+        ("knn", ["--test-list", "b"], {"train_list": None, "test_list": "b", "devkit": None}),
+        ("segmentation", ["--labels", "voc"], {"train_list": None, "test_list": None, "labels": "voc"}),
+    ],
+)
+def test_what_is_said_of_the_data_reaches_the_evaluation(kind, given, expected, monkeypatch):
+    from ijepa.evaluation import run
+
+    seen = {}
+
+    def evaluate(*words, **options):
+        seen.update(options, words=words)
+        return {}, Path("result.json")
+
+    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(run, "table", lambda result: "")
+    found = CliRunner().invoke(cli, ["evaluate", kind, "W", "--train", "x", "--test", "y", *given])
+    assert found.exit_code == 0, found.output
+    assert seen["words"] == (kind, "W", "x", "y")
+    assert {key: seen[key] for key in expected} == expected
+    assert ("devkit" in seen) == (kind != "segmentation") and ("labels" in seen) == (kind == "segmentation")

@@ -76,7 +76,9 @@ def pack(
     images, blocks, patches = masks.targets.shape
     context = np.flatnonzero(masks.context)
     context_lengths = masks.context.sum(1)
-    context_room = budget.room(len(context), budget.context) if budget else len(context)
+    # Where layers are dropped, the last context row is padding: their own padding reads it and writes it.
+    needed = len(context) + (kept is not None)
+    context_room = budget.room(needed, budget.context) if budget else len(context)
 
     block_lengths = masks.targets.sum(2).reshape(-1)
     block_image = np.repeat(np.arange(images), blocks)[block_lengths > 0]
@@ -132,7 +134,7 @@ def pack(
 def _kept(
     kept: npt.NDArray[np.bool_], lengths: Integers, rows: int, budget: Budget | None
 ) -> tuple[Sequences | None, ...]:
-    """For each layer (B, layers) the context rows that are kept, of `rows`; padded with rows that are not."""
+    """For each layer (B, layers) the context rows that are kept, of `rows`; padding is the last of these."""
     layers: list[Sequences | None] = []
     for layer, images in enumerate(kept.T):
         room = budget.layers[layer] if budget else None
@@ -142,9 +144,9 @@ def _kept(
         chosen = np.repeat(images, lengths)
         sequences = _sequences(np.flatnonzero(chosen), lengths[images])
         if budget:
-            spare = min(budget.room(int(chosen.sum()), room or 0), rows) - int(chosen.sum())
-            others = np.concatenate([np.flatnonzero(~chosen), np.arange(len(chosen), rows)])
-            sequences = _padded(sequences, others[:spare], budget, len(images))
+            count = int(chosen.sum())
+            spare = min(budget.room(max(count, 1), room or 0), rows) - count  # a layer without images still runs
+            sequences = _padded(sequences, np.full(spare, rows - 1), budget, len(images))
         layers.append(sequences)
     return tuple(layers)
 

@@ -151,6 +151,7 @@ def outlook(
             group=_group(recipe, devices),
             capacity=1e9 * one.memory_gb,
             autocast=recipe.precision.autocast != "none",
+            float8=recipe.precision.fp8 != "none",
         )
         wanted = recipe.parallel.strategy
         if wanted == "auto":

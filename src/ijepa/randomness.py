@@ -38,6 +38,7 @@ class Stream(IntEnum):
     SCENES = 6
     EVALUATION = 7
     HOLD_OUT = 8
+    BOOTSTRAP = 9
 
 
 def philox(counter: npt.NDArray[np.uint32], seed: int) -> Words:

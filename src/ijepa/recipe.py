@@ -206,6 +206,15 @@ class Checkpoint(Section):
     """How many of the latest checkpoints stay."""
 
 
+class Init(Section):
+    """Weights to begin with, instead of random ones."""
+
+    source: str | None = Field(None, alias="from")
+    """A run, a weights folder, or weights of another library; None draws them from the seed."""
+    parts: Literal["encoder", "all"] = "encoder"
+    """encoder: its target encoder becomes both of ours, the predictor is drawn; all: all three parts are taken."""
+
+
 class Recipe(Section):
     """Every number of a run."""
 
@@ -225,6 +234,8 @@ class Recipe(Section):
     """Length in steps; overrides epochs and images."""
     model: Model = Model()
     """The model."""
+    init: Init = Init()
+    """What it begins with."""
     mask: MaskRule = MaskRule()
     """The masks."""
     data: Data = Data()

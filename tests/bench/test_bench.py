@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.bench import bench_attention, bench_masks, bench_step
+from ijepa.bench import bench_attention, bench_evaluation, bench_masks, bench_step
 from ijepa.bench.step import PARTS
 from ijepa.masks import MaskRule
 from ijepa.model.flops import batch_flops
@@ -67,3 +67,28 @@ def test_all_ways_of_attending_compute_the_same():
         assert set(each["ms"]) == set(each["ratio"]) == {"ours", "loop", "sdpa loop", "sdpa padded"}
         assert each["ratio"]["ours"] == 1
         assert all(gap < (1e-5 if dtype == "float32" else 0.1) for gap in each["gap"].values()), each
+
+
+def test_evaluation_is_measured_by_parts(monkeypatch):
+    from ijepa.bench import evaluation
+
+    monkeypatch.setattr(evaluation, "KNN", {"train": 3000, "test": 300, "width": 64, "classes": 10})
+    monkeypatch.setattr(evaluation, "BANK", {"patches": 3000, "width": 32, "queries": 50, "k": 5})
+    cached = evaluation.cached_heads
+    monkeypatch.setattr(evaluation, "cached_heads", lambda *sizes: cached(8, 3, 1, 16, 1))
+    tiny = Recipe.load("vit-small-16", {**TINY, "model.encoder.depth": 4})
+    monkeypatch.setattr(evaluation.Recipe, "load", lambda name: tiny)
+    lines = []
+    result = bench_evaluation(recipe="tiny", images=2, knn_share=1.0, repeats=1, echo=lines.append)
+    assert json.loads(json.dumps(result)) == result
+    assert result.keys() == {"threads", "forward", "cached", "knn", "bank"} and len(lines) == 4
+    assert result["forward"]["heads"] == 52 and result["forward"]["ratio"] > 0
+    assert all(each["times faster than modules"] > 0 for each in result["cached"].values())
+    assert result["knn"]["train"] == 3000 and result["knn"]["planned bytes at full size"]["sum"] > 0
+    assert 0 < result["bank"]["recall"]["8"] <= result["bank"]["recall"]["64"] == 1
+
+
+def test_knn_at_full_size_is_planned_below_eight_gigabytes():
+    from ijepa.evaluation.knn import planned_memory
+
+    assert sum(planned_memory(1_281_167, 50_000, 1280, k=200, classes=1000).values()) < 8e9

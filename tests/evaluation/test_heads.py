@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ijepa.evaluation import head_optimizers
 from ijepa.evaluation.heads import Heads
 
 GRID = ((3e-3, 0.0), (5e-2, 0.3), (1e-2, 0.01))
@@ -68,6 +69,20 @@ def test_together_as_alone(optimizer, norm):
         assert (together.ranks(x, y, head) == other.ranks(x, y, 0)).all()
     accuracies = [float((other.ranks(x, y, 0) == 0).double().mean()) for other in alone]
     assert (together.logits(x).argmax(2) == y[:, None]).double().mean(0).tolist() == accuracies
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("slab", [1, 30])
+def test_slabs_change_nothing(optimizer, slab, monkeypatch):
+    """Slabs of one row, and of two with a rest, of five rows of 12 numbers."""
+    weights = []
+    for size in (head_optimizers.SLAB, slab):
+        monkeypatch.setattr(head_optimizers, "SLAB", size)
+        heads = Heads(5, 4, GRID, norm="batch-affine", optimizer=optimizer, initial_std=0.1)
+        for x, y in data(width=5):
+            heads.step(x, y, 1.0)
+        weights.append(torch.cat([heads.weight.flatten(), heads.gain.flatten(), heads.bias.flatten()]))
+    assert torch.equal(*weights)
 
 
 def test_the_start_is_the_seed_s():

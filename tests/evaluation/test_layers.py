@@ -9,7 +9,7 @@ from ijepa.data.sources import open_source
 from ijepa.evaluation.diagnostics import diagnose
 from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar
 from ijepa.evaluation.pictures import choose, crops
-from ijepa.evaluation.trends import run_warnings, warnings_of
+from ijepa.evaluation.trends import new_warnings, run_warnings, warnings_of
 from ijepa.model.encoder import Encoder
 from ijepa.recipe import Recipe
 from tests.conftest import TINY
@@ -105,3 +105,19 @@ def test_warnings_say_what_curves_say_together(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in falling) + '{"loss": 0.')
     (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in figures(30, 40, 10)))
     assert run_warnings(tmp_path) == [said]
+
+
+def test_a_run_on_its_way_is_warned_of_each_thing_once(tmp_path: Path) -> None:
+    fresh = new_warnings(tmp_path)
+    assert fresh() == []
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"loss": 1 - s / 100}) + "\n" for s in range(50)))
+    diagnoses = figures(30, 40, 10)
+    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
+    (said,) = fresh()
+    assert said.startswith("warning: loss falls while rank falls")
+    diagnoses += figures(9)
+    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
+    assert fresh() == [], "the same, a little further"
+    diagnoses += [{"rankme_centred": 8, "std": 0.001, "mean_cosine": 0.3}]
+    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
+    assert [line.partition(":")[2][:18] for line in fresh()] == [" images grow alike"]

@@ -6,12 +6,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from ijepa.data.decode import decode
+from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import run
+from ijepa.evaluation.features import central_view
 from ijepa.evaluation.run import evaluate, table
+from ijepa.interop.exchange import export_weights
+from ijepa.interop.heads import Head
+from ijepa.interop.weights import load_encoder
 from ijepa.model.jepa import build_encoder
 from ijepa.recipe import Recipe
 from tests.conftest import TINY
+from tests.evaluation.toys import block_mask, write_pairs
 
 KINDS = {
     "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
@@ -60,6 +67,8 @@ def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes
     assert results[0] == results[1]
     assert [row["encoder"] for row in result["rows"]] == ["trained", "random", "pixels"]
     assert len({json.dumps({**row, "encoder": ""}) for row in result["rows"]}) == 3, "three encoders, three answers"
+    figure = "miou" if kind == "segmentation" else "top1"
+    assert all(0 <= row["ci"][0] <= row[figure] <= row["ci"][1] <= 1 for row in result["rows"]), "each has its interval"
     assert (result["kind"], result["protocol"]["name"]) == (kind, "small")
     assert [result["data"][part]["path"] for part in ("train", "test")] == list(sets(scenes))
     assert result["data"]["test"]["n"] == (6 if kind == "segmentation" else 20)
@@ -118,3 +127,45 @@ def test_a_full_disk_is_a_failure_in_running(
     with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert caught.value.exit_code == 1
+
+
+def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 100)):
+        write_pairs(tmp_path / "set" / split, [block_mask(first + i) for i in range(14)])
+    (tmp_path / "list.txt").write_text("".join(f"{i:03d}\n" for i in range(12)))
+    (tmp_path / "map.yaml").write_text("name: two\nclasses: {low: [0, 1], high: 2-3}\n")
+    options = {"protocol": small["segmentation"], "output": tmp_path / "new", "baselines": False}
+    lists = {"train_list": str(tmp_path / "list.txt"), "labels": str(tmp_path / "map.yaml")}
+    result, _ = evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, **lists)
+    assert result["data"]["classes"] == ["low", "high"]
+    assert result["data"]["labels"] == {"train": "two", "test": "two"}
+    assert result["data"]["train"] | {"fingerprint": ""} == {
+        "n": 12,
+        "fingerprint": "",
+        "path": str(tmp_path / "set"),
+        "list": str(tmp_path / "list.txt"),
+    }
+    assert "list" not in result["data"]["test"]
+    assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
+    with pytest.raises(Refused, match="--labels: no label map 'tow'"):
+        evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")
+
+
+def test_a_kept_head_gives_the_accuracy_of_its_row(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
+    protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
+    result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    head, encoder = Head.read(file), load_encoder(weights)
+    source = open_source(f"{scenes}/val-*.tar")
+    view = central_view((48, 48), 1.0)
+    pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
+    right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels
+    assert right.mean() == pytest.approx(result["rows"][0]["top1"], abs=1 / len(source))  # features rounded to float16
+    assert head.classes == tuple(source.classes or map(str, range(len(head.bias))))
+    export_weights(weights, tmp_path / "hf", "transformers", head=file)
+    with pytest.raises(Refused, match="exists already"):
+        evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    with pytest.raises(Refused, match="no linear head on the last block"):
+        evaluate(
+            "linear", str(weights), *sets(scenes), protocol="attentive", output=tmp_path, save_head=tmp_path / "other"
+        )

@@ -70,6 +70,10 @@ class TestAllMethods:
         (row,) = evaluate(pairs, protocol(base), Noise())["rows"]
         assert row["pixel_accuracy"] == pytest.approx(0.25, abs=0.08)
         assert row["miou"] == pytest.approx(1 / 7, abs=0.05)
+        low, high = row["ci"]
+        assert low <= row["miou"] <= high
+        if base is not KMEANS:  # clusters are named by the truth, which lifts chance
+            assert low <= 1 / 7 <= high
 
     def test_two_runs_are_equal_but_for_seconds(self, pairs: Any, base: dict[str, Any]) -> None:
         first, second = (evaluate(pairs, protocol(base)) for _ in range(2))
@@ -185,6 +189,20 @@ def test_a_bank_of_limited_size_has_patches_of_every_image(pairs: Any) -> None:
     (row,) = evaluate(pairs, protocol(RETRIEVAL, retrieval={"neighbours": [1], "bank_patches": 90}))["rows"]
     assert row["bank"]["patches"] == 90
     assert row["miou"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("base", [RETRIEVAL, SOFT], ids=lambda base: base["method"])
+def test_an_inverted_index_says_its_recall(pairs: Any, base: dict[str, Any]) -> None:
+    settings = base[base["method"]]
+    exact = evaluate(pairs, protocol(base))["rows"][0]
+    for probes in (2, 500):
+        rule = {**settings, "search": "inverted", "lists": 20, "probes": probes}
+        (row,) = evaluate(pairs, protocol({**base, base["method"]: rule}))["rows"]
+        assert row["bank"]["lists"] == 20
+        assert 0 < row["bank"]["recall"] <= 1
+        assert probes == 2 or row["bank"]["recall"] > 0.9, "but for neighbours that are equal to the last digit"
+        assert row["miou"] == pytest.approx(exact["miou"], abs=0.05 if probes == 2 else 1e-3)
+    assert "recall" not in exact["bank"]
 
 
 def test_neighbours_are_chosen_on_the_held_out_part_alone(pairs: Any, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_what_is_no_weights_is_one_line(run, tmp_path):
     shutil.copy(run[0] / "run.json", young)
     for weights, message in (
         ("nowhere", "no such run"),
-        (file, "is a file"),
+        (file, "is no file of weights"),
         (tmp_path / "empty", "holds no run"),
         (young, "no checkpoint yet"),
     ):

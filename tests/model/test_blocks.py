@@ -10,6 +10,7 @@ from ijepa.masks import MaskRule
 from ijepa.model.attention import attention
 from ijepa.model.blocks import compile_blocks, recompute_blocks, set_attention
 from ijepa.model.jepa import IJEPA
+from ijepa.model.linear import Linear
 from ijepa.packing import Packer, layer_rates
 from ijepa.recipe import Encoder, Model, Predictor
 from tests.reference.dense import attend
@@ -141,3 +142,19 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
         model(batch_of(step)).loss.backward()
     assert counter.frame_count == warm
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_compiled_layer_is_a_plain_one():
+    """Inductor has no rule for the operation that a CPU's layer is made of in bfloat16."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    torch._dynamo.reset()
+    layer, x = Linear(32, 48), torch.randn(7, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = torch.compile(layer, backend=keep)(x), layer(x)
+    assert len(graphs) == 1 and "linear" in graphs[0] and "mkldnn" not in graphs[0] and "autograd" not in graphs[0]
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)

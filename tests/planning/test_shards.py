@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from ijepa.model.jepa import IJEPA
+from ijepa.model.precision import frozen_layers, to_float8
 from ijepa.planning.memory import state
 from ijepa.planning.size import count_parameters
 from ijepa.recipe import Recipe
@@ -68,3 +69,19 @@ def test_the_plan_is_the_sum_of_shards(strategy, shards, ranks, rank):
     for name, size in sums.items():
         assert len(ranks) * getattr(planned, name) == pytest.approx(size, rel=0.02)
     assert len(ranks) * planned.kept == pytest.approx(sum(sums.values()), rel=0.02)
+
+
+def test_the_float8_copy_is_counted_and_its_float32_weights_are_shared(rank):
+    pytest.importorskip("torchao")
+    recipe = Recipe.load("vit-huge-16-in22k")
+    parameters, (zero2, plain) = count_parameters(recipe), ({"float8": True}, {})
+    rank(3)
+    with torch.device("meta"):
+        model = IJEPA(recipe.model, recipe.seed)
+    to_float8(model)
+    _shard(model, World("zero2", 3, RANKS, 3, init_device_mesh("cpu", (RANKS,), mesh_dim_names=("shards",))), True)
+    planned = [state(parameters, "zero2", RANKS, **how) for how in (zero2, plain)]
+    copies = sum(layer.weight8.numel() for layer in frozen_layers(model.target_encoder))
+    assert planned[0].gathered - planned[1].gathered == pytest.approx(copies, rel=0.02)
+    own = sum(4 * local(parameter).numel() for parameter in model.target_encoder.parameters())
+    assert planned[0].target == pytest.approx(own, rel=0.02)

@@ -11,7 +11,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.report.page import write_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
-KEYS = ["glance", "curves", "masks", "features", "retrieval", "panels", "evaluations", "recipe"]
+KEYS = ["glance", "curves", "masks", "features", "maps", "retrieval", "panels", "evaluations", "recipe"]
 
 
 class Page(HTMLParser):
@@ -102,6 +102,11 @@ def test_pictures_are_as_many_as_promised(page: Page) -> None:
     labels = [attributes["aria-label"] or "" for attributes in page.of("svg")]
     assert sum("with its masks" in label for label in labels) == 6
     assert sum("patch features of" in alt for alt in alts) == 2 * 8
+    assert sum("its middle patch outlined" in label for label in labels) == 8
+    for name in ("trained", "random"):
+        assert sum(alt.startswith(f"Cosine of the {name} encoder's patches") for alt in alts) == 8
+    assert sum(alt.startswith("Cosine of prediction and target") for alt in alts) == 8
+    assert sum(label.startswith("Singular values. trained: ") for label in labels) == 1
     assert sum(alt.startswith("Query: ") for alt in alts) == 6
     assert sum(alt.startswith("Near to the trained encoder: ") for alt in alts) == 6 * 6
     assert sum(alt.startswith("Near to the random encoder: ") for alt in alts) == 6 * 6
@@ -193,7 +198,7 @@ def test_bare_recipe_gives_a_page_of_hints(run: Path) -> None:
 def test_run_without_a_checkpoint_shows_its_masks(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     page = page_of(run)
-    assert set(missing(page)) == {"features", "retrieval", "panels"}
+    assert set(missing(page)) == {"features", "maps", "retrieval", "panels"}
     assert "the run has no checkpoint" in page.words
 
 
@@ -207,7 +212,7 @@ def test_data_that_moved_is_a_gap_that_names_it(run: Path, tmp_path: Path) -> No
     for file in [run / "run.json", *(run / "evaluations").glob("*.json")]:
         file.write_text(re.sub(r'"path": "[^"]*"', f'"path": "{tmp_path}/gone"', file.read_text()))
     page = page_of(run)
-    assert set(missing(page)) == {"masks", "features", "retrieval", "panels"}
+    assert set(missing(page)) == {"masks", "features", "maps", "retrieval", "panels"}
     assert f"{tmp_path}/gone does not exist" in page.words
 
 

@@ -1,7 +1,8 @@
 """The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
-"copy": a run to go on from}; they run one after another in one process group, because starting processes costs more
+"copy": a run to go on from, "backend": torch.compile's, "warm": step after which
+nothing is compiled}; they run one after another in one process group, because starting processes costs more
 than the runs do.
 """
 
@@ -17,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.data.sources import open_source
+from ijepa.model.blocks import compile_blocks
 from ijepa.recipe import Recipe
-from ijepa.training import loop
+from ijepa.training import loop, prepare
 from ijepa.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +36,12 @@ def run(job: dict[str, Any]) -> None:
     loop._DTYPE = torch.float64 if job.get("double") else None
     loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
     calls: list[loop.Callback] = []
+    if recipe.parallel.compile:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(job.get("backend", "eager"))
+        prepare.compile_blocks = partial(compile_blocks, backend=counter)
+        compiled: list[int] = []
+        calls = [loop.Callback(1, lambda model: compiled.append(counter.frame_count) or {})]
     if "stop_after" in job:
 
         def stop(model):
@@ -47,10 +57,12 @@ def run(job: dict[str, Any]) -> None:
     try:
         source = open_source(recipe.data.path, split="train")
         loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)
+        if "warm" in job:
+            assert 0 < compiled[job["warm"]] == compiled[-1], compiled
     except loop.Stopped as stopped:
         assert "stop_after" in job, stopped
     finally:
-        loop._DTYPE, loop.make_optimizer = None, make_optimizer
+        loop._DTYPE, loop.make_optimizer, prepare.compile_blocks = None, make_optimizer, compile_blocks
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:

@@ -267,3 +267,14 @@ def test_callbacks_are_written_and_cut(scenes, tmp_path):
     pretrain(recipe(scenes), source(scenes), tmp_path, callbacks=rows, quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "diagnostics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "answer": 42.0} for step in (0, 4, 8)]
+
+
+def test_remarks_of_a_callback_are_shown_after_its_figures_are_written(scenes, tmp_path, capsys):
+    """A rank that falls beneath a falling loss is told in words, and once."""
+    from ijepa.evaluation.trends import new_warnings
+
+    ranks = iter(range(100, 0, -20))
+    call = Callback(2, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_warnings(tmp_path))
+    pretrain(recipe(scenes, steps=8), source(scenes), tmp_path, callbacks=[call])
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 1 and "rank falls: centred RankMe went from 100.0 to" in warned[0]

@@ -10,7 +10,9 @@ from ijepa import __version__
 from ijepa.cli.bench import bench
 from ijepa.cli.data import data
 from ijepa.cli.evaluating import diagnose, evaluate, report
+from ijepa.cli.release import archive
 from ijepa.cli.training import demo, plan, pretrain
+from ijepa.cli.weights import export, import_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -19,5 +21,5 @@ def cli() -> None:
     """I-JEPA: pretrain by a recipe, evaluate by the field's protocols, see what was learned."""
 
 
-for command in (pretrain, plan, demo, evaluate, diagnose, report, data, bench):
+for command in (pretrain, plan, demo, evaluate, diagnose, report, export, import_, archive, data, bench):
     cli.add_command(command)

@@ -64,6 +64,40 @@ def bench_attention(output: Path | None) -> None:
     _keep(run(echo=click.echo), output)
 
 
+@bench.command("evaluation")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(["forward", "cached", "knn", "bank"]),
+    multiple=True,
+    help="Measure only this; may be given several times.",
+)
+@click.option("--recipe", default="vit-small-16", show_default=True, help="Whose encoder stands before the heads.")
+@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="Its batch.")
+@click.option(
+    "--knn-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Of 1.28 M features of width 1280 and 50,000 queries.",
+)
+@click.option(
+    "--bank-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of a bank of 1 M patches of width 384.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds.")
+@bench_output
+def bench_evaluation(parts: tuple[Any, ...], output: Path | None, **options: Any) -> None:
+    """Many heads beside one, kNN and a retrieval bank at full size: seconds of CPU, memory, recall."""
+    from ijepa.bench.evaluation import PARTS
+    from ijepa.bench.evaluation import bench_evaluation as run
+
+    _keep(run(parts=parts or PARTS, echo=click.echo, **options), output)
+
+
 def _keep(result: dict[str, Any], output: Path | None) -> None:
     from ijepa.files import write_json
     from ijepa.training.run import machine

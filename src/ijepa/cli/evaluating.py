@@ -6,15 +6,25 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, open_images, telling
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation on two labelled sets takes."""
+    for option in (
+        click.option("--test-list", default=None, help="The same of --test."),
+        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
+        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--train", required=True, help="Labelled data to fit or look up in."),
+    ):
+        command = option(command)
+    return common_options(command)
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation takes."""
     options = (
         click.argument("weights"),
-        click.option("--train", required=True, help="Labelled data to fit or look up in."),
-        click.option("--test", required=True, help="Data that is scored."),
         click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
         click.option(
             "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
@@ -34,12 +44,24 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what evaluations on whole images take beside."""
+    text = "ImageNet's development kit or Kaggle's table of validation classes, if not beside the images."
+    return click.option("--devkit", default=None, help=text)(command)
+
+
 @click.group()
 def evaluate() -> None:
     """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
 
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
+@click.option(
+    "--save-head",
+    type=click.Path(path_type=Path),
+    help="File for the best head on the last block, which `ijepa export --head` takes.",
+)
+@image_options
 @evaluation_options
 def evaluate_linear(**options: Any) -> None:
     """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
@@ -47,6 +69,7 @@ def evaluate_linear(**options: Any) -> None:
 
 
 @evaluate.command("knn", epilog=WEIGHTS_HELP)
+@image_options
 @evaluation_options
 def evaluate_knn(**options: Any) -> None:
     """Nearest neighbours by cosine on pooled features."""
@@ -54,10 +77,23 @@ def evaluate_knn(**options: Any) -> None:
 
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
+@click.option("--labels", default=None, help="Label map of the masks: a name or a YAML file; else the set's own.")
 @evaluation_options
 def evaluate_segmentation(**options: Any) -> None:
     """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
     _evaluate("segmentation", **options)
+
+
+@evaluate.command("propagation", epilog=WEIGHTS_HELP)
+@click.option("--data", required=True, help="Labelled videos: a DAVIS tree, or images/NAME/* and masks/NAME/*.")
+@common_options
+def evaluate_propagation(data: str, **options: Any) -> None:
+    """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
+    from ijepa.evaluation.run import evaluate_videos as run
+
+    with telling() as tell:
+        result, file = run(options.pop("weights"), data, progress=tell, **options)
+    _show(result, file)
 
 
 @evaluate.command("compare")
@@ -82,9 +118,9 @@ def _evaluate(
     which: Any,
     seed: int,
     baselines: bool,
+    **data: Any,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
-    from ijepa.evaluation.run import table
 
     with telling() as tell:
         result, file = run(
@@ -98,9 +134,18 @@ def _evaluate(
             baselines=baselines,
             output=output,
             progress=tell,
+            **data,
         )
-    click.echo(table(result))
-    click.echo(f"result: {file}")
+    _show(result, file)
+
+
+def _show(result: dict[str, Any], file: Path) -> None:
+    """Print a result; of several processes, the first does."""
+    from ijepa.evaluation.run import table
+
+    if first_process():
+        click.echo(table(result))
+        click.echo(f"result: {file}")
 
 
 @click.command(epilog=WEIGHTS_HELP)

@@ -1,5 +1,6 @@
 """What several commands share: the recipe's fields as flags, --debug, progress, the sources of images."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,11 @@ def open_images(path: str, where: str = "data.path") -> Any:
     from ijepa.data.sources import open_source
 
     return open_source(path, where=where, split="train")
+
+
+def first_process() -> bool:
+    """Whether this is the process that talks: the only one, or torchrun's first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """`ijepa pretrain`, `plan` and `demo`: what a recipe is for."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, open_images, overrides
+from ijepa.cli.options import RecipeCommand, debug_option, first_process, open_images, overrides
 from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe, presets
 
@@ -28,10 +27,26 @@ from ijepa.recipe import Recipe, presets
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps; 0 only at the start and the end.",
+    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; 0: only at start and end.",
 )
+@click.option(
+    "--diagnose-data",
+    metavar="PATH",
+    default=None,
+    help="Images to measure on; if not given, data.path's validation split, or data.path itself where it has none.",
+)
+@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, counted from 1, into the run's profile/.")
 @debug_option
-def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagnose_every: int, **fields: Any) -> None:
+def pretrain(
+    recipe: str,
+    output: Path | None,
+    resume: str,
+    dry_run: bool,
+    diagnose_every: int,
+    diagnose_data: str | None,
+    profile: str | None,
+    **fields: Any,
+) -> None:
     """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
     loaded = Recipe.load(recipe, overrides(fields))
     if dry_run:
@@ -42,24 +57,45 @@ def pretrain(recipe: str, output: Path | None, resume: str, dry_run: bool, diagn
         return
     if loaded.data.path is None:
         raise Refused("data.path", "no data given", "add --data.path with images or tar shards")
+    from ijepa.interop.continuing import beginning
     from ijepa.training.loop import pretrain as run
+    from ijepa.training.profiling import Window
 
+    window = Window.parse(profile) if profile else None
     source = open_images(loaded.data.path)
-    callback = _diagnosis(loaded, source, diagnose_every)
     info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
-    run(loaded, source, folder, resume=resume == "auto", callbacks=callback, info=info)
-    if os.environ.get("RANK", "0") == "0":
+    callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
+    begun = beginning(loaded)
+    run(
+        loaded,
+        source,
+        folder,
+        resume=resume == "auto",
+        callbacks=callback,
+        info={**info, **({"init": begun.label} if begun else {})},
+        profile=window,
+        initial=begun.tensors if begun else None,
+    )
+    if first_process():
         click.echo(f"done: {folder}")
 
 
-def _diagnosis(recipe: Recipe, source: Any, every: int) -> Sequence[Any]:
-    """Return the callback that measures the target encoder on a fixed batch on the way."""
+def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder: Path) -> Sequence[Any]:
+    """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
+    from ijepa.data.sources import open_source
     from ijepa.evaluation.monitoring import online_diagnosis
+    from ijepa.evaluation.trends import new_warnings
     from ijepa.training.loop import Callback
 
-    total = recipe.lengths(len(source)).total
-    return [Callback(every or total, online_diagnosis(source, recipe.model.image_hw))]
+    try:
+        held_out = open_source(data or str(recipe.data.path), where="--diagnose-data", split="val")
+    except Refused:
+        if data is not None:
+            raise
+        held_out = open_images(str(recipe.data.path))
+    total = recipe.lengths(images).total
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))

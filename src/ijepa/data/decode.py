@@ -12,6 +12,7 @@ either path, never a picture with a grey half.
 
 import io
 import warnings
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,9 @@ import simplejpeg
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+
+MaskColours = Literal["refuse", "accept", "only"]
+"""What becomes of a mask's colours: RGB files are refused, accepted beside indices, or every file is read as RGB."""
 
 MAX_PIXELS = 120_000_000
 """Larger images are refused by their header: at three bytes a pixel, 360 MB in every worker that meets one."""
@@ -63,8 +67,10 @@ def decode(data: bytes) -> Pixels:
             raise DecodeError(_line(error)) from error
 
 
-def decode_mask(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+def decode_mask(data: bytes, colours: MaskColours = "refuse") -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     """Return an index mask as (H, W): a palette's indices or grey values, uint8, or uint16 of a 16-bit file.
+
+    Where `colours` lets them in, an RGB file is (H, W, 3) uint8; with "only", so is a palette's.
 
     Raises:
         DecodeError: as `decode`, and for colours that name no class.
@@ -72,10 +78,13 @@ def decode_mask(data: bytes) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
     with _open(data) as image:
         _check_size(image.height, image.width)
         try:
-            values = np.asarray(image)
+            coloured = colours == "only" or (colours == "accept" and image.mode in ("RGB", "RGBA"))
+            values = np.asarray(image.convert("RGB") if coloured else image)
         except Exception as error:  # as above
             raise DecodeError(_line(error)) from error
         mode = image.mode
+    if coloured:
+        return values
     if mode in ("L", "P", "1"):
         return values.astype(np.uint8)
     if mode.startswith("I") and values.size and values.min() >= 0 and values.max() <= 0xFFFF:

@@ -40,14 +40,18 @@ class Source(ABC):
         labels: (n,) int32, -1 where a sample has none; None where no sample has one.
         classes: names of the classes, where they have names.
         has_masks: whether any sample has a mask.
+        annotation: the label map that the masks follow, a name or a file, where the data set's layout tells.
         fingerprint: changes when a file's name, size or time does.
     """
+
+    annotation: str | None = None
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.labels: npt.NDArray[np.int32] | None = index.arrays.get("label")
         classes = index.header["classes"]
         self.classes: tuple[str, ...] | None = tuple(classes) if classes else None
+        self.annotation = index.header.get("annotation")
         self.fingerprint: str = index.header["fingerprint"]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,13 +144,18 @@ class Source(ABC):
 
 
 def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None) -> Source:
-    """Return the data set at `path`; see `listing` for what a path may be.
+    """Return the data set at `path`; see `listing` for what a path may be, and `official` for data sets known by name.
 
     `split` ("train", "val", "test") chooses where a folder holds several. `where` names the key or flag in errors.
 
     Raises:
         Refused: nothing there that could be used.
     """
+    from ijepa.data.official import recognise  # here, because it makes sources
+
+    known = recognise(path, where, split)
+    if known is not None:
+        return known
     files = listing.find(path, where, split)
     index = build(files, where)
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)

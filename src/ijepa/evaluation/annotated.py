@@ -3,10 +3,13 @@
 The whole image is resized to the protocol's square (antialiased bilinear), the mask to the size it is scored at, by
 its nearest pixel: a class index must never be interpolated. Every mask is checked against its image and against the
 number of classes as it is read, so that a wrong set ends in one line and not in a wrong number.
+
+Where a label map belongs to a set (its layout is known, or one was named), masks are turned into its class numbers as
+they are read; two sets may have two maps, as long as their classes are the same.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,18 +21,24 @@ from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.label_map import IGNORED, LabelError, LabelMap, load_label_map
 from ijepa.evaluation.pictures import Indices, encoded
+from ijepa.evaluation.ranks import ALONE, Ranks
 
 Labels = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a set: `count` of them, 0 the first, their names, and the labels that are not scored."""
+    """The classes of a set: `count` of them, 0 the first, their names, and the labels that are not scored.
+
+    `maps` holds the label map of each set by its flag; without one, a mask's values are the classes.
+    """
 
     count: int
     names: tuple[str, ...]
     ignore: tuple[int, ...]
+    maps: Mapping[str, LabelMap] = field(default_factory=dict)
 
     @property
     def scored(self) -> int:
@@ -39,13 +48,17 @@ class Classes:
 
 @dataclass(frozen=True)
 class Annotated:
-    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user."""
+    """Chosen samples of a source at one image size, with masks at one size; `flag` names the set to the user.
+
+    `ranks` are the processes that share their forward passes.
+    """
 
     source: Source
     indices: Indices
     flag: str
     image_size: int
     mask_size: int
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -62,7 +75,7 @@ class Annotated:
             pixels = torch.empty((len(chosen), 3, self.image_size, self.image_size), dtype=torch.uint8)
             masks = np.empty((len(chosen), self.mask_size, self.mask_size), dtype=np.int64)
             for row, index in enumerate(chosen):
-                image, mask = read(self.source, int(index), self.flag)
+                image, mask = read(self.source, int(index), self.flag, classes)
                 check_labels(mask, classes, self.flag, self.source, int(index))
                 pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), (self.image_size, self.image_size))
                 masks[row] = nearest_resize(mask, self.mask_size)
@@ -72,15 +85,24 @@ class Annotated:
 def patch_features(
     encoder: Encoder, samples: Annotated, classes: Classes, batch: int
 ) -> Iterator[tuple[Tensor, Labels]]:
-    """Yield patch features (B, N, D) float32 and masks (B, M, M). Raises as `Annotated.batches`."""
-    for pixels, masks in samples.batches(batch, classes):
-        yield encoded(encoder, pixels), masks
+    """Yield patch features (B, N, D) float32 and masks (B, M, M); ranks share it. Raises as `Annotated.batches`."""
+
+    def make(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:
+        for number in numbers:
+            some = replace(samples, indices=samples.indices[number * batch : (number + 1) * batch])
+            for pixels, masks in some.batches(batch, classes):
+                yield encoded(encoder, pixels), torch.from_numpy(masks)
+
+    for patches, masks in samples.ranks.dealt(-(-len(samples) // batch), make):
+        yield patches, masks.numpy()
 
 
-def read(source: Source, index: int, flag: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
+def read(
+    source: Source, index: int, flag: str, classes: Classes
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.integer]]:
     """Return image (H, W, 3) and mask (H, W) of a sample. Raises as `Annotated.batches`, naming it."""
     sample = source[index]
-    mask = _read_mask(sample.mask, sample.name, flag)
+    mask = _read_mask(sample.mask, sample.name, flag, classes.maps.get(flag))
     try:
         image = decode(sample.image)
     except DecodeError as error:
@@ -112,22 +134,33 @@ def nearest_resize(values: npt.NDArray[np.integer], size: int) -> npt.NDArray[np
     return values[..., rows[:, None], columns]
 
 
-def find_classes(sources: Collection[tuple[Source, str]], count: int | None, ignore: tuple[int, ...]) -> Classes:
-    """Return the classes of one or more sets with masks.
+def find_classes(
+    sources: Collection[tuple[Source, str]], count: int | None, ignore: tuple[int, ...], labels: str | None = None
+) -> Classes:
+    """Return the classes of one or more sets with masks, each beside the flag that names it.
 
-    Their number is `count`, else one more than the named classes of the first set (0 is ground), else one more than
-    the highest label in any mask, all of which are then read.
+    They are those of the label map `labels` (a name or a file), else of the sets' own label maps. Without one their
+    number is `count`, else one more than the named classes of the first set (0 is ground), else one more than the
+    highest label in any mask, all of which are then read.
+
+    Raises:
+        Refused: sets whose classes differ, or that have none in common, or another number of them than `count`.
     """
+    given = {flag: labels or source.annotation for source, flag in sources}
+    maps = {flag: load_label_map(name, "--labels" if labels else flag) for flag, name in given.items() if name}
+    if maps:
+        return _mapped(maps, [flag for _, flag in sources], count, ignore)
     names = next(iter(sources))[0].classes
+    for source, flag in sources:
+        if names is not None and source.classes is not None and source.classes != names:
+            raise Refused(flag, f"its classes are {_list(source.classes)} and the other set's {_list(names)}")
     if count is None and names is not None:
         count = len(names) + 1
     if count is None:
-        highest = 0
-        for source, flag in sources:
-            for index in range(len(source)):
-                mask = _read_mask(source.mask(index), source.name(index), flag)
-                highest = max(highest, int(mask[~np.isin(mask, ignore)].max(initial=0)))
-        count = highest + 1
+        present = [_present(source, flag, ignore) for source, flag in sources]
+        if not set.intersection(*present):
+            raise Refused(list(sources)[-1][1], "no class of its masks is in the other set's", _OWN)
+        count = max(set.union(*present)) + 1
     if names is not None and len(names) == count - 1:
         names = ("ground", *names)
     if names is None or len(names) != count:
@@ -135,10 +168,48 @@ def find_classes(sources: Collection[tuple[Source, str]], count: int | None, ign
     return Classes(count, names, ignore)
 
 
-def _read_mask(data: bytes | None, name: str, flag: str) -> npt.NDArray[np.integer]:
+_OWN = "give a set of the same classes, or the label map by --labels"
+
+
+def _mapped(maps: Mapping[str, LabelMap], flags: list[str], count: int | None, ignore: tuple[int, ...]) -> Classes:
+    """Return the classes that label maps give, by flag."""
+    first = next(iter(maps.values()))
+    for flag in flags:
+        if flag not in maps:
+            raise Refused(flag, f"has no label map, and the other set is labelled as {first.name}", _OWN)
+        if maps[flag].names != first.names:
+            problem = f"its classes, labelled as {maps[flag].name}, are not those of {first.name}"
+            raise Refused(flag, f"{problem}: {_list(maps[flag].names)} and {_list(first.names)}", _OWN)
+    if count not in (None, len(first.names)):
+        raise Refused(f"classes = {count}", f"the label map {first.name} has {len(first.names)}", "drop `classes`")
+    if any(label < len(first.names) for label in ignore):  # meant for the masks' values: here it would be a class
+        raise Refused(f"ignore = {list(ignore)}", f"the label map {first.name} says what is not scored", "drop it")
+    return Classes(len(first.names), first.names, tuple(sorted({*ignore, IGNORED})), maps)
+
+
+def _present(source: Source, flag: str, ignore: tuple[int, ...]) -> set[int]:
+    """Return the labels that occur in a set's masks, all of which are read."""
+    found: set[int] = set()
+    for index in range(len(source)):
+        found.update(np.unique(_read_mask(source.mask(index), source.name(index), flag, None)).tolist())
+    if not found - set(ignore):
+        raise Refused(flag, "no pixel of its masks is scored", f"all are in ignore = {list(ignore)}")
+    return found - set(ignore)
+
+
+def _list(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:3])
+    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)})"
+
+
+def _read_mask(data: bytes | None, name: str, flag: str, labels: LabelMap | None) -> npt.NDArray[np.integer]:
     if data is None:
         raise Refused(flag, f"{name} has no mask")
     try:
-        return decode_mask(data)
+        if labels is None:
+            return decode_mask(data)
+        return labels.numbers(decode_mask(data, labels.reads))
+    except LabelError as error:
+        raise Refused(flag, f"{name}: {error}", "give the label map of these masks by --labels") from error
     except DecodeError as error:
         raise Refused(flag, f"the mask of {name}: {error}") from error

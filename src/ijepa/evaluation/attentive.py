@@ -69,6 +69,7 @@ class AttentiveHeads:
         attention_heads: A; one for every 64 channels if None.
         betas: of AdamW.
         seed: of the start, which all heads share.
+        device: where they are trained.
 
     Raises:
         Refused: attention heads that do not divide the width.
@@ -83,7 +84,9 @@ class AttentiveHeads:
         attention_heads: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
+        self.device = torch.device(device)
         count = attention_heads or max(1, width // 64)
         if width % count:
             raise Refused(f"attention_heads = {count}", f"do not divide features of {width}", "give a divisor")
@@ -93,6 +96,7 @@ class AttentiveHeads:
             initialize(head, seed, prefix="evaluation.attentive.")
             for layer in (head.proj, head.fc2):  # they write into the residual stream
                 layer.weight.data.div_(math.sqrt(2))
+            head.to(device)
             for matrices in (True, False):
                 chosen = [values for values in head.parameters() if (values.ndim > 1) == matrices]
                 groups.append({"params": chosen, "weight_decay": decay if matrices else 0.0, "lr": lr, "peak": lr})
@@ -109,7 +113,8 @@ class AttentiveHeads:
         with torch.enable_grad():
             logits = self._logits(x)
             # The sum over heads of each one's mean: their gradients do not touch.
-            loss = len(self) * cross_entropy(logits.flatten(0, 1), y.repeat_interleave(len(self)))
+            truth = y.to(self.device).repeat_interleave(len(self))
+            loss = len(self) * cross_entropy(logits.flatten(0, 1), truth)
             loss.backward()
         self._optimizer.step()
 
@@ -120,10 +125,10 @@ class AttentiveHeads:
 
     def ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
         """Return the true classes' ranks (B,) by one head."""
-        return ranks_of(self.logits(x)[:, head], y)
+        return ranks_of(self.logits(x)[:, head], y.to(self.device)).cpu()
 
     def _logits(self, x: Tensor) -> Tensor:
-        patches = layer_norm(x.float(), x.shape[-1:])
+        patches = layer_norm(x.to(self.device, torch.float32), x.shape[-1:])
         directions = torch.cat([head.directions() for head in self.heads])
         weights = (patches @ directions.T).softmax(1)
         pooled = (weights.transpose(1, 2) @ patches).unflatten(1, (len(self), -1))

@@ -14,9 +14,14 @@ from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
 from ijepa.evaluation.clustering import standardise
 from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.inverted import InvertedIndex
 from ijepa.evaluation.pictures import Indices
 from ijepa.evaluation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
+from ijepa.evaluation.segmentation_protocol import Searched
 from ijepa.randomness import Stream, uniform, words
+
+RECALLED = 784
+"""Patches on which an inverted index's recall is measured."""
 
 
 def hold_out(indices: Indices, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -44,6 +49,7 @@ class PatchBank:
         patches: how many patches at most, the same number of every image, drawn by seed; all if None.
         batch: images a forward pass.
         seed: of that draw.
+        rule: how it is searched; exactly if None.
     """
 
     def __init__(
@@ -56,8 +62,11 @@ class PatchBank:
         patches: int | None = None,
         batch: int = 32,
         seed: int = 0,
+        rule: Searched | None = None,
     ) -> None:
         self.encoder, self.classes, self.batch, self.seed = encoder, classes, batch, seed
+        self.rule = rule or Searched()
+        self._index: InvertedIndex | None = None
         whole = (support.image_size // encoder.patch_size) ** 2
         self.per_image = whole if patches is None else min(whole, max(1, patches // images))
         self._capacity, self._count = images * self.per_image, 0
@@ -92,11 +101,32 @@ class PatchBank:
         before = self._count
         self._fill(support)
         self._keys[before : self._count].sub_(self.mean).mul_(self.scale)
+        self._index = None  # made again at the next search
 
     def neighbours(self, patches: Tensor, k: int, distance: Distance) -> Tensor:
         """Return the labels (B * N, k, L) of the k nearest of the bank, nearest first, for patches (B, N, D)."""
-        queries = patches.flatten(0, 1).sub(self.mean).mul_(self.scale)
-        return self.labels[search(queries, self.keys, k, distance)]
+        queries = self._standardised(patches)
+        if self.rule.search == "exact":
+            return self.labels[search(queries, self.keys, k, distance)]
+        return self.labels[self.index.search(queries, self.keys, k, distance, self.rule.probes)]
+
+    @property
+    def index(self) -> InvertedIndex:
+        """The inverted index; making it changes the order of keys and labels."""
+        if self._index is None:
+            self._index = InvertedIndex(self.keys, self.labels, lists=self.rule.lists, seed=self.seed)
+        return self._index
+
+    def recall(self, patches: Tensor, k: int, distance: Distance) -> dict[str, float | int]:
+        """Return what a result says of the inverted index, measured on patches (B, N, D); empty for exact search."""
+        if self.rule.search == "exact":
+            return {}
+        queries = self._standardised(patches)[:RECALLED]
+        recall = self.index.recall(queries, self.keys, k, distance, self.rule.probes)
+        return {"lists": len(self.index), "probes": self.rule.probes, "recall": recall, "queries": len(queries)}
+
+    def _standardised(self, patches: Tensor) -> Tensor:
+        return patches.flatten(0, 1).sub(self.mean).mul_(self.scale)
 
     def masks(self, patches: Tensor, k: int, distance: Distance) -> Labels:
         """Return predicted masks (B, S, S) for patches (B, N, D)."""

@@ -27,10 +27,12 @@ from torch import Tensor
 
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.features import Encoder, Indices, Progress, extract
+from ijepa.evaluation.features import Encoder, Indices, Progress, device_of, extract
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.protocol import ImageProtocol
-from ijepa.evaluation.result import describe, versions
+from ijepa.evaluation.ranks import ALONE, Ranks
+from ijepa.evaluation.result import describe
+from ijepa.provenance import versions
 
 Labels = npt.NDArray[np.int64]
 
@@ -45,6 +47,7 @@ class Origin:
     train_used: Indices
     test_used: Indices
     image_size: tuple[int, int]
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Split:
     origin: Origin
     """Where the features come from, for methods that make more of them."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where heads on these features are trained: beside the encoder."""
+        return device_of(self.origin.encoder) if self.origin else torch.device("cpu")
+
 
 def compare(
     kind: str,
@@ -76,6 +84,7 @@ def compare(
     cache: Path | None,
     progress: Progress | None,
     notes: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Return the result of one protocol: a row for every encoder, made by `method` from its features.
 
@@ -90,6 +99,7 @@ def compare(
         cache: folder of cached features.
         progress: told a line now and then.
         notes: what a reader of the result should know.
+        ranks: the processes that share the work.
 
     Raises:
         Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
@@ -116,12 +126,13 @@ def compare(
                 crop_fraction=protocol.crop_fraction,
                 batch_size=protocol.forward_batch,
                 progress=progress,
+                ranks=ranks,
             ).x
             if last
             else torch.empty(len(used[role]), 0, 0)
             for role, source in (("train", train), ("test", test))
         )
-        origin = Origin(encoder, train, test, used["train"], used["test"], size)
+        origin = Origin(encoder, train, test, used["train"], used["test"], size, ranks)
         split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
         rows.append({"encoder": name, **method(split)})
         if progress is not None:

@@ -26,7 +26,13 @@ from ijepa.errors import Refused
 from ijepa.evaluation.protocol import KINDS
 from ijepa.files import read_json
 
-FIGURES = {"top1": "top-1", "miou": "mIoU", "miou_overclustered": "mIoU, overclustered"}
+FIGURES = {
+    "top1": "top-1",
+    "miou": "mIoU",
+    "miou_overclustered": "mIoU, overclustered",
+    "corloc": "CorLoc",
+    "jf": "J&F",
+}
 """Keys of rows that are compared, by what the table calls them."""
 
 
@@ -133,7 +139,7 @@ def _head(result: dict[str, Any], figure: str) -> list[str]:
 
 def _shown(row: dict[str, Any], figure: str) -> str:
     text = f"{100 * row[figure]:.2f}"
-    if figure == "top1" and "ci" in row:
+    if figure in ("top1", "miou", "jf") and "ci" in row:
         low, high = row["ci"]
         text += f" ({100 * low:.1f} to {100 * high:.1f})"
     return text

@@ -1,12 +1,14 @@
 """Scores of a segmentation, from one confusion matrix over the whole data set.
 
-IoU is a ratio of sums over the data set, not a mean of ratios over images, so counts are all that is kept. A class
+IoU is a ratio of sums over the data set, not a mean of ratios over images, so counts are all that is kept; of each
+image the three sums an IoU needs, for the bootstrap of its interval (`bootstrap`). A class
 that is neither in the truth nor in the prediction has no IoU. `miou` leaves it out of the mean, as scikit-learn
 does; `miou_absent_zero` counts it as 0, as some tools do: a perfect prediction with one of 21 classes absent then
 scores 20/21. A class that is predicted and not there has IoU 0 in both.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,20 +28,25 @@ class Confusion:
         self.counts: Counts = np.zeros((classes, classes), dtype=np.int64)
         self.ignore = np.array(sorted(ignore), dtype=np.int64)
         self.scored = np.setdiff1d(np.arange(classes), self.ignore)
+        self._of_images: list[npt.NDArray[np.int32]] = []
 
     def add(self, truth: npt.NDArray[np.integer], prediction: npt.NDArray[np.integer]) -> None:
-        """Count pixels; both arrays have the same shape, predictions are below C."""
-        self.counts += tabulate(truth, prediction, self.counts.shape, self.ignore)
+        """Count pixels of images (B, H, W) or of one (H, W), predictions below C."""
+        images = (truth, prediction) if truth.ndim == 3 else (truth[None], prediction[None])
+        for true, predicted in zip(*images, strict=True):
+            counts = tabulate(true, predicted, self.counts.shape, self.ignore)
+            self.counts += counts
+            self._of_images.append(np.stack([np.diagonal(counts), counts.sum(1), counts.sum(0)]).astype(np.int32))
+
+    @property
+    def of_images(self) -> npt.NDArray[np.int32]:
+        """Hits, true and predicted pixels of each image by class: (n, 3, C), in the order they were added."""
+        return np.stack(self._of_images)
 
     @property
     def iou(self) -> npt.NDArray[np.float64]:
         """IoU of each class (C,); NaN where a class is ignored or neither in the truth nor in the prediction."""
-        hit = np.diagonal(self.counts)
-        union = self.counts.sum(0) + self.counts.sum(1) - hit
-        iou = np.full(len(hit), np.nan)
-        there = self.scored[union[self.scored] > 0]
-        iou[there] = hit[there] / union[there]
-        return iou
+        return iou_of(np.diagonal(self.counts), self.counts.sum(1), self.counts.sum(0), self.scored)
 
     @property
     def miou(self) -> float:
@@ -62,6 +69,17 @@ class Confusion:
     def pixel_accuracy(self) -> float:
         """Share of the scored pixels that have their class."""
         return float(np.trace(self.counts) / max(1, self.counts.sum()))
+
+
+def iou_of(
+    hit: npt.NDArray[Any], true: npt.NDArray[Any], predicted: npt.NDArray[Any], scored: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return IoU (..., C) of counts (..., C); NaN where a class is not `scored` or the union is empty."""
+    union = true + predicted - hit
+    iou = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+    barred = np.setdiff1d(np.arange(hit.shape[-1]), scored)
+    iou[..., barred] = np.nan
+    return iou
 
 
 def tabulate(

@@ -23,8 +23,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -32,6 +32,7 @@ from ijepa.data.crop import center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
 from ijepa.errors import Failed
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.model.vision_transformer import patchify
 
 Progress = Callable[[str], None]
@@ -119,6 +120,7 @@ def extract(
     crop_fraction: float = 0.875,
     batch_size: int = 64,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> FeatureSet:
     """Return the features of images of a source, in the order given; from `cache` where they are there.
 
@@ -133,6 +135,7 @@ def extract(
         crop_fraction: share of the short side that the central crop keeps; .875 is "resize to 256, crop 224".
         batch_size: images a forward pass.
         progress: told one line whenever a tenth is done.
+        ranks: the processes that share the work; each returns all features.
 
     Raises:
         Failed: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
@@ -146,22 +149,25 @@ def extract(
         setting = (FORMAT, image_size, crop_fraction, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
-        for file in sorted(cache.glob(f"{stem}-*.safetensors")):
-            if int(file.stem.rpartition("-")[2]) >= last:
-                return FeatureSet(_load(file)[:, -last:], y)
-    features, done = torch.empty(0), 0
-    for pixels in pixel_batches(source, chosen, central_view(image_size, crop_fraction), batch_size):
+        saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]
+        enough = min((blocks for blocks in saved if blocks >= last), default=0)
+        if ranks.all_agree(bool(enough)):
+            return FeatureSet(_load(cache / f"{stem}-{enough}.safetensors", last), y)
+    rows, done = ranks.rows(len(chosen), batch_size), 0
+    blank = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device_of(encoder))
+    # One block of memory: at the end, all parts beside their sum would take it twice.
+    features = torch.zeros(len(chosen), *image_features(encoder, blank, last).shape[1:], dtype=torch.float16)
+    for pixels in pixel_batches(source, chosen[rows], central_view(image_size, crop_fraction), batch_size):
         x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
-        if not done:  # one block of memory: at the end, all parts beside their sum would take it twice
-            features = torch.empty(len(chosen), *x.shape[1:], dtype=torch.float16)
         if not bool(x.isfinite().all()):
-            first, final = source.name(int(chosen[done])), source.name(int(chosen[done + len(x) - 1]))
+            first, final = (source.name(int(chosen[rows[place]])) for place in (done, done + len(x) - 1))
             raise Failed(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
         before, done = done, done + len(x)
-        features[before:done] = x
-        if progress is not None and 10 * before // len(chosen) < 10 * done // len(chosen):
-            progress(f"{label}: features of {done} of {len(chosen)} images")
-    if cache is not None and stem:
+        features[torch.from_numpy(rows[before:done])] = x
+        if progress is not None and 10 * before // len(rows) < 10 * done // len(rows):
+            progress(f"{label}: features of {done} of {len(rows)} images")
+    features = ranks.share(features)
+    if cache is not None and stem and ranks.rank == 0:
         _save(cache / f"{stem}-{last}.safetensors", features)
     return FeatureSet(features, y)
 
@@ -234,9 +240,11 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(file: Path) -> Tensor:
+def _load(file: Path, last: int) -> Tensor:
+    """Return the last blocks alone: a view of all of them would hold the rest in memory, too."""
     try:
-        return load_file(file)["x"]
+        with safe_open(file, "pt") as stored:
+            return stored.get_slice("x")[:, -last:]
     except (OSError, SafetensorError, KeyError) as error:
         raise Failed(f"{file}: cached features cannot be read ({error}); delete the file") from error
 

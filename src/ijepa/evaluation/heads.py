@@ -39,6 +39,7 @@ class Heads:
         optimizer, betas, momentum: see `head_optimizers`.
         initial_std: deviation of the weights at the start, 0 for zero. All heads start at the same draw.
         seed: of that draw.
+        device: where they are trained.
 
     Attributes:
         weight: (F, H, C).
@@ -61,19 +62,22 @@ class Heads:
         momentum: float = 0.9,
         initial_std: float = 0.0,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.norm, self.eps = norm, eps
+        self.norm, self.eps, self.device = norm, eps, torch.device(device)
         self.weight = torch.zeros(width, len(grid), classes)
         if initial_std:
             self.weight += normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
-        self.bias = torch.zeros(len(grid), classes)
-        self.shift, self.scale = fixed or (torch.zeros(width), torch.ones(width))
+        self.weight, self.bias = self.weight.to(device), torch.zeros(len(grid), classes, device=device)
+        self.shift, self.scale = (v.to(device) for v in fixed or (torch.zeros(width), torch.ones(width)))
         parameters = [self.weight, self.bias]
         if norm == "batch-affine":
-            self.gain, self.offset = torch.ones(width, len(grid), 1), torch.zeros(width, len(grid), 1)
+            ones = torch.ones(width, len(grid), 1, device=device)
+            self.gain, self.offset = ones, torch.zeros_like(ones)
             parameters += [self.gain, self.offset]
-        self._variance = torch.ones(width)
-        self.rate, decay = torch.tensor(grid, dtype=torch.float32).T[..., None]  # (H, 1) each
+        self._variance = torch.ones(width, device=device)
+        self._logits, self._matrix = torch.empty(0), torch.empty(0)  # the places of both products, taken once
+        self.rate, decay = torch.tensor(grid, dtype=torch.float32, device=device).T[..., None]  # (H, 1) each
         self._optimizer = head_optimizer(optimizer, parameters, decay, betas=betas, momentum=momentum)
 
     def __len__(self) -> int:
@@ -81,12 +85,16 @@ class Heads:
 
     def step(self, x: Tensor, y: Tensor, factor: float) -> None:
         """Train every head by one batch: features (B, F) of any floating type, classes (B,), `factor` on the rates."""
-        part = self._normalised(x.float())
+        part, y = self._normalised(x.to(self.device, torch.float32)), y.to(self.device)
         weight, bias = self._folded()
-        error = (part @ weight.flatten(1)).unflatten(1, bias.shape).add_(bias).softmax(2)
-        error[torch.arange(len(y)), :, y] -= 1
+        if self._logits.shape[0] != len(part):
+            self._logits, self._matrix = part.new_empty(len(part), bias.numel()), torch.empty_like(weight)
+        torch.mm(part, weight.flatten(1), out=self._logits)
+        error = self._logits.unflatten(1, bias.shape).add_(bias).softmax(2)
+        error[torch.arange(len(y), device=self.device), :, y] -= 1
         error /= len(y)
-        matrix, total = (part.T @ error.flatten(1)).view_as(weight), error.sum(0)
+        torch.mm(part.T, error.flatten(1), out=self._matrix.flatten(1))
+        matrix, total = self._matrix, error.sum(0)
         gradients = [matrix, total]
         if self.norm == "batch-affine":
             by_gain = (matrix * self.weight).sum(2, keepdim=True)
@@ -102,7 +110,13 @@ class Heads:
     def ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
         """Return the true classes' ranks (B,) by one head."""
         weight, bias = (values[..., head, :] for values in self._folded())
-        return ranks_of(self._prepared(x) @ weight + bias, y)
+        return ranks_of(self._prepared(x) @ weight + bias, y.to(self.device)).cpu()
+
+    def plain(self, head: int) -> tuple[Tensor, Tensor]:
+        """Return one head as a layer on features as they are: weight (C, F), bias (C,), all before it folded in."""
+        weight, bias = (values[..., head, :] for values in self._folded())
+        weight = weight / self.scale[:, None]
+        return weight.T.contiguous().cpu(), (bias - self.shift @ weight).cpu()
 
     def _folded(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias as they apply to normalised features."""
@@ -111,7 +125,7 @@ class Heads:
         return self.weight * self.gain, self.bias + (self.weight * self.offset).sum(0)
 
     def _prepared(self, x: Tensor) -> Tensor:
-        return (x.float() - self.shift) / self.scale
+        return (x.to(self.device, torch.float32) - self.shift) / self.scale
 
     def _normalised(self, x: Tensor) -> Tensor:
         """Return a training batch (B, F) normalised by itself, and gather its figures."""

@@ -14,8 +14,9 @@ from torch.nn.functional import interpolate, normalize
 
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
-from ijepa.evaluation.bank import draw_patches
+from ijepa.evaluation.bank import RECALLED, draw_patches
 from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.inverted import InvertedIndex
 from ijepa.evaluation.retrieval import QUERIES, patch_labels, search
 from ijepa.evaluation.segmentation_protocol import SoftRetrieval
 
@@ -68,6 +69,9 @@ class SoftBank:
             raise Refused(support.flag, "no patch of the masks has a class that is scored")
         self.nbytes = self.keys.nbytes + self.labels.nbytes
         self.keys, self.labels = self.keys[:done], self.labels[:done]
+        self.index: InvertedIndex | None = None
+        if rule.search == "inverted":
+            self.index = InvertedIndex(self.keys, self.labels, lists=rule.lists, seed=seed)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -76,11 +80,24 @@ class SoftBank:
         """Return the weighted mean of the neighbours' labels (q, C) for patches (q, D)."""
         found = []
         for some in normalize(patches, dim=1).split(QUERIES):
-            near = search(some, self.keys, self.rule.neighbours, "cosine")
+            near = self._near(some)
             cosine = torch.einsum("qkd,qd->qk", normalize(self.keys[near].float(), dim=2), some)
             weights = (cosine / self.rule.temperature).softmax(1)
             found.append(torch.einsum("qk,qkc->qc", weights, self.labels[near].float()))
         return torch.cat(found)
+
+    def recall(self, patches: Tensor) -> dict[str, float | int]:
+        """Return what a result says of the inverted index, measured on patches (B, N, D); empty for exact search."""
+        if self.index is None:
+            return {}
+        queries = normalize(patches.flatten(0, 1)[:RECALLED], dim=1)
+        recall = self.index.recall(queries, self.keys, self.rule.neighbours, "cosine", self.rule.probes)
+        return {"lists": len(self.index), "probes": self.rule.probes, "recall": recall, "queries": len(queries)}
+
+    def _near(self, queries: Tensor) -> Tensor:
+        if self.index is None:
+            return search(queries, self.keys, self.rule.neighbours, "cosine")
+        return self.index.search(queries, self.keys, self.rule.neighbours, "cosine", self.rule.probes)
 
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""

@@ -18,6 +18,7 @@ from ijepa.data.sources import Source
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.protocol import KnnProtocol
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.result import accuracies, ranks_of, statistics
 
 TRAIN_CHUNK = 16384
@@ -33,6 +34,7 @@ def evaluate_knn(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
 
@@ -71,6 +73,7 @@ def evaluate_knn(
         seed=seed,
         cache=cache,
         progress=progress,
+        ranks=ranks,
         notes=[f"k = {k} is more than the {used} train images, all of which vote" for k in clipped],
     )
 
@@ -142,18 +145,33 @@ def nearest(chunks: Iterable[Tensor], train_y: Tensor, queries: Tensor, k: int) 
 
     `chunks` are the train features in order, (c, D) each; both they and the queries have length 1.
     """
-    best = torch.empty(len(queries), 0)
-    best_y = torch.empty(len(queries), 0, dtype=torch.int64)
+    k = min(k, len(train_y))
+    best = torch.full((len(queries), k), -torch.inf)
+    best_y = torch.zeros(len(queries), k, dtype=torch.int64)
     start = 0
     for chunk in chunks:
         labels = train_y[start : start + len(chunk)]
         start += len(chunk)
-        found, found_y = [], []
-        for rows in torch.arange(len(queries)).split(TEST_CHUNK):
-            similar, place = (queries[rows] @ chunk.T).topk(min(k, len(chunk)), dim=1)
+        for some, value, label in zip(*(x.split(TEST_CHUNK) for x in (queries, best, best_y)), strict=True):
+            similar, place = (some @ chunk.T).topk(min(k, len(chunk)), dim=1)
             # Of equals the earlier train image stays: it stands first, and the sort is stable.
-            similar, order = torch.cat([best[rows], similar], 1).sort(dim=1, descending=True, stable=True)
-            found.append(similar[:, :k])
-            found_y.append(torch.cat([best_y[rows], labels[place]], 1).gather(1, order[:, :k]))
-        best, best_y = torch.cat(found), torch.cat(found_y)
+            similar, order = torch.cat([value, similar], 1).sort(dim=1, descending=True, stable=True)
+            label.copy_(torch.cat([label, labels[place]], 1).gather(1, order[:, :k]))
+            value.copy_(similar[:, :k])
     return best, best_y
+
+
+def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -> dict[str, int]:
+    """Return the bytes that kNN of `test` by `train` images takes at its peak, by what takes them.
+
+    Only the features themselves, in float16, grow with the train set.
+    """
+    chunk, rows = min(TRAIN_CHUNK, train), min(TEST_CHUNK, test)
+    return {
+        "features": 2 * (train + test) * width + 8 * (train + test),
+        "queries": 3 * 4 * test * width,  # as they are brought to length 1
+        "chunk": 4 * 4 * chunk * width,  # the last one lives until the next is there
+        "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
+        "neighbours": 20 * test * k,  # similarity, class, and vote twice
+        "votes": 3 * 4 * rows * classes,
+    }

@@ -11,7 +11,7 @@ compared with those numbers, say it in their result's notes.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,14 +23,19 @@ from torch import Tensor
 
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
+from ijepa.errors import Refused
 from ijepa.evaluation.attentive import AttentiveHeads
 from ijepa.evaluation.bank import hold_out
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Indices, Progress
 from ijepa.evaluation.heads import Heads, Norm
 from ijepa.evaluation.protocol import LinearProtocol
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.reading import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.result import accuracies, statistics
+
+Keep = Callable[[Tensor, Tensor], None]
+"""Takes a head's weight (C, D) and bias (C,)."""
 
 FLATTERED = "the head was chosen on the test set, as the protocol was published: its accuracy and interval flatter"
 
@@ -44,8 +49,12 @@ def evaluate_linear(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
+
+    `keep` is given the first encoder's best head on its last block alone.
 
     Returns:
         See `classification.compare`; a row has `top1`, `top5`, `ci`, `heads` (how many were trained), `head` (`blocks`,
@@ -53,19 +62,24 @@ def evaluate_linear(
         held-out part, `held_out`, its accuracy there, a little flattered by the choice.
 
     Raises:
-        Refused, Failed: as `classification.compare`.
+        Refused, Failed: as `classification.compare`; or `keep`, and the protocol has no such head.
     """
+    if keep and (protocol.head == "attentive" or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
+        mend = "use a protocol with blocks: [1] that chooses its head at the end"
+        raise Refused("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", mend)
+    first = next(iter(encoders.values()))
     return compare(
         "linear",
         encoders,
         train,
         test,
         protocol,
-        lambda split: probe(split, protocol, seed),
+        lambda split: probe(split, protocol, seed, keep=keep if split.origin.encoder is first else None),
         last=0 if protocol.head == "attentive" else max(protocol.blocks),
         seed=seed,
         cache=cache,
         progress=progress,
+        ranks=ranks,
         notes=(FLATTERED,) if protocol.flatters else (),
     )
 
@@ -92,10 +106,12 @@ class Choice:
     head: int
 
 
-def probe(split: Split, protocol: LinearProtocol, seed: int, reading: Reading | None = None) -> dict[str, Any]:
+def probe(
+    split: Split, protocol: LinearProtocol, seed: int, reading: Reading | None = None, keep: Keep | None = None
+) -> dict[str, Any]:
     """Train the heads of one encoder, choose one by the protocol's rule, and return its row.
 
-    `reading` is where features come from, the protocol's own way if None.
+    `reading` is where features come from, the protocol's own way if None; `keep` gets the best head on the last block.
     """
     reading = reading or reading_of(split, protocol, seed)
     places = np.arange(len(split.train_y))
@@ -117,6 +133,15 @@ def probe(split: Split, protocol: LinearProtocol, seed: int, reading: Reading | 
         best = choose_head(groups, reading, "test", tests, split.test_y)
     if epoch_of_best is None:
         ranks = ranks_by(best, reading, tests, split.test_y)
+    if keep is not None:
+        last = [group for group in groups if group.blocks == 1]
+        alone = (
+            choose_head(last, reading, "train", places[held], split.train_y)
+            if honest
+            else choose_head(last, reading, "test", tests, split.test_y)
+        )
+        assert isinstance(alone.group.heads, Heads)
+        keep(*alone.group.heads.plain(alone.head))
     lr, weight_decay = tuple(product(protocol.lrs, protocol.weight_decays))[best.head]
     chosen = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr, "weight_decay": weight_decay}
     return {
@@ -141,10 +166,16 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     if protocol.head == "attentive":
         width = split.origin.encoder.embed_dim
         attentive = AttentiveHeads(
-            width, split.classes, grid, attention_heads=protocol.attention_heads, betas=protocol.betas, seed=seed
+            width,
+            split.classes,
+            grid,
+            attention_heads=protocol.attention_heads,
+            betas=protocol.betas,
+            seed=seed,
+            device=split.device,
         )
         return [Group(1, "none", attentive)]
-    groups = []
+    groups, device = [], split.device
     for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
         x = split.train_x[:, -blocks:].flatten(1)
         fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
@@ -161,6 +192,7 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
                 momentum=protocol.momentum,
                 initial_std=protocol.initial_std,
                 seed=seed,
+                device=device,
             )
             groups.append(Group(blocks, norm, heads))
     return groups
@@ -193,7 +225,7 @@ def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indic
         truth = y[torch.from_numpy(places[done : done + len(x)])]
         done += len(x)
         for count, group in zip(right, groups, strict=True):
-            count += (group.heads.logits(group.read(x)).argmax(2) == truth[:, None]).sum(0)
+            count += (group.heads.logits(group.read(x)).argmax(2).cpu() == truth[:, None]).sum(0)
     choices = [
         Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
         for count, group in zip(right, groups, strict=True)

@@ -125,6 +125,7 @@ class _Images:
             self.support.flag,
             self.support.image_size,
             self.support.mask_size,
+            self.support.ranks,
         )
         made = list(patch_features(self.encoder, some, self.classes, self.batch))
         masks = torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for _, part in made]))

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from ijepa.errors import Refused, did_you_mean
 from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
+from ijepa.evaluation.propagation_protocol import PropagationProtocol
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.section import Range, Section
 
@@ -131,9 +132,10 @@ KINDS: dict[str, type[Section]] = {
     "linear": LinearProtocol,
     "knn": KnnProtocol,
     "segmentation": SegmentationProtocol,
+    "propagation": PropagationProtocol,
 }
 
-DEFAULTS = {"linear": "heldout", "knn": "dino", "segmentation": "capi"}
+DEFAULTS = {"linear": "heldout", "knn": "dino", "segmentation": "capi", "propagation": "davis"}
 """The protocol of each kind that is meant when none is named."""
 
 

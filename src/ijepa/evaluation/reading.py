@@ -70,15 +70,17 @@ class Augmented(Cached):
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
         super().__init__(split)
-        self.last = max(protocol.blocks)
+        self.last, self.batch = max(protocol.blocks), protocol.forward_batch
         self.views = _Views(split.origin, protocol, seed)
 
     @torch.no_grad()
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
-        origin = self.split.origin
-        views = self.views.random(positions, chosen)
-        return torch.cat([_finite(image_features(origin.encoder, pixels, self.last)) for pixels in views])
+        encoder, ranks = self.split.origin.encoder, self.split.origin.ranks
+        rows = ranks.rows(len(chosen), self.batch)
+        views = self.views.random(positions[rows], chosen[rows])
+        made = [_finite(image_features(encoder, pixels, self.last)) for pixels in views]
+        return ranks.whole(made, rows, len(chosen))
 
 
 class Tokens:
@@ -89,14 +91,17 @@ class Tokens:
     """
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
-        self.origin, self.augment = split.origin, protocol.augment
+        self.origin, self.augment, self.batch = split.origin, protocol.augment, protocol.forward_batch
         self.views = _Views(split.origin, protocol, seed)
 
     @torch.no_grad()
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
-        views = self.views.random(positions, chosen) if self.augment else self.views.central("train", chosen)
-        return torch.cat([_finite(self.origin.encoder(pixels)) for pixels in views])
+        ranks = self.origin.ranks
+        rows = ranks.rows(len(chosen), self.batch)
+        mine, places = chosen[rows], positions[rows]
+        views = self.views.random(places, mine) if self.augment else self.views.central("train", mine)
+        return ranks.whole([_finite(self.origin.encoder(pixels)) for pixels in views], rows, len(chosen))
 
     @torch.no_grad()
     def central(self, role: Role, places: Indices) -> Iterator[Tensor]:

@@ -5,9 +5,6 @@ distribution is known, Binomial(n, accuracy) / n, and its quantiles are taken fr
 resamples, at no cost, and without a seed.
 """
 
-import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,7 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources import Source
-
-LEVEL = 0.95
-"""How often an interval of this method is meant to hold the truth."""
+from ijepa.evaluation.bootstrap import LEVEL
 
 
 def ranks_of(scores: Tensor, truth: Tensor) -> Tensor:
@@ -66,24 +61,3 @@ def statistics(x: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
 def describe(source: Source, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return what a result says of a labelled set, of which images with these labels (n,) were used."""
     return {"n": len(labels), "classes": len(np.unique(labels)), "fingerprint": source.fingerprint}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that numbers may depend on."""
-    from ijepa import __version__
-
-    return {
-        "ijepa": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout this package runs from, None where it is installed from elsewhere."""
-    here = Path(__file__).resolve().parent
-    if not (here.parents[2] / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None

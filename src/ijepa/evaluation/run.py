@@ -6,22 +6,29 @@ an architecture knows before it has learned, and what the images give away by th
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
-from ijepa.data.sources import open_source
+from ijepa.data.listed import refuse_overlap
+from ijepa.data.official import open_set
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, segmentation
+from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.protocol import load_protocol
-from ijepa.evaluation.result import commit
+from ijepa.evaluation.ranks import Ranks, device, joined
+from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
+from ijepa.interop.heads import Head
 from ijepa.interop.weights import Which, load_encoder, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.provenance import commit
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
@@ -42,8 +49,13 @@ def evaluate(
     baselines: bool = True,
     output: Path | None = None,
     progress: Progress | None = None,
+    train_list: str | None = None,
+    test_list: str | None = None,
+    devkit: str | None = None,
+    labels: str | None = None,
+    save_head: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
-    """Evaluate weights by one protocol and write the result.
+    """Evaluate weights by one protocol and write the result; under torchrun, together.
 
     Args:
         kind: `linear`, `knn` or `segmentation`.
@@ -55,6 +67,10 @@ def evaluate(
         baselines: also evaluate the initial encoder and raw pixels.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
+        train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
+        devkit: where ImageNet's validation classes are, if not beside the images.
+        labels: label map of the masks, in the place of the protocol's and the sets' own.
+        save_head: file for a linear probe's head, as `interop.heads` writes it.
 
     Returns:
         The result and its file.
@@ -63,8 +79,112 @@ def evaluate(
         Refused: one line, before anything is written.
         Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
+    sets = _Sets(train, test, train_list, test_list, devkit)
+    with joined() as ranks:
+        task = _prepare(kind, weights, protocol, which, baselines, output, labels)
+        sources = sets.open(labelled=kind != "segmentation")
+        if getattr(task.protocol, "level", None) != 0:  # level 0 looks at one set alone
+            refuse_overlap(*sources)
+        kept: dict[str, Any] = {}
+        if save_head is not None:
+            _check_file(save_head)
+            kept["keep"] = partial(_keep_head, save_head, sources[0], ranks)
+        result = _RUNNERS[kind](
+            task.encoders,
+            *sources,
+            task.protocol,
+            seed=seed,
+            cache=task.folder / ".features",
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+            **kept,
+        )
+        for role, noted in sets.noted().items():
+            result["data"][role] |= noted
+        return _saved(kind, task, result, ranks)
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """Both sets as they were named."""
+
+    train: str
+    test: str
+    train_list: str | None
+    test_list: str | None
+    devkit: str | None
+
+    def open(self, *, labelled: bool) -> tuple[Source, Source]:
+        """Return train and test; `labelled` where images' own classes are wanted."""
+        return (
+            open_set(
+                self.train,
+                where="--train",
+                split="train",
+                listed=self.train_list,
+                devkit=self.devkit,
+                labelled=labelled,
+            ),
+            open_set(
+                self.test, where="--test", split="val", listed=self.test_list, devkit=self.devkit, labelled=labelled
+            ),
+        )
+
+    def noted(self) -> dict[str, dict[str, str]]:
+        """Return what a result says of where each set came from."""
+        named = (("train", self.train, self.train_list), ("test", self.test, self.test_list))
+        return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
+
+
+def evaluate_videos(
+    weights: str | Mapping[str, str],
+    data: str,
+    *,
+    protocol: str | None = None,
+    which: Which = "target",
+    seed: int = 0,
+    baselines: bool = True,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
+    with joined() as ranks:
+        task = _prepare("propagation", weights, protocol, which, baselines, output)
+        result = propagation.evaluate_propagation(
+            task.encoders,
+            find_videos(Path(data)),
+            task.protocol,
+            seed=seed,
+            progress=progress if ranks.rank == 0 else None,
+            ranks=ranks,
+        )
+        result["data"]["test"]["path"] = data
+        return _saved("propagation", task, result, ranks)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is evaluated by which protocol, and where the result goes."""
+
+    weights: Mapping[str, str]
+    protocol: Any
+    folder: Path
+    encoders: dict[str, Encoder]
+
+
+def _prepare(
+    kind: str,
+    weights: str | Mapping[str, str],
+    protocol: str | None,
+    which: Which,
+    baselines: bool,
+    output: Path | None,
+    labels: str | None = None,
+) -> _Task:
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
+    if labels is not None:
+        chosen = chosen.model_copy(update={"labels": labels})
     first = resolve_weights(next(iter(named.values())))
     folder = output or (first.run / "evaluations" if first.run else Path())
     _check_folder(folder)
@@ -73,20 +193,40 @@ def evaluate(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    sources = (open_source(train, where="--train", split="train"), open_source(test, where="--test", split="val"))
-    result = _RUNNERS[kind](encoders, *sources, chosen, seed=seed, cache=folder / ".features", progress=progress)
-    result["weights"] = {name: resolve_weights(path).label for name, path in named.items()}
-    modules = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, nn.Module)}
+    for encoder in encoders.values():
+        if isinstance(encoder, nn.Module):
+            encoder.to(device())
+    return _Task(named, chosen, folder, encoders)
+
+
+def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
+    """Add to a result what tells the weights apart, and let the first process write it."""
+    result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
+    modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["commit"] = commit()
-    result["data"]["train"]["path"], result["data"]["test"]["path"] = train, test
-    file = folder / f"{kind}-{chosen.name}.json"
+    file = task.folder / f"{kind}-{task.protocol.name}.json"
+    if ranks.rank:
+        return result, file
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        task.folder.mkdir(parents=True, exist_ok=True)
         write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file
+
+
+def _keep_head(file: Path, train: Source, ranks: Ranks, weight: Tensor, bias: Tensor) -> None:
+    if ranks.rank == 0:
+        names = train.classes if train.classes is not None else [str(number) for number in range(len(bias))]
+        Head(weight, bias, tuple(names)).write(file)
+
+
+def _check_file(file: Path) -> None:
+    if file.exists():
+        raise Refused(f"--save-head {file}", "exists already", "give another file")
+    if not file.absolute().parent.is_dir():
+        raise Refused(f"--save-head {file}", f"{file.absolute().parent} is no folder")
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,7 +1,8 @@
-"""Segmentation of a labelled set by frozen patch features: four methods, one form of result.
+"""Segmentation of a labelled set by frozen patch features: five methods, one form of result.
 
 Every encoder meets the same images, the same masks, the same held-out part and the same clusters' seeds. Results say
-their level: 0 where labels only score (`clustering`), 1 where a labelled support set is looked up (`retrieval`,
+their level: 0 where labels only score (`clustering`, and
+`tokencut`, for which all classes are one foreground), 1 where a labelled support set is looked up (`retrieval`,
 `hummingbird`), 2 where a linear layer is trained on it (`linear_segmentation`). The memory is what the features take:
 of all test patches at level 0, of the bank at level 1; both are in the result.
 """
@@ -19,15 +20,18 @@ from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, patch_features
 from ijepa.evaluation.bank import PatchBank, hold_out
+from ijepa.evaluation.bootstrap import miou_interval
 from ijepa.evaluation.clustering import by_precision, collect, hungarian, kmeans, reduced, require_extra, scored
 from ijepa.evaluation.confusion import Confusion
 from ijepa.evaluation.features import Encoder, Progress
 from ijepa.evaluation.hummingbird import SoftBank
 from ijepa.evaluation.linear_segmentation import train_layer
 from ijepa.evaluation.pictures import choose
-from ijepa.evaluation.result import versions
+from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.evaluation.tokencut import cut_set
+from ijepa.provenance import versions
 from ijepa.randomness import Stream, words
 
 
@@ -40,6 +44,7 @@ def evaluate_segmentation(
     seed: int,
     cache: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 
@@ -51,11 +56,12 @@ def evaluate_segmentation(
         seed: chooses images, the held-out part and k-means' starts.
         cache: not used: patch features of a set are larger than the set, and reading them no faster than making them.
         progress: told one line an encoder.
+        ranks: the processes that share the forward passes; each holds all that is made of them.
 
     Returns:
         `{"kind", "level", "protocol", "seed", "data", "chance", "rows", "versions", "seconds"}`, a row an encoder with
-        `miou`, `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a class is not there) and the method's
-        own. `chance` is the mIoU of giving every pixel the commonest class.
+        `miou`, `ci` (its 95 % interval, `bootstrap`), `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a
+        class is not there) and the method's own. `chance` is the mIoU of giving every pixel the commonest class.
 
     Raises:
         Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide,
@@ -65,16 +71,18 @@ def evaluate_segmentation(
     begun = time.perf_counter()
     _check(encoders, train, test, protocol)
     sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
-    classes = find_classes(sets, protocol.classes, protocol.ignore)
-    mask_size = protocol.kmeans.mask_size if protocol.level == 0 else protocol.image_size
-    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed)
-    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed)
+    classes = find_classes(sets, protocol.classes, protocol.ignore, protocol.labels)
+    mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
+    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed, ranks)
+    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed, ranks)
     rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
         if progress is not None:
             progress(f"segmentation: {name}")
         row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
+        if not confusion.counts.any():
+            raise Refused("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
     return {
         "kind": "segmentation",
         "level": protocol.level,
@@ -83,7 +91,8 @@ def evaluate_segmentation(
         "data": {
             "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
             "test": {"n": len(samples), "fingerprint": test.fingerprint},
-            "classes": list(classes.names),
+            "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
+            "labels": {flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
         },
         "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,
@@ -111,6 +120,7 @@ def _by_retrieval(
         patches=rule.bank_patches,
         batch=protocol.batch,
         seed=seed,
+        rule=rule,
     )
     tried = {(k, d): Confusion(classes.count, classes.ignore) for d in rule.distances for k in rule.neighbours}
     for patches, masks in patch_features(encoder, chosen_on, classes, protocol.batch):
@@ -121,15 +131,16 @@ def _by_retrieval(
                 tried[k, distance].add(masks, whole_masks(voted, encoder.patch_size).numpy())
     k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals
     bank.extend(chosen_on)
-    confusion = Confusion(classes.count, classes.ignore)
+    confusion, recall = Confusion(classes.count, classes.ignore), None
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        recall = bank.recall(patches, k, distance) if recall is None else recall
         confusion.add(masks, bank.masks(patches, k, distance))
     row = {
-        **_scores([confusion]),
+        **_scores([confusion], seed),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
-        "bank": {"patches": len(bank), "bytes": bank.nbytes},
+        "bank": {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})},
     }
     return row, confusion
 
@@ -155,7 +166,7 @@ def _by_clusters(
             )
             found.append(scored(assigned.reshape(-1, side, side), masks, classes, match))
     row = {
-        **_scores(exact),
+        **_scores(exact, seed),
         "miou_overclustered": float(np.mean([confusion.miou for confusion in over])),
         "seeds": [confusion.miou for confusion in exact],
         "features": {"patches": len(components), "bytes": features.nbytes},
@@ -172,10 +183,12 @@ def _by_soft_retrieval(
     seed: int,
 ) -> tuple[dict[str, Any], Confusion]:
     bank = SoftBank(encoder, support, classes, protocol.hummingbird, batch=protocol.batch, seed=seed)
-    confusion = Confusion(classes.count, classes.ignore)
+    confusion, recall = Confusion(classes.count, classes.ignore), None
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+        recall = bank.recall(patches) if recall is None else recall
         confusion.add(masks, bank.masks(patches, protocol.image_size))
-    return {**_scores([confusion]), "bank": {"patches": len(bank), "bytes": bank.nbytes}}, confusion
+    bank_row = {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})}
+    return {**_scores([confusion], seed), "bank": bank_row}, confusion
 
 
 def _by_layer(
@@ -190,23 +203,37 @@ def _by_layer(
     confusion = Confusion(classes.count, classes.ignore)
     for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
         confusion.add(masks, layer.masks(patches, protocol.image_size))
-    return _scores([confusion]), confusion
+    return _scores([confusion], seed), confusion
+
+
+def _by_cut(
+    encoder: Encoder,
+    support: Annotated,
+    samples: Annotated,
+    classes: Classes,
+    protocol: SegmentationProtocol,
+    seed: int,
+) -> tuple[dict[str, Any], Confusion]:
+    found = cut_set(encoder, samples, classes, protocol.tokencut, protocol.batch)
+    return {**_scores([found.confusion], seed), **found.row(seed)}, found.confusion
 
 
 _METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
     "kmeans": _by_clusters,
+    "tokencut": _by_cut,
     "retrieval": _by_retrieval,
     "hummingbird": _by_soft_retrieval,
     "linear": _by_layer,
 }
 
 
-def _scores(confusions: Sequence[Confusion]) -> dict[str, Any]:
-    """Return the mean scores of one or more runs."""
+def _scores(confusions: Sequence[Confusion], seed: int) -> dict[str, Any]:
+    """Return the mean scores of one or more runs over the same images, and the interval of the mean mIoU."""
     iou = np.stack([confusion.iou for confusion in confusions], axis=1)  # (classes, runs)
     per_class = [float(runs[~np.isnan(runs)].mean()) if not np.isnan(runs).all() else None for runs in iou]
     return {
         "miou": float(np.mean([confusion.miou for confusion in confusions])),
+        "ci": list(miou_interval(confusions, seed=seed)),
         "miou_absent_zero": float(np.mean([confusion.miou_absent_zero for confusion in confusions])),
         "pixel_accuracy": float(np.mean([confusion.pixel_accuracy for confusion in confusions])),
         "per_class": per_class,
@@ -236,6 +263,8 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
             )
 
 
-def _some(source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int) -> Annotated:
+def _some(
+    source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int, ranks: Ranks
+) -> Annotated:
     indices = choose(len(source), len(source) if most is None else most, seed)
-    return Annotated(source, indices, flag, image_size, mask_size)
+    return Annotated(source, indices, flag, image_size, mask_size, ranks)

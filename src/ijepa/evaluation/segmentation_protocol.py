@@ -25,7 +25,18 @@ class Clustering(Section):
     """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
 
 
-class Retrieval(Section):
+class Searched(Section):
+    """How a bank is searched."""
+
+    search: Literal["exact", "inverted"] = "exact"
+    """exact looks at the whole bank; inverted at a few of its lists, and the result states the recall."""
+    lists: int | None = Field(None, ge=1)
+    """Lists of the inverted index; about the square root of the bank's patches if null."""
+    probes: int = Field(32, ge=1)
+    """Lists that a query looks through."""
+
+
+class Retrieval(Searched):
     """Level 1: nearest neighbours in a bank of labelled patches."""
 
     neighbours: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
@@ -38,7 +49,7 @@ class Retrieval(Section):
     """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
 
 
-class SoftRetrieval(Section):
+class SoftRetrieval(Searched):
     """Level 1: nearest neighbours with soft labels, as in Hummingbird."""
 
     neighbours: int = Field(30, ge=1)
@@ -66,6 +77,15 @@ class LinearHead(Section):
     """How often a channel of an image is left out in training."""
 
 
+class TokenCut(Section):
+    """Level 0: one object an image, cut out by the similarity of its patches."""
+
+    tau: float = Field(0.2, ge=-1, lt=1)
+    """Cosine above which two patches are joined."""
+    eps: float = Field(1e-5, gt=0)
+    """Weight between patches that are not."""
+
+
 class SegmentationProtocol(Section):
     """One protocol of segmentation by frozen features."""
 
@@ -73,14 +93,16 @@ class SegmentationProtocol(Section):
     """What results call it."""
     description: str = ""
     """One line."""
-    method: Literal["kmeans", "retrieval", "hummingbird", "linear"]
-    """Which of the four; only the section of that name counts."""
+    method: Literal["kmeans", "tokencut", "retrieval", "hummingbird", "linear"]
+    """Which of the five; only the section of that name counts."""
     image_size: int = Field(ge=1)
     """Side in pixels to which whole images are resized."""
     classes: int | None = Field(None, ge=2)
     """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
     ignore: tuple[int, ...] = (255,)
-    """Labels that are not scored."""
+    """Labels that are not scored; a label map says so itself."""
+    labels: str | None = None
+    """Label map of the masks, a preset's name or a YAML file; the data set's own if null."""
     train_images: int | None = Field(None, ge=2)
     """Training images used at most, chosen by seed; all if null."""
     test_images: int | None = Field(None, ge=1)
@@ -88,6 +110,7 @@ class SegmentationProtocol(Section):
     batch: int = Field(32, ge=1)
     """Images a forward pass."""
     kmeans: Clustering = Clustering()
+    tokencut: TokenCut = TokenCut()
     retrieval: Retrieval = Retrieval()
     hummingbird: SoftRetrieval = SoftRetrieval()
     linear: LinearHead = LinearHead()
@@ -95,9 +118,9 @@ class SegmentationProtocol(Section):
     @property
     def level(self) -> int:
         """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained, 2 a trained layer."""
-        return {"kmeans": 0, "linear": 2}.get(self.method, 1)
+        return {"kmeans": 0, "tokencut": 0, "linear": 2}.get(self.method, 1)
 
     @property
     def others(self) -> set[str]:
         """The sections that do not count."""
-        return {"kmeans", "retrieval", "hummingbird", "linear"} - {self.method}
+        return {"kmeans", "tokencut", "retrieval", "hummingbird", "linear"} - {self.method}

@@ -4,7 +4,7 @@ Read from `metrics.jsonl` (a loss a step) and `diagnostics.jsonl` (figures every
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,22 @@ def warnings_of(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[st
 def run_warnings(run: Path) -> list[str]:
     """Return `warnings_of` a run's folder; none where it holds no figures yet."""
     return warnings_of(_records(run / "metrics.jsonl"), _records(run / "diagnostics.jsonl"))
+
+
+def new_warnings(run: Path) -> Callable[[], list[str]]:
+    """Return a function that returns those of `run_warnings` that it has not returned before, for a run on its way.
+
+    A warning whose figures alone have moved on is the same warning.
+    """
+    said: set[str] = set()
+
+    def fresh() -> list[str]:
+        found = {line.partition(":")[0]: line for line in run_warnings(run)}
+        new = [f"warning: {line}" for head, line in found.items() if head not in said]
+        said.update(found)
+        return new
+
+    return fresh
 
 
 def _fall(figures: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:

@@ -86,6 +86,7 @@ def segment(
     k: int = 10,
     distance: Distance = "cosine",
     ignore: tuple[int, ...] = (255,),
+    labels: str | None = None,
     seed: int = 0,
 ) -> Panels:
     """Segment a few images of `test` by both methods that train nothing.
@@ -99,13 +100,14 @@ def segment(
         support, clustered: numbers of images, chosen by `seed`.
         k, distance: of the retrieval.
         ignore: labels that say nothing.
+        labels: label map of the masks; the sets' own if None.
         seed: chooses images and k-means' start.
     """
     train.require_masks("--train")
     test.require_masks("--test")
     if image_size % encoder.patch_size:
         raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {image_size} pixels")
-    classes = find_classes([(train, "--train"), (test, "--test")], None, ignore)
+    classes = find_classes([(train, "--train"), (test, "--test")], None, ignore, labels)
     wanted = np.asarray(shown, dtype=np.int64)
     others = np.setdiff1d(choose(len(test), clustered, seed), wanted)
     bank_images = Annotated(train, choose(len(train), support, seed), "--train", image_size, image_size)

@@ -3,42 +3,87 @@
 * a run: its latest checkpoint;
 * a checkpoint folder of a run;
 * a weights folder: `recipe.yaml` beside `target_encoder.safetensors` (and the other parts, if kept);
+* a folder of transformers or timm: `config.json` beside `model.safetensors`;
+* a file: the original's `.pth.tar`, or plain safetensors under the original's names;
 * the name of weights that come with the package (`scenes`).
+
+What comes from elsewhere has no recipe: its `model` section is read from the tensors, the rest stands at its defaults.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from ijepa.errors import Refused, did_you_mean
+from ijepa.files import read_json
+from ijepa.interop.geometry import encoder_shape, with_predictor, without_positions
+from ijepa.interop.official import PARTS, is_official, read_official
+from ijepa.interop.tensors import Lazy, open_tensors
+from ijepa.interop.timm import read_timm
+from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
-from ijepa.model.jepa import build_encoder
-from ijepa.recipe import Recipe
-from ijepa.training.checkpoint import list_checkpoints, load_part
+from ijepa.model.jepa import IJEPA, build_encoder
+from ijepa.recipe import Model, Recipe
+from ijepa.training.checkpoint import check_shapes, list_checkpoints
 from ijepa.training.run import Run
+from ijepa.training.stored import Stored
 
 Which = Literal["target", "context"]
+Parts = Mapping[str, Mapping[str, Lazy]]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights lie, and the recipe they were trained by."""
+    """Where weights lie, and the recipe they were trained by, or one that fits them."""
 
     folder: Path
+    """The folder or file."""
     recipe: Recipe
     label: str
     run: Path | None = None
     """The run they belong to, if they do."""
+    foreign: Parts | None = None
+    """Their tensors by part, where they come from elsewhere."""
 
-    def file(self, which: Which) -> Path:
-        """The safetensors file of one encoder."""
-        return self.folder / f"{which}_encoder.safetensors"
+    @property
+    def parts(self) -> list[str]:
+        """Which of `context_encoder`, `target_encoder` and `predictor` are there."""
+        if self.foreign is not None:
+            return sorted(self.foreign)
+        if (self.folder / "state.json").is_file():
+            return sorted(PARTS.values())
+        return sorted(part for part in PARTS.values() if (self.folder / f"{part}.safetensors").is_file())
+
+    def tensors(self, part: str) -> dict[str, Lazy]:
+        """Return the tensors of a part under our names; values are read when they are asked for.
+
+        Raises:
+            Refused: the part is not there, or its tensors are not those of the recipe's model.
+        """
+        with torch.device("meta"):
+            model = IJEPA(self.recipe.model)
+        wanted = {name: tuple(tensor.shape) for name, tensor in getattr(model, part).state_dict().items()}
+        where = self.folder
+        if self.foreign is not None:
+            if part not in self.foreign:
+                raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {', '.join(self.parts)}")
+            found = without_positions(self.foreign[part])
+        elif (file := self.folder / f"{part}.safetensors").exists() or not (self.folder / "state.json").exists():
+            where, found = file, open_tensors(file)
+        else:
+            stored = Stored(self.folder)
+            stored.check({f"{part}.{name}": shape for name, shape in wanted.items()}, f"{part}.")
+            return {name: Lazy(shape, _reader(stored, f"{part}.{name}")) for name, shape in wanted.items()}
+        check_shapes(where, wanted, found)
+        return found
 
 
-def resolve_weights(weights: str | Path) -> Weights:
-    """Find out what WEIGHTS stands for.
+def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights:
+    """Find out what WEIGHTS stands for; `heads` are the attention heads of tensors that do not say how many they have.
 
     Raises:
         Refused: where it is nothing of the kind.
@@ -50,18 +95,65 @@ def resolve_weights(weights: str | Path) -> Weights:
             return Weights(path, Recipe.load(path / "recipe.yaml"), f"{weights} (comes with the package)")
         raise Refused(weights, "no such run, checkpoint or weights", did_you_mean(str(weights), shipped_weights()))
     if path.is_file():
-        raise Refused(path, "is a file", "give a run, a checkpoint folder, or a folder of recipe.yaml and weights")
-    if (path / "checkpoints").is_dir() or (path / "run.json").is_file():
+        return _from_file(path, heads)
+    if (path / "checkpoints").is_dir() or ((path / "run.json").is_file() and not _has_weights(path)):
         saved = list_checkpoints(Run(path).checkpoints)
         if not saved:
             raise Refused(path, "the run has no checkpoint yet", "wait for one, or train on")
         return Weights(saved[-1], Run(path).recipe(), f"{path.name} ({saved[-1].name})", path)
     for recipe_file in (path / "recipe.yaml", path.parent.parent / "recipe.yaml"):
-        there = (path / name for name in ("target_encoder.safetensors", "state.json"))
-        if recipe_file.is_file() and any(file.is_file() for file in there):
+        if recipe_file.is_file() and _has_weights(path):
             run = recipe_file.parent if recipe_file.parent != path else None
             return Weights(path, Recipe.load(recipe_file), path.name, run)
+    if (path / "config.json").is_file():
+        return _from_config(path)
     raise Refused(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
+
+
+def _has_weights(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("target_encoder.safetensors", "state.json"))
+
+
+def _from_file(path: Path, heads: int | None) -> Weights:
+    if path.suffix == ".safetensors":
+        named = {name.removeprefix("module."): tensor for name, tensor in open_tensors(path).items()}
+        parts = {"target_encoder": {name: t for name, t in named.items() if not name.startswith("head.")}}
+    elif is_official(path):
+        parts = read_official(path)
+    else:
+        raise Refused(path, "is no file of weights", "give a run, a folder of weights, .safetensors or .pth.tar")
+    encoder = next(parts[part] for part in ("target_encoder", "context_encoder") if part in parts)
+    model = encoder_shape(encoder, path, heads=heads)
+    if "predictor" in parts:
+        model = with_predictor(model, parts["predictor"], path)
+    return Weights(path, _recipe(path, model), path.name, foreign=parts)
+
+
+def _from_config(path: Path) -> Weights:
+    values = read_json(path / "config.json")
+    read = read_timm if "architecture" in values else read_transformers
+    model, tensors = read(path, values)
+    which = (values.get("ijepa") or {}).get("encoder", "target")
+    part = f"{which if which in ('target', 'context') else 'target'}_encoder"
+    return Weights(path, _recipe(path, model), path.name, foreign={part: tensors})
+
+
+def _recipe(path: Path, model: Model) -> Recipe:
+    values: dict[str, Any] = {
+        "name": path.name.split(".")[0],
+        "description": f"Imported from {path.name}: only the model section is known, everything else is a default.",
+        "steps": 1,
+        "schedule": {"warmup": "0 steps"},
+        "model": model.model_dump(mode="json", by_alias=True),
+    }
+    try:
+        return Recipe.read(values, str(path))
+    except Refused:  # a grid too small for the paper's masks; whoever pretrains on sets them anew
+        return Recipe.read({**values, "mask": {"min_context": 1}}, str(path))
+
+
+def _reader(stored: Stored, name: str) -> Any:
+    return lambda: stored.rows(name)
 
 
 def shipped_weights() -> Sequence[str]:
@@ -76,7 +168,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
-    """Load an encoder from a run, a checkpoint, a weights folder, or a name that comes with the package.
+    """Load an encoder from anything that holds one.
 
     Args:
         weights: see the module.
@@ -89,6 +181,7 @@ def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
         Refused: one line that names the file and what is wrong with it.
     """
     found = resolve_weights(weights)
+    tensors = found.tensors(f"{which}_encoder")
     vit = build_encoder(found.recipe.model)
-    load_part(vit, found.folder, f"{which}_encoder")
+    vit.load_state_dict({name: tensor.make().float() for name, tensor in tensors.items()})
     return Encoder(vit)

@@ -97,7 +97,7 @@ def bucket(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], granule
     Powers of two, because oneDNN compiles and keeps a kernel for every shape it meets: numbers of sequences as they
     come would be new ones at every step.
     """
-    lengths = [np.asarray(each) for each in (query_lengths, key_lengths)]
+    lengths = [np.asarray(each, dtype=np.int64) for each in (query_lengths, key_lengths)]
     alike = all(len(set(each.tolist())) == 1 for each in lengths)  # one dense batch, nothing padded
     padded = lengths if alike else [-(-each // granule) * granule for each in lengths]
     order = np.lexsort(padded[::-1])

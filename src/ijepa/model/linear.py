@@ -40,6 +40,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x (T, K) @ weight (N, K)^T + bias (N,), in autocast's dtype where it is enabled."""
+    # Inductor has no rule for oneDNN's operation with these operands; it fuses a plain layer by its own.
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
     if _HAS_ONEDNN and x.is_cpu and bias is not None and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         if dtype == torch.bfloat16:

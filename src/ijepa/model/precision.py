@@ -8,8 +8,9 @@ step, so its layers are our own: they keep a float8 copy of their weights, cast 
 every forward pass, as torchao would.
 
 Parameters stay float32, the same objects under the same names: optimiser, average and checkpoints see nothing of it.
-Convert last, after `.to(device)`. The units want widths, and for the weights' gradient the number of tokens, to be
-multiples of 16 (`TOKENS`): layers of other widths are left alone, tokens are padded by the packer's budget.
+Convert after `.to(device)`, or on the meta device, before anything is recomputed, compiled or sharded. The units want
+widths, and for the weights' gradient the number of tokens, to be multiples of 16 (`TOKENS`): layers of other widths are
+left alone, tokens are padded by the packer's budget.
 """
 
 import importlib.util
@@ -55,15 +56,15 @@ def to_float8(model: IJEPA, scaling: Scaling = "tensorwise", weight_gradient: We
     """Make the linear layers of both encoders' blocks compute in float8, in place.
 
     Args:
-        model: the model, on its device.
+        model: the model, on its device or on meta.
         scaling: one scale a tensor, or one a row.
         weight_gradient: `bf16` computes the weights' gradient in the compute dtype, from unrounded operands.
     """
-    from torchao.float8.float8_linear import Float8Linear
+    from torchao.float8 import convert_to_float8_training
 
     config = _config(scaling, weight_gradient)
     for parent, name, layer in _layers(model.context_encoder):
-        trained = Float8Linear.from_float(layer, config)
+        trained = convert_to_float8_training(layer, config=config)
         trained.register_forward_pre_hook(_as_autocast)
         setattr(parent, name, trained)
     for parent, name, layer in _layers(model.target_encoder):
@@ -87,15 +88,22 @@ class FrozenLinear(nn.Module):
         self.weight8: Tensor
         self.scale: Tensor
         self.version = -1
-        self.refresh()
+        if not layer.weight.is_meta:
+            self.refresh()
+
+    @property
+    def moved(self) -> bool:
+        """Whether the weights, or those rows that are in this process's memory, were written to since the last cast."""
+        weight: Any = self.weight
+        held: Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+        return held._version != self.version
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights anew if they have been written to since the last time."""
-        if self.weight._version == self.version:
+        """Cast the weights anew if they have moved. Where several processes share them, those do it together before."""
+        if not self.moved:
             return
-        weight = self.weight.full_tensor() if hasattr(self.weight, "full_tensor") else self.weight
-        cast, scale = to_e4m3(weight, self.scaling)
+        cast, scale = to_e4m3(self.weight, self.scaling)
         self.weight8.copy_(cast)
         self.scale.copy_(scale.view_as(self.scale))
         self.version = self.weight._version
@@ -120,20 +128,28 @@ class FrozenLinear(nn.Module):
         return y if fused else y + bias
 
 
-def to_e4m3(x: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """Return x (R, K) as e4m3 and the float32 factor that undoes the scaling: () or, rowwise, (R, 1)."""
-    magnitude = x.abs()
-    largest = magnitude.amax(1, keepdim=True) if scaling == "rowwise" else magnitude.amax()
+def to_e4m3(x: Tensor, scaling: Scaling, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return x (R, K) as e4m3 and the float32 factor that undoes the scaling: () or, rowwise, (R, 1).
+
+    `largest` () is the greatest magnitude where x is a part of a tensor with one scale.
+    """
+    if largest is None:
+        magnitude = x.abs()
+        largest = magnitude.amax(1, keepdim=True) if scaling == "rowwise" else magnitude.amax()
     largest = largest.float().clamp(min=_SMALLEST)
     scaled = x.float() * (_LARGEST / largest)
     return scaled.clamp(-_LARGEST, _LARGEST).to(_E4M3), largest / _LARGEST
 
 
+def frozen_layers(encoder: VisionTransformer) -> list[FrozenLinear]:
+    """Return the encoder's float8 layers without gradients, in the order of its layers; none before `to_float8`."""
+    return [module for module in encoder.modules() if isinstance(module, FrozenLinear)]
+
+
 def refresh_float8(encoder: VisionTransformer) -> None:
     """Cast anew the weights of every `FrozenLinear` that have moved; the encoder's forward does so by itself."""
-    for module in encoder.modules():
-        if isinstance(module, FrozenLinear):
-            module.refresh()
+    for layer in frozen_layers(encoder):
+        layer.refresh()
 
 
 def _refresh_before(module: nn.Module, arguments: Any) -> None:

@@ -183,14 +183,13 @@ class VisionTransformer(nn.Module):
             if chosen is None:
                 x = block(x, sequences, scale)
             else:
-                # A layer that no image keeps still runs, on one image and for nothing: its gradient is then zero and
-                # not missing, whatever the number of images in a micro-batch.
-                run = chosen if chosen.lengths else first_of(sequences)
-                before = x.index_select(0, pad_rows(run.index))
-                some = block(before, run, scale)[: len(chosen.index)]
-                if chosen.real is not None:  # padding stands in for dropped images, which stay as they are
-                    some = torch.where(chosen.real[:, None], some, before[: len(some)])
-                x = x.index_copy(0, chosen.index, some)
+                # A layer that no image keeps still runs, on padding or else on one image and for nothing: its gradient
+                # is then zero and not missing, whatever the number of images in a micro-batch.
+                run = chosen if len(chosen.index) else first_of(sequences)
+                if chosen.real is not None:  # the layer's padding is the last row; no gradient passes through padding
+                    x.detach()[tokens - 1].zero_()
+                some = block(x.index_select(0, pad_rows(run.index)), run, scale)
+                x = x.index_copy(0, chosen.index, some[: len(chosen.index)])
             if layer >= len(self.blocks) - last:
                 outputs.append(self.norm(x[:tokens]))
         return outputs

@@ -8,6 +8,7 @@ autocast:
 * zero2, hsdp: the context encoder and the predictor gathered whole for as long; the blocks' linear layers in bfloat16,
   all else in float32, and autocast's own bfloat16 copies of the predictor. Two blocks of the target encoder.
 * zero3: the same of two blocks of each encoder, beside what is not in blocks.
+* In float8, under every strategy: a copy of the target encoder's linear layers, one byte a weight.
 * Gradients: with several micro-batches a step they are added up whole, in float32, on every device, whatever the
   strategy, and sharded with the last one. With one micro-batch a step, sharded strategies hold two blocks' whole
   gradients at a time, in bfloat16 and, to be summed, in float32. ddp keeps its buckets from step to step.
@@ -68,7 +69,9 @@ class State:
         return self.weights + self.target + self.moments + self.gathered + max(passing + added, ended)
 
 
-def state(parameters: Parameters, strategy: Strategy, shards: int, *, autocast: bool = True) -> State:
+def state(
+    parameters: Parameters, strategy: Strategy, shards: int, *, autocast: bool = True, float8: bool = False
+) -> State:
     """Bytes that one of `shards` devices, which share one copy of the model, holds under a strategy."""
     sharded = strategy in _SHARDED and shards > 1
     n = shards if sharded else 1
@@ -83,6 +86,7 @@ def state(parameters: Parameters, strategy: Strategy, shards: int, *, autocast: 
         own = parameters.encoder_blocks * (_NARROW if autocast else _WIDE) if strategy != "zero3" else 2 * block
         beside = 2 * block + _WIDE * (encoder - parameters.encoder_blocks)  # of the target encoder
         gathered = own + outside + copies + beside
+    gathered += parameters.encoder_blocks if float8 else 0
     share = -(-whole // n)
     in_flight = 2 * (block + _WIDE * parameters.block) if sharded else 0
     return State(
@@ -133,7 +137,15 @@ class Memory:
 
 
 def memories(
-    found: Plan, shape: ModelShape, *, share: int, devices: int, group: int, capacity: float, autocast: bool = True
+    found: Plan,
+    shape: ModelShape,
+    *,
+    share: int,
+    devices: int,
+    group: int,
+    capacity: float,
+    autocast: bool = True,
+    float8: bool = False,
 ) -> tuple[Memory, ...]:
     """Plan the memory of every strategy; `none` is one device alone, which takes the whole batch.
 
@@ -145,13 +157,14 @@ def memories(
         group: those that share one copy of the model with hsdp.
         capacity: bytes of a device.
         autocast: linear layers compute in bfloat16.
+        float8: those of the encoders' blocks in float8.
     """
     kinds = {kind: activations(shape, found.tokens, kind, autocast=autocast) for kind in CHECKPOINTING}
     rows = []
     for strategy in STRATEGIES if devices > 1 else STRATEGIES[:1]:
         images = share * devices if strategy == "none" else share
         shards = {"zero2": devices, "zero3": devices, "hsdp": group}.get(strategy, 1)
-        held = state(found.parameters, strategy, shards, autocast=autocast)
+        held = state(found.parameters, strategy, shards, autocast=autocast, float8=float8)
         fits = tuple(fit(held, kind, each, images, USABLE * capacity) for kind, each in kinds.items())
         rows.append(Memory(strategy, shards, held, fits))
     return tuple(rows)

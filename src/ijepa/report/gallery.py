@@ -153,7 +153,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
     missing = _missing(record, pair)
     if missing is not None:
         return Gap("panels", title, *missing)
-    size, ignore, settings = _segmentation_settings(record)
+    size, ignore, label_map, settings = _segmentation_settings(record)
     afford = affordable(record.recipe.model, (size // record.recipe.model.patch_size) ** 2) // 2
     chosen = varied(pair.test, _SEGMENTED, _SEED).tolist()
     panels = {
@@ -168,6 +168,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
             k=settings[name][0],
             distance=settings[name][1],
             ignore=ignore,
+            labels=label_map,
             seed=_SEED,
         )
         for name, encoder in encoders.items()
@@ -225,16 +226,18 @@ def _hit(pair: Pair, query: np.integer, index: np.integer, pixels: Pixels, encod
     return hit(pixels, right, f"Near to the {encoder} encoder: {_called(pair.train, index)}{told}")
 
 
-def _segmentation_settings(record: Record) -> tuple[int, tuple[int, ...], dict[str, tuple[int, Distance]]]:
-    """Return image size, ignored labels, and k and distance by encoder: the evaluation's, where there is one."""
+def _segmentation_settings(
+    record: Record,
+) -> tuple[int, tuple[int, ...], str | None, dict[str, tuple[int, Distance]]]:
+    """Return image size, ignored labels, label map, k and distance by encoder: the evaluation's, if there is one."""
     found = [result for result in record.results if result.kind == "segmentation"]
     result = next((result for result in found if "k" in result.rows[0]), found[0] if found else None)
     if result is None:
-        return record.recipe.model.image_hw[0], (255,), dict.fromkeys(("trained", "random"), (10, "cosine"))
+        return record.recipe.model.image_hw[0], (255,), None, dict.fromkeys(("trained", "random"), (10, "cosine"))
     rows = {name: result.row(name) or {} for name in ("trained", "random")}
     settings = {name: (int(row.get("k", 10)), row.get("distance", "cosine")) for name, row in rows.items()}
     protocol = result.values["protocol"]
-    return int(protocol["image_size"]), tuple(protocol["ignore"]), settings
+    return int(protocol["image_size"]), tuple(protocol["ignore"]), protocol.get("labels"), settings
 
 
 def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:

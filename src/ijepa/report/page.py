@@ -14,6 +14,7 @@ from ijepa.interop.weights import shipped_folder, shipped_weights
 from ijepa.report.curves import Panel, longer_panels, training_panels
 from ijepa.report.drawing import require_extra
 from ijepa.report.gallery import feature_section, mask_section, retrieval_section, segmentation_section
+from ijepa.report.maps import map_section
 from ijepa.report.markup import Gap, Part, Section
 from ijepa.report.material import Images, load_encoders
 from ijepa.report.record import Record, read_record
@@ -40,6 +41,7 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
         _curve_section(record),
         mask_section(record, images),
         feature_section(record, images, encoders),
+        map_section(record, images, encoders),
         retrieval_section(record, images, encoders),
         segmentation_section(record, images, encoders),
         evaluation_section(record),

@@ -23,10 +23,16 @@ from ijepa.training.run import Run
 Numbers = npt.NDArray[np.float64]
 Columns = Mapping[str, Numbers]
 
-KINDS = {"linear": "Linear probe", "knn": "kNN", "segmentation": "Segmentation", "diagnosis": "Diagnosis"}
+KINDS = {
+    "linear": "Linear probe",
+    "knn": "kNN",
+    "segmentation": "Segmentation",
+    "propagation": "Label propagation",
+    "diagnosis": "Diagnosis",
+}
 """Kinds of results in the order in which a page shows them, with what it calls them."""
 
-MAIN = {"linear": "top1", "knn": "top1", "segmentation": "miou"}
+MAIN = {"linear": "top1", "knn": "top1", "segmentation": "miou", "propagation": "jf"}
 """The figure that stands for each kind."""
 
 

@@ -24,6 +24,13 @@ _SHARES = {
     "miou_overclustered": "mIoU, overclustered",
     "miou_held_out": "mIoU, held out",
     "pixel_accuracy": "pixel accuracy",
+    "corloc": "CorLoc",
+    "jf": "J&F",
+    "j": "J",
+    "f": "F",
+    "j_recall": "J, recall",
+    "f_recall": "F, recall",
+    "iou_images": "foreground IoU, mean of images",
 }
 """Keys of rows that are shares, by what a table calls them."""
 
@@ -152,7 +159,7 @@ def _rows(rows: list[dict[str, Any]]) -> str:
         cells = [escape(row["encoder"])]
         for key in keys:
             cell = "–" if key not in row else percent(row[key], 2) if key in _SHARES else number(row[key])
-            if key == "top1" and "ci" in row:
+            if key in MAIN.values() and "ci" in row:
                 cell += f"<small>{percent(row['ci'][0])} to {percent(row['ci'][1])}</small>"
             cells.append(cell)
         body.append([*cells, escape(_settings(row))])
@@ -163,7 +170,7 @@ def _settings(row: Mapping[str, Any]) -> str:
     """Return what a row holds besides its figures: chosen settings, and accuracies by k."""
     told = []
     for key, value in row.items():
-        if key in ("encoder", "ci", "per_class", "seeds") or isinstance(value, float):
+        if key in ("encoder", "ci", "corloc_ci", "iou_images_ci", "per_class", "seeds") or isinstance(value, float):
             continue
         if key == "top1_by_k":
             told.append("top-1 by k " + ", ".join(f"{k}: {percent(share)}" for k, share in value.items()))
@@ -181,7 +188,7 @@ def _told(result: Result) -> str:
     if values.get("level") is not None:
         told.append(f"{_LEVELS.get(values['level'], 'Level ' + str(values['level']))}.")
     if any("ci" in row for row in result.rows):
-        told.append("Below top-1 its 95 % interval over test images.")
+        told.append(f"Below {_SHARES[MAIN[result.kind]]} its 95 % interval over test images.")
     if values.get("chance") is not None:
         told.append(f"Chance, the share of the commonest class: {percent(values['chance'])}.")
     sets = [

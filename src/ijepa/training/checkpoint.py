@@ -14,10 +14,10 @@ random draw is a function of the step, the step is all the state that data, mask
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,13 @@ from ijepa.training.shards import as_sharded, local, rows_of
 from ijepa.training.stored import FORMAT, PARTS, Stored
 
 _NAME = re.compile(r"step-(\d{8})$")
+
+
+class Shaped(Protocol):
+    """Anything with a shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
 def checkpoint_name(step: int) -> str:
@@ -165,7 +172,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise Refused(file, f"not a whole safetensors file ({error})", "use an earlier checkpoint") from None
 
 
-def check_shapes(file: Path, wanted: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> None:
+def check_shapes(file: Path, wanted: dict[str, tuple[int, ...]], tensors: Mapping[str, Shaped]) -> None:
     """Refuse tensors that are not exactly those wanted, by name and shape."""
     for name in sorted({*wanted, *tensors}):
         if name not in tensors:

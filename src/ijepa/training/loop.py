@@ -7,7 +7,7 @@ the device, to the monitor.
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from ijepa.batch import Batch
 from ijepa.data.loader import Loader
@@ -30,10 +31,13 @@ from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.prepare import token_budget
+from ijepa.training.profiling import Profile, Window
 from ijepa.training.run import Run, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
+from ijepa.training.shards import place
+from ijepa.training.steady import Feed, collecting
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
@@ -50,6 +54,8 @@ class Callback:
 
     every: int
     measure: Callable[[IJEPA], dict[str, float]]
+    remarks: Callable[[], Sequence[str]] = tuple
+    """Lines to show after a measurement has been written, in the light of what the run's files then hold."""
 
 
 class Stopped(Failed):
@@ -81,8 +87,13 @@ def pretrain(
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     info: dict[str, Any] | None = None,
+    profile: Window | None = None,
+    initial: Mapping[str, Callable[[], Tensor]] | None = None,
 ) -> IJEPA:
     """Pretrain by a recipe on a data set into a run's folder; go on from its last checkpoint, if it has one.
+
+    `info` is written into `run.json`; the steps of `profile` are traced into RUN/profile. A new run begins with the
+    weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
         Refused: before anything is written: a folder with another run, a recipe this machine cannot follow.
@@ -105,6 +116,8 @@ def pretrain(
         start = int(state["step"])
         # What was counted before is rank 0's to carry on.
         counts = Counts(**state["counts"]) if world.rank == 0 else counts
+    elif initial:
+        all_or_none(world, lambda: place(model, initial))
 
     def begin() -> None:
         if not exists:
@@ -117,9 +130,10 @@ def pretrain(
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
+    profiling = Profile(profile, run.folder / "profile", device, world.rank)
     try:
-        with _signals() as caught, watch.naming():
-            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts)
+        with _signals() as caught, watch.naming(), collecting() as garbage:
+            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
             flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
             for step in loop.steps(start, callbacks):
                 stop = flag.agreed(caught[0] if caught else 0)
@@ -131,9 +145,11 @@ def pretrain(
                 if stop and step < lengths.total:
                     saver.finish()
                     raise Stopped(stop, step)
+                garbage.after(step)
             saver.finish()
     finally:
         watch.close()
+        profiling.close()
         monitor.close()
     leave(world)
     return model
@@ -179,9 +195,11 @@ class _Loop:
     monitor: Monitor
     watch: Watch
     counts: Counts
+    profiling: Profile
 
     def __post_init__(self) -> None:
         self.model, self.world = self.spread.model, self.spread.world
+        self.feed = Feed(torch.device(self.resolved.device))
 
     def steps(self, start: int, callbacks: Sequence[Callback]) -> Iterator[int]:
         """Take the steps after `start`, yielding the number of each finished one."""
@@ -190,7 +208,10 @@ class _Loop:
             self._call(callbacks, 0)
         try:
             for step in range(start, self.lengths.total):
+                self.profiling.before(step + 1)
                 self._step(step, batches)
+                if written := self.profiling.after(step + 1):
+                    self.monitor.say(f"profile: {written}")
                 self._call(callbacks, step + 1)
                 yield step + 1
         finally:
@@ -203,6 +224,8 @@ class _Loop:
             if step % callback.every == 0 or step == self.lengths.total:
                 self.watch.at(step, "diagnosing")
                 self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
+                for line in callback.remarks() if self.world.rank == 0 else ():
+                    self.monitor.say(line)
 
     def _loader(self) -> Loader:
         recipe, encoder = self.recipe, self.recipe.model.encoder
@@ -240,13 +263,15 @@ class _Loop:
         for micro in range(micros):
             self.watch.at(step + 1, "loading data")
             begun = time.perf_counter()
-            batch = next(batches)
+            with record_function("ijepa: wait for data"):
+                batch = next(batches)
             waited += time.perf_counter() - begun
             self.watch.at(step + 1, "computing")
             self._count(batch)
             flops += batch_flops(recipe.model, batch).total
             forward = computing(device, self.resolved.autocast)
-            outcome = self.spread.backward(batch.to(device, non_blocking=True), forward, last=micro == micros - 1)
+            with record_function("ijepa: forward and backward"):
+                outcome = self.spread.backward(self.feed(batch), forward, last=micro == micros - 1)
             sums.append((outcome.loss.detach(), outcome.baseline, outcome.target_sums, outcome.position_sums))
         norm = gradient_norm(self.model, self.optimizer)
         mine = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
@@ -254,7 +279,8 @@ class _Loop:
         *figures, square = summed(self.world, [*mine, norm.square() / self.world.copies])
         loss, baseline, target_sums, position_sums = figures
         norm = norm if self.world.size == 1 else square.sqrt()
-        norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
+        with record_function("ijepa: optimiser and EMA"):
+            norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
         values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void])
         record = StepRecord(

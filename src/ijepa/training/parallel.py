@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
+from ijepa.allocator import keep_freed_memory
 from ijepa.model.precision import check_float8
 from ijepa.recipe import Recipe
-
-_ACTIVATION_BYTES = 160
-"""Rough bytes kept for backward, for each channel of each token and layer; for choosing a micro-batch."""
-_SHARE_OF_MEMORY = 0.4
+from ijepa.training.fitting import largest_micro
 
 
 @dataclass(frozen=True)
@@ -47,26 +45,30 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
     workers = recipe.data.workers
     if workers == "auto":
         workers = 1 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 2))
+    autocast = _autocast(recipe, device)
+    micro = recipe.batch.micro
+    if micro == "auto":
+        kept_micro = (earlier or {}).get("micro")
+        share = recipe.batch.total // ranks
+        found = kept_micro or largest_micro(recipe, device, share=share, ranks=ranks, autocast=autocast)
+        micro = gcd(found, share)
     resolved = Resolved(
         device=device.type,
-        autocast=_autocast(recipe, device),
-        micro=_micro(recipe, device, recipe.batch.total // ranks),
+        autocast=autocast,
+        micro=micro,
         workers=int(workers),
         threads=threads,
     )
     if earlier is not None:
-        kept = {key: earlier[key] for key in ("autocast", "threads", "micro") if key in earlier}
-        if recipe.batch.micro != "auto":
-            kept.pop("micro", None)
-        elif "micro" in kept:
-            kept["micro"] = gcd(kept["micro"], recipe.batch.total // ranks)
-        resolved = replace(resolved, **kept)
+        resolved = replace(resolved, **{key: earlier[key] for key in ("autocast", "threads") if key in earlier})
     return resolved
 
 
 def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
     """Bring torch into the resolved state and return the device."""
     torch.set_num_threads(resolved.threads)
+    if resolved.device == "cpu":
+        keep_freed_memory()
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
@@ -87,18 +89,3 @@ def _autocast(recipe: Recipe, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without bfloat16 units a CPU emulates them, several times slower than float32.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _micro(recipe: Recipe, device: torch.device, share: int) -> int:
-    """The largest divisor of a rank's share of the batch whose activations take a modest share of the memory."""
-    if recipe.batch.micro != "auto":
-        return recipe.batch.micro
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    model, patches = recipe.model, recipe.model.grid[0] * recipe.model.grid[1]
-    context = patches * model.encoder.width * model.encoder.depth
-    predictor = 0.6 * patches * recipe.mask.targets * model.predictor.width * model.predictor.depth
-    fit = _SHARE_OF_MEMORY * memory / (_ACTIVATION_BYTES * (context + predictor))
-    return max((d for d in range(1, share + 1) if share % d == 0 and d <= max(fit, 1)), default=1)

@@ -5,19 +5,18 @@ RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-000010
 
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
-from ijepa import __version__
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json, write_json, write_text
+from ijepa.provenance import commit, versions
 from ijepa.recipe import Recipe
 
 _FREE = {
@@ -118,7 +117,7 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.recipe_file, recipe.dump())
-        write_json(run.info_file, {**machine(), "seed": recipe.seed, **info})
+        write_json(run.info_file, {**machine(), "date": date.today().isoformat(), "seed": recipe.seed, **info})
     except OSError as error:
         raise Failed(f"{run.folder}: cannot be written: {error.strerror}") from None
 
@@ -127,25 +126,11 @@ def machine() -> dict[str, Any]:
     """Return command, versions, commit and devices of this process."""
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": {
-            "ijepa": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this package runs from, None where it is installed from elsewhere."""
-    here = Path(__file__).resolve().parent
-    if not (here.parents[2] / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

@@ -2,14 +2,19 @@
 
 FSDP2's `fully_shard` cuts every parameter by rows. Kept whole between forward and backward (`reshard_after_forward`
 false) that is ZeRO-2, dropped after each block's forward ZeRO-3 (Rajbhandari et al., arXiv 1910.02054). The target
-encoder has no backward, so its blocks are dropped at once with either. Encoders are cut by block; the predictor is
-one unit, because it calls into its blocks' layers and not the blocks.
+encoder has no backward, so its blocks are dropped at once with either.
+
+A block's linear layers are one unit, gathered before the block and not inside it: what `prepare` made of the block's
+forward (float8, recomputed, compiled) runs between FSDP's hooks and holds none. The encoder's unit has all else: norms,
+embeddings, the biases of float8's frozen layers. The predictor is one unit, because it calls into its blocks' layers
+and not the blocks.
 
 Gradients are summed over ranks and not averaged: each image weighs 1 / global batch already. They travel with the
 last micro-batch of a step.
 """
 
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.batch import Batch
-from ijepa.errors import Refused
 from ijepa.model.initial import initial_rows
 from ijepa.model.jepa import IJEPA, Outcome
+from ijepa.model.vision_transformer import Block
 from ijepa.recipe import Recipe
+from ijepa.training.frozen import shard_frozen
 from ijepa.training.prepare import prepare
 from ijepa.training.shards import local, rows_of
 from ijepa.training.world import World
@@ -58,13 +64,17 @@ def build(
     weights that are kept, float32 if None.
 
     Raises:
-        Refused: a switch that sharded weights do not go with, or that the device does not have.
+        Refused: a switch that the device does not have.
     """
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
         prepare(model, recipe, device)
+        if world.strategy == "ddp" and recipe.parallel.compile:
+            from torch._dynamo import config
+
+            # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.
+            config.optimize_ddp = False
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
-    _refuse_unproven(recipe, world)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
     prepare(model, recipe, device)
@@ -73,19 +83,6 @@ def build(
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     _initialize(model, recipe)
     return Spread(model, world)
-
-
-def _refuse_unproven(recipe: Recipe, world: World) -> None:
-    """Refuse what has not been shown to go with sharded weights: float8, compiled and recomputed blocks."""
-    plain = (
-        ("precision.fp8", recipe.precision.fp8, "none"),
-        ("parallel.compile", recipe.parallel.compile, False),
-        ("parallel.recompute", recipe.parallel.recompute, "none"),
-    )
-    for key, value, without in plain:
-        if value != without:
-            mend = f"add --parallel.strategy ddp, or --{key} {str(without).lower()}"
-            raise Refused(f"{key} = {value}", f"does not go with {world.strategy} in this version", mend)
 
 
 def _replicate(model: IJEPA) -> DistributedDataParallel:
@@ -117,10 +114,14 @@ def _shard(model: IJEPA, world: World, autocast: bool) -> None:
     )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     for encoder, dropped in ((model.context_encoder, drop), (model.target_encoder, True)):
-        for block in encoder.blocks:
-            linears: list[nn.Module] = [block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2]
-            fully_shard(linears, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=narrow)
-        fully_shard(encoder, mesh=world.mesh, reshard_after_forward=dropped, mp_policy=whole)
+        frozen = shard_frozen(encoder, world.mesh)
+        linear = [set(_linear_parameters(block)) for block in encoder.blocks]
+        how: dict[str, Any] = {"mesh": world.mesh, "reshard_after_forward": dropped}
+        # From outside inwards: a module takes no parameters of another inside that was sharded before it.
+        fully_shard(encoder, **how, mp_policy=whole, ignored_params=frozen.union(*linear))
+        for block, own in zip(encoder.blocks, linear, strict=True):
+            if own:
+                fully_shard(block, **how, mp_policy=narrow, ignored_params=set(block.parameters()) - own)
     fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
     fully_shard(model, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
     for part in model.modules():
@@ -128,6 +129,12 @@ def _shard(model: IJEPA, world: World, autocast: bool) -> None:
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "encode_targets")  # diagnosis calls it from outside
+
+
+def _linear_parameters(block: Block) -> Iterator[nn.Parameter]:
+    for layer in block.modules():
+        if isinstance(layer, nn.Linear):
+            yield from layer.parameters()
 
 
 @torch.no_grad()

@@ -4,9 +4,11 @@ torch's `DTensor` takes most of a second to import, so a run on one process does
 """
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -27,8 +29,12 @@ def rows_of(tensor: Tensor) -> tuple[int, int]:
     if not is_sharded(tensor):
         return 0, count
     whole: Any = tensor
-    mesh = whole.device_mesh  # shards are along its last dimension, copies along the one before
-    size, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    return share(count, whole.device_mesh)
+
+
+def share(count: int, mesh: Any) -> tuple[int, int]:
+    """Return [start, stop), this rank's share of `count` rows: as many for every rank as long as there are some."""
+    size, rank = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)  # copies are along the dimension before
     a_rank = -(-count // size)
     return min(rank * a_rank, count), min((rank + 1) * a_rank, count)
 
@@ -43,3 +49,13 @@ def as_sharded(part: Tensor, like: Tensor, mesh: Any = None) -> Tensor:
     return DTensor.from_local(
         part, mesh or whole.device_mesh, whole.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+@torch.no_grad()
+def place(model: nn.Module, values: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Copy this rank's rows of each value into the tensor of that name in `model`, in place."""
+    tensors = model.state_dict()
+    for name, make in values.items():
+        begin, end = rows_of(tensors[name])
+        value = make()
+        local(tensors[name]).copy_(value[begin:end] if value.ndim else value)

@@ -1,0 +1,280 @@
+"""What evaluation costs: many heads beside one, together beside one after the other, kNN and a bank at full size.
+
+Features are drawn, not encoded: a spectrum that falls with 1 / j, and in the bank patches that lie about their image's
+objects, so that an inverted index meets neighbours across lists. Its recall here says that the code works; that of an
+evaluation stands in its result.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ijepa.evaluation.features import image_features
+from ijepa.evaluation.heads import Heads
+from ijepa.evaluation.inverted import InvertedIndex
+from ijepa.evaluation.knn import knn_ranks, planned_memory
+from ijepa.evaluation.retrieval import search
+from ijepa.model.encoder import Encoder
+from ijepa.recipe import Recipe
+
+Part = Literal["forward", "cached", "knn", "bank"]
+Echo = Callable[[str], None]
+
+PARTS: tuple[Part, ...] = ("forward", "cached", "knn", "bank")
+
+GRID = tuple(product([10.0 ** (-4 + step / 4) for step in range(13)], (0.0, 0.01, 0.1, 0.5)))
+"""Rates and decays of 52 heads."""
+
+KNN = {"train": 1_281_167, "test": 50_000, "width": 1280, "classes": 1000}
+BANK = {"patches": 1_000_000, "width": 384, "queries": 784, "k": 30}
+OBJECTS = 16
+
+
+def bench_evaluation(
+    *,
+    parts: Sequence[Part] = PARTS,
+    recipe: str = "vit-small-16",
+    images: int = 32,
+    knn_share: float = 0.1,
+    bank_share: float = 1.0,
+    repeats: int = 3,
+    echo: Echo = print,
+) -> dict[str, Any]:
+    """Measure parts of evaluation.
+
+    Args:
+        parts: which.
+        recipe: whose encoder goes over the images where heads are trained with the backbone in the loop.
+        images: a batch of those.
+        knn_share, bank_share: shares of full size that kNN and the bank are measured at.
+        repeats: interleaved rounds.
+        echo: told what was found.
+
+    Returns:
+        By part: CPU seconds, ratios by the median over rounds, and what else its function says.
+    """
+    run: dict[Part, Callable[[], dict[str, Any]]] = {
+        "forward": lambda: heads_behind_a_backbone(recipe, images, repeats),
+        "cached": lambda: {
+            f"{width} features, {classes} classes": cached_heads(width, classes, repeats)
+            for width, classes in ((192, 8), (1280, 10), (384, 100))
+        },
+        "knn": lambda: knn_at(knn_share),
+        "bank": lambda: bank_at(bank_share, repeats),
+    }
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for part in parts:
+        found[part] = run[part]()
+        echo(f"{part}: {found[part]}")
+    return found
+
+
+def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int = 1000) -> dict[str, Any]:
+    """Return what a step of 52 heads, half on the last block and half on the last 4, costs in steps of one head."""
+    recipe = Recipe.load(name)
+    encoder = Encoder.initial(recipe.model, 0)
+    width = recipe.model.encoder.width
+    pixels = torch.randint(0, 256, (images, 3, *recipe.model.image_hw), dtype=torch.uint8, generator=_draw(0))
+    y = torch.randint(classes, (images,), generator=_draw(1))
+    groups = {1: Heads(width, classes, GRID[::2]), 4: Heads(4 * width, classes, GRID[1::2])}
+    one = Heads(width, classes, GRID[:1])
+
+    @torch.no_grad()
+    def many() -> None:
+        x = image_features(encoder, pixels, 4)
+        for blocks, heads in groups.items():
+            heads.step(x[:, -blocks:].flatten(1), y, 1.0)
+
+    @torch.no_grad()
+    def single() -> None:
+        one.step(image_features(encoder, pixels, 1).flatten(1), y, 1.0)
+
+    seconds = interleaved({"one": single, "many": many}, repeats)
+    settings = {"recipe": name, "images": images, "classes": classes, "heads": len(GRID)}
+    return {**settings, **told(seconds), "ratio": ratio(seconds, "many", "one")}
+
+
+def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps: int = 4) -> dict[str, Any]:
+    """Return what 52 heads cost together, as our heads one by one, and as modules with an optimiser each.
+
+    `products` is what a step's two products alone take: no way of training heads can be faster than those.
+    """
+    x = _features(8 * batch, width, 0).half()
+    y = torch.randint(classes, (len(x),), generator=_draw(1))
+    fixed = (torch.zeros(width), torch.ones(width))
+    together = Heads(width, classes, GRID, fixed=fixed)
+    alone = [Heads(width, classes, [point], fixed=fixed) for point in GRID]
+    modules = [_module(width, classes, *point) for point in GRID]
+    batches = torch.randint(len(x), (steps, batch), generator=_draw(2))
+    left = torch.randn(width, len(GRID) * classes)
+
+    def one_by_one() -> None:
+        for heads in alone:
+            for chosen in batches:
+                heads.step(x[chosen], y[chosen], 1.0)
+
+    def at_once() -> None:
+        for chosen in batches:
+            together.step(x[chosen], y[chosen], 1.0)
+
+    def by_modules() -> None:
+        for module, optimizer in modules:
+            for chosen in batches:
+                optimizer.zero_grad()
+                cross_entropy(module(x[chosen].float()), y[chosen]).backward()
+                optimizer.step()
+
+    part = x[:batch].float()
+    logits, gradient = torch.empty(batch, left.shape[1]), torch.empty_like(left)
+
+    def products() -> None:
+        for _ in batches:
+            torch.mm(part, left, out=logits)
+            torch.mm(part.T, logits, out=gradient)
+
+    ways = {"together": at_once, "one by one": one_by_one, "modules": by_modules, "products": products}
+    seconds = interleaved(ways, repeats)
+    return {
+        "batch": batch,
+        "heads": len(GRID),
+        **told(seconds),
+        "times faster than one by one": ratio(seconds, "one by one", "together"),
+        "times faster than modules": ratio(seconds, "modules", "together"),
+        "share of products": ratio(seconds, "products", "together"),
+    }
+
+
+def knn_at(share: float) -> dict[str, Any]:
+    """Return the planned memory of kNN at full size, and time and memory of both sets at a share of it."""
+    train, test = (max(256, round(share * KNN[key])) for key in ("train", "test"))
+    width, classes, ks = KNN["width"], KNN["classes"], (10, 20, 100, 200)
+    whole = planned_memory(KNN["train"], KNN["test"], width, k=max(ks), classes=classes)
+    here = planned_memory(train, test, width, k=max(ks), classes=classes)
+    before = _reset_peak()
+    x = torch.empty(train + test, width, dtype=torch.float16)
+    for place, rows in enumerate(x.split(16384)):
+        rows.copy_(_features(len(rows), width, place))
+    y = torch.randint(classes, (len(x),), generator=_draw(1))
+    begun, wall = time.process_time(), time.perf_counter()
+    knn_ranks(x[:train], y[:train], x[train:], y[train:], neighbours=ks, temperature=0.07, classes=classes)
+    cpu, wall = time.process_time() - begun, time.perf_counter() - wall
+    return {
+        "planned bytes at full size": {**whole, "sum": sum(whole.values())},
+        "train": train,
+        "test": test,
+        "planned bytes": sum(here.values()),
+        "measured bytes": _peak() - before,
+        "cpu_seconds": cpu,
+        "seconds": wall,
+    }
+
+
+def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64)) -> dict[str, Any]:
+    """Return what an image's patches cost to look up in a bank, exactly and by an inverted index, and its recall."""
+    patches, width, k = max(1024, round(share * BANK["patches"])), BANK["width"], BANK["k"]
+    before = _reset_peak()
+    keys = torch.empty(patches, width)
+    for place, rows in enumerate(keys.split(16384)):
+        rows.copy_(_patches(len(rows), width, place))
+    queries = _patches(BANK["queries"], width, -1)
+    begun = time.process_time()
+    index = InvertedIndex(keys, seed=0)
+    built = time.process_time() - begun
+    ways: dict[str, Callable[[], object]] = {"exact": lambda: search(queries, keys, k, "cosine")}
+    for count in probes:
+        ways[f"{count} lists"] = lambda count=count: index.search(queries, keys, k, "cosine", count)  # type: ignore[misc]
+    cpu, wall = interleaved(ways, repeats), {}
+    for name, way in ways.items():
+        begun = time.perf_counter()
+        way()
+        wall[name] = time.perf_counter() - begun
+    return {
+        "patches": patches,
+        "width": width,
+        "queries": len(queries),
+        "k": k,
+        "lists": len(index),
+        "build_cpu_seconds": built,
+        **told(cpu),
+        "seconds": wall,
+        "recall": {str(count): index.recall(queries, keys, k, "cosine", count) for count in probes},
+        "bank bytes": keys.nbytes,
+        "measured bytes": _peak() - before,
+    }
+
+
+def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Return CPU seconds of each way in each of `repeats` rounds, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            begun = time.process_time()
+            way()
+            if turn:
+                seconds[name].append(time.process_time() - begun)
+    return seconds
+
+
+def told(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the median of each way's rounds."""
+    return {"cpu_seconds": {name: float(np.median(rounds)) for name, rounds in seconds.items()}}
+
+
+def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
+    """Return the median over rounds of one way's time over another's."""
+    return float(np.median(np.array(seconds[over]) / np.array(seconds[under])))
+
+
+def _module(width: int, classes: int, lr: float, decay: float) -> tuple[torch.nn.Linear, torch.optim.AdamW]:
+    module = torch.nn.Linear(width, classes)
+    groups = [{"params": [module.weight], "weight_decay": decay}, {"params": [module.bias], "weight_decay": 0.0}]
+    return module, torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
+
+
+def _draw(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number & 0xFFFF)
+
+
+def _spectrum(width: int) -> Tensor:
+    return torch.arange(1, width + 1).rsqrt()
+
+
+def _features(count: int, width: int, number: int) -> Tensor:
+    return torch.randn(count, width, generator=_draw(number)).mul_(_spectrum(width))
+
+
+def _patches(count: int, width: int, number: int) -> Tensor:
+    """Return patches of images that hold a few objects each."""
+    draw = _draw(number)
+    images = -(-count // 196)
+    objects = torch.randn(images * OBJECTS, width, generator=draw)
+    chosen = torch.randint(OBJECTS, (count,), generator=draw) + torch.arange(count) // 196 * OBJECTS
+    return (objects[chosen] + 0.5 * torch.randn(count, width, generator=draw)).mul_(_spectrum(width))
+
+
+def _reset_peak() -> int:
+    """Begin to measure this process's peak memory anew, where the system allows it; return what it holds now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)

@@ -1,0 +1,43 @@
+"""`ijepa export` and `ijepa import`: weights out and in."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ijepa.cli.options import WEIGHTS_HELP, debug_option
+
+_FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program")
+
+
+@click.command("export", epilog=WEIGHTS_HELP)
+@click.argument("weights")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(_FORMATS), required=True, help="Who shall read it.")
+@click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
+@click.option("--head", type=click.Path(path_type=Path), help="A linear probe's head, to become the classifier.")
+@debug_option
+def export(weights: str, out: Path, form: Any, which: Any, head: Path | None) -> None:
+    """Write the encoder of WEIGHTS to OUT for transformers, timm, the original's code, ONNX or torch.export."""
+    from ijepa.interop.exchange import export_weights
+
+    click.echo(f"{form}: {export_weights(weights, out, form, which=which, head=head)}")
+
+
+@click.command("import")
+@click.argument("file")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say.")
+@debug_option
+def import_(file: str, out: Path, heads: int | None) -> None:
+    """Turn FILE (the original's .pth.tar, a folder of transformers or timm, safetensors) into a weights folder OUT."""
+    from ijepa.interop.exchange import import_weights
+
+    found = import_weights(file, out, heads=heads)
+    model = found.recipe.model
+    encoder = model.encoder
+    parts = ", ".join(part.replace("_", " ") for part in found.parts)
+    click.echo(
+        f"{out}: {parts}; {encoder.width} wide, {encoder.depth} layers, {encoder.heads} heads, "
+        f"patches of {model.patch_size} at {model.image_hw[0]} x {model.image_hw[1]}"
+    )

@@ -1,0 +1,84 @@
+"""Data sets known by name, recognised by what lies at a path; everything else is `listing`'s.
+
+Looked for, in this order: Pascal VOC, sets of images and masks in pairs (`layouts`), CIFAR (`cifar`), ImageNet's tars
+and validation images (`imagenet`); at the path, then in the folder of the wanted split below it.
+"""
+
+import re
+from pathlib import Path
+
+from ijepa.data.cifar import find_cifar
+from ijepa.data.imagenet import find_imagenet
+from ijepa.data.layouts import find_pairs, voc_index, voc_root
+from ijepa.data.listed import select
+from ijepa.data.sources import FolderSource, Source, open_source
+from ijepa.errors import Refused
+
+_ALSO = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+_ELSEWHERE = re.compile(r"[a-z0-9]{2,}:")
+
+
+def recognise(
+    path: str | Path, where: str, split: str | None, *, devkit: Path | None = None, strict: bool = False
+) -> Source | None:
+    """Return the data set at a path if it is one of those known by name; see `find_imagenet` for the last two.
+
+    Raises:
+        Refused: it is one, and something of it is missing or broken.
+    """
+    if not str(path) or _ELSEWHERE.match(str(path)):
+        return None
+    try:
+        given = Path(path).expanduser().absolute()
+        if not given.exists():
+            return None
+        below = [given / name for name in _ALSO.get(split or "", ()) if (given / name).is_dir()]
+        for place in (given, *below):
+            found = _known(place, where, split, devkit, strict)
+            if found is not None:
+                return found
+    except OSError as error:
+        raise Refused(where, f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return None
+
+
+def _known(place: Path, where: str, split: str | None, devkit: Path | None, strict: bool) -> Source | None:
+    if place.is_dir():
+        voc = voc_root(place)
+        index = find_pairs(place, where, split) if voc is None else voc_index(voc, where, split)
+        if index is not None:
+            return FolderSource(index)
+    cifar = find_cifar(place, where, split)
+    return find_imagenet(place, where, split, devkit, strict) if cifar is None else cifar
+
+
+def open_set(
+    path: str, *, where: str, split: str, listed: str | None = None, devkit: str | None = None, labelled: bool = False
+) -> Source:
+    """Return the data set that an evaluation names, or the part of it that a file lists.
+
+    Args:
+        path: as for `open_source`.
+        where: the flag of the path; the list's is this and `-list`.
+        split: chosen where the path holds several.
+        listed: a file of names (see `listed`), or the name of one of Pascal VOC's lists.
+        devkit: see `find_imagenet`.
+        labelled: whether the images' classes are wanted.
+
+    Raises:
+        Refused: nothing there that could be used, or a list that does not fit it.
+    """
+    flag = f"{where}-list"
+    file = None if listed is None else Path(listed).expanduser()
+    voc = voc_root(Path(path).expanduser().absolute()) if file is not None else None
+    if file is not None and voc is not None:
+        own = (voc / "ImageSets" / folder / f"{listed}.txt" for folder in ("Segmentation", "SegmentationAug"))
+        file = next((name for name in (file, *own) if name.is_file()), file)
+        return select(FolderSource(voc_index(voc, where, None)), file, flag)
+    given = None if devkit is None else Path(devkit).expanduser()
+    if given is not None and not given.exists():
+        raise Refused("--devkit", f"{given} does not exist")
+    source = recognise(path, where, split, devkit=given, strict=labelled)
+    if source is None:
+        source = open_source(path, where=where, split=split)
+    return source if file is None else select(source, file, flag)

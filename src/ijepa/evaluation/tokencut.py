@@ -1,0 +1,124 @@
+"""One object cut out of an image by the similarity of its patches: TokenCut (Wang et al., arXiv 2202.11539).
+
+Level 0: labels only score. Patches are joined by 1 where their cosine is above `tau` and by `eps` elsewhere. The
+second eigenvector of (D - W) v = l D v relaxes the normalised cut of that graph; it is cut at its mean, and the side
+with its largest magnitude is foreground. The part of it that is connected to that patch gives the box.
+
+The original takes keys of the last attention layer of an encoder trained by DINO; here, as everywhere in this room, it
+is the last block's output. Its bilateral refinement of masks is left out, and boxes of objects are made of the masks:
+one for each connected part of each class.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
+from ijepa.evaluation.bootstrap import mean_interval
+from ijepa.evaluation.confusion import Confusion
+from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.result import interval
+from ijepa.evaluation.segmentation_protocol import TokenCut
+
+Mask = npt.NDArray[np.bool_]
+Box = tuple[int, int, int, int]
+"""Top, left, bottom and right in pixels, the last two beyond the box."""
+
+HALF = 0.5
+"""IoU of two boxes at which an object counts as found."""
+
+_VOID = 2
+
+
+@dataclass
+class Found:
+    """What was found in the images so far: `iou` of foreground and `hits` of boxes, of images that hold an object."""
+
+    confusion: Confusion
+    iou: list[float] = field(default_factory=list)
+    hits: list[bool] = field(default_factory=list)
+
+    def row(self, seed: int) -> dict[str, object]:
+        """Return CorLoc and the mean foreground IoU of images, each with its 95 % interval."""
+        if not self.hits:
+            return {"corloc": 0.0, "iou_images": 0.0, "with_objects": 0}
+        return {
+            "corloc": float(np.mean(self.hits)),
+            "corloc_ci": list(interval(sum(self.hits), len(self.hits))),
+            "iou_images": float(np.mean(self.iou)),
+            "iou_images_ci": list(mean_interval(self.iou, seed=seed)),
+            "with_objects": len(self.hits),
+        }
+
+
+def cut_set(encoder: Encoder, samples: Annotated, classes: Classes, rule: TokenCut, batch: int) -> Found:
+    """Cut every image of a set and score it: every label but 0 and the ignored is foreground.
+
+    Raises:
+        Refused, Failed: as `annotated.patch_features`.
+    """
+    found = Found(Confusion(2, [_VOID]))
+    for patches, masks in patch_features(encoder, samples, classes, batch):
+        for features, mask in zip(patches, masks, strict=True):
+            side = round(len(features) ** 0.5)
+            foreground, seed = cut(features, rule.tau, rule.eps)
+            scored = ~np.isin(mask, classes.ignore)
+            truth = (mask > 0) & scored
+            predicted = enlarged(foreground.reshape(side, side), encoder.patch_size)
+            found.confusion.add(np.where(scored, truth, _VOID), predicted.astype(np.int64))
+            if truth.any():
+                both = (truth & predicted).sum()
+                found.iou.append(float(both / (truth | (predicted & scored)).sum()))
+                box = box_of(foreground.reshape(side, side), seed, encoder.patch_size)
+                found.hits.append(max(overlap(box, other) for other in boxes(np.where(scored, mask, 0))) >= HALF)
+    return found
+
+
+def cut(features: Tensor, tau: float, eps: float) -> tuple[Mask, int]:
+    """Return which patches are foreground (N,), and the one with the largest entry, for features (N, D)."""
+    from scipy.linalg import eigh
+
+    unit = normalize(features.double(), dim=1)
+    joined = torch.where(unit @ unit.T > tau, 1.0, eps).numpy()
+    degree = np.diag(joined.sum(1))
+    vector = eigh(degree - joined, degree, subset_by_index=[min(1, len(joined) - 1)] * 2)[1][:, 0]
+    seed = int(np.abs(vector).argmax())
+    side = vector > vector.mean()
+    return (side if side[seed] else ~side), seed
+
+
+def box_of(foreground: Mask, seed: int, patch: int) -> Box:
+    """Return the box in pixels of the part of a foreground (h, w) of patches that is connected to patch `seed`."""
+    from scipy.ndimage import find_objects, label
+
+    parts, _ = label(foreground)
+    rows, columns = find_objects(parts)[parts.flat[seed] - 1]
+    return rows.start * patch, columns.start * patch, rows.stop * patch, columns.stop * patch
+
+
+def boxes(mask: Labels) -> list[Box]:
+    """Return the boxes of the connected parts of every label above 0 of a mask (H, W)."""
+    from scipy.ndimage import find_objects, label
+
+    found = []
+    for number in np.unique(mask[mask > 0]):
+        for rows, columns in find_objects(label(mask == number)[0]):
+            found.append((rows.start, columns.start, rows.stop, columns.stop))
+    return found
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Return the IoU of two boxes."""
+    height = min(a[2], b[2]) - max(a[0], b[0])
+    width = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(0, height) * max(0, width)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def enlarged(cells: Mask, patch: int) -> Mask:
+    """Return a map of patches (h, w) pixel by pixel."""
+    return cells.repeat(patch, 0).repeat(patch, 1)

@@ -1,0 +1,143 @@
+"""`ijepa export` and `ijepa import`: weights out in the forms that others read, and in from them.
+
+What is written is complete or absent: it is written beside its place and renamed. Tensors go from file to file one at a
+time, so that the memory needed is that of the largest one, but for ONNX and programs, which hold the encoder.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ijepa.errors import Failed, Refused
+from ijepa.files import write_json, write_text
+from ijepa.interop import timm, transformers
+from ijepa.interop.heads import Head
+from ijepa.interop.official import write_official
+from ijepa.interop.tensors import Lazy, write_tensors
+from ijepa.interop.weights import Weights, Which, load_encoder, resolve_weights
+from ijepa.model.vision_transformer import sincos_positions
+from ijepa.recipe import Model
+
+Format = Literal["transformers", "timm", "official", "safetensors", "onnx", "program"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def export_weights(
+    weights: str | Path, out: Path, form: Format, *, which: Which = "target", head: Path | None = None
+) -> Path:
+    """Write an encoder (the original's form: all parts that are there) in another library's form.
+
+    Args:
+        weights: anything that holds an encoder.
+        out: a new folder (transformers, timm, safetensors) or file (official, onnx, program; safetensors too, if it
+            ends with `.safetensors`).
+        form: the form.
+        which: the encoder.
+        head: a linear probe's head, as `ijepa evaluate linear --save-head` writes it, to become the classifier.
+
+    Raises:
+        Refused: `out` exists, or a head that does not fit.
+        Failed: the disk refuses.
+    """
+    found = resolve_weights(weights)
+    model, part = found.recipe.model, f"{which}_encoder"
+    tensors = {**_positions(model), **found.tensors(part)}
+    kept = Head.read(head).checked(model) if head else None
+    if kept and form not in ("transformers", "timm"):
+        raise Refused("--head", f"has no place in {form}", "use transformers or timm")
+    about = {"encoder": which, "source": found.label}
+    with written(out) as beside:
+        if form == "official":
+            parts = {name: {**_positions(model, name), **found.tensors(name)} for name in found.parts}
+            write_official(beside, parts, epoch=0)
+        elif form == "onnx":
+            from ijepa.interop.graphs import write_onnx
+
+            write_onnx(load_encoder(weights, which), beside, about)
+        elif form == "program":
+            from ijepa.interop.graphs import write_program
+
+            write_program(load_encoder(weights, which), beside)
+        elif form == "safetensors" and out.suffix == ".safetensors":
+            write_tensors(beside.parent, beside.name.removesuffix(".safetensors"), tensors, shard=10**15)
+        else:
+            beside.mkdir()
+            _write_folder(beside, form, model, tensors, kept, about)
+            if form == "safetensors":
+                write_text(beside / "recipe.yaml", found.recipe.dump())
+                write_tensors(beside, part, found.tensors(part), shard=10**15)
+    return out
+
+
+def import_weights(source: str | Path, out: Path, *, heads: int | None = None) -> Weights:
+    """Write anything that holds an encoder as a weights folder of ours: a recipe, and every part that is there.
+
+    Raises:
+        Refused: `out` exists, or `source` is nothing of the kind.
+        Failed: the disk refuses.
+    """
+    found = resolve_weights(source, heads=heads)
+    parts = {part: found.tensors(part) for part in found.parts}
+    if "target_encoder" not in parts:  # what there is becomes what is evaluated
+        parts["target_encoder"] = parts.pop("context_encoder")
+    with written(out) as beside:
+        beside.mkdir()
+        write_text(beside / "recipe.yaml", found.recipe.dump())
+        for part, tensors in parts.items():
+            write_tensors(beside, part, tensors, shard=10**15)
+    return resolve_weights(out)
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """Give a place beside `out` to write to; it becomes `out` when all went well, and is removed when not.
+
+    Raises:
+        Refused: `out` exists, or its folder does not.
+        Failed: the disk refuses.
+    """
+    out = out.absolute()
+    if out.exists():
+        raise Refused(out, "exists already", "give another place")
+    if not out.parent.is_dir():
+        raise Refused(out, f"{out.parent} is no folder")
+    beside = out.with_name(f".{os.getpid()}.{out.name}")
+    extra = beside.with_name(f"{beside.name}.data")  # ONNX keeps large weights there
+    try:
+        yield beside
+        beside.replace(out)
+    except OSError as error:
+        raise Failed(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for left in (beside, extra):
+            left.unlink(missing_ok=True)
+
+
+def _write_folder(
+    folder: Path, form: Format, model: Model, tensors: dict[str, Lazy], head: Head | None, about: dict[str, Any]
+) -> None:
+    if form == "transformers":
+        named = transformers.to_theirs(tensors, "ijepa." if head else "")
+        if head:
+            named |= {"classifier.weight": Lazy.of(head.weight), "classifier.bias": Lazy.of(head.bias)}
+        write_tensors(folder, "model", named)
+        write_json(folder / "config.json", transformers.config(model, head.classes if head else None, ijepa=about))
+        write_json(folder / "preprocessor_config.json", transformers.processor(model))
+    elif form == "timm":
+        named = dict(tensors)
+        if head:
+            named |= {"head.weight": Lazy.of(head.weight), "head.bias": Lazy.of(head.bias)}
+        write_tensors(folder, "model", named, shard=10**15)
+        write_json(folder / "config.json", {**timm.config(model, len(head.bias) if head else 0), "ijepa": about})
+
+
+def _positions(model: Model, part: str = "target_encoder") -> dict[str, Lazy]:
+    """Return the table of positions (1, N, D) that others keep among the weights."""
+    name, sizes = ("predictor_pos_embed", model.predictor) if part == "predictor" else ("pos_embed", model.encoder)
+    patches = model.grid[0] * model.grid[1]
+    width, scale = sizes.width, sizes.position_scale
+    return {name: Lazy((1, patches, width), lambda: scale * sincos_positions(width, model.grid)[None])}

@@ -1,0 +1,50 @@
+"""The encoder as a graph: ONNX for other runtimes, a `torch.export` program for those with torch and without us.
+
+Input `pixel_values` (B, 3, H, W) float32, normalised by ImageNet's mean and deviation, B at will; output
+`last_hidden_state` (B, N, D).
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ijepa.errors import Refused
+from ijepa.interop.dense import DenseEncoder
+from ijepa.model.encoder import Encoder
+
+INPUT, OUTPUT = "pixel_values", "last_hidden_state"
+
+
+def write_program(encoder: Encoder, file: Path) -> None:
+    """Write what `torch.export.load` reads."""
+    torch.export.save(_program(encoder), file)
+
+
+def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
+    """Write ONNX with `about` as its metadata; weights of more than 2 GB lie beside, in `file`.data.
+
+    Raises:
+        Refused: without the extra `onnx`.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise Refused("--format onnx", f"needs {error.name}", "pip install 'ijepa-pretrain[onnx]'") from None
+    size = sum(value.numel() * value.element_size() for value in encoder.vit.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
+        program: Any = torch.onnx.export(
+            _program(encoder), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        )
+    program.model.metadata_props.update(about)
+    program.save(str(file), external_data=size > 1.9e9)
+
+
+def _program(encoder: Encoder) -> torch.export.ExportedProgram:
+    height, width = (side * encoder.patch_size for side in encoder.grid)
+    batch = torch.export.Dim("batch", min=1)
+    example = torch.zeros(2, 3, height, width)
+    return torch.export.export(DenseEncoder(encoder.vit), (example,), dynamic_shapes={INPUT: {0: batch}})

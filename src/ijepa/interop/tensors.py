@@ -1,0 +1,132 @@
+"""Weights of any size in safetensors, tensor by tensor: read as views of the file, written one after another.
+
+`safetensors.torch.save_file` holds a second copy of everything while it writes. Here each tensor is asked for when its
+turn has come and forgotten after, so that writing takes the memory of the largest one. Bytes depend on names, shapes
+and values alone. Files of more than `SHARD` bytes become several with an index, in the form that transformers reads.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ijepa.errors import Refused
+from ijepa.files import read_json
+
+SHARD = 5 * 10**9
+"""Bytes of tensors in one file, at most (unless one tensor alone has more)."""
+
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is made when it is asked for."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Lazy":
+        """Wrap a tensor that is there already."""
+        return cls(tuple(tensor.shape), lambda: tensor, tensor.dtype)
+
+    def rows(self, begin: int, end: int) -> "Lazy":
+        """Rows [begin, end) of this tensor."""
+        return Lazy((end - begin, *self.shape[1:]), lambda: self.make()[begin:end], self.dtype)
+
+    def view(self, *shape: int) -> "Lazy":
+        """This tensor in another shape of as many elements."""
+        return Lazy(shape, lambda: self.make().reshape(shape), self.dtype)
+
+
+Tensors = Mapping[str, Lazy]
+
+
+def open_tensors(path: Path) -> dict[str, Lazy]:
+    """Open a safetensors file, or the shards of an index file; values are read when they are asked for.
+
+    Raises:
+        Refused: a file that is missing, cut short, or no safetensors file.
+    """
+    if path.name.endswith(".index.json"):
+        found: dict[str, Lazy] = {}
+        listed = read_json(path).get("weight_map")
+        if not isinstance(listed, dict):
+            raise Refused(path, "has no weight_map", "is it an index of safetensors files?")
+        for name in sorted(set(listed.values())):
+            if Path(name).name != name:
+                raise Refused(path, f"names {name}, which lies elsewhere", "an index names files beside it")
+            found |= open_tensors(path.with_name(name))
+        lost = sorted(set(listed) - set(found))
+        if lost:
+            raise Refused(path, f"{lost[0]} is in none of its files", "the set is not whole; fetch it again")
+        return found
+    try:
+        content = safe_open(path, framework="pt")
+        entries = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
+        kinds = {name: dtype for dtype, name in _DTYPES.items()}
+        found = {}
+        for key, entry in entries.items():
+            if entry.get_dtype() not in kinds:
+                raise Refused(path, f"{key} is of type {entry.get_dtype()}", "weights are floating-point numbers")
+            shape = tuple(entry.get_shape())
+            found[key] = Lazy(shape, lambda key=key: content.get_tensor(key), kinds[entry.get_dtype()])  # type: ignore[misc]
+        return found
+    except FileNotFoundError:
+        raise Refused(path, "does not exist", "fetch the whole folder again") from None
+    except (SafetensorError, OSError) as error:
+        raise Refused(path, f"not a whole safetensors file ({error})", "fetch it again") from None
+
+
+def write_tensors(folder: Path, stem: str, tensors: Tensors, *, shard: int = SHARD) -> list[str]:
+    """Write `stem`.safetensors into `folder`, or its shards and their index; return the names of the files."""
+    groups: list[dict[str, Lazy]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if groups[-1] and filled + tensor.size > shard:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = tensor
+        filled += tensor.size
+    if len(groups) == 1:
+        _write(folder / f"{stem}.safetensors", groups[0])
+        return [f"{stem}.safetensors"]
+    names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    for file, group in zip(names, groups, strict=True):
+        _write(folder / file, group)
+    index = {
+        "metadata": {"total_size": sum(tensor.size for tensor in tensors.values())},
+        "weight_map": {name: file for file, group in zip(names, groups, strict=True) for name in sorted(group)},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return [*names, f"{stem}.safetensors.index.json"]
+
+
+def _write(file: Path, tensors: Tensors) -> None:
+    """Write one file: eight bytes of length, a JSON header padded to eight bytes, the tensors' bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.size
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    words = json.dumps(header, separators=(",", ":")).encode()
+    words += b" " * (-len(words) % 8)
+    with file.open("wb") as out:
+        out.write(len(words).to_bytes(8, "little") + words)
+        for tensor in tensors.values():
+            value = tensor.make().detach().to("cpu", tensor.dtype).contiguous()
+            out.write(value.flatten().view(torch.uint8).numpy().data)
+        out.flush()
+        os.fsync(out.fileno())

@@ -1,0 +1,72 @@
+"""Folders that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+`config.json` names a Vision Transformer without class token that averages its patches behind the final norm; keys are
+ours. A head, where there is one, is its classifier.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ijepa.errors import Refused
+from ijepa.interop.geometry import encoder_shape
+from ijepa.interop.tensors import Lazy, open_tensors
+from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
+from ijepa.recipe import Model
+
+_ARCHITECTURE = "vit_base_patch16_gap_224"
+"""timm's entry for a ViT that averages patches; every size is given beside it."""
+
+
+def config(model: Model, classes: int = 0) -> dict[str, Any]:
+    """Return `config.json`; `classes` is 0 without a head."""
+    height, width = model.image_hw
+    encoder = model.encoder
+    return {
+        "architecture": _ARCHITECTURE,
+        "num_classes": classes,
+        "num_features": encoder.width,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": height if height == width else [height, width],
+            "patch_size": model.patch_size,
+            "embed_dim": encoder.width,
+            "depth": encoder.depth,
+            "num_heads": encoder.heads,
+            "mlp_ratio": encoder.mlp_ratio,
+            "class_token": False,
+            "global_pool": "avg",
+            "fc_norm": False,
+            "num_classes": classes,
+        },
+        "pretrained_cfg": {
+            "tag": "ijepa",
+            "custom_load": False,
+            "input_size": [3, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "num_classes": classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def read_timm(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, Lazy]]:
+    """Return shape and tensors of a folder whose `config.json` holds `values`; a head is left out.
+
+    Raises:
+        Refused: another kind of model.
+    """
+    where, file = folder / "config.json", folder / "model.safetensors"
+    arguments = values.get("model_args") or {}
+    if arguments.get("class_token", "_gap_" not in str(values.get("architecture"))):
+        raise Refused(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
+    tensors = {
+        name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
+    }
+    return encoder_shape(tensors, file, heads=arguments.get("num_heads")), tensors

@@ -1,0 +1,131 @@
+"""`ijepa archive`: a run as a folder that can be published, checked, and loaded.
+
+    OUT/context_encoder.safetensors  target_encoder.safetensors  predictor.safetensors
+        recipe.yaml  run.json  metrics.jsonl  timings.jsonl  diagnostics.jsonl  evaluations/*.json  report.html
+        README.md (the model card)  SHA256SUMS
+
+The same run gives the same bytes. The folder is complete or absent, and is WEIGHTS for every command. Tensors go from
+file to file one at a time, also those of a sharded checkpoint. `sha256sum -c SHA256SUMS` checks it too.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from ijepa.errors import Failed, Refused
+from ijepa.files import read_json, write_text
+from ijepa.interop.exchange import written
+from ijepa.interop.tensors import write_tensors
+from ijepa.interop.weights import Weights, resolve_weights
+from ijepa.release.card import About, card
+from ijepa.training.run import Run
+
+SUMS = "SHA256SUMS"
+_WHOLE = 10**15
+_KEPT = ("run.json", "metrics.jsonl", "timings.jsonl", "diagnostics.jsonl", "report.html")
+_CHUNK = 2**22
+
+
+def write_archive(
+    run: Path, out: Path, about: About, *, unfinished: bool = False, progress: Callable[[str], None] | None = None
+) -> Path:
+    """Write the release of a run's last checkpoint into the new folder `out`.
+
+    Args:
+        run: the run.
+        out: a folder that does not exist yet.
+        about: what a card says that no file of the run does.
+        unfinished: release a run that has not come to its end.
+        progress: told a line now and then.
+
+    Raises:
+        Refused: no run, one without a checkpoint or not at its end, or `out` exists.
+        Failed: the disk refuses.
+    """
+    found = resolve_weights(run)
+    if found.run is None:
+        raise Refused(run, "is no run", "give the folder that `ijepa pretrain` wrote")
+    step, total = _reached(found)
+    if step < total and not unfinished:
+        raise Refused(run, f"has come to step {step} of {total}", "let it finish, or add --unfinished")
+    folder = Run(found.run)
+    tell = progress or (lambda line: None)
+    with written(out) as beside:
+        beside.mkdir()
+        for part in found.parts:
+            tell(f"writing {part.replace('_', ' ')}")
+            write_tensors(beside, part, found.tensors(part), shard=_WHOLE)
+        write_text(beside / "recipe.yaml", found.recipe.dump())
+        for name in _KEPT:
+            if (folder.folder / name).is_file():
+                shutil.copyfile(folder.folder / name, beside / name)
+        results = sorted(folder.evaluations.glob("*.json"))
+        if results:
+            (beside / "evaluations").mkdir()
+        for file in results:
+            shutil.copyfile(file, beside / "evaluations" / file.name)
+        write_text(beside / "README.md", card(found, about, step=step, total=total, results=results))
+        tell("computing checksums")
+        sums = {name: digest(beside / name) for name in _files(beside)}
+        write_text(beside / SUMS, "".join(f"{value}  {name}\n" for name, value in sums.items()))
+    return out
+
+
+def verify_archive(folder: Path, progress: Callable[[str], None] | None = None) -> int:
+    """Check an archive against its checksums and its weights against its recipe; return how many files it has.
+
+    Raises:
+        Refused: `folder` is no archive.
+        Failed: a file is missing, changed, or more than there should be; or the weights are not the recipe's.
+    """
+    listed = _listed(folder)
+    there = set(_files(folder)) - {SUMS}
+    for name in sorted(set(listed) | there):
+        if name not in there:
+            raise Failed(f"{folder / name}: is missing")
+        if name not in listed:
+            raise Failed(f"{folder / name}: is not in {SUMS}")
+    for name, wanted in listed.items():
+        if progress is not None:
+            progress(f"checking {name}")
+        if digest(folder / name) != wanted:
+            raise Failed(f"{folder / name}: has changed since the archive was written")
+    found = resolve_weights(folder)
+    for part in found.parts:
+        found.tensors(part)
+    return len(listed)
+
+
+def digest(file: Path) -> str:
+    """Return a file's SHA-256."""
+    value = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(_CHUNK):
+            value.update(block)
+    return value.hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except OSError as error:
+        raise Refused(
+            folder, f"holds no {SUMS} ({error.strerror})", "give a folder that `ijepa archive` wrote"
+        ) from None
+    pairs = [line.partition("  ") for line in lines]
+    if not pairs or any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
+        raise Failed(f"{folder / SUMS}: is not a list of checksums")
+    return {name: value for value, _, name in pairs}
+
+
+def _reached(found: Weights) -> tuple[int, int]:
+    """Return the checkpoint's step and the run's last one."""
+    assert found.run is not None
+    info = Run(found.run).info()
+    step = int(read_json(found.folder / "state.json")["step"])
+    return step, found.recipe.lengths(int(info["images"])).total

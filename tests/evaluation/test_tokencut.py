@@ -1,0 +1,100 @@
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ijepa.data.sources import open_source
+from ijepa.evaluation import tokencut as t
+from ijepa.evaluation.protocol import load_protocol
+from ijepa.evaluation.segmentation import evaluate_segmentation
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from tests.evaluation.toys import MeanColour, Noise, write_pairs
+
+RULE: dict[str, Any] = {"name": "t", "method": "tokencut", "image_size": 32, "batch": 3}
+
+
+class Signed(MeanColour):
+    """Colours about grey, so that unlike ones point apart."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return super().__call__(pixels) - 75
+
+
+def scene(number: int, void: bool = False) -> np.ndarray:
+    """One rectangle of class 1 or 2 on ground, in whole patches of 8 pixels."""
+    rng = np.random.default_rng(number)
+    top, left = rng.integers(0, 3, 2)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8 * top : 8 * top + 16, 8 * left : 8 * left + 8] = rng.integers(1, 3)
+    if void:
+        mask[:, 24:] = 255
+    return mask
+
+
+def normalised_cut(joined: np.ndarray, side: np.ndarray) -> float:
+    across = joined[side][:, ~side].sum()
+    return float(across / joined[side].sum() + across / joined[~side].sum())
+
+
+def test_two_groups_are_cut_at_the_least_normalised_cut() -> None:
+    draw = np.random.default_rng(0)
+    groups = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
+    features = np.eye(2)[groups] + draw.normal(0, 0.05, (10, 2))
+    found, seed = t.cut(torch.from_numpy(features), 0.5, 1e-5)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    joined = np.where(unit @ unit.T > 0.5, 1.0, 1e-5)
+    sides = [np.array(side, bool) for side in product((0, 1), repeat=10) if 0 < sum(side) < 10]
+    best = min(sides, key=lambda side: normalised_cut(joined, side))
+    assert (found == best).all() or (found == ~best).all()
+    assert found[seed] and (found == (groups == 0)).all(), "the smaller group has the larger entries"
+
+
+def evaluate(root: Path, encoder: Any, **scenes: bool) -> dict[str, Any]:
+    source = open_source(write_pairs(root, [scene(number, **scenes) for number in range(12)]))
+    rule = SegmentationProtocol.read(RULE, "test")
+    return evaluate_segmentation({"toy": encoder}, source, source, rule, seed=0)
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_objects_that_differ_from_their_ground_are_found(tmp_path: Path, void: bool) -> None:
+    result = evaluate(tmp_path, Signed(), void=void)
+    (row,) = result["rows"]
+    if not void:
+        assert row["corloc"] == 1 and row["corloc_ci"] == [1, 1]
+        assert row["iou_images"] == row["miou"] == 1 and row["ci"] == [1, 1]
+        assert row["with_objects"] == 12
+    assert result["level"] == 0 and result["data"]["classes"] == ["ground", "foreground"]
+    assert len(row["per_class"]) == 2 and None not in row["per_class"]
+
+
+def test_features_that_know_nothing_find_little(tmp_path: Path) -> None:
+    (row,) = evaluate(tmp_path, Noise())["rows"]
+    assert row["corloc"] < 0.5 and row["miou"] < 0.6
+    assert row["iou_images_ci"][0] <= row["iou_images"] <= row["iou_images_ci"][1]
+
+
+def test_boxes_are_of_connected_parts_of_each_class() -> None:
+    mask = np.zeros((6, 8), int)
+    mask[1:3, 1:4] = 1
+    mask[3:5, 2:5] = 2
+    mask[0, 7] = 1
+    assert sorted(t.boxes(mask)) == [(0, 7, 1, 8), (1, 1, 3, 4), (3, 2, 5, 5)]
+    parts = np.array([[1, 1, 0, 1], [0, 1, 0, 1]], bool)
+    assert t.box_of(parts, 5, 8) == (0, 0, 16, 16)
+    assert t.box_of(parts, 3, 8) == (0, 24, 16, 32)
+
+
+def test_overlap_of_boxes() -> None:
+    assert t.overlap((0, 0, 4, 4), (0, 0, 4, 4)) == 1
+    assert t.overlap((0, 0, 4, 4), (2, 2, 6, 6)) == pytest.approx(4 / 28)
+    assert t.overlap((0, 0, 2, 2), (3, 3, 5, 5)) == 0
+
+
+@pytest.mark.parametrize("name", ["tokencut", "demo-tokencut"])
+def test_presets(name: str) -> None:
+    rule = load_protocol("segmentation", name)
+    assert (rule.level, rule.tokencut.tau, rule.tokencut.eps) == (0, 0.2, 1e-5)

@@ -1,0 +1,107 @@
+"""Pretraining from weights that are there: which parts are taken, at which resolution, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ijepa.data.sources import open_source
+from ijepa.errors import Refused
+from ijepa.interop.continuing import beginning
+from ijepa.interop.exchange import export_weights
+from ijepa.model.jepa import IJEPA
+from ijepa.recipe import Recipe
+from ijepa.training.loop import Callback, pretrain
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def first(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first") / "run"
+    values = {**TINY, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}
+    pretrain(Recipe.read(values, "test"), open_source(scenes, split="train"), folder, quiet=True)
+    return folder
+
+
+def recipe(scenes, start, **changes) -> Recipe:
+    values = {**TINY, "seed": 9, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}
+    return Recipe.read({**values, "init": {"from": str(start), **changes.pop("init", {})}, **changes}, "test")
+
+
+def begin_of(recipe: Recipe, scenes, output) -> dict[str, torch.Tensor]:
+    """The weights that a run begins with."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def look(model: IJEPA) -> dict[str, float]:
+        if not seen:
+            seen.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {}
+
+    source = open_source(scenes, split="train")
+    pretrain(recipe, source, output, quiet=True, callbacks=[Callback(99, look)], initial=beginning(recipe).tensors)
+    return seen
+
+
+def part(first, name: str) -> dict[str, torch.Tensor]:
+    return load_file(first / "checkpoints/step-00000003" / f"{name}.safetensors")
+
+
+def test_an_encoder_becomes_both_and_the_predictor_is_drawn(first, scenes, tmp_path):
+    chosen = recipe(scenes, first)
+    began = begin_of(chosen, scenes, tmp_path / "run")
+    drawn = IJEPA(chosen.model, chosen.seed).state_dict()
+    for name, value in part(first, "target_encoder").items():
+        assert torch.equal(began[f"context_encoder.{name}"], value)
+        assert torch.equal(began[f"target_encoder.{name}"], value)
+    assert all(torch.equal(value, drawn[name]) for name, value in began.items() if name.startswith("predictor."))
+
+
+def test_all_three_parts(first, scenes, tmp_path):
+    began = begin_of(recipe(scenes, first, init={"parts": "all"}), scenes, tmp_path / "run")
+    for name in ("context_encoder", "target_encoder", "predictor"):
+        assert all(torch.equal(began[f"{name}.{key}"], value) for key, value in part(first, name).items())
+    differ = part(first, "context_encoder")["blocks.0.mlp.fc1.weight"]
+    assert not torch.equal(began["target_encoder.blocks.0.mlp.fc1.weight"], differ)
+
+
+def test_from_another_library_at_another_resolution(first, scenes, tmp_path):
+    folder = export_weights(first, tmp_path / "hf", "transformers")
+    larger = {**TINY["model"], "image_size": 64}
+    began = begin_of(recipe(scenes, folder, model=larger), scenes, tmp_path / "run")
+    for name, value in part(first, "target_encoder").items():
+        assert torch.equal(began[f"context_encoder.{name}"], value)
+
+
+def test_a_resumed_run_goes_on_with_its_own_weights(first, scenes, tmp_path):
+    begin_of(recipe(scenes, first), scenes, tmp_path / "whole")
+    short = recipe(scenes, first, checkpoint={"every": 2, "keep": 3})
+    begin_of(short, scenes, tmp_path / "again")
+    run = tmp_path / "again"
+    (run / "checkpoints/step-00000003").rename(tmp_path / "lost")
+    source = open_source(scenes, split="train")
+    pretrain(short, source, run, quiet=True, initial=beginning(short).tensors)
+    assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_other_shapes_are_refused_with_the_flag_that_mends(first, scenes):
+    wide = {**TINY["model"], "encoder": {**TINY["model"]["encoder"], "depth": 3}}
+    with pytest.raises(Refused, match=r"has model.encoder.depth = 2, the recipe 3; add --model.encoder.depth 2"):
+        beginning(recipe(scenes, first, model=wide))
+    with pytest.raises(Refused, match="model.patch_size"):
+        beginning(recipe(scenes, first, model={**TINY["model"], "patch_size": 4}))
+    with pytest.raises(Refused, match="nowhere: no such run"):
+        beginning(recipe(scenes, "nowhere"))
+
+
+def test_the_command_records_where_a_run_began(first, scenes, tmp_path):
+    from click.testing import CliRunner
+
+    from ijepa.cli import cli
+
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**TINY, "steps": 3}))
+    words = ["pretrain", str(tmp_path / "tiny.yaml"), "--data.path", str(scenes), "--output", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli, [*words, "--init.from", str(first)], catch_exceptions=False)
+    assert done.exit_code == 0
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert info["init"] == "run (step-00000003)"

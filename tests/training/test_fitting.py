@@ -1,0 +1,68 @@
+"""`batch.micro: auto`: the largest that fits, once; kept by a run that goes on."""
+
+import pytest
+import torch
+
+from ijepa.errors import Refused
+from ijepa.planning.memory import USABLE
+from ijepa.recipe import Recipe
+from ijepa.training import fitting
+from ijepa.training.fitting import largest_micro
+from ijepa.training.parallel import resolve
+
+CPU = torch.device("cpu")
+
+
+def fitted(recipe: Recipe, gigabytes: float, monkeypatch, *, ranks: int = 1) -> int:
+    monkeypatch.setattr(fitting, "memory_of", lambda device: int(gigabytes * 1e9))
+    return largest_micro(recipe, CPU, share=recipe.batch.total // ranks, ranks=ranks, autocast=True)
+
+
+def test_more_memory_takes_more_images_and_always_a_divisor(monkeypatch):
+    recipe = Recipe.load("vit-base-16-in1k")
+    found = [fitted(recipe, gigabytes, monkeypatch) for gigabytes in (8, 16, 32, 64, 4000)]
+    assert found == sorted(found) and found[0] < found[1] < found[-1] <= 1024
+    assert all(recipe.batch.total % micro == 0 for micro in found)
+
+
+def test_recomputation_and_sharding_leave_room_for_more(monkeypatch):
+    plain = Recipe.load("vit-large-16-in1k")
+    lean = Recipe.load("vit-large-16-in1k", {"parallel.recompute": "full"})
+    assert fitted(lean, 64, monkeypatch) > fitted(plain, 64, monkeypatch)
+    # Three bytes in four of the state lie elsewhere then.
+    sharded = Recipe.load("vit-huge-16-in22k", {"parallel.strategy": "zero3"})
+    with pytest.raises(Refused, match="batch.micro = auto"):
+        fitted(sharded, 24, monkeypatch)
+    assert fitted(sharded, 24, monkeypatch, ranks=64) >= 1
+
+
+def test_the_plan_and_the_run_agree(monkeypatch):
+    from ijepa.plan import outlook
+
+    recipe = Recipe.load("vit-huge-16-in22k")
+    monkeypatch.setattr(fitting, "memory_of", lambda device: 80e9)
+    monkeypatch.setattr(fitting, "_USABLE_ON_CPU", USABLE)
+    flash = largest_micro(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
+    planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
+    # A CPU's attention keeps its probabilities, FlashAttention does not.
+    assert flash <= planned <= 4 * flash
+
+
+def test_one_image_too_many_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(Refused, match=r"one image and the model need .* GiB .*`ijepa plan`"):
+        fitted(Recipe.load("vit-huge-16-in22k"), 8, monkeypatch)
+
+
+def test_a_run_keeps_its_micro_batch(monkeypatch):
+    recipe = Recipe.load("vit-base-16-in1k")
+    monkeypatch.setattr(fitting, "memory_of", lambda device: 16e9)
+    first = resolve(recipe)
+    monkeypatch.setattr(fitting, "memory_of", lambda device: 400e9)
+    assert resolve(recipe).micro > first.micro
+    assert resolve(recipe, first.as_json()).micro == first.micro
+    # Among more ranks it stays as far as it divides a rank's share.
+    share = recipe.batch.total // 128
+    again = resolve(recipe, first.as_json(), 128).micro
+    assert share % again == 0 and again <= first.micro
+    named = Recipe.load("vit-base-16-in1k", {"batch.micro": 4})
+    assert resolve(named, first.as_json()).micro == 4

@@ -1,0 +1,39 @@
+"""The profiler writes what it promises, for the steps asked for, and changes no bit."""
+
+import gzip
+import json
+
+import pytest
+
+from ijepa.data.sources import open_source
+from ijepa.errors import Refused
+from ijepa.recipe import Recipe
+from ijepa.training.loop import pretrain
+from ijepa.training.profiling import Window
+from tests.conftest import TINY
+
+
+@pytest.mark.parametrize(("text", "window"), [("3", Window(3, 3)), ("3-5", Window(3, 5))])
+def test_a_stretch_of_steps_is_read(text, window):
+    assert Window.parse(text) == window
+
+
+@pytest.mark.parametrize("text", ["", "0", "5-3", "a-b", "3-", "-3", "1-2-3"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(Refused, match="--profile 11-13"):
+        Window.parse(text)
+
+
+def test_a_trace_names_the_parts_of_its_steps_and_changes_no_bit(scenes, tmp_path):
+    recipe = Recipe.read({**TINY, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}, "test")
+    source = open_source(scenes, split="train")
+    pretrain(recipe, source, tmp_path / "plain", quiet=True)
+    pretrain(recipe, source, tmp_path / "traced", quiet=True, profile=Window(2, 3))
+    assert (tmp_path / "plain/metrics.jsonl").read_bytes() == (tmp_path / "traced/metrics.jsonl").read_bytes()
+    assert not (tmp_path / "plain/profile").exists()
+    folder = tmp_path / "traced/profile/step-00000002"
+    with gzip.open(folder / "rank-0.trace.json.gz") as file:
+        names = [event.get("name") for event in json.load(file)["traceEvents"]]
+    assert names.count("ijepa: optimiser and EMA") == 2
+    assert names.count("ijepa: forward and backward") == names.count("ijepa: wait for data") >= 2
+    assert "aten::" in (folder / "rank-0.table.txt").read_text()

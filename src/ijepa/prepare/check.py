@@ -83,7 +83,7 @@ class _Seen:
 
     name: str
     side: int
-    bytes: int
+    size: int
     why: str
     digest: bytes
 
@@ -103,8 +103,8 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
         side = min(height, width)
         mask = source.mask(index)
         if mask is not None:
-            shape = decode_mask(mask).shape
-            if shape != (height, width):
+            shape = decode_mask(mask, "accept").shape  # some layouts' masks are colours
+            if shape[:2] != (height, width):
                 why = f"its mask is {shape[1]} x {shape[0]}, the image {width} x {height}"
     except (DecodeError, Failed) as error:
         why = str(error)
@@ -127,7 +127,7 @@ def _join(results: Iterable[list[_Seen]], total: int, progress: Callable[[str], 
 
 def _count(found: Found, seen: _Seen, first: dict[bytes, str]) -> None:
     found.images += 1
-    found.bytes += seen.bytes
+    found.bytes += seen.size
     if seen.why:
         found.bad.append((seen.name, seen.why))
     else:

@@ -208,3 +208,15 @@ def test_masks_folder_must_not_change_the_images(tmp_path):
     index = build(Folder(tmp_path / "images", tmp_path / "masks"), "")
     assert [text_item(index.arrays, "names", "ends", i) for i in range(2)] == ["2.png", "x/1.jpg"]
     assert [text_item(index.arrays, "mask_names", "mask_ends", i) for i in range(2)] == ["", "x/1.png"]
+
+
+def test_processes_change_no_number(scenes, tmp_path, monkeypatch):
+    from ijepa.data import listing
+
+    files = listing.find(scenes, "data.path", "train")
+    built = []
+    for processes in (1, 2):
+        monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / str(processes)))
+        built.append(build(files, "data.path", processes))
+    assert built[0].arrays.keys() == built[1].arrays.keys()
+    assert all(np.array_equal(array, built[1].arrays[name]) for name, array in built[0].arrays.items())

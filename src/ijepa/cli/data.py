@@ -31,12 +31,13 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
 @data.command()
 @click.argument("path")
 @click.option("--split", default=None, help="train, val or test, where the folder holds several.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Scanning processes.")
 @debug_option
-def index(path: str, split: str | None) -> None:
+def index(path: str, split: str | None, processes: int) -> None:
     """Index PATH, or check its index, and say what it holds."""
     from ijepa.data.sources import open_source
 
-    source = open_source(path, where="PATH", split=split)
+    source = open_source(path, where="PATH", split=split, processes=processes)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
     click.echo(f"{path}: {len(source)} images, {labels}, {'masks' if source.has_masks else 'no masks'}")
 

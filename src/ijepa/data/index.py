@@ -13,6 +13,7 @@ away. Where the cache cannot be written the arrays stay in memory and travel to 
 import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +78,14 @@ def load(directory: Path) -> Index:
     return Index(header, arrays, directory)
 
 
-def build(files: Shards | Folder, where: str) -> Index:
-    """Return the index of these files, from the cache or new.
+def build(files: Shards | Folder, where: str, processes: int = 1) -> Index:
+    """Return the index of these files, from the cache or new; `processes` scan the shards and change no number.
 
     Raises:
         Refused: a shard that cannot be read whole, or nothing in it that is an image.
     """
     if isinstance(files, Shards):
-        return _shard_index(files, where)
+        return _shard_index(files, where, processes)
     return _folder_index(files, where)
 
 
@@ -93,7 +95,7 @@ def cache_root() -> Path:
     return (Path(given) if given else Path.home() / ".cache" / "ijepa") / "index"
 
 
-def _shard_index(files: Shards, where: str) -> Index:
+def _shard_index(files: Shards, where: str, processes: int) -> Index:
     stats = []
     for path in files.paths:
         try:
@@ -107,7 +109,7 @@ def _shard_index(files: Shards, where: str) -> Index:
         digest.file(name, stat)
 
     def make() -> Index:
-        shards = [_scan(path, where) for path in files.paths]
+        shards = _scan_all(files.paths, where, processes)
         if not any(len(shard.block) for shard in shards):
             fields = sorted({field for shard in shards for field in shard.other_fields})
             inner = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
@@ -122,6 +124,14 @@ def _shard_index(files: Shards, where: str) -> Index:
         return Index(header, _join(shards))
 
     return _cached(files.root, digest.hex(), make)
+
+
+def _scan_all(paths: tuple[Path, ...], where: str, processes: int) -> list[Shard]:
+    if processes <= 1 or len(paths) <= 1:
+        return [_scan(path, where) for path in paths]
+    # spawn, not fork: a caller may hold threads (torch does), and a fork of those can hang.
+    with multiprocessing.get_context("spawn").Pool(min(processes, len(paths))) as pool:
+        return pool.map(partial(_scan, where=where), paths)
 
 
 def _scan(path: Path, where: str) -> Shard:

@@ -143,7 +143,7 @@ class Source(ABC):
     def _without_mask(self) -> npt.NDArray[np.int64]: ...
 
 
-def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None) -> Source:
+def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None, processes: int = 1) -> Source:
     """Return the data set at `path`; see `listing` for what a path may be, and `official` for data sets known by name.
 
     `split` ("train", "val", "test") chooses where a folder holds several. `where` names the key or flag in errors.
@@ -157,7 +157,7 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     if known is not None:
         return known
     files = listing.find(path, where, split)
-    index = build(files, where)
+    index = build(files, where, processes)
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
 
 

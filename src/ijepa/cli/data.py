@@ -39,3 +39,24 @@ def index(path: str, split: str | None) -> None:
     source = open_source(path, where="PATH", split=split)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
     click.echo(f"{path}: {len(source)} images, {labels}, {'masks' if source.has_masks else 'no masks'}")
+
+
+@data.command()
+@click.argument("path")
+@click.option("--split", default=None, help="train, val or test, where the folder holds several.")
+@click.option("--duplicates", is_flag=True, help="Also list images whose files are equal.")
+@click.option("--processes", type=int, default=1, show_default=True, help="Decoding processes.")
+@debug_option
+def check(path: str, split: str | None, duplicates: bool, processes: int) -> None:
+    """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
+    from ijepa.cli.options import telling
+    from ijepa.data.sources import open_source
+    from ijepa.errors import Failed
+    from ijepa.prepare.check import check as run
+
+    source = open_source(path, where="PATH", split=split)
+    with telling() as progress:
+        found = run(source, duplicates=duplicates, processes=processes, progress=progress)
+    click.echo("\n".join(found.lines()))
+    if found.bad:
+        raise Failed(f"{path}: {len(found.bad)} of {found.images} images are bad")

@@ -1,15 +1,16 @@
-"""`ijepa data`: make and index data sets."""
+"""`ijepa data`: make, pack, index and check data sets."""
 
 from pathlib import Path
 
 import click
 
-from ijepa.cli.options import debug_option
+from ijepa.cli.options import debug_option, telling
+from ijepa.errors import Refused
 
 
 @click.group()
 def data() -> None:
-    """Make and index data sets."""
+    """Make, pack, index and check data sets."""
 
 
 @data.command()
@@ -60,3 +61,44 @@ def check(path: str, split: str | None, duplicates: bool, processes: int) -> Non
     click.echo("\n".join(found.lines()))
     if found.bad:
         raise Failed(f"{path}: {len(found.bad)} of {found.images} images are bad")
+
+
+@data.command()
+@click.argument("kind", type=click.Choice(["imagenet22k", "imagenet1k", "folder", "list"]))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--devkit", type=click.Path(path_type=Path), help="ImageNet-1K's development kit, for validation classes."
+)
+@click.option("--hold-out", type=click.IntRange(min=0), default=0, show_default=True, help="Images a class for val.")
+@click.option("--shard-size", type=click.IntRange(min=1), default=3000, show_default=True, help="Images a shard.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
+@click.option("--max-side", type=click.IntRange(min=1), help="Make larger images smaller; else every byte is kept.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Bytes do not change.")
+@debug_option
+def pack(
+    kind: str,
+    paths: tuple[Path, ...],
+    devkit: Path | None,
+    hold_out: int,
+    shard_size: int,
+    seed: int,
+    max_side: int | None,
+    processes: int,
+) -> None:
+    """Pack PATHS (archives as downloaded, a folder, or a CSV of path,label) into shards; the last path is OUT."""
+    from ijepa.prepare.archives import open_archives
+    from ijepa.prepare.pack import WORK, Settings, check_folder
+    from ijepa.prepare.pack import pack as run
+
+    *sources, out = paths
+    if not sources:
+        raise Refused("OUT", "is missing", f"write `ijepa data pack {kind} SOURCE OUT`")
+    settings = Settings(seed, shard_size, hold_out, max_side)
+    check_folder(out)
+    with telling() as tell:
+        opened = open_archives(kind, sources, out / WORK / "archives", devkit, tell)
+        made = run(opened, out, settings, processes=processes, tell=tell)
+    shown = ", ".join(f"{part['images']} {split} in {len(part['shards'])}" for split, part in made["splits"].items())
+    click.echo(
+        f"{out}: {shown} shards; {made['bad']} bad" + (f", listed in {out / 'bad.jsonl'}" if made["bad"] else "")
+    )

@@ -39,6 +39,9 @@ class Stream(IntEnum):
     EVALUATION = 7
     HOLD_OUT = 8
     BOOTSTRAP = 9
+    BLOCKS = 10
+    WINDOWS = 11
+    OFFSETS = 12
 
 
 def philox(counter: npt.NDArray[np.uint32], seed: int) -> Words:

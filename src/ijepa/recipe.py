@@ -109,6 +109,12 @@ class Data(Section):
     """Micro-batches each worker prepares ahead."""
     images: int | None = Field(None, ge=1)
     """Size of the data set, for planning without it; a run counts its own."""
+    order: Literal["global", "blocks"] = "global"
+    """global shuffles all images; blocks mixes runs of neighbours, for disks and networks that seek slowly."""
+    block: int = Field(256, ge=1)
+    """Neighbouring images of a run, with order: blocks."""
+    window: int = Field(64, ge=1)
+    """Runs whose images are mixed, with order: blocks."""
     crop_scale: Range = (0.3, 1.0)
     """Area of a random crop, as a share of the image."""
     crop_ratio: Range = (3 / 4, 4 / 3)

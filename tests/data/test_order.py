@@ -4,8 +4,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from ijepa.data.order import sample_indices
-from tests.reference.order import sample_index
+from ijepa.data.order import Order, sample_indices
+from tests.reference.order import blocks_index, sample_index
 
 
 def test_known_answers():
@@ -105,3 +105,49 @@ def test_misuse():
     with pytest.raises(ValueError, match="start at 0"):
         sample_indices(0, [-1], 5)
     assert sample_indices(0, [], 5).shape == (0,)
+
+
+BLOCKS = [(1, 4, 2), (7, 8, 2), (100, 8, 3), (1000, 10, 7), (1003, 10, 7), (12345, 256, 64), (50_000, 256, 64)]
+
+
+@pytest.mark.parametrize(("n", "block", "window"), BLOCKS)
+def test_blocks_hold_every_sample_once_an_epoch_and_agree_with_plain_integers(n, block, window):
+    order = Order(5, n, "blocks", block, window)
+    for epoch in (0, 3):
+        found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
+        assert np.array_equal(np.sort(found), np.arange(n))
+    positions = [0, 1, n // 2, n - 1, n, 5 * n + n // 3, 10**7 * n + n // 7, n * 2**33 + 1]
+    assert order.indices(positions).tolist() == [blocks_index(5, p, n, block, window) for p in positions]
+
+
+def test_a_window_of_blocks_lies_in_a_few_places_and_is_mixed():
+    n, block, window = 100_000, 100, 20
+    order = Order(0, n, "blocks", block, window)
+    found = order.indices(np.arange(3 * block * window, 4 * block * window))
+    runs = np.flatnonzero(np.diff(np.sort(found)) > 1)
+    assert len(runs) <= window + 1  # the window's runs and no more; one may be cut by the end of the set
+    # Mixed: neighbours in the sequence are of one run no oftener than chance has it.
+    same = (np.abs(np.diff(found)) < block).mean()
+    assert same < 3 * block / len(found)
+    later = order.indices(np.arange(n + 3 * block * window, n + 4 * block * window))
+    assert len(np.intersect1d(found, later)) < len(found) / 4
+
+
+def test_blocks_balance_classes_over_an_epoch_as_far_as_windows_do():
+    """A set sorted by class, the worst case: batches hold many classes, as many as their window's runs have."""
+    n, classes = 60_000, 60
+    labels = np.arange(n) * classes // n
+    batch = Order(1, n, "blocks", 100, 60).indices(np.arange(256))
+    assert len(np.unique(labels[batch])) > 25
+    everywhere = Order(1, n).indices(np.arange(256))
+    assert len(np.unique(labels[everywhere])) > 50
+
+
+def test_an_order_of_fourteen_million_is_a_function_and_no_array():
+    import sys
+
+    order = Order(0, 14_146_391, "blocks")
+    assert sys.getsizeof(order) + sum(map(sys.getsizeof, vars(order).values())) < 2000
+    whole = order.indices(np.arange(6 * 10**9, 6 * 10**9 + 2048))
+    parts = [order.indices(np.arange(6 * 10**9 + s, 6 * 10**9 + s + 256)) for s in range(0, 2048, 256)]
+    assert np.array_equal(whole, np.concatenate(parts)) and len(np.unique(whole)) == 2048

@@ -14,14 +14,31 @@ def philox(counter: list[int], seed: int) -> list[int]:
 
 
 def sample_index(seed: int, position: int, n: int) -> int:
-    epoch, cell = divmod(position, n)
+    return permuted(seed, *divmod(position, n), n, 1)
+
+
+def blocks_index(seed: int, position: int, n: int, block: int, window: int) -> int:
+    epoch, place = divmod(position, n)
+    runs, size = n // block, block * window
+    windows = max(runs // window, 1)
+    number = min(place // size, windows - 1)
+    count = size if number < windows - 1 else n - number * size
+    slot = number * size + permuted(seed, epoch * windows + number, place - number * size, count, 11)
+    run, within = divmod(slot, block)
+    if run < runs:
+        slot = permuted(seed, epoch, run, runs, 10) * block + within
+    word = philox([epoch & MASK, epoch >> 32, 0, 12], seed)[0]
+    return (slot + ((word * n) >> 32)) % n
+
+
+def permuted(seed: int, epoch: int, cell: int, n: int, stream: int) -> int:
     columns = next(c for c in range(1, n + 1) if c * c >= n)
     rows = -(-n // columns)
     while True:
         left, right = divmod(cell, columns)
         for turn in range(8):
             half, size = (right, rows) if turn % 2 == 0 else (left, columns)
-            word = philox([half, epoch & MASK, ((epoch >> 32) << 8) | turn, 1], seed)[0]
+            word = philox([half, epoch & MASK, ((epoch >> 32) << 8) | turn, stream], seed)[0]
             shift = (word * size) >> 32
             if turn % 2 == 0:
                 left = (left + shift) % rows

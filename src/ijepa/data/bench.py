@@ -27,6 +27,7 @@ from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.decode import image_size as image_size_of
 from ijepa.data.loader import LoaderPlan, StepDataset
+from ijepa.data.order import Order
 from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.randomness import Stream, words
@@ -60,7 +61,9 @@ def bench_data(
     draws = words(0, Stream.CROP, np.arange(count), WORDS)
     sizes = [image_size_of(file) for file in files]
     boxes = [random_resized_crop_box(draw, *size, scale, _RATIO) for draw, size in zip(draws, sizes, strict=True)]
-    dataset = StepDataset(source, LoaderPlan(_TURN, _TURN), 0, image_size, scale, _RATIO, _bare_batch)
+    dataset = StepDataset(
+        source, LoaderPlan(_TURN, _TURN), 0, image_size, scale, _RATIO, _bare_batch, Order(0, len(source))
+    )
 
     def ours(i: int) -> Tensor:
         return crop_resize(decode(files[i]), boxes[i], image_size)

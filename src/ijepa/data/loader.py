@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
 from ijepa.data.decode import DecodeError, decode
-from ijepa.data.order import sample_indices
+from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.data.workers import produce
 from ijepa.errors import Failed, Refused
@@ -78,6 +78,7 @@ class StepDataset(Dataset[Batch]):
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     collate: Collate
+    order: Order
     max_replaced_attempts: int = 10
 
     def __getitem__(self, number: int) -> Batch:
@@ -95,7 +96,7 @@ class StepDataset(Dataset[Batch]):
             Failed: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
         """
         positions = self.plan.positions(number)
-        indices = sample_indices(self.seed, positions, len(self.source))
+        indices = self.order.indices(positions)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
         used, replaced = [], []
         for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):
@@ -122,7 +123,7 @@ class StepDataset(Dataset[Batch]):
                 if attempt > min(self.max_replaced_attempts, n - 1):
                     names = ", ".join(bad)
                     raise Failed(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
-            index = int(sample_indices(self.seed, epoch * n + (place + attempt) % n, n)[0])
+            index = int(self.order.indices(epoch * n + (place + attempt) % n)[0])
         raise AssertionError("unreachable")
 
 
@@ -132,6 +133,7 @@ class Loader:
     Args:
         source: the images.
         seed: the run's.
+        order: of the samples; all of them shuffled if None.
         global_batch: images a step, over all ranks.
         micro_batch: images a forward pass of one rank.
         rank, world_size: this rank, and how many there are.
@@ -159,10 +161,19 @@ class Loader:
         workers: int = 0,
         prefetch: int = 2,
         max_replaced_attempts: int = 10,
+        order: Order | None = None,
     ) -> None:
         self.plan = LoaderPlan(global_batch, micro_batch, rank, world_size)
         self.dataset = StepDataset(
-            source, self.plan, seed, image_size, crop_scale, crop_ratio, collate, max_replaced_attempts
+            source,
+            self.plan,
+            seed,
+            image_size,
+            crop_scale,
+            crop_ratio,
+            collate,
+            order or Order(seed, len(source)),
+            max_replaced_attempts,
         )
         self.workers, self.prefetch = workers, prefetch
 

@@ -1,5 +1,9 @@
 """Which sample stands at each place of the endless sequence: a permutation an epoch, computed and never stored.
 
+`global` permutes all samples. `blocks` is for disks that seek slowly: runs of neighbouring samples are permuted, and
+then the samples within a window of some runs, so that whatever is read soon lies in a few places. Both are permutations
+of the whole set in every epoch and functions of the position alone.
+
 Position p lies in epoch p // n, at place p % n of it, and each epoch visits every sample once. The permutation is
 a Feistel network in the generalised form of Black and Rogaway ("Ciphers with arbitrary finite domains", CT-RSA
 2002, section 5): a place is split into (left, right) on a grid a * b >= n, and the rounds add to one half, modulo
@@ -15,6 +19,8 @@ suffice against a bounded observer of large domains (Luby and Rackoff 1988); the
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,23 +33,85 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def sample_indices(seed: int, positions: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a run's samples.
+
+    Attributes:
+        seed: the run's.
+        n: samples of the data set.
+        kind: `global` or `blocks`.
+        block: neighbouring samples of a run, in the order `blocks`.
+        window: runs whose samples are mixed, in the order `blocks`.
+    """
+
+    seed: int
+    n: int
+    kind: Literal["global", "blocks"] = "global"
+    block: int = 256
+    window: int = 64
+
+    def indices(self, positions: npt.ArrayLike) -> Integers:
+        """Return the sample (P,) that stands at each position (P,) of the endless sequence."""
+        if self.kind == "global":
+            return sample_indices(self.seed, positions, self.n)
+        epoch, place = _epochs(positions, self.n)
+        runs = self.n // self.block
+        mixed = self._mixed(epoch, place, runs)
+        run, within = np.divmod(mixed, self.block)
+        whole = run < runs
+        # The samples that fill no run stay behind all runs; a rotation by epoch makes them others every time.
+        if runs:
+            moved = _permuted(self.seed, epoch[whole], run[whole], runs, Stream.BLOCKS)
+            mixed[whole] = moved * self.block + within[whole]
+        counter = np.zeros((len(epoch), 4), dtype=np.uint32)
+        counter[:, 0], counter[:, 1], counter[:, 3] = epoch & int(_LOW), epoch >> 32, int(Stream.OFFSETS)
+        return (mixed + below(philox(counter, self.seed)[:, 0], self.n)) % self.n
+
+    def _mixed(self, epoch: Integers, place: Integers, runs: int) -> Integers:
+        """Permute places within their windows; the last window has what is left, up to twice as much."""
+        size = self.window * self.block
+        windows = max(runs // self.window, 1)
+        number = np.minimum(place // size, windows - 1)
+        begin, found = number * size, np.empty_like(place)
+        key = epoch * windows + number
+        for chosen, count in ((number < windows - 1, size), (number == windows - 1, self.n - (windows - 1) * size)):
+            inner = _permuted(self.seed, key[chosen], (place - begin)[chosen], count, Stream.WINDOWS)
+            found[chosen] = begin[chosen] + inner
+        return found
+
+
+def sample_indices(seed: int, positions: npt.ArrayLike, n: int) -> Integers:
     """Return the sample (P,) that stands at each position (P,) of the endless sequence over n samples."""
+    epoch, place = _epochs(positions, n)
+    return _permuted(seed, epoch, place, n, Stream.ORDER)
+
+
+def _epochs(positions: npt.ArrayLike, n: int) -> tuple[Integers, Integers]:
+    """Return the epoch of each position, and its place in it."""
     position = np.atleast_1d(np.asarray(positions, dtype=np.int64))
     if n < 1:
         raise ValueError(f"an order needs at least one sample, not {n}")
     if len(position) and int(position.min()) < 0:
         raise ValueError("positions start at 0")
     epoch, place = np.divmod(position, n)
-    index = _encrypt(seed, epoch, place, n)
+    return epoch, place
+
+
+def _permuted(seed: int, key: Integers, place: Integers, n: int, stream: Stream) -> Integers:
+    """Return where a permutation of n, another one for every `key`, takes each place (P,)."""
+    index = _encrypt(seed, key, place, n, stream)
     beyond = np.flatnonzero(index >= n)
     while len(beyond):
-        index[beyond] = _encrypt(seed, epoch[beyond], index[beyond], n)
+        index[beyond] = _encrypt(seed, key[beyond], index[beyond], n, stream)
         beyond = beyond[index[beyond] >= n]
     return index
 
 
-def _encrypt(seed: int, epoch: npt.NDArray[np.int64], place: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+def _encrypt(seed: int, epoch: Integers, place: Integers, n: int, stream: Stream) -> Integers:
     """Permute the cells (P,) of the grid a * b >= n; cells of different epochs are permuted differently."""
     columns = math.isqrt(n - 1) + 1
     rows = -(-n // columns)
@@ -51,7 +119,7 @@ def _encrypt(seed: int, epoch: npt.NDArray[np.int64], place: npt.NDArray[np.int6
     counter = np.empty((len(place), 4), dtype=np.uint32)
     wide = epoch.astype(np.uint64)
     counter[:, 1] = (wide & _LOW).astype(np.uint32)
-    counter[:, 3] = int(Stream.ORDER)
+    counter[:, 3] = int(stream)
     for turn in range(0, ROUNDS, 2):
         # The epoch's high half is 0 for all but toy sets; there it shares a word with the round's number.
         counter[:, 0] = right

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ijepa.data.loader import LoaderPlan, StepDataset
+from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.clustering import require_extra
@@ -53,7 +54,9 @@ def mask_section(record: Record, images: Images) -> Part:
     size, patch, (rows, columns) = recipe.model.image_hw, recipe.model.patch_size, recipe.model.grid
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, count, recipe.model.encoder.depth)
     scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
-    batch = StepDataset(source, LoaderPlan(count, count), recipe.seed, size, scale, ratio, packer)[0]
+    batch = StepDataset(
+        source, LoaderPlan(count, count), recipe.seed, size, scale, ratio, packer, Order(recipe.seed, len(source))
+    )[0]
     masks = draw_masks(recipe.mask, recipe.model.grid, recipe.seed, np.arange(count))
     plain, drawn = list[str](), list[str]()
     for number, pixels in enumerate(shown(batch.pixels)):

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from ijepa.data.loader import LoaderPlan, StepDataset
+from ijepa.data.order import Order
 from ijepa.errors import Refused
 from ijepa.evaluation.pictures import choose, crops, encoded
 from ijepa.model.jepa import IJEPA, layer_norm
@@ -86,7 +87,10 @@ def _prediction(record: Record, images: Images) -> str:
     count, (rows, columns) = min(_IMAGES, len(source)), recipe.model.grid
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, count, recipe.model.encoder.depth)
     plan, data = LoaderPlan(count, count), recipe.data
-    batch = StepDataset(source, plan, recipe.seed, recipe.model.image_hw, data.crop_scale, data.crop_ratio, packer)[0]
+    order = Order(recipe.seed, len(source))
+    batch = StepDataset(
+        source, plan, recipe.seed, recipe.model.image_hw, data.crop_scale, data.crop_ratio, packer, order
+    )[0]
     model.eval()
     with torch.no_grad():
         patches = patchify(batch.pixels, recipe.model.patch_size)

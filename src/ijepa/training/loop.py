@@ -19,7 +19,7 @@ from torch.profiler import record_function
 
 from ijepa.batch import Batch
 from ijepa.data.loader import Loader
-from ijepa.data.order import sample_indices
+from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.model.flops import batch_flops
@@ -200,6 +200,8 @@ class _Loop:
     def __post_init__(self) -> None:
         self.model, self.world = self.spread.model, self.spread.world
         self.feed = Feed(torch.device(self.resolved.device))
+        data = self.recipe.data
+        self.order = Order(self.recipe.seed, len(self.source), data.order, data.block, data.window)
 
     def steps(self, start: int, callbacks: Sequence[Callback]) -> Iterator[int]:
         """Take the steps after `start`, yielding the number of each finished one."""
@@ -232,6 +234,7 @@ class _Loop:
         return Loader(
             self.source,
             seed=recipe.seed,
+            order=self.order,
             global_batch=recipe.batch.total,
             micro_batch=self.resolved.micro,
             rank=self.world.rank,
@@ -320,7 +323,7 @@ class _Loop:
         if self.counts.void_in_a_row > self.recipe.optimizer.nonfinite_limit:
             whole = self.recipe.batch.total
             first = (row["step"] - 1) * whole
-            indices = sample_indices(self.recipe.seed, range(first, first + whole), len(self.source)).tolist()
+            indices = self.order.indices(range(first, first + whole)).tolist()
             names = ", ".join(self.source.name(index) for index in indices[:8])
             more = f" and {whole - 8} more" if whole > 8 else ""
             raise Failed(

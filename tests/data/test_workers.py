@@ -16,23 +16,34 @@ import torch
 from torch import Tensor
 
 from ijepa.batch import Batch
-from ijepa.data.workers import produce
+from ijepa.data.workers import mark, produce
 from ijepa.errors import Failed
 from tests.data.making import bare_batch
 
 SHAPE = (2, 3, 4, 4)
 
 
-def make(item: int, pixels: Tensor, *, trouble: dict[int, str] | None = None, delay: float = 0.0) -> Batch:
+def make(
+    item: int, pixels: Tensor, *, trouble: dict[int, str] | None = None, delay: float = 0.0, folder: str | None = None
+) -> Batch:
     """A batch that says which item it is and which process made it; or trouble."""
     time.sleep(delay)
-    kind = (trouble or {}).get(item)
+    kind = (trouble or {}).get(item, "")
     if kind == "failed":
         raise Failed("the disk is gone")
     if kind == "defect":
         raise KeyError("a defect")
-    if kind == "dies":
+    if kind in ("dies", "dies once", "hangs", "hangs once"):
+        mark(1000 + item)
+        tried = None if folder is None else Path(folder) / str(item)
+        if kind.endswith("once") and tried.exists():
+            kind = ""
+        elif tried is not None:
+            tried.touch()
+    if kind.startswith("dies"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind.startswith("hangs"):
+        time.sleep(60)
     pixels.fill_(item % 256)
     threads = torch.get_num_threads()
     return bare_batch(np.array([item, os.getpid()]), pixels, [item, threads], ["name of it"])
@@ -114,15 +125,41 @@ def test_a_defect_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause it is found dead when it is asked, not when it answers
-def test_a_worker_that_dies_is_named(pause):
-    iterator = produce(partial(make, trouble={3: "dies"}), range(6), shape=SHAPE, workers=2, prefetch=2)
-    with pytest.raises(
-        Failed, match=r"loader process \d+ died \(SIGKILL, .*\) before it had made micro-batch 3"
-    ) as error:
+@pytest.mark.parametrize(
+    ("trouble", "said"), [("dies", r"died \(SIGKILL, .*\)"), ("hangs", r"has hung for 1.5 seconds,")]
+)
+def test_a_worker_that_is_lost_twice_is_named_with_its_sample(pause, trouble, said):
+    told: list[str] = []
+    iterator = produce(
+        partial(make, trouble={3: trouble}),
+        range(6),
+        shape=SHAPE,
+        workers=2,
+        prefetch=2,
+        timeout=1.5,
+        name=lambda number: f"shard.tar/{number}.jpg",
+        tell=told.append,
+    )
+    line = rf"loader process \d+ {said} making micro-batch 3, at shard.tar/1003.jpg, for the second time"
+    with pytest.raises(Failed, match=line) as error:
         for _ in iterator:
             time.sleep(pause)
     assert "\n" not in str(error.value)
+    assert len(told) == 1 and told[0].endswith("; a new one goes on")
     assert not active_children()
+
+
+@pytest.mark.parametrize("trouble", ["dies once", "hangs once"])
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 3)])
+def test_a_worker_that_is_lost_once_changes_no_batch(tmp_path, trouble, workers, prefetch):
+    told: list[str] = []
+    work = partial(make, trouble={2: trouble, 7: trouble}, folder=str(tmp_path))
+    batches = list(
+        produce(work, range(12), shape=SHAPE, workers=workers, prefetch=prefetch, timeout=1.5, tell=told.append)
+    )
+    assert [batch.positions[0] for batch in batches] == list(range(12))
+    assert all((batch.pixels == batch.positions[0]).all() for batch in batches)
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

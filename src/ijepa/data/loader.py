@@ -24,7 +24,7 @@ from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.order import Order
 from ijepa.data.sources import Source
-from ijepa.data.workers import produce
+from ijepa.data.workers import mark, produce
 from ijepa.errors import Failed, Refused
 from ijepa.randomness import Stream, Words, words
 
@@ -116,6 +116,7 @@ class StepDataset(Dataset[Batch]):
         n, bad = len(self.source), list[str]()
         epoch, place = divmod(position, n)
         for attempt in count(1):
+            mark(index)
             try:
                 return decode(self.source.image(index)), index, bad
             except DecodeError as error:
@@ -142,6 +143,8 @@ class Loader:
         collate: makes a Batch of positions and pixels; called in the worker.
         workers: processes; 0 makes batches in this one, when they are asked for.
         prefetch: micro-batches each worker makes ahead. Shared memory is workers x prefetch micro-batches of pixels.
+        timeout: seconds a worker has for a micro-batch before it is replaced; for ever if None.
+        tell: told of a worker that was replaced.
         max_replaced_attempts: how many places in a row may be passed over for one unreadable image.
     """
 
@@ -162,6 +165,8 @@ class Loader:
         prefetch: int = 2,
         max_replaced_attempts: int = 10,
         order: Order | None = None,
+        timeout: float | None = None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.plan = LoaderPlan(global_batch, micro_batch, rank, world_size)
         self.dataset = StepDataset(
@@ -175,7 +180,7 @@ class Loader:
             order or Order(seed, len(source)),
             max_replaced_attempts,
         )
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.prefetch, self.timeout, self.tell = workers, prefetch, timeout, tell
 
     def iterate(self, start_step: int, end_step: int) -> Iterator[Batch]:
         """Yield the micro-batches of steps [start_step, end_step), `plan.micro_batches` for each, in order.
@@ -201,4 +206,7 @@ class Loader:
                 workers=self.workers,
                 prefetch=self.prefetch,
                 pin=pin,
+                timeout=self.timeout,
+                name=self.dataset.source.name,
+                tell=self.tell,
             )

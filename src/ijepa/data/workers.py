@@ -10,6 +10,10 @@ Pixels are written by the worker where the parent reads them, in anonymous memor
 /dev/shm, which containers keep to 64 MB. The small tensors of a batch travel in the pipe as plain bytes: as torch's
 shared tensors each would cost a descriptor and two mappings.
 
+A worker that dies, or makes nothing for longer than it has patience for, is replaced once for each micro-batch: the new
+one makes again what the old one owed, which is the same because a batch is a function of its number. A second time ends
+the run, in a line that names the sample it was at; where that lies is one number in the shared memory.
+
 Workers start from a fork server that has imported torch and nothing has run in it: they start in milliseconds, and no
 thread or lock of the parent is copied into them. They ignore SIGINT and SIGTERM: when to stop is the parent's decision.
 """
@@ -41,22 +45,35 @@ from ijepa.errors import Failed
 Make = Callable[[int, Tensor], Batch]
 """(item, pixels to write into) -> batch."""
 
+NAMELESS = -1
+"""What stands in the shared memory before the first sample."""
 _PATIENCE = 5.0
 """Seconds a worker has to leave when its pipe is closed; it may be in the middle of a micro-batch."""
 
 
 def produce(
-    make: Make, items: Sequence[int], *, shape: tuple[int, ...], workers: int, prefetch: int, pin: bool = False
+    make: Make,
+    items: Sequence[int],
+    *,
+    shape: tuple[int, ...],
+    workers: int,
+    prefetch: int,
+    pin: bool = False,
+    timeout: float | None = None,
+    name: Callable[[int], str] = str,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Batch]:
     """Yield make(item, pixels) for every item, in order, made by `workers` processes up to `prefetch` ahead each.
 
     `shape` is that of the pixels (uint8) each batch is made with; those of the batch are a copy, in pinned memory
-    with `pin`.
+    with `pin`. A worker has `timeout` seconds for a batch, for ever if None; `name` says which sample a number is that
+    `make` gave to `mark`, and `tell` is told of a worker that was replaced.
 
     Raises:
-        Failed: what `make` raised as such, or that a worker died.
+        Failed: what `make` raised as such, or that two workers died or hung at the same item.
     """
     team: list[_Worker] = []
+    replaced: set[int] = set()
     close = partial(_close, team)
     atexit.register(close)  # runs before multiprocessing's own, which would wait for workers that wait for us
     try:
@@ -65,9 +82,23 @@ def produce(
         for place, item in enumerate(items[: len(team) * prefetch]):
             team[place % len(team)].ask(item, place // len(team) % prefetch)
         for place, item in enumerate(items):
-            worker, slot = team[place % len(team)], place // len(team) % prefetch
-            batch = worker.answer(item, slot, pin)
             ahead = place + len(team) * prefetch
+            slot = place // len(team) % prefetch
+            while True:
+                worker = team[place % len(team)]
+                try:
+                    batch = worker.answer(item, slot, pin, timeout)
+                    break
+                except _Lost as lost:
+                    line = f"{lost} making micro-batch {item}{worker.at(name)}"
+                    if item in replaced:
+                        raise Failed(f"{line}, for the second time") from None
+                    replaced.add(item)
+                    tell(f"{line}; a new one goes on")
+                    worker.end()
+                    worker = team[place % len(team)] = _Worker(make, shape, prefetch)
+                    for owed in range(place, min(ahead, len(items)), len(team)):
+                        worker.ask(items[owed], owed // len(team) % prefetch)
             if ahead < len(items):
                 worker.ask(items[ahead], slot)
             yield batch
@@ -81,10 +112,12 @@ def _close(team: list["_Worker"]) -> None:
         worker.pipe.close()
     for worker in team:
         worker.process.join(_PATIENCE)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
+        worker.end()
     team.clear()
+
+
+class _Lost(Exception):
+    """A worker died or hangs; `str()` says which and of what."""
 
 
 class _Worker:
@@ -93,8 +126,9 @@ class _Worker:
     def __init__(self, make: Make, shape: tuple[int, ...], slots: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["ijepa.data.loader", "ijepa.packing"])
-        descriptor = _anonymous_file(slots * math.prod(shape))
-        self.pixels = _map(descriptor, (slots, *shape))
+        descriptor = _anonymous_file(_size((slots, *shape)))
+        self.pixels, self.mark = _map(descriptor, (slots, *shape))
+        self.mark.fill_(NAMELESS)
         self.pipe, other = context.Pipe()
         arguments = (other, _Descriptor(descriptor), (slots, *shape), make)
         self.process = context.Process(target=_serve, args=arguments, name="ijepa-loader", daemon=True)
@@ -106,11 +140,13 @@ class _Worker:
         with suppress(OSError):  # it died: the answer it still owes says so, and names the micro-batch
             self.pipe.send((item, slot))
 
-    def answer(self, item: int, slot: int, pin: bool) -> Batch:
+    def answer(self, item: int, slot: int, pin: bool, timeout: float | None) -> Batch:
         try:
+            if not self.pipe.poll(timeout):
+                raise _Lost(f"loader process {self.process.pid} has hung for {timeout:g} seconds,")
             answer = pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError) as error:
-            raise self._died(item) from error
+            raise self._died() from error
         if isinstance(answer, Exception):
             raise answer
         if pin:
@@ -119,7 +155,19 @@ class _Worker:
         batch: Batch = replace(answer, pixels=pixels.copy_(self.pixels[slot]))
         return batch
 
-    def _died(self, item: int) -> Failed:
+    def at(self, name: Callable[[int], str]) -> str:
+        """Say which sample the worker was at, where it said so."""
+        number = int(self.mark)
+        return "" if number == NAMELESS else f", at {name(number)}"
+
+    def end(self) -> None:
+        """Make sure that the process is gone."""
+        self.pipe.close()
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+    def _died(self) -> _Lost:
         self.process.join(_PATIENCE)
         code = self.process.exitcode
         cause = f"exit code {code}"
@@ -127,15 +175,25 @@ class _Worker:
             cause = signal.Signals(-code).name
             if -code == signal.SIGKILL:
                 cause += ", as the system sends when memory runs out"
-        return Failed(f"loader process {self.process.pid} died ({cause}) before it had made micro-batch {item}")
+        return _Lost(f"loader process {self.process.pid} died ({cause})")
+
+
+_mark = torch.full((1,), NAMELESS, dtype=torch.int64)
+"""In a worker: the shared number that says which sample it is at."""
+
+
+def mark(number: int) -> None:
+    """Say which sample is being read, for whoever has to explain why this process is no more."""
+    _mark.fill_(number)
 
 
 def _serve(pipe: Connection, handle: "_Descriptor", shape: tuple[int, ...], make: Make) -> None:
     """Make items until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    global _mark
     torch.set_num_threads(1)
-    pixels = _map(handle.number, shape)
+    pixels, _mark = _map(handle.number, shape)
     while True:
         try:
             item, slot = pipe.recv()
@@ -181,9 +239,16 @@ def _anonymous_file(size: int) -> int:
     return descriptor
 
 
-def _map(descriptor: int, shape: tuple[int, ...]) -> Tensor:
-    memory = mmap.mmap(descriptor, math.prod(shape))
-    return torch.frombuffer(memory, dtype=torch.uint8).view(shape)
+def _size(shape: tuple[int, ...]) -> int:
+    """Bytes of the shared memory: pixels, and the number of the sample being read."""
+    return -(-math.prod(shape) // 8) * 8 + 8
+
+
+def _map(descriptor: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return pixels and mark in shared memory."""
+    memory = mmap.mmap(descriptor, _size(shape))
+    pixels = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape)).view(shape)
+    return pixels, torch.frombuffer(memory, dtype=torch.int64, count=1, offset=_size(shape) - 8)
 
 
 class _Pickler(pickle.Pickler):

@@ -253,6 +253,8 @@ class _Loop:
             ),
             workers=self.resolved.workers,
             prefetch=recipe.data.prefetch,
+            timeout=recipe.parallel.timeout / 3,  # before others give up waiting for this rank
+            tell=self.monitor.say,
         )
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:

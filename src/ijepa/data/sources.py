@@ -5,8 +5,10 @@ worker processes: a mapped index travels as its folder's name, and files are ope
 their own offset (pread), so nothing is shared that could be disturbed.
 """
 
+import errno
 import os
 import resource
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -226,6 +228,11 @@ class FolderSource(Source):
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
 
 
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
+"""What network disks say when they are busy or were mounted anew: worth a second try."""
+RETRY_SECONDS = 1.0
+
+
 class _OpenFiles:
     """A limited number of open shards; the one not read for longest is closed first.
 
@@ -243,19 +250,29 @@ class _OpenFiles:
     def read(self, file: int, offset: int, size: int) -> bytes:
         path = self.paths[file]
         try:
-            handle = self.open.get(file)
-            if handle is None:
-                handle = self.open[file] = FileIO(path)
-                while len(self.open) > self.capacity:
-                    self.open.popitem(last=False)
-            else:
-                self.open.move_to_end(file)
-            data = os.pread(handle.fileno(), size, offset)
+            try:
+                data = os.pread(self._handle(file).fileno(), size, offset)
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                self.open.pop(file, None)  # a file of before a remount stays broken
+                time.sleep(RETRY_SECONDS)
+                data = os.pread(self._handle(file).fileno(), size, offset)
         except OSError as error:
             raise Failed(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
             raise Failed(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
         return data
+
+    def _handle(self, file: int) -> FileIO:
+        handle = self.open.get(file)
+        if handle is None:
+            handle = self.open[file] = FileIO(self.paths[file])
+            while len(self.open) > self.capacity:
+                self.open.popitem(last=False)
+        else:
+            self.open.move_to_end(file)
+        return handle
 
 
 def _read_file(path: Path) -> bytes:

@@ -1,0 +1,102 @@
+"""What a disk may do while a run reads: each has its rule in docs/data.md, and its line."""
+
+import errno
+import os
+
+import pytest
+
+from ijepa.data import sources as module
+from ijepa.data.loader import Loader
+from ijepa.data.sources import open_source
+from ijepa.errors import Failed
+from tests.data.making import bare_batch, write_shards
+
+
+def run(source, workers: int = 0) -> None:
+    loader = Loader(
+        source,
+        seed=0,
+        global_batch=4,
+        micro_batch=4,
+        image_size=(16, 16),
+        crop_scale=(0.3, 1.0),
+        crop_ratio=(3 / 4, 4 / 3),
+        collate=bare_batch,
+        workers=workers,
+    )
+    list(loader.iterate(0, 6))
+
+
+def refused(source, message: str, workers: int = 0) -> None:
+    with pytest.raises(Failed, match=message) as error:
+        run(source, workers)
+    assert "\n" not in str(error.value) and "train-0001.tar" in str(error.value)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path / "shards", [6, 6])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_vanishes(shards, workers):
+    source = open_source(shards)
+    (shards / "train-0001.tar").unlink()
+    refused(source, "No such file", workers)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_shrinks(shards, workers):
+    source = open_source(shards)
+    file = shards / "train-0001.tar"
+    with file.open("rb+") as opened:
+        opened.truncate(file.stat().st_size // 3)
+    refused(source, "has shrunk since it was indexed", workers)
+
+
+def test_a_disk_that_returns_errors(shards, monkeypatch):
+    source = open_source(shards)
+    number = (shards / "train-0001.tar").stat().st_ino
+    pread = os.pread
+
+    def failing(descriptor, size, offset):
+        if os.fstat(descriptor).st_ino == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(module.os, "pread", failing)
+    refused(source, "Input/output error")
+
+
+def test_an_error_that_passes_is_no_error(shards, monkeypatch):
+    source = open_source(shards)
+    pread, failed = os.pread, []
+
+    def once(descriptor, size, offset):
+        if not failed:
+            failed.append(offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(module.os, "pread", once)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    run(source)
+    assert failed
+
+
+def test_more_shards_than_may_be_open(tmp_path):
+    import resource
+    import subprocess
+    import sys
+
+    shards = write_shards(tmp_path / "many", [1] * 60)
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+from ijepa.data.sources import open_source
+source = open_source({str(shards)!r})
+assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
+"""
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 48
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

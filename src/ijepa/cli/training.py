@@ -63,7 +63,7 @@ def pretrain(
 
     window = Window.parse(profile) if profile else None
     source = open_images(loaded.data.path)
-    info = {"data": {"path": str(Path(loaded.data.path).resolve()), "fingerprint": source.fingerprint}}
+    info = {"data": {"path": _shown(loaded.data.path), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
     callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     begun = beginning(loaded)
@@ -79,6 +79,11 @@ def pretrain(
     )
     if first_process():
         click.echo(f"done: {folder}")
+
+
+def _shown(path: str) -> str:
+    """A data path as a run records it: whole, unless it is no path of this machine."""
+    return path if "://" in path or path.startswith("hf:") else str(Path(path).resolve())
 
 
 def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder: Path) -> Sequence[Any]:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data import listing
-from ijepa.data.index import Index, build, text_item
+from ijepa.data import listing, remote
+from ijepa.data.index import Index, build, cache_root, text_item
 from ijepa.data.tars import BLOCK, header_name
 from ijepa.errors import Failed, Refused
 
@@ -153,14 +153,26 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     Raises:
         Refused: nothing there that could be used.
     """
-    from ijepa.data.official import recognise  # here, because it makes sources
+    from ijepa.data.huggingface import PREFIX, open_saved  # here, because these make sources
+    from ijepa.data.official import recognise
 
+    if str(path).startswith(PREFIX):
+        return open_saved(str(path), where, split)
+    if remote.is_remote(str(path)):
+        return TarSource(build(_fetched(str(path), where), where))
     known = recognise(path, where, split)
     if known is not None:
         return known
     files = listing.find(path, where, split)
     index = build(files, where)
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
+
+
+def _fetched(path: str, where: str) -> listing.Shards:
+    """Return local copies of the shards that a URL means."""
+    urls = remote.matching(path, where) if any(sign in path for sign in "*[") or path.endswith("/") else None
+    paths = remote.fetch(urls or listing.expand_braces(path), where, cache_root().with_name("shards"))
+    return listing.Shards(paths[0].parent, tuple(paths))
 
 
 class TarSource(Source):

@@ -1,0 +1,130 @@
+"""Shards from a server, and data sets as Hugging Face saves them."""
+
+import json
+import pickle
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from ijepa.data import remote
+from ijepa.data.sources import open_source
+from ijepa.errors import Failed, Refused
+from tests.data.making import jpeg, write_shards
+
+pytest.importorskip("aiohttp")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    write_shards(tmp_path / "far", [5, 4, 3])
+    (tmp_path / "far/classes.txt").write_text("a\nb\nc\n")
+    handler = type("Handler", (Quiet,), {"asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "far"))) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", handler.asked, tmp_path / "far"
+        running.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    return tmp_path / "cache/shards"
+
+
+def test_shards_are_fetched_once_and_are_the_originals(server, cache):
+    url, asked, far = server
+    path = url + "/train-{0000..0002}.tar"
+    source, near = open_source(path), open_source(far, split="train")
+    assert len(source) == 12 and source.classes == ("a", "b", "c")
+    assert [source.image(i) for i in range(12)] == [near.image(i) for i in range(12)]
+    tars = [name for name in asked if name.endswith(".tar")]
+    asked.clear()
+    assert len(open_source(path)) == 12
+    assert sorted(set(tars)) == ["/train-0000.tar", "/train-0001.tar", "/train-0002.tar"]
+    assert not [name for name in asked if name.endswith(".tar")]  # nothing is fetched again
+
+
+def test_a_shard_that_changed_is_fetched_again(server, cache):
+    url, _, far = server
+    open_source(url + "/train-{0000..0002}.tar")
+    write_shards(far, [5, 4, 6])
+    assert len(open_source(url + "/train-{0000..0002}.tar")) == 15
+
+
+def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
+    url, _, _ = server
+    with pytest.raises(Refused, match=r"train-0003.tar does not exist"):
+        open_source(url + "/train-{0000..0003}.tar")
+    with pytest.raises(Refused, match="127.0.0.1:9"):
+        open_source("http://127.0.0.1:9/train-0000.tar")
+    with pytest.raises(Refused, match="nosuch://"):
+        open_source("nosuch://host/a.tar")
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(Refused, match="are to be fetched, .* has room for 0.0; set IJEPA_CACHE"):
+        open_source(url + "/train-0000.tar")
+
+
+def test_a_fetch_that_breaks_leaves_nothing_behind(server, cache, monkeypatch):
+    url, _, _ = server
+
+    def broken(source, out, size):
+        out.write(b"half")
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(remote.shutil, "copyfileobj", broken)
+    with pytest.raises(Failed, match="cannot be fetched: gone"):
+        open_source(url + "/train-0000.tar")
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    folder = tmp_path / "set" / "train"
+    folder.mkdir(parents=True)
+    files = []
+    for part, rows in enumerate((range(3), range(3, 5))):
+        images = pa.array([{"bytes": jpeg(i), "path": None} for i in rows])
+        table = pa.table({"label": pa.array([i % 2 for i in rows]), "image": images})
+        files.append(f"data-{part:05d}-of-00002.arrow")
+        with pa.OSFile(str(folder / files[-1]), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
+            stream.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in files]}))
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    return tmp_path / "set"
+
+
+def test_a_saved_data_set_is_read_in_its_order(saved):
+    source = open_source(f"hf:{saved}", split="train")
+    assert len(source) == 5 and source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1, 0]
+    again = pickle.loads(pickle.dumps(source))  # as workers receive it
+    assert [again.image(i) for i in range(5)] == [jpeg(i) for i in range(5)]
+    assert again.fingerprint == source.fingerprint and source.name(3) == "train/row-000000003"
+
+
+def test_what_is_no_saved_data_set_is_one_line(saved, tmp_path):
+    for path, message in (
+        (f"hf:{saved}", "has the splits train, test"),
+        (f"hf:{tmp_path}", "holds no saved data set"),
+    ):
+        with pytest.raises(Refused, match=message):
+            open_source(path, split="val" if path.endswith("set") else None)
+    (saved / "train/data-00001-of-00002.arrow").write_bytes(b"x" * 100)
+    with pytest.raises(Refused, match="cannot be read"):
+        open_source(f"hf:{saved}/train")

@@ -2,8 +2,9 @@ import pytest
 import yaml
 
 from ijepa.errors import Refused
+from ijepa.presets import presets
 from ijepa.quantities import Length
-from ijepa.recipe import Recipe, presets
+from ijepa.recipe import Recipe
 
 MISSION = "vit-huge-16-in22k"
 

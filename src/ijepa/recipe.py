@@ -6,7 +6,6 @@ refused is refused in one line, before anything is written.
 """
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,8 +13,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from ijepa import randomness
-from ijepa.errors import Refused, did_you_mean
+from ijepa.errors import Refused
 from ijepa.masks import MaskRule
+from ijepa.presets import lay, read_layers
 from ijepa.quantities import Length, Size, Stretch
 from ijepa.section import Range, Section
 
@@ -322,7 +322,7 @@ class Recipe(Section):
         """
         values, where = read_layers(str(name_or_path))
         for key, value in (overrides or {}).items():
-            _lay(values, key.split("."), value)
+            lay(values, key.split("."), value)
         return cls.read(values, where)
 
     def dump(self) -> str:
@@ -339,55 +339,3 @@ class Lengths(Section):
     """Steps of warm-up."""
     tail: int
     """Steps of the final fall, 0 with a cosine."""
-
-
-def presets() -> list[str]:
-    """Return the presets' names."""
-    folder = resources.files("ijepa") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def read_layers(name_or_path: str, *, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
-    """Read a recipe's YAML, its `base` first, unvalidated: (values, what to call it in errors)."""
-    if name_or_path in seen:
-        raise Refused(name_or_path, "is its own base")
-    if name_or_path in presets():
-        file, where = resources.files("ijepa") / "recipes" / f"{name_or_path}.yaml", f"recipe {name_or_path}"
-        text = file.read_text()
-    else:
-        path = Path(name_or_path)
-        if path.is_dir() and (path / "recipe.yaml").is_file():
-            path = path / "recipe.yaml"
-        where = str(path)
-        if not path.is_file():
-            mend = did_you_mean(name_or_path, presets()) + ", or a YAML file's path"
-            raise Refused(f"recipe {name_or_path}", "no preset or file of that name", mend)
-        text = path.read_text()
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise Refused(where, f"not YAML: {error}", "mend the line named") from None
-    if not isinstance(values, dict):
-        raise Refused(where, "not a mapping of keys to values", "see `ijepa pretrain --help` for the keys")
-    base = values.pop("base", None)
-    if base is not None:
-        under, _ = read_layers(str(base), seen=(*seen, name_or_path))
-        _merge(under, values)
-        values = under
-    return values, where
-
-
-def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(under.get(key), dict):
-            _merge(under[key], value)
-        else:
-            under[key] = value
-
-
-def _lay(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        inner = values.get(part)
-        values[part] = inner = inner if isinstance(inner, dict) else {}
-        values = inner
-    values[path[-1]] = value

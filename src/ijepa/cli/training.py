@@ -8,7 +8,8 @@ import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, first_process, open_images, overrides
 from ijepa.errors import Failed, Refused
-from ijepa.recipe import Recipe, presets
+from ijepa.presets import presets
+from ijepa.recipe import Recipe
 
 
 @click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))

@@ -1,5 +1,6 @@
 """Every command and every Python block that README and docs show is parsed; what needs no data is run."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -80,3 +81,15 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", ["camvid", "tiny-imagenet-100"])
+def test_tables_of_small_sets_are_what_the_files_say(name):
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["protocols"]
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert f"results/{name}.json" in page
+    for title, entry in found.items():
+        level = "-" if entry["level"] is None else str(entry["level"])
+        figures = [f"{100 * entry['rows'][row][entry['figure']]:.1f}" for row in ("scenes", "random ViT-S", "pixels")]
+        line = " | ".join([f"| `{title}`", level, *figures, f"{100 * entry['chance']:.1f} |"])
+        assert line in page, line

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.bench import bench_attention, bench_evaluation, bench_index, bench_masks, bench_step
+from ijepa.bench import bench_attention, bench_evaluation, bench_index, bench_masks, bench_order, bench_step
 from ijepa.bench.step import PARTS
 from ijepa.masks import MaskRule
 from ijepa.model.flops import batch_flops
@@ -102,3 +102,10 @@ def test_the_index_is_measured_at_two_sizes_and_extended(tmp_path):
     # Twelve bytes an image and a fixed part.
     assert found["imagenet_22k"]["index_bytes"] == pytest.approx(12 * 14_146_391, rel=0.05)
     assert len(lines) == 3 and not list(tmp_path.iterdir())
+
+
+def test_the_order_is_measured_for_both_kinds(tmp_path):
+    found = bench_order(images=50_000, folder=tmp_path, echo=lambda line: None)
+    assert set(found["orders"]) == {"global", "blocks"} and found["images"] == 50_000
+    assert all(0 < row["resume_seconds"] < row["epoch_seconds"] * 50 for row in found["orders"].values())
+    assert not list(tmp_path.iterdir())

@@ -64,6 +64,16 @@ def bench_index(sizes: str, folder: Path | None, output: Path | None) -> None:
     _keep(run(images=images, folder=folder, echo=click.echo), output)
 
 
+@bench.command("order")
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Where the index is made, then removed.")
+@bench_output
+def bench_order(folder: Path | None, output: Path | None) -> None:
+    """Finding any step of ImageNet-22k's order, and walking an epoch of it."""
+    from ijepa.bench import bench_order as run
+
+    _keep(run(folder=folder, echo=click.echo), output)
+
+
 @bench.command("masks")
 @bench_output
 def bench_masks(output: Path | None) -> None:

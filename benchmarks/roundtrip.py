@@ -1,0 +1,120 @@
+"""A whole ViT-H/14 with random weights through every exchange, and the memory that export takes:
+
+    python benchmarks/roundtrip.py --folder DISK --output benchmarks/results/roundtrip.json
+
+Three parts (1.26 B parameters in both encoders) are written as a weights folder, exported to transformers, timm and
+the original's layout, and read again. Each export is a process of its own, whose greatest resident memory is noted;
+pages of the mapped weights count in it. Needs 20 GB of disk and 12 GB of memory.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+
+from ijepa.interop.weights import load_encoder, resolve_weights
+from ijepa.model.jepa import IJEPA
+from ijepa.recipe import Recipe
+from ijepa.training.run import machine
+
+FORMS = {"transformers": "hf", "timm": "timm", "official": "jepa.pth.tar"}
+PARTS = ("context_encoder", "target_encoder", "predictor")
+EXPORT = """
+import sys
+from pathlib import Path
+import torch, safetensors.torch
+from ijepa.interop.exchange import export_weights
+def peak():  # of this program: what the system counts for a process begins with the size of its parent
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+before = peak()
+export_weights(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+print(before, peak())
+"""
+
+
+def write_random(folder: Path, recipe: Recipe) -> int:
+    """Write a model's three parts, every parameter random; return their bytes."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(recipe.dump())
+    model = IJEPA(recipe.model, recipe.seed)
+    draw = torch.Generator().manual_seed(0)
+    for part in PARTS:
+        state = getattr(model, part).state_dict()
+        for value in state.values():
+            value.add_(0.02 * torch.randn(value.shape, generator=draw))
+        save_file(state, folder / f"{part}.safetensors")
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+@torch.no_grad()
+def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
+    """What another library makes of an export, by eager attention."""
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    normalised = (pixels / 255 - mean) / deviation
+    if form == "transformers":
+        from transformers import AutoModel
+
+        model = AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
+        return model.eval()(normalised).last_hidden_state
+    import timm
+
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features(normalised)
+
+
+@click.command()
+@click.option("--recipe", "name", default="vit-huge-14-in1k", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Where there is room.")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(name: str, folder: Path | None, output: Path) -> None:
+    """Send a random model through every exchange."""
+    import tests.conftest  # noqa: F401 - it defines what torchvision lacks beside a torch for CPUs
+
+    recipe = Recipe.load(name)
+    kept = Path(tempfile.mkdtemp(dir=folder))
+    found: dict[str, Any] = {**machine(), "recipe": name, "exports": {}}
+    try:
+        ours = kept / "ours"
+        found["bytes"] = write_random(ours, recipe)
+        pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_hw), dtype=torch.uint8)
+        wanted = load_encoder(ours)(pixels)
+        for form, place in FORMS.items():
+            begun = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-c", EXPORT, str(ours), str(kept / place), form],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            before, peak = map(int, done.stdout.split())
+            entry = {"seconds": round(time.monotonic() - begun, 1), "peak_bytes": peak, "imports_bytes": before}
+            if form == "official":
+                again, first = resolve_weights(kept / place), resolve_weights(ours)
+                entry["equal_bits"] = all(
+                    torch.equal(tensor.make(), again.tensors(part)[key].make())
+                    for part in PARTS
+                    for key, tensor in first.tensors(part).items()
+                )
+            else:
+                entry["largest_difference"] = float((theirs(form, kept / place, pixels) - wanted).abs().max())
+                entry["read_again_equal_bits"] = torch.equal(load_encoder(kept / place)(pixels), wanted)
+            found["exports"][form] = entry
+            click.echo(f"{form}: {entry}")
+            path = kept / place
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    finally:
+        shutil.rmtree(kept)
+    found["largest_value"] = float(wanted.abs().max())
+    output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

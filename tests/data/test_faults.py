@@ -100,3 +100,22 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 48
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
+def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
+    source = open_source(shards)
+    asked, read = [], []
+    pread = os.pread
+    monkeypatch.setattr(module.os, "posix_fadvise", lambda fd, offset, size, advice: asked.append((offset, size)))
+
+    def reading(descriptor, size, offset):
+        read.append((offset, size, len(asked)))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(module.os, "pread", reading)
+    run(source)
+    assert len(asked) == 24 and {part[:2] for part in read} == set(asked)
+    assert [seen for *_, seen in read[:4]] == [4] * 4  # a whole micro-batch is asked for, then read
+    monkeypatch.setattr(module.os, "posix_fadvise", lambda *words: (_ for _ in ()).throw(OSError(22, "no")))
+    run(source)  # a hint that is refused changes nothing

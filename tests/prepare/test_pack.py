@@ -127,7 +127,7 @@ def test_a_list_of_paths_and_labels(tmp_path):
     assert (tmp_path / "out/classes.txt").read_text() == "9\n10\n"
     for text, message in (
         ("tree/a/i0.jpg\n", "line 1"),
-        ("tree/a/none.jpg,1\n", "is not there"),
+        ("path,label\n\ntree/a/none.jpg,1\n", "line 3 names .*, which is not there"),
         ("", "lists no images"),
     ):
         (tmp_path / "bad.csv").write_text(text)
@@ -273,3 +273,19 @@ def test_an_archive_is_expanded_once(tmp_path):
         assert len(opened["train"]) == 15
     (file,) = (tmp_path / "spool").iterdir()
     assert file.read_bytes() == plain.read_bytes()
+
+
+def test_masks_are_not_left_larger_than_their_images(tmp_path, scenes):
+    with pytest.raises(Refused, match="smaller than their masks"):
+        pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
+    pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings())
+    again, first = open_source(tmp_path / "out"), open_source(scenes, split="train")
+    number = int(again.name(0).rpartition("/")[2][:9])
+    assert again.mask(0) == first.mask(number) and again.label(0) == first.label(number)
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path):
+    root = write_tree(tmp_path / "tree", {f"a/{'é' * 60}{n}.jpg": jpeg(n) for n in range(3)})
+    pack({"train": open_source(root)}, tmp_path / "out", Settings())
+    source = open_source(tmp_path / "out")
+    assert sorted(source.image(i) for i in range(3)) == sorted(jpeg(n) for n in range(3))

@@ -97,6 +97,7 @@ class StepDataset(Dataset[Batch]):
         """
         positions = self.plan.positions(number)
         indices = self.order.indices(positions)
+        self.source.expect(indices)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
         used, replaced = [], []
         for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):

@@ -11,6 +11,7 @@ import resource
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -79,6 +80,10 @@ class Source(ABC):
             Failed: the file is gone, has shrunk, or cannot be read.
         """
         return self._image(self._checked(index))
+
+    def expect(self, indices: npt.NDArray[np.int64]) -> None:
+        """Let the system begin to read these samples' images, all at once, before they are asked for one by one."""
+        return
 
     def mask(self, index: int) -> bytes | None:
         """Return the mask file's contents, if there is one. Raises as `image`."""
@@ -209,6 +214,15 @@ class TarSource(Source):
         offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
         return self._files.read(self._shard(index), offset, size)
 
+    def expect(self, indices: npt.NDArray[np.int64]) -> None:
+        """See `Source`."""
+        if not hasattr(os, "posix_fadvise"):  # not on macOS
+            return
+        shards = np.searchsorted(self.index.arrays["first"], indices, side="right") - 1
+        blocks, sizes = self.index.arrays["block"][indices], self.index.arrays["size"][indices]
+        for shard, block, size in zip(shards.tolist(), blocks.tolist(), sizes.tolist(), strict=True):
+            self._files.expect(shard, block * BLOCK, size)
+
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.index.arrays["first"], index, side="right")) - 1
 
@@ -275,6 +289,11 @@ class _OpenFiles:
         if len(data) < size:
             raise Failed(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
         return data
+
+    def expect(self, file: int, offset: int, size: int) -> None:
+        """Begin to read a part of a file; what goes wrong is told when it is read."""
+        with suppress(OSError):
+            os.posix_fadvise(self._handle(file).fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _handle(self, file: int) -> FileIO:
         handle = self.open.get(file)

@@ -13,6 +13,7 @@ import csv
 import gzip
 import lzma
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,7 +86,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
         while True:
             try:
                 block = packed.read(_CHUNK)
-            except (OSError, EOFError, lzma.LZMAError) as error:
+            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
                 raise Refused(path, f"is damaged: {error}", "fetch it again") from None
             if not block:
                 break
@@ -152,9 +153,9 @@ def list_index(file: Path) -> Index:
                     raise Refused(file, f"line {number} is {','.join(row)[:60]!r}", "write path,label")
                 names.append(row[0].strip())
                 labels.append(row[1].strip())
+                if not (root / names[-1]).is_file():
+                    raise Refused(file, f"line {number} names {root / names[-1]}, which is not there")
                 digest.file(f"{names[-1]}\0{labels[-1]}", (root / names[-1]).stat())
-    except FileNotFoundError as error:
-        raise Refused(file, f"line {len(names)} names {error.filename}, which is not there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(file, f"cannot be read: {error}") from None
     if not names:

@@ -11,6 +11,7 @@ be decoded is left out of its shard and listed in `bad.jsonl`. `manifest.json` i
 
 import io
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ Tell = Callable[[str], None]
 WORK = ".packing"
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 _QUALITY = 95
+_STEM = 70
+"""Bytes that a key keeps of an image's name; the number before it makes it the only one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def pack(
     """
     classes = _classes(sources)
     splits = _splits(sources, settings)
+    if settings.max_side is not None and any(source.has_masks for source in sources.values()):
+        raise Refused("--max-side", "would make images smaller than their masks", "pack them as they are")
     _open_folder(out, {"sources": {k: s.fingerprint for k, s in sources.items()}, **asdict(settings)})
     plans = [plan for split, (_, chosen) in splits.items() for plan in _cut(split, len(chosen), settings.shard_size)]
     left = [plan for plan in plans if not _record(out, plan).is_file()]
@@ -74,7 +79,8 @@ def pack(
         )
         for plan in left
     ]
-    total, done = sum(plan.stop - plan.start for plan in plans), sum(p.stop - p.start for p in plans if p not in left)
+    total = sum(plan.stop - plan.start for plan in plans)
+    done = total - sum(plan.stop - plan.start for plan in left)
     begun, before = time.monotonic(), done
     if before:
         tell(f"going on: {before} of {total} images are packed")
@@ -113,6 +119,7 @@ class _Job:
                 bad.append({"name": sample.name, "split": self.plan.split, "why": str(error)})
                 continue
             stem = PurePosixPath(sample.name).name.rpartition(".")[0].replace(".", "_")
+            stem = os.fsencode(stem)[:_STEM].decode(errors="ignore")  # a tar's names have a hundred bytes
             yield Record(
                 f"{index:09d}-{stem}", data, _label(self.source, sample.label, self.classes), sample.mask, extension
             )
@@ -210,6 +217,7 @@ def _cut(split: str, count: int, shard_size: int) -> list[ShardPlan]:
 def check_folder(out: Path) -> None:
     """Refuse a folder that is packed already or holds anything but a packing under way."""
     if (out / "manifest.json").is_file():
+        shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill at the very end
         raise Refused(out, "is packed already", "give another folder, or remove it first")
     under_way = (out / WORK).is_dir()
     if out.exists() and (not out.is_dir() or (not under_way and any(out.iterdir()))):

@@ -23,6 +23,8 @@ from ijepa.report.record import Record
 from ijepa.training.checkpoint import list_checkpoints, load_part
 
 _SEED, _IMAGES, _SPREAD, _THUMBNAIL = 0, 8, 64, 160
+_FLOOR = 1e-4
+"""Shares of the largest singular value below this are drawn as this."""
 
 
 def map_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
@@ -125,12 +127,13 @@ def _singular_values(pair: Pair, encoders: Encoders) -> str:
     for name, encoder in encoders.items():
         features = torch.cat([encoded(encoder, part) for part in pixels.split(32)]).flatten(0, 1).double()
         values = torch.linalg.svdvals(features - features.mean(0)).numpy()
-        lines[name] = np.maximum(values / max(values[0], 1e-300), 1e-9)
+        lines[name] = np.maximum(values / max(values[0], 1e-300), _FLOOR)
 
     def paint(axes: Any) -> None:
         for (name, values), color in zip(lines.items(), COLORS, strict=False):
             axes.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=1.4, label=name)
         axes.set_yscale("log")
+        axes.set_ylim(_FLOOR, 1.5)
         axes.xaxis.set_major_formatter(lambda value, _: tick(value))
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.legend(loc="lower left", frameon=False)
@@ -142,6 +145,7 @@ def _singular_values(pair: Pair, encoders: Encoders) -> str:
     )
     caption = (
         f"Singular values of the centred patch features of {len(pixels)} images, as shares of the largest, in order. A "
-        "curve that falls off early says that few directions are used; one that reaches the bottom, that some are dead."
+        "curve that falls off early says that few directions are used; one that reaches the bottom, that some are dead "
+        "(the last one is: the final norm takes it out)."
     )
     return figure(draw(paint, (5.5, 2.4), (0.1, 0.12, 0.98, 0.96), f"Singular values. {told}"), caption)

@@ -16,6 +16,14 @@ def ijepa(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, "-m", "ijepa", *arguments], capture_output=True, text=True, cwd=cwd)
 
 
+SMALL = [
+    *("--output", "run", "--batch.global", "8", "--data.workers", "0", "--log_every", "1", "--schedule.warmup", "1"),
+    *("--model.encoder.width", "32", "--model.encoder.depth", "1", "--model.predictor.depth", "1"),
+    *("--model.encoder.heads", "2"),
+]
+"""Flags of a run of seconds into `run`."""
+
+
 def refused(found: subprocess.CompletedProcess[str], *words: str) -> None:
     lines = found.stderr.strip().splitlines()
     assert found.returncode == 2, found.stderr
@@ -98,36 +106,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):
 
 
 def test_pretraining_from_the_command_line(tmp_path, scenes):
-    flags = [
-        "--output",
-        "run",
-        "--data.path",
-        str(scenes),
-        "--steps",
-        "3",
-        "--batch.global",
-        "8",
-        "--data.workers",
-        "0",
-    ]
-    shape = [
-        "--model.encoder.width",
-        "32",
-        "--model.encoder.depth",
-        "1",
-        "--model.predictor.depth",
-        "1",
-        "--log_every",
-        "1",
-    ]
-    first = ijepa("pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "2", cwd=tmp_path)
+    flags = [*SMALL, "--data.path", str(scenes), "--steps", "3"]
+    first = ijepa("pretrain", "vit-tiny-64", *flags, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "step 3/3  loss" in first.stdout and "done: run" in first.stdout
-    again = ijepa("pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "4", cwd=tmp_path)
+    again = ijepa("pretrain", "vit-tiny-64", *flags, "--model.encoder.heads", "4", cwd=tmp_path)
     refused(again, "model.encoder.heads = 2, not 4")
-    never = ijepa(
-        "pretrain", "vit-tiny-64", *flags, *shape, "--model.encoder.heads", "2", "--resume", "never", cwd=tmp_path
-    )
+    never = ijepa("pretrain", "vit-tiny-64", *flags, "--resume", "never", cwd=tmp_path)
     refused(never, "already holds a run")
     diagnosis = ijepa("diagnose", "run", "--data", str(scenes), "--images", "16", cwd=tmp_path)
     assert diagnosis.returncode == 0 and "verdict" in diagnosis.stdout, diagnosis.stderr
@@ -136,6 +121,22 @@ def test_pretraining_from_the_command_line(tmp_path, scenes):
     assert knn.returncode == 0, knn.stderr
     assert "run/evaluations/knn-demo.json" in knn.stdout and "random" in knn.stdout
     assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # told line by line where nobody watches
+
+
+def test_one_truncated_image_stops_no_run(tmp_path, scenes):
+    """Neither training nor the diagnosis, at the start and the end, of the very images it trains on."""
+    from ijepa.data.sources import open_source
+
+    source = open_source(scenes, split="train")
+    (tmp_path / "images").mkdir()
+    for index in range(40):
+        image = source[index].image
+        (tmp_path / "images" / f"{index:02d}.jpg").write_bytes(image[: len(image) // 2] if index == 7 else image)
+    found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", "images", "--steps", "5", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "unreadable, replaced by the next image of its epoch: 07.jpg" in found.stdout
+    rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 5] and all(row["rankme"] > 1 for row in rows)
 
 
 def test_planning_from_the_command_line(tmp_path):

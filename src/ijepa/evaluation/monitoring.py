@@ -1,9 +1,9 @@
 """Diagnosis during pretraining: the target encoder on one fixed batch, as a function that the loop calls.
 
-The batch is decoded once, at the first call, and kept as bytes. The model is run as in pretraining (its target
-encoder is always in eval mode, without gradients) and nothing of its state changes. Where the data have labels,
-the accuracy of a leave-one-out kNN is added: a first sign of learning long before the loss tells. Labels are read
-for that figure and for nothing else; training never sees it.
+The batch is decoded once, at the first call, and kept as bytes; an image that cannot be read gives way to the next one.
+The model is run as in pretraining (its target encoder is always in eval mode, without gradients) and nothing of its
+state changes. Where the data have labels, the accuracy of a leave-one-out kNN is added: a first sign of learning long
+before the loss tells. Labels are read for that figure and for nothing else; training never sees it.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ijepa.data.sources import Source
 from ijepa.evaluation.diagnostics import Moments, figures, nearest_vote
-from ijepa.evaluation.pictures import Indices, choose, crops, pair
+from ijepa.evaluation.pictures import Indices, choose, pair, readable_crops
 from ijepa.model.jepa import IJEPA
 from ijepa.model.vision_transformer import patchify
 
@@ -46,7 +46,7 @@ class _Diagnosis:
     @torch.no_grad()
     def __call__(self, model: IJEPA) -> dict[str, float]:
         if self.pixels is None:
-            self.pixels = crops(self.source, self.chosen, self.size)
+            self.pixels, self.chosen = readable_crops(self.source, self.chosen, self.size)
         device = next(model.target_encoder.parameters()).device
         moments = Moments()
         for pixels in self.pixels.split(_BATCH):

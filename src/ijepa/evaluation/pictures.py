@@ -6,6 +6,7 @@ already has the wanted size goes in untouched.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -48,14 +49,40 @@ def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int
     """
     batch = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     for row, index in zip(batch, indices, strict=True):
-        sample = source[int(index)]
         try:
-            image = decode(sample.image)
-            height, width = image.shape[:2]
+            row.copy_(_crop(source, int(index), size))
         except DecodeError as error:
-            raise Failed(f"{sample.name}: {error}") from error
-        row.copy_(crop_resize(image, center_crop_box(height, width, size, fraction=1.0), size))
+            raise Failed(f"{source.name(int(index))}: {error}") from error
     return batch
+
+
+def readable_crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> tuple[Tensor, Indices]:
+    """Return central crops (n, 3, h, w) uint8 of what can be read, and the sample numbers (n,) they are of.
+
+    An image that cannot be decoded gives way to the next one of the source that can, and that nobody has taken: none
+    is there twice. Where none is left, n is smaller.
+
+    Raises:
+        Failed: none of the source's images can be decoded.
+    """
+    taken, found = {int(index) for index in indices}, {}
+    for first in map(int, indices):
+        for index in (first, *((first + step) % len(source) for step in range(1, len(source)))):
+            if index != first and index in taken:
+                continue
+            taken.add(index)
+            with suppress(DecodeError):
+                found[index] = _crop(source, index, size)
+                break
+    if not found:
+        raise Failed(f"none of the {len(source)} images can be decoded, the first is {source.name(0)}")
+    return torch.stack(list(found.values())), np.array(list(found), dtype=np.int64)
+
+
+def _crop(source: Source, index: int, size: tuple[int, int]) -> Tensor:
+    image = decode(source[index].image)
+    height, width = image.shape[:2]
+    return crop_resize(image, center_crop_box(height, width, size, fraction=1.0), size)
 
 
 @torch.no_grad()

@@ -50,7 +50,11 @@ _DTYPE: torch.dtype | None = None
 
 @dataclass(frozen=True)
 class Callback:
-    """Something to measure on the way: `measure(model)` after every `every` steps, and at the start and the end."""
+    """Something to measure on the way: `measure(model)` after every `every` steps, and at the start and the end.
+
+    A step whose state is saved is saved first: a measurement that fails costs no step, and one that a kill has cut off
+    is made when the run goes on.
+    """
 
     every: int
     measure: Callable[[IJEPA], dict[str, float]]
@@ -119,13 +123,13 @@ def pretrain(
     elif initial:
         all_or_none(world, lambda: place(model, initial))
 
-    def begin() -> None:
+    def begin() -> int:
         if not exists:
             about = {"images": len(source), "ranks": world.size, "strategy": world.strategy}
             start_run(run, recipe, {**about, "resolved": resolved.as_json(), **(info or {})})
-        cut_back(run, start)
+        return cut_back(run, start)
 
-    by_first(world, begin)
+    measured = by_first(world, begin)
     monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank)
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
@@ -135,18 +139,18 @@ def pretrain(
         with _signals() as caught, watch.naming(), collecting() as garbage:
             loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
             flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
-            for step in loop.steps(start, callbacks):
+            for step in loop.steps(start, callbacks, measured):
                 stop = flag.agreed(caught[0] if caught else 0)
                 watch.at(step, "saving")
                 if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                     monitor.flush()
                     state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
                     saver.save(step, model, optimizer, state)
-                if stop and step < lengths.total:
+                if stop or step == lengths.total:
                     saver.finish()
+                if stop and step < lengths.total:
                     raise Stopped(stop, step)
                 garbage.after(step)
-            saver.finish()
     finally:
         watch.close()
         profiling.close()
@@ -203,31 +207,33 @@ class _Loop:
         data = self.recipe.data
         self.order = Order(self.recipe.seed, len(self.source), data.order, data.block, data.window)
 
-    def steps(self, start: int, callbacks: Sequence[Callback]) -> Iterator[int]:
-        """Take the steps after `start`, yielding the number of each finished one."""
+    def steps(self, start: int, callbacks: Sequence[Callback], measured: int) -> Iterator[int]:
+        """Take the steps after `start`, yielding the number of each finished one, and then measure what is due.
+
+        Of the measurements due after step `start` itself, the first `measured` are there already.
+        """
         batches = self._loader().iterate(start, self.lengths.total)
-        if start == 0:
-            self._call(callbacks, 0)
         try:
+            self._call(callbacks, start, measured)
             for step in range(start, self.lengths.total):
                 self.profiling.before(step + 1)
                 self._step(step, batches)
                 if written := self.profiling.after(step + 1):
                     self.monitor.say(f"profile: {written}")
-                self._call(callbacks, step + 1)
                 yield step + 1
+                self._call(callbacks, step + 1)
         finally:
             close = getattr(batches, "close", None)
             if close:
                 close()
 
-    def _call(self, callbacks: Sequence[Callback], step: int) -> None:
-        for callback in callbacks:
-            if step % callback.every == 0 or step == self.lengths.total:
-                self.watch.at(step, "diagnosing")
-                self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
-                for line in callback.remarks() if self.world.rank == 0 else ():
-                    self.monitor.say(line)
+    def _call(self, callbacks: Sequence[Callback], step: int, measured: int = 0) -> None:
+        due = [callback for callback in callbacks if step % callback.every == 0 or step == self.lengths.total]
+        for callback in due[measured:]:
+            self.watch.at(step, "diagnosing")
+            self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
+            for line in callback.remarks() if self.world.rank == 0 else ():
+                self.monitor.say(line)
 
     def _loader(self) -> Loader:
         recipe, encoder = self.recipe, self.recipe.model.encoder

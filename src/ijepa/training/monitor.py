@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from ijepa.errors import Failed
+from ijepa.files import write_text
 from ijepa.training.run import Run
 from ijepa.training.schedules import Rates
 
@@ -116,27 +117,40 @@ class Monitor:
             self._show.close()
 
 
-def cut_back(run: Run, step: int) -> None:
-    """Cut all three files back to `step`: what a killed run wrote after its last checkpoint is written again."""
-    for file in (run.metrics_file, run.timings_file, run.diagnostics_file):
+def cut_back(run: Run, step: int) -> int:
+    """Cut all three files back to `step`: what a killed run wrote after its last checkpoint is written again.
+
+    Returns:
+        How many measurements after `step` itself are kept; a kill may have cut off others.
+
+    Raises:
+        Failed: when the disk refuses; the file named is as it was.
+    """
+    for file in (run.metrics_file, run.timings_file):
         _cut(file, step)
+    return sum(row["step"] == step for row in _cut(run.diagnostics_file, step))
 
 
-def _cut(file: Path, step: int) -> None:
+def _cut(file: Path, step: int) -> list[dict[str, Any]]:
+    """Cut a file back and return the rows that stay."""
     if not file.exists():
-        return
-    kept = []
-    for line in file.read_text().splitlines(keepends=True):
+        return []
+    whole, rows, kept = file.read_text(), [], []
+    for line in whole.splitlines(keepends=True):
         try:
             row = json.loads(line) if line.endswith("\n") else None
         except ValueError:
             row = None
         if row is None or row["step"] > step:
             break
+        rows.append(row)
         kept.append(line)
-    beside = file.with_name(f".{file.name}.cut")
-    beside.write_text("".join(kept))
-    beside.replace(file)
+    if (text := "".join(kept)) != whole:
+        try:
+            write_text(file, text)
+        except OSError as error:
+            raise Failed(f"{file}: cannot be cut back to step {step}: {error.strerror}") from None
+    return rows
 
 
 def _metrics(record: StepRecord, values: dict[str, float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe
+from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, Stopped, pretrain
 from tests.conftest import TINY
@@ -229,11 +230,45 @@ def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
 
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, checkpoint__every=100)
     with pytest.raises(
-        Failed, match=r"2 steps in a row had a non-finite gradient .*step \d with .*train-.* and \d+ more|with"
+        Failed, match=r"^2 steps in a row had a non-finite gradient .*the last is step 2 with \S*train-\d+.*; lower the"
     ):
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["void"] and row["loss"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("every", "log_every", "diagnosed"), [(100, 10, False), (1, 10, False), (3, 7, False), (100, 10, True)]
+)
+def test_void_steps_are_counted_in_a_row_however_they_are_read(
+    scenes, tmp_path, monkeypatch, every, log_every, diagnosed
+):
+    """Whether a reading, a checkpoint or a measurement had the values read from the device."""
+    void: set[int] = set()
+
+    def poisoned(model, optimizer):
+        poisoned.step += 1
+        if poisoned.step in void:
+            model.predictor.mask_token.grad.fill_(float("nan"))
+        return real(model, optimizer)
+
+    def go(run: str) -> None:
+        poisoned.step = 0
+        callbacks = [Callback(2, lambda model: {})] if diagnosed else []
+        pretrain(chosen, source(scenes), tmp_path / run, callbacks=callbacks, quiet=True)
+
+    real = loop.gradient_norm
+    monkeypatch.setattr(loop, "gradient_norm", poisoned)
+    small = {"steps": 21, "batch": {"global": 2}, "optimizer": {"nonfinite_limit": 2}}
+    chosen = recipe(scenes, **small, checkpoint__every=every, log_every=log_every)
+    void |= {1, 2, 4, 5, 7, 10, 14, 20, 21}  # never three in a row
+    go("some")
+    state = json.loads((list_checkpoints(tmp_path / "some/checkpoints")[-1] / "state.json").read_text())
+    assert state["counts"]["void_in_a_row"] == 2
+    void |= {6}
+    with pytest.raises(Failed, match=r"^3 steps in a row .* the last is step 6 "):
+        go("many")
+    assert poisoned.step <= 6 + log_every
 
 
 def test_refusals_write_nothing(scenes, tmp_path, whole):

@@ -143,7 +143,7 @@ def pretrain(
                 stop = flag.agreed(caught[0] if caught else 0)
                 watch.at(step, "saving")
                 if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
-                    monitor.flush()
+                    loop.read()
                     state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
                     saver.save(step, model, optimizer, state)
                 if stop or step == lengths.total:
@@ -230,6 +230,7 @@ class _Loop:
     def _call(self, callbacks: Sequence[Callback], step: int, measured: int = 0) -> None:
         due = [callback for callback in callbacks if step % callback.every == 0 or step == self.lengths.total]
         for callback in due[measured:]:
+            self.read()
             self.watch.at(step, "diagnosing")
             self.monitor.diagnose(step, lambda call=callback: call.measure(self.model))  # type: ignore[misc]
             for line in callback.remarks() if self.world.rank == 0 else ():
@@ -297,7 +298,16 @@ class _Loop:
         record = StepRecord(
             step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
         )
-        for row in self.monitor.add(record):
+        if self.monitor.add(record):
+            self.read()
+
+    def read(self) -> None:
+        """Have the monitor read and write what is pending, and act on it.
+
+        Raises:
+            Failed: too many void steps in a row.
+        """
+        for row in self.monitor.flush():
             self._watch(row)
 
     @torch.no_grad()

@@ -63,10 +63,10 @@ class Monitor:
         else:
             self._show = _Bar(total, start) if sys.stdout.isatty() else _Lines()
 
-    def add(self, record: StepRecord) -> list[dict[str, Any]]:
-        """Take a step; return the metrics of all steps since the last reading when this one is due, else none."""
+    def add(self, record: StepRecord) -> bool:
+        """Take a step; return whether a reading, `flush`, is due."""
         self._pending.append(record)
-        return self.flush() if record.step % self.log_every == 0 or record.step == self.total else []
+        return record.step % self.log_every == 0 or record.step == self.total
 
     def flush(self) -> list[dict[str, Any]]:
         """Read what is pending off the device, write it, show it, and return its metrics."""
@@ -98,7 +98,6 @@ class Monitor:
 
     def diagnose(self, step: int, measure: Callable[[], dict[str, float]]) -> None:
         """Take a callback's measurement after `step`; its time counts as no step's."""
-        self.flush()
         begun = time.perf_counter()
         _append(self._diagnostics, [{"step": step, **measure()}])
         self._paused += time.perf_counter() - begun

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ijepa.__main__ import main
 from ijepa.cli import cli
 from ijepa.recipe import Recipe
 
@@ -41,9 +42,29 @@ def test_help_does_not_wait_for_torch():
 
 def test_every_field_of_the_recipe_is_in_the_help():
     text = CliRunner().invoke(cli, ["pretrain", "--help"]).output
-    for key, _, meaning in Recipe.leaves():
+    for key, _, meaning, _ in Recipe.leaves():
         assert f"--{key} " in text and meaning.split()[0] in text
     assert "Recipe: optimizer" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "words", "default"),
+    [
+        ("precision.fp8", "none|tensorwise|rowwise", "none"),
+        ("precision.attention", "auto|flash|cudnn|efficient|math", "auto"),
+        ("model.encoder.initial", "normal|xavier", "normal"),
+        ("parallel.static", "BOOL|auto", "auto"),
+        ("data.workers", "N|auto", "auto"),
+        ("model.image_size", "HEIGHT,WIDTH", "224,224"),
+        ("optimizer.betas", "LOW,HIGH", "0.9,0.95"),
+        ("schedule.warmup", "LENGTH", "40 epochs"),
+        ("epochs", "X", None),
+    ],
+)
+def test_help_says_what_a_flag_takes_and_its_default(flag, words, default):
+    text = CliRunner().invoke(cli, ["pretrain", "--help"]).output
+    mine, _, rest = text.partition(f"  --{flag} {words}")[2].partition("\n  --")
+    assert rest and (f"[default: {default}]" in " ".join(mine.split()) if default else "default" not in mine)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +80,13 @@ def test_every_field_of_the_recipe_is_in_the_help():
         ),
         (
             ["pretrain", "vit-tiny-64", "--precision.autocast", "bf61"],
-            ["precision.autocast = 'bf61'", "did you mean bf16?"],
+            ["ijepa: --precision.autocast bf61: ", "did you mean bf16?"],
         ),
+        (["pretrain", "mine.yaml"], ["mine.yaml: precision.autocast = 'bf61'", "did you mean bf16?"]),
+        (["pretrain", "vit-tiny-64", "--data.crop_ratio", "0,1"], ["--data.crop_ratio 0,1: ", "give more than 0"]),
+        (["pretrain", "vit-tiny-64", "--data.crop_scale=-1,1"], ["--data.crop_scale -1,1: ", "give more than 0"]),
+        (["pretrain", "vit-tiny-64", "--optimizer.betas", ".9,1.5"], ["--optimizer.betas .9,1.5: ", "less than 1"]),
+        (["pretrain", "photo.jpg"], ["photo.jpg", "is no text"]),
         (["pretrain", "vit-tiny-64", "--data.path", "nowhere"], ["data.path", "nowhere", "does not exist"]),
         (["pretrain", "vit-tiny-64", "--data.path", "empty"], ["data.path", "empty"]),
         (["pretrain", "vit-tiny-64", "--data.path", "texts"], ["data.path", "texts", ".txt"]),
@@ -80,6 +106,8 @@ def test_refusals_are_one_line_and_write_nothing(arguments, words, tmp_path, sce
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("not an image")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "mine.yaml").write_text("{base: vit-tiny-64, precision: {autocast: bf61}}")
     (tmp_path / "cut").mkdir()
     whole = sorted(scenes.glob("train-*.tar"))[0].read_bytes()
     (tmp_path / "cut" / "train-0000.tar").write_bytes(whole[: len(whole) // 2])
@@ -91,6 +119,22 @@ def test_refusals_are_one_line_and_write_nothing(arguments, words, tmp_path, sce
 def test_debug_keeps_the_traceback():
     found = ijepa("pretrain", "vit-smal-16", "--debug")
     assert found.returncode != 0 and "Traceback" in found.stderr
+
+
+def test_what_nobody_foresaw_is_one_line_too(monkeypatch, capsys):
+    def broken(*arguments, **options):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(sys, "argv", ["ijepa", "pretrain", "vit-tiny-64"])
+    monkeypatch.setattr(Recipe, "load", broken)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 1 and found[0].startswith("ijepa: ZeroDivisionError: division by zero; run again with --debug")
+    monkeypatch.setattr(sys, "argv", ["ijepa", "pretrain", "vit-tiny-64", "--debug"])
+    with pytest.raises(ZeroDivisionError):
+        main()
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path):

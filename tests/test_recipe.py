@@ -60,9 +60,21 @@ def test_the_mission_number_by_number():
         ({"precision.autocast": "bf61"}, "precision.autocast = 'bf61'.*did you mean bf16?"),
         ({"optimizer.lr_encoder": "fast"}, "optimizer.lr_encoder = 'fast': .*number"),
         ({"optimizer.lr_encoder": "nan"}, "optimizer.lr_encoder = 'nan': .*finite"),
-        ({"optimizer.betas": ".9"}, "optimizer.betas"),
+        ({"optimizer.lr_encoder": "fast"}, "; give a number$"),
+        ({"optimizer.betas": ".9"}, "optimizer.betas = '.9': must be two numbers, such as .9,.95"),
+        ({"optimizer.betas": ".9,1.5"}, "optimizer.betas = '1.5': .*; give less than 1$"),
+        ({"optimizer.betas": [-0.1, 0.9]}, "optimizer.betas = -0.1: .*; give 0 or more$"),
+        ({"data.crop_ratio": "0,1"}, "data.crop_ratio = '0': .*; give more than 0$"),
+        ({"data.crop_scale": "-1,1"}, "data.crop_scale = '-1': .*; give more than 0$"),
+        ({"data.crop_scale": "0.5,5"}, "data.crop_scale = '5': .*; give at most 1$"),
+        ({"mask.target_scale": "0,.2"}, "mask.target_scale = '0': .*; give more than 0$"),
+        ({"data.crop_scale": [0.5, None]}, "data.crop_scale = None: .*; give a number$"),
+        ({"deterministic": "maybe"}, "deterministic = 'maybe': .*; give true or false$"),
+        ({"checkpoint.every": "0"}, "checkpoint.every = '0': .*; give 1 or more$"),
+        ({"data.workers": "many"}, "data.workers = 'many': .*; give a whole number or 'auto'$"),
+        ({"precision.autocast": 16}, "precision.autocast = 16: .*; give 'auto', 'none' or 'bf16'$"),
         ({"mask.target_scale": ".2,.1"}, "mask.target_scale = '.2,.1': the low end is above the high end"),
-        ({"mask.target_scale": ".2,x"}, "mask.target_scale"),
+        ({"mask.target_scale": ".2,x"}, "mask.target_scale = 'x': .*; give a number$"),
         ({"model.image_size": "230"}, "model.image_size = 230: patch_size 16 does not divide it; try 224"),
         ({"model.encoder.heads": "7"}, "model.encoder.heads = 7: does not divide the width 1280"),
         ({"model.patch_size": "56"}, "no block of whole patches .* 4x4 grid"),
@@ -93,11 +105,24 @@ def test_files_that_are_no_recipe(tmp_path):
         with pytest.raises(Refused, match=message) as caught:
             Recipe.load(file)
         assert "\n" not in str(caught.value)
+    file.write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    with pytest.raises(Refused, match=r"mine.yaml: is no text; give a preset's name or a YAML file"):
+        Recipe.load(file)
     file.write_text(f"base: {file}\n")
     with pytest.raises(Refused, match="is its own base"):
         Recipe.load(file)
     with pytest.raises(Refused, match=r"did you mean vit-small-16\?"):
         Recipe.load("vit-smal-16")
+
+
+@pytest.mark.parametrize("text", [".8,.9", "[.8, .9]", ".8 .9", [0.8, 0.9]])
+def test_pairs_are_read_as_people_write_them(text):
+    recipe = Recipe.load("scenes", {"optimizer.betas": text, "data.crop_scale": text, "data.crop_ratio": text})
+    assert recipe.optimizer.betas == recipe.data.crop_scale == recipe.data.crop_ratio == (0.8, 0.9)
+
+
+def test_decays_may_fall():
+    assert Recipe.load("scenes", {"optimizer.betas": ".9,0"}).optimizer.betas == (0.9, 0.0)
 
 
 def test_a_file_builds_on_a_base_and_flags_on_both(tmp_path):

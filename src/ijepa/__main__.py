@@ -29,6 +29,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except Exception as error:  # a defect of ours, or a machine that gave out: still one line
+        if "--debug" in sys.argv:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        _complain(f"{what}; run again with --debug for the traceback, and please report it")
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,8 +1,8 @@
 """The two ways a command ends badly on purpose, each as one line for the person who typed it.
 
 `Refused` is bad input, found before anything was written: exit code 2. `Failed` is something that went wrong
-in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours and keeps
-its traceback under `--debug`.
+in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours:
+one line too, exit code 1, and `--debug` shows its traceback.
 """
 
 from collections.abc import Iterable

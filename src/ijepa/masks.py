@@ -25,7 +25,7 @@ from pydantic import Field
 
 from ijepa.errors import Refused
 from ijepa.randomness import Stream, Words, below, uniform, words
-from ijepa.section import Range, Section
+from ijepa.section import Ratios, Section, Shares
 
 ATTEMPTS = 16
 _WORDS_PER_BLOCK = 4  # area, aspect, row, column
@@ -40,13 +40,13 @@ class MaskRule(Section):
 
     targets: int = Field(4, ge=1, le=16)
     """Target blocks an image."""
-    target_scale: Range = (0.15, 0.2)
+    target_scale: Shares = (0.15, 0.2)
     """Area of a target block, as a share of the image."""
-    target_aspect: Range = (0.75, 1.5)
+    target_aspect: Ratios = (0.75, 1.5)
     """Aspect ratio of a target block, height over width."""
-    context_scale: Range = (0.85, 1.0)
+    context_scale: Shares = (0.85, 1.0)
     """Area of the context block before the targets are taken out, as a share of the image."""
-    context_aspect: Range = (1.0, 1.0)
+    context_aspect: Ratios = (1.0, 1.0)
     """Aspect ratio of the context block, height over width."""
     min_context: int = Field(10, ge=1)
     """Context patches an image keeps at the least."""
@@ -58,10 +58,6 @@ class MaskRule(Section):
             Refused: when no block of whole patches comes near the rule's area and aspect, or when one target
                 block could leave fewer than `min_context` patches of context.
         """
-        for key in ("target_scale", "target_aspect", "context_scale", "context_aspect"):
-            low, high = getattr(self, key)
-            if low <= 0 or (key.endswith("scale") and high > 1):
-                raise Refused(f"mask.{key} = {low},{high}", "out of range", "shares lie in (0, 1], aspects above 0")
         height, width = grid
         rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
         area = rows * columns / (height * width)
@@ -119,7 +115,7 @@ def draw_masks(rule: MaskRule, grid: tuple[int, int], seed: int, positions: npt.
 
 
 def block_sizes(
-    area: Words, aspect: Words, scale: Range, ratio: Range, grid: tuple[int, int]
+    area: Words, aspect: Words, scale: Shares, ratio: Ratios, grid: tuple[int, int]
 ) -> tuple[Integers, Integers]:
     """Turn random words into whole block heights and widths, by the rounding stated above."""
     high, wide = _continuous(area, aspect, scale, ratio, grid)
@@ -127,7 +123,7 @@ def block_sizes(
 
 
 def _continuous(
-    area: Words, aspect: Words, scale: Range, ratio: Range, grid: tuple[int, int]
+    area: Words, aspect: Words, scale: Shares, ratio: Ratios, grid: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     share = scale[0] + (scale[1] - scale[0]) * uniform(area)
     shape = ratio[0] + (ratio[1] - ratio[0]) * uniform(aspect)
@@ -138,7 +134,7 @@ def _round(length: npt.NDArray[np.float64], limit: int) -> Integers:
     return np.clip(np.rint(length).astype(np.int64), 1, limit)
 
 
-def _blocks(draw: Words, scale: Range, ratio: Range, grid: tuple[int, int]) -> Booleans:
+def _blocks(draw: Words, scale: Shares, ratio: Ratios, grid: tuple[int, int]) -> Booleans:
     """Draw blocks from words (..., 4) as membership (..., H, W)."""
     high, wide = block_sizes(draw[..., 0], draw[..., 1], scale, ratio, grid)
     top, left = below(draw[..., 2], grid[0] - high + 1), below(draw[..., 3], grid[1] - wide + 1)
@@ -175,15 +171,15 @@ def _give_up_targets(
             return
 
 
-def _largest(scale: Range, ratio: Range, grid: tuple[int, int]) -> int:
+def _largest(scale: Shares, ratio: Ratios, grid: tuple[int, int]) -> int:
     return max(_corner_areas(scale[1], ratio, grid))
 
 
-def _smallest(scale: Range, ratio: Range, grid: tuple[int, int]) -> int:
+def _smallest(scale: Shares, ratio: Ratios, grid: tuple[int, int]) -> int:
     return min(_corner_areas(scale[0], ratio, grid))
 
 
-def _corner_areas(share: float, ratio: Range, grid: tuple[int, int]) -> list[int]:
+def _corner_areas(share: float, ratio: Ratios, grid: tuple[int, int]) -> list[int]:
     """Whole areas of blocks of one area share, over a fine sweep of the aspect's range."""
     shape = np.linspace(ratio[0], ratio[1], 257)
     high = _round(grid[0] * np.sqrt(share * shape), grid[0])

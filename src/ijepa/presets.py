@@ -31,7 +31,10 @@ def read_layers(name_or_path: str, *, seen: tuple[str, ...] = ()) -> tuple[dict[
         if not path.is_file():
             mend = did_you_mean(name_or_path, presets()) + ", or a YAML file's path"
             raise Refused(f"recipe {name_or_path}", "no preset or file of that name", mend)
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise Refused(where, "is no text", "give a preset's name or a YAML file") from None
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:

@@ -17,7 +17,7 @@ from ijepa.errors import Refused
 from ijepa.masks import MaskRule
 from ijepa.presets import lay, read_layers
 from ijepa.quantities import Length, Size, Stretch
-from ijepa.section import Range, Section
+from ijepa.section import Decays, Ratios, Section, Shares
 
 Auto = Literal["auto"]
 
@@ -115,9 +115,9 @@ class Data(Section):
     """Neighbouring images of a run, with order: blocks."""
     window: int = Field(64, ge=1)
     """Runs whose images are mixed, with order: blocks."""
-    crop_scale: Range = (0.3, 1.0)
+    crop_scale: Shares = (0.3, 1.0)
     """Area of a random crop, as a share of the image."""
-    crop_ratio: Range = (3 / 4, 4 / 3)
+    crop_ratio: Ratios = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop, width over height."""
     replaced_limit: float = Field(0.01, ge=0, le=1)
     """Share of unreadable images above which the run stops."""
@@ -139,7 +139,7 @@ class Optimizer(Section):
     """Peak learning rate of the context encoder."""
     lr_predictor: float = Field(1.5e-3, gt=0)
     """Peak learning rate of the predictor."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Decays = (0.9, 0.95)
     """Decay of the moment estimates."""
     eps: float = Field(1e-8, gt=0)
     """Added to the denominator."""

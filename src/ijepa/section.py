@@ -1,9 +1,10 @@
 """What every typed section of a recipe or protocol shares: frozen, unknown keys refused, errors as one line."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ijepa.errors import Refused, did_you_mean
 
@@ -31,14 +32,14 @@ class Section(BaseModel):
             raise Refused(f"{where}: {error.where}", error.problem, error.mend) from None
 
     @classmethod
-    def leaves(cls, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-        """Yield (dotted key, annotation, help text) of every field that is not itself a section."""
+    def leaves(cls, prefix: str = "") -> Iterator[tuple[str, Any, str, Any]]:
+        """Yield (dotted key, annotation, help text, default) of every field that is not itself a section."""
         for name, field in cls.model_fields.items():
             key, kind = prefix + (field.alias or name), section_of(field.annotation)
             if kind is not None:
                 yield from kind.leaves(key + ".")
             else:
-                yield key, field.annotation, " ".join((field.description or "").split())
+                yield key, field.annotation, " ".join((field.description or "").split()), field.default
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -71,28 +72,66 @@ def _refusal(cls: type[Section], error: ValidationError, where: str) -> Refused:
         known = [field.alias or name for name, field in parent.model_fields.items()]
         return Refused(f"{where}: {key}", "unknown key", did_you_mean(path[-1], known))
     value, message = first.get("input"), first["msg"].removeprefix("Value error, ")
-    expected = first.get("ctx", {}).get("expected")
-    mend = ""
-    if first["type"] == "literal_error" and isinstance(value, str) and expected:
-        mend = did_you_mean(value, [word.strip(" '") for word in str(expected).replace(" or ", ",").split(",")])
     if first["type"] == "missing":
         return Refused(f"{where}: {key}", "missing", "give it a value")
+    # A union is refused once for each of its alternatives: the mend names them all.
+    depth = len(first["loc"]) - len(location) + len(path)
+    tried = [each for each in error.errors() if each["loc"][:depth] == first["loc"][:depth]]
+    words = re.findall("'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
+    if isinstance(value, str) and words:
+        mend = did_you_mean(value, words)
+    else:
+        wanted = dict.fromkeys(
+            _WANTED[each["type"]].format(**each.get("ctx", {})) for each in tried if each["type"] in _WANTED
+        )
+        mend = "give " + " or ".join(wanted) if wanted else ""
     return Refused(f"{where}: {key} = {value!r}", message[:1].lower() + message[1:], mend)
 
 
-def _range(value: Any) -> Any:
-    """Read `.15,.2`, `.15 .2` or one number as a pair, as flags give them."""
+_WANTED = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), "a number"),
+    **dict.fromkeys(("string_type",), "a word"),
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+}
+"""What to give, by pydantic's names of what was wrong."""
+
+
+def _pair(value: Any) -> Any:
+    """Read `.9,.95`, `.9 .95` or `[.9, .95]` as a pair, as flags give them."""
     if isinstance(value, str):
-        parts = value.strip("[]() ").replace(",", " ").split()
-        value = tuple(parts * 2 if len(parts) == 1 else parts)
-    if isinstance(value, int | float):
-        value = (value, value)
+        value = value.strip("[]() ").replace(",", " ").split()
     if not (isinstance(value, list | tuple) and len(value) == 2):
-        raise ValueError("must be two numbers, low and high, such as .15,.2")
-    if float(value[0]) > float(value[1]):
-        raise ValueError("the low end is above the high end")
+        raise ValueError("must be two numbers, such as .9,.95")
     return tuple(value)
 
 
-Range = Annotated[tuple[float, float], BeforeValidator(_range)]
-"""A closed interval, low first; flags and files may give `.15,.2`, `[.15, .2]` or one number."""
+def _ends(value: Any) -> Any:
+    """Read a pair, or one number as both."""
+    if isinstance(value, str) and len(value.strip("[]() ").replace(",", " ").split()) == 1:
+        value = [value.strip("[](), ")]
+    if isinstance(value, int | float):
+        value = [value]
+    return tuple(value) * 2 if isinstance(value, list | tuple) and len(value) == 1 else _pair(value)
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError("the low end is above the high end")
+    return value
+
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Ratio = Annotated[float, Field(gt=0)]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+Shares = Annotated[tuple[_Share, _Share], BeforeValidator(_ends), AfterValidator(_ascending)]
+"""A closed interval within (0, 1], low first; flags and files may give `.15,.2`, `[.15, .2]` or one number."""
+Ratios = Annotated[tuple[_Ratio, _Ratio], BeforeValidator(_ends), AfterValidator(_ascending)]
+"""A closed interval above 0, given likewise."""
+Decays = Annotated[tuple[_Decay, _Decay], BeforeValidator(_pair)]
+"""Two decays within [0, 1), in any order."""

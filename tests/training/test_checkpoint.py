@@ -119,3 +119,6 @@ def test_state_of_another_format_is_refused(tmp_path):
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(Refused, match="format 99"):
         load_checkpoint(path, *built())
+    (path / "state.json").write_text(json.dumps({**state, "step": None}))
+    with pytest.raises(Refused, match=r"state.json: step is missing; use an earlier checkpoint"):
+        load_checkpoint(path, *built())

@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, overrides
+from ijepa.cli.options import RecipeCommand, debug_option, load_recipe
 from ijepa.errors import Refused
-from ijepa.recipe import Recipe
 
 
 @click.group()
@@ -42,7 +41,7 @@ def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> N
     """One training step of RECIPE on random pixels, by parts, beside what the machine's matrix products reach."""
     from ijepa.bench import bench_step as run
 
-    loaded = Recipe.load(recipe, overrides(fields))
+    loaded = load_recipe(recipe, fields)
     micro = loaded.batch.micro
     _keep(run(loaded, micro=16 if micro == "auto" else micro, steps=count, threads=None, echo=click.echo), output)
 

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from ijepa.errors import Refused
+from ijepa.quantities import Length
 from ijepa.recipe import Recipe
 
 WEIGHTS_HELP = "WEIGHTS is a run, a checkpoint folder, a weights folder, or the name of weights that come along."
@@ -19,9 +21,10 @@ class RecipeCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for key, annotation, text in Recipe.leaves():
+        for key, annotation, text, default in Recipe.leaves():
+            help_ = text if default in (None, "") else f"{text}  [default: {_typed(default)}]"
             metavar = _metavar(annotation)
-            self.params.append(click.Option([f"--{key}", identifier(key)], metavar=metavar, help=text, default=None))
+            self.params.append(click.Option([f"--{key}", identifier(key)], metavar=metavar, help=help_, default=None))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List options under the section that they belong to."""
@@ -30,7 +33,7 @@ class RecipeCommand(click.Command):
             record = param.get_help_record(ctx)
             if record:
                 name = (param.name or "").replace("__", ".")
-                dotted = any(name == key for key, _, _ in Recipe.leaves())
+                dotted = any(name == key for key, *_ in Recipe.leaves())
                 head = "Options" if not dotted else f"Recipe: {name.rpartition('.')[0] or 'run'}"
                 groups.setdefault(head, []).append(record)
         for head in sorted(groups, key=lambda head: (head != "Options", head != "Recipe: run")):
@@ -44,22 +47,39 @@ def identifier(key: str) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    words = str(annotation)
-    for part, name in (("Length", "LENGTH"), ("tuple", "LOW,HIGH"), ("int", "N"), ("float", "X"), ("bool", "BOOL")):
-        if part in words:
-            return name
-    return "WORD"
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(parts)
+    if get_origin(annotation) is tuple:
+        return "HEIGHT,WIDTH" if parts[0] is int else "LOW,HIGH"
+    if parts:
+        return "|".join(_metavar(part) for part in parts if part is not type(None))
+    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "WORD")
 
 
-def overrides(fields: dict[str, str | None]) -> dict[str, Any]:
-    """Return the flags given, by dotted key; `none` clears an optional field, the recipe's types read the rest."""
-    given = {key: fields[identifier(key)] for key, _, _ in Recipe.leaves()}
-    optional = {key for key, annotation, _ in Recipe.leaves() if "None" in str(annotation)}
-    return {
-        key: None if key in optional and value.lower() in ("none", "null") else value
-        for key, value in given.items()
-        if value is not None
-    }
+def _typed(value: Any) -> str:
+    """Return a value as a flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_typed, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
+    """Load a recipe and lay the flags given over it; `none` clears an optional field, the recipe's types read the rest.
+
+    Raises:
+        Refused: naming the flag at fault, or the file and its key.
+    """
+    typed = {key: value for key, *_ in Recipe.leaves() if (value := fields[identifier(key)]) is not None}
+    optional = {key for key, annotation, *_ in Recipe.leaves() if type(None) in get_args(annotation)}
+    clears = {key for key, value in typed.items() if key in optional and value.lower() in ("none", "null")}
+    try:
+        return Recipe.load(name_or_path, {key: None if key in clears else value for key, value in typed.items()})
+    except Refused as error:
+        for key, value in typed.items():
+            if f": {key} = " in error.where:
+                raise Refused(f"--{key} {value}", error.problem, error.mend) from None
+        raise
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,13 +6,15 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, first_process, open_images, overrides
+from ijepa.cli.options import RecipeCommand, debug_option, first_process, load_recipe, open_images
 from ijepa.errors import Failed, Refused
 from ijepa.presets import presets
 from ijepa.recipe import Recipe
 
+_EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that says nothing; presets say much."
 
-@click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
+
+@click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/NAME if not given.")
 @click.option(
@@ -49,7 +51,7 @@ def pretrain(
     **fields: Any,
 ) -> None:
     """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
-    loaded = Recipe.load(recipe, overrides(fields))
+    loaded = load_recipe(recipe, fields)
     if dry_run:
         from ijepa.plan import describe
 
@@ -104,7 +106,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder
     return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
 
 
-@click.command(cls=RecipeCommand, epilog="Presets: " + ", ".join(presets()))
+@click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
 @click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="a100, h100, h200 or b200.")
 @click.option("--gpus", type=int, default=8, show_default=True, help="How many; must divide batch.global.")
@@ -135,7 +137,7 @@ def plan(
     from ijepa.plan import outlook
     from ijepa.planning.page import show
 
-    loaded = Recipe.load(recipe, overrides(fields))
+    loaded = load_recipe(recipe, fields)
     if file is not None and not file.absolute().parent.is_dir():
         raise Refused(f"--json {file}", f"{file.parent} is no folder")
     source = open_images(loaded.data.path) if loaded.data.path else None

@@ -16,7 +16,7 @@ from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
 from ijepa.evaluation.propagation_protocol import PropagationProtocol
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
-from ijepa.section import Range, Section
+from ijepa.section import Section, Shares
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -79,7 +79,7 @@ class LinearProtocol(ImageProtocol):
     """Epochs at which the rate is divided by 10; if none, it falls to 0 by a cosine."""
     augment: bool = False
     """Train on random resized crops, flipped half of the time, their features made as heads train, not cached."""
-    crop_scale: Range = (0.08, 1.0)
+    crop_scale: Shares = (0.08, 1.0)
     """Bounds of a crop's share of the image's area."""
     standardise: bool = True
     """Bring every dimension to mean 0 and deviation 1 over the train set."""

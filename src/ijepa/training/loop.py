@@ -165,6 +165,8 @@ def _open(
     """Return the run, whether it exists, its last checkpoint if it has one, and what `auto` is; write nothing."""
     run, exists = open_run(output, recipe, resume=resume)
     earlier = run.info() if exists else None
+    if earlier is not None and not {"images", "resolved"} <= earlier.keys():
+        raise Refused(run.info_file, "is not what a run writes there", "restore it, or give another --output")
     if earlier is not None and earlier["images"] != images:
         raise Refused(
             run.info_file,

@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -112,7 +113,8 @@ class Monitor:
             self.flush()
         finally:
             for file in (self._metrics, self._timings, self._diagnostics):
-                file.close()
+                with suppress(OSError):  # what a full disk did not take has been complained of when it was written
+                    file.close()
             self._show.close()
 
 

@@ -56,6 +56,8 @@ class Stored:
             raise Refused(
                 path / "state.json", f"format {self.state.get('format')}", f"this version reads format {FORMAT}"
             )
+        if type(self.state.get("step")) is not int:
+            raise Refused(path / "state.json", "step is missing", "use an earlier checkpoint")
         self._pieces: dict[str, list[Piece]] = defaultdict(list)
         shards = self.state.get("shards")
         files = shards if shards is not None else {f"{part}.safetensors": None for part in (*PARTS, "optimizer")}

@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check clean
 
 install: .venv/installed
 

@@ -1,7 +1,8 @@
 """Gather the demo over seeds: python benchmarks/seeds.py RUN RUN RUN --output benchmarks/results/demo-seeds.json
 
 Each RUN is the folder of an `ijepa demo --seed N --output RUN`. For every protocol the margin is the trained encoder's
-figure less the better one of the same architecture at random initialisation and raw pixels.
+figure less the better one of the same architecture at random initialisation and raw pixels. The demo's wall time, whole
+and by part, stands beside each run.
 """
 
 import json
@@ -18,7 +19,10 @@ def gather(runs: list[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {"runs": []}
     for run in runs:
         info = json.loads((run / "run.json").read_text())
-        found["runs"].append({key: info[key] for key in ("seed", "versions", "commit", "devices")})
+        about = {key: info[key] for key in ("seed", "versions", "commit", "devices")}
+        times = run / "demo.json"  # there unless the demo was interrupted
+        about["wall"] = json.loads(times.read_text()) if times.is_file() else None
+        found["runs"].append(about)
     for kind, figure in FIGURES.items():
         rows: dict[str, list[float]] = {}
         for run in runs:

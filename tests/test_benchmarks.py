@@ -32,6 +32,7 @@ def test_seeds_gathers_margins(demo: Path, tmp_path: Path) -> None:
     script("seeds.py", demo, demo, "--output", tmp_path / "seeds.json")
     found = json.loads((tmp_path / "seeds.json").read_text())
     assert found["runs"][0]["seed"] == 0
+    assert found["runs"][0]["wall"] == json.loads((demo / "demo.json").read_text())
     for kind, figure in (("linear", "top1"), ("knn", "top1"), ("segmentation", "miou")):
         rows = json.loads((demo / "evaluations" / f"{kind}-demo.json").read_text())["rows"]
         value = {row["encoder"]: 100 * row[figure] for row in rows}

@@ -6,7 +6,10 @@ table and one HTML page.
 """
 
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ijepa import randomness
 from ijepa.data.sources import open_source
+from ijepa.errors import Refused
 from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.evaluation.run import evaluate
+from ijepa.files import read_json, write_json
 from ijepa.interop.weights import shipped_weights
-from ijepa.prepare.scenes import write_scenes
+from ijepa.prepare.scenes import VERSION, write_scenes
 from ijepa.recipe import Recipe
 from ijepa.report.page import write_report
 from ijepa.training.loop import Callback, pretrain
@@ -27,6 +33,7 @@ from ijepa.training.monitor import duration
 IMAGES = 12000
 KINDS = ("linear", "knn", "segmentation")
 SHIPPED = "scenes"
+TIMES = "demo.json"
 _DIAGNOSE_EVERY = 500
 
 
@@ -41,35 +48,71 @@ class Journey:
 def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[str, Any] | None = None) -> Journey:
     """Go the journey into `output`; a demo that was interrupted goes on where it stopped.
 
+    One that was not leaves its wall time, whole and by part, in `output`/demo.json.
+
     Args:
         output: the run's folder; scenes are drawn into `output`-scenes beside it.
         seed: draws the scenes and everything in the run.
         images: scenes, training and validation together.
         overrides: dotted keys of the `scenes` recipe.
+
+    Raises:
+        Refused: the folders hold another run, or other scenes.
     """
-    begun = time.perf_counter()
+    clock = _Clock()
     scenes = output.with_name(output.name + "-scenes")
-    if not (scenes / "manifest.json").is_file():
-        _say(begun, f"drawing {images} scenes into {scenes}")
-        write_scenes(scenes, images=images, seed=seed, processes=min(2, os.cpu_count() or 1))
+    whole = not output.exists() and not scenes.exists()
+    with clock.part("scenes", f"{images} scenes, drawn into {scenes}"):
+        draw(scenes, images=images, seed=seed)
     recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
     source = open_source(scenes, split="train")
-    _say(begun, f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are not read")
-    watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
-    info = {"data": {"path": str(scenes.resolve()), "fingerprint": source.fingerprint}}
-    pretrain(recipe, source, output, callbacks=[watch], info=info)
+    words = f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are read to measure kNN, no more"
+    with clock.part("pretraining", words):
+        watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
+        info = {"data": {"path": str(scenes.resolve()), "fingerprint": source.fingerprint}}
+        pretrain(recipe, source, output, callbacks=[watch], info=info)
 
     results = {}
     train, test = f"{scenes}/train-*.tar", f"{scenes}/val-*.tar"
     weights = {"trained": str(output)} | ({"longer": SHIPPED} if SHIPPED in shipped_weights() else {})
     for kind in KINDS:
-        _say(begun, f"evaluating: {kind}")
-        results[kind], _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
-    _say(begun, "writing the report")
-    report = write_report(output)
+        with clock.part(kind, f"evaluating: {kind}"):
+            results[kind], _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
+    with clock.part("report", "writing the report"):
+        report = write_report(output)
+    if whole:
+        write_json(output / TIMES, clock.as_json())
     Console().print(summary(results))
-    _say(begun, f"done; open {report}")
+    clock.say(f"done; open {report}")
     return Journey(results, report)
+
+
+def draw(folder: Path, *, images: int, seed: int) -> None:
+    """Draw scenes into `folder`, complete or absent; those that are there already are kept.
+
+    Raises:
+        Refused: the folder holds other scenes, or something else.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        _check(folder, images, seed)
+        return
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    write_scenes(beside, images=images, seed=seed, processes=min(2, os.cpu_count() or 1))
+    beside.rename(folder)
+
+
+def _check(folder: Path, images: int, seed: int) -> None:
+    mend = "give another --output, or remove that folder"
+    if not (folder / "manifest.json").is_file():
+        raise Refused(folder, "is not empty and holds no scenes", mend)
+    manifest = read_json(folder / "manifest.json")
+    there = {key: manifest.get(key) for key in ("seed", "version", "randomness")}
+    there["images"] = sum(split["images"] for split in manifest["splits"].values())
+    wanted = {"seed": seed, "version": VERSION, "randomness": randomness.VERSION, "images": images}
+    for key, value in wanted.items():
+        if there[key] != value:
+            raise Refused(folder, f"holds scenes of {key} {there[key]}, not {value}", mend)
 
 
 def summary(results: dict[str, dict[str, Any]]) -> Table:
@@ -93,5 +136,23 @@ def summary(results: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _say(begun: float, line: str) -> None:
-    print(f"[{duration(time.perf_counter() - begun)}] {line}", flush=True)
+class _Clock:
+    """Says what begins, and how long after the start; keeps the wall time of each part."""
+
+    def __init__(self) -> None:
+        self._begun = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str, line: str) -> Iterator[None]:
+        self.say(line)
+        begun = time.perf_counter()
+        yield
+        self._seconds[name] = round(time.perf_counter() - begun, 2)
+
+    def say(self, line: str) -> None:
+        print(f"[{duration(time.perf_counter() - self._begun)}] {line}", flush=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Wall seconds of the whole and of each part."""
+        return {"seconds": round(time.perf_counter() - self._begun, 2), "parts": self._seconds}

@@ -17,6 +17,7 @@ from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.recipe import Recipe
 from ijepa.training import loop
+from ijepa.training import run as training_run
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, Stopped, pretrain
 from ijepa.training.monitor import VALUES, Monitor, StepRecord, cut_back
@@ -286,6 +287,29 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
     with pytest.raises(Refused, match="schedule.warmup"):
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch):
+    """Between run.json and the recipe; whatever recipe it was, nothing of it had been done."""
+
+    def killed(path, text):
+        path.with_name(f".{path.name}.123").write_text(text[:50])
+        raise Kill
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(Kill):
+        patched.setattr(training_run, "write_text", killed)
+        pretrain(recipe(scenes, seed=1), source(scenes), run, quiet=True)
+    assert {file.name for file in run.iterdir()} == {"run.json", ".recipe.yaml.123"}
+    pretrain(recipe(scenes, steps=3), source(scenes), run, resume=False, quiet=True)
+    assert Run(run).recipe() == recipe(scenes, steps=3) and list_checkpoints(run / "checkpoints")
+    assert not list(run.glob(".*"))
+
+
+def test_a_recipe_of_somebody_is_not_written_over(scenes, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("base: vit-tiny-64")
+    with pytest.raises(Refused, match="is not empty and holds no run"):
+        pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
 
 
 def test_a_damaged_run_json_is_refused(scenes, tmp_path):

@@ -91,7 +91,7 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
         Refused: when the folder holds something else, another recipe, or a run that must not be resumed.
     """
     run = Run(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and {*folder.iterdir()} <= _begun(run)):
         return run, False
     if not run.recipe_file.is_file() or not run.info_file.is_file():
         raise Refused(folder, "is not empty and holds no run", "give another --output")
@@ -109,17 +109,24 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
 
 
 def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
-    """Make the folder with its recipe and `run.json`.
+    """Make the folder with `run.json` and its recipe, which comes last and makes it a run.
 
     Raises:
         Failed: when the disk refuses.
     """
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.recipe_file, recipe.dump())
+        for left in _begun(run):
+            left.unlink()
         write_json(run.info_file, {**machine(), "date": date.today().isoformat(), "seed": recipe.seed, **info})
+        write_text(run.recipe_file, recipe.dump())
     except OSError as error:
         raise Failed(f"{run.folder}: cannot be written: {error.strerror}") from None
+
+
+def _begun(run: Run) -> set[Path]:
+    """What a start leaves that was cut short before the recipe was written."""
+    return {*run.folder.glob("run.json"), *run.folder.glob(".run.json.*"), *run.folder.glob(".recipe.yaml.*")}
 
 
 def machine() -> dict[str, Any]:

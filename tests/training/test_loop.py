@@ -219,6 +219,20 @@ def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, cap
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
 
 
+def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp_path, capsys):
+    small = source(scenes)[0].image
+    (tmp_path / "images").mkdir()
+    for index in range(250):
+        (tmp_path / "images" / f"{index:03d}.jpg").write_bytes(small[:99] if index < 110 else small)
+    images = open_source(tmp_path / "images")
+    chosen = recipe(tmp_path / "images", data__replaced_limit=1.0, batch={"global": 25}, steps=20)
+    pretrain(chosen, images, tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unreadable")]
+    assert len(lines) == len(set(lines)) == 110
+    state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
+    assert len(state["counts"]["replaced_names"]) == 100
+
+
 def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
     with pytest.raises(

@@ -205,6 +205,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.model, self.world = self.spread.model, self.spread.world
+        self.named = set(self.counts.replaced_names)  # all of them: the counts keep the first hundred
         self.feed = Feed(torch.device(self.resolved.device))
         data = self.recipe.data
         self.order = Order(self.recipe.seed, len(self.source), data.order, data.block, data.window)
@@ -322,7 +323,8 @@ class _Loop:
         counts.seen += len(batch.positions)
         if batch.replaced:
             counts.replaced += len(batch.replaced)
-            new = [name for name in batch.replaced if name not in counts.replaced_names]
+            new = [name for name in dict.fromkeys(batch.replaced) if name not in self.named]
+            self.named.update(new)
             counts.replaced_names += new[: max(0, 100 - len(counts.replaced_names))]
             for name in new:
                 self.monitor.say(f"unreadable, replaced by the next image of its epoch: {name}")

@@ -8,7 +8,7 @@ from ijepa.masks import MaskRule, draw_masks
 from ijepa.model.jepa import IJEPA
 from ijepa.packing import draw_depth, pack
 from ijepa.recipe import Encoder, Model, Predictor
-from tests.reference.dense import loss_of
+from tests.reference.dense import baseline_of, goal_of, loss_of, normalised
 
 
 def shape_of(**changes) -> Model:
@@ -98,6 +98,22 @@ def test_target_encoder_stays_in_eval_mode_and_without_gradient():
     model.train()
     assert model.training and model.context_encoder.training and not model.target_encoder.training
     assert not any(p.requires_grad for p in model.target_encoder.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_baseline_agrees(dtype):
+    """What skill is measured against, and the sums of targets that its mean is made of."""
+    shape = shape_of(image_size=(64, 96))
+    masks, kept, pixels = case(shape)
+    model = stirred(shape, dtype)
+    with torch.no_grad():
+        model.position_mean.normal_(generator=torch.Generator().manual_seed(1))
+        outcome = model(pack(masks, pixels, 8, kept))
+    wanted = baseline_of(model, shape, pixels, masks.targets, global_batch=8)
+    assert outcome.baseline.item() == pytest.approx(wanted.item(), rel=1e-5 if dtype == torch.float32 else 1e-6)
+    weights = dict(model.target_encoder.named_parameters())
+    goals = [goal_of(weights, shape, normalised(image).to(dtype)) for image in pixels]
+    torch.testing.assert_close(outcome.position_sums, torch.stack(goals).sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_skill_is_nought_for_the_mean_of_a_position():

@@ -103,10 +103,37 @@ def smooth_l1(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(gap < 1, 0.5 * gap * gap, gap - 0.5)
 
 
-def loss_of(model, shape, pixels, context, targets, kept, global_batch: int) -> Tensor:
-    """The loss of B images: pixels (B, 3, H, W) uint8, masks as booleans (B, N) and (B, T, N), kept (B, L) or None."""
+def normalised(image: Tensor) -> Tensor:
+    """An image (3, H, W) uint8 by ImageNet's mean and deviation, float64."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
+    return (image.double() / 255 - mean) / std
+
+
+@torch.no_grad()
+def goal_of(target: dict[str, Tensor], shape, image: Tensor) -> Tensor:
+    """What is to be predicted of every patch of one normalised image (3, H, W): (N, D)."""
+    sizes = {"patch": shape.patch_size, "depth": shape.encoder.depth, "heads": shape.encoder.heads}
+    everything = list(range(shape.grid[0] * shape.grid[1]))
+    goal = encode(target, image, everything, scale=shape.encoder.position_scale, **sizes)
+    centred = goal - goal.mean(-1, keepdim=True)
+    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+def baseline_of(model, shape, pixels, targets, global_batch: int) -> Tensor:
+    """The loss of predicting `model.position_mean` (N, D) for the targets (B, T, N) of B images."""
+    weights = dict(model.target_encoder.named_parameters())
+    total = torch.zeros((), dtype=model.position_mean.dtype)
+    for image, wanted in zip(pixels, targets, strict=True):
+        goal = goal_of(weights, shape, normalised(image).to(total.dtype))
+        blocks = [b.nonzero()[0].tolist() for b in wanted if b.any()]
+        for asked in blocks:
+            total += smooth_l1(model.position_mean[asked], goal[asked]).mean() / len(blocks) / global_batch
+    return total
+
+
+def loss_of(model, shape, pixels, context, targets, kept, global_batch: int) -> Tensor:
+    """The loss of B images: pixels (B, 3, H, W) uint8, masks as booleans (B, N) and (B, T, N), kept (B, L) or None."""
     encoder = dict(model.context_encoder.named_parameters())
     target = dict(model.target_encoder.named_parameters())
     predictor = dict(model.predictor.named_parameters())
@@ -114,12 +141,8 @@ def loss_of(model, shape, pixels, context, targets, kept, global_batch: int) -> 
     total = torch.zeros((), dtype=dtype)
     sizes = {"patch": shape.patch_size, "depth": shape.encoder.depth, "heads": shape.encoder.heads}
     for number in range(len(pixels)):
-        image = ((pixels[number].double() / 255 - mean) / std).to(dtype)
-        with torch.no_grad():
-            everything = list(range(context.shape[1]))
-            goal = encode(target, image, everything, scale=shape.encoder.position_scale, **sizes)
-            centred = goal - goal.mean(-1, keepdim=True)
-            goal = centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+        image = normalised(pixels[number]).to(dtype)
+        goal = goal_of(target, shape, image)
         seen = context[number].nonzero()[0].tolist()
         layers = None if kept is None else kept[number].tolist()
         z = encode(

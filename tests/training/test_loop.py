@@ -15,15 +15,18 @@ import yaml
 from ijepa import files
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
+from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe
 from ijepa.training import loop
 from ijepa.training import run as training_run
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.loop import Callback, Stopped, pretrain
 from ijepa.training.monitor import VALUES, Monitor, StepRecord, cut_back
+from ijepa.training.optimizer import make_optimizer
 from ijepa.training.run import Run
 from ijepa.training.schedules import Rates
 from tests.conftest import TINY
+from tests.reference.dense import goal_of, normalised, smooth_l1
 
 FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")
 
@@ -86,6 +89,42 @@ def test_a_run_writes_what_design_promises(whole):
     assert Recipe.load(whole / "recipe.yaml") == recipe(
         Path(yaml.safe_load((whole / "recipe.yaml").read_text())["data"]["path"])
     )
+
+
+def test_skill_of_a_row_is_what_its_batch_gives_by_hand(scenes, tmp_path, monkeypatch):
+    """1 - loss / the loss of each position's mean target so far: of the first step's batch for the second step."""
+    batches = []
+
+    def count(self, batch):
+        batches.append(batch.map(torch.clone))
+        real(self, batch)
+
+    real = loop._Loop._count
+    monkeypatch.setattr(loop._Loop, "_count", count)
+    chosen = recipe(scenes, steps=2, checkpoint__every=1, schedule={"warmup": "1 steps"})
+    pretrain(chosen, source(scenes), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    def goals(model, batch):
+        weights = dict(model.target_encoder.named_parameters())
+        return torch.cat([goal_of(weights, chosen.model, normalised(image).float()) for image in batch.pixels])
+
+    model = IJEPA(chosen.model, chosen.seed)
+    mean = torch.zeros_like(model.position_mean)
+    for row, saved, micros in zip(
+        rows, [None, list_checkpoints(tmp_path / "checkpoints")[0]], [batches[:2], batches[2:]], strict=True
+    ):
+        if saved:
+            load_checkpoint(saved, model, make_optimizer(model, chosen.optimizer))
+            torch.testing.assert_close(model.position_mean, mean, rtol=1e-4, atol=1e-5)
+        loss = sum(model(batch).loss.item() for batch in micros)
+        baseline = 0.0
+        for batch in micros:
+            gap = smooth_l1(mean[batch.targets.index % len(mean)], goals(model, batch)[batch.targets.index]).mean(1)
+            baseline += float(gap @ batch.loss_weight)
+        assert row["loss"] == pytest.approx(loss, rel=1e-4)
+        assert row["skill"] == pytest.approx(1 - loss / baseline, abs=1e-4)
+        mean = torch.cat([goals(model, batch) for batch in micros]).unflatten(0, (8, -1)).mean(0)
 
 
 @pytest.mark.parametrize("change", [{"data__workers": 1}, {"data__workers": 3}, {"log_every": 5}], ids=str)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_seeds_gathers_margins(demo: Path, tmp_path: Path) -> None:
         margin = value["trained"] - max(value["random"], value["pixels"])
         assert found[kind]["least_margin"] == pytest.approx(margin, abs=0.02)
         assert found[kind]["margin"] == [found[kind]["least_margin"]] * 2
+
+
+def test_kills_compares_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
+    small = ["--model.encoder.width", 16, "--model.encoder.heads", 2, "--model.encoder.depth", 1]
+    small += ["--model.predictor.depth", 1, "--batch.global", 4, "--kills", 1, "--workers", 0]
+    out = tmp_path / "kills.json"
+    said = script("kills.py", scenes, "--steps", 40, "--run", tmp_path / "runs", "--output", out, *small)
+    (row,) = json.loads(out.read_text())["runs"]
+    assert "the same bits" in said and row["workers"] == 0 and row["differ"] == [] and len(row["killed_at"]) == 1
+    spec = spec_from_file_location("kills", BENCHMARKS / "kills.py")
+    assert spec and spec.loader
+    kills = module_from_spec(spec)
+    spec.loader.exec_module(kills)
+    (tmp_path / "runs" / "workers-0" / "metrics.jsonl").write_text("{}\n")
+    assert kills.differing(tmp_path / "runs" / "workers-0", tmp_path / "runs" / "straight") == ["metrics.jsonl"]
 
 
 def test_ship_makes_weights_with_their_curves(demo: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ random steps and the same command goes on, to the end. Every file of tensors in 
 must be the same bytes; the exit code is 1 where one is not. Flags that are not this script's are the recipe's.
 """
 
-import json
 import random
 import shutil
 import subprocess

@@ -44,9 +44,9 @@ def test_seeds_gathers_margins(demo: Path, tmp_path: Path) -> None:
 
 def test_kills_compares_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
     small = ["--model.encoder.width", 16, "--model.encoder.heads", 2, "--model.encoder.depth", 1]
-    small += ["--model.predictor.depth", 1, "--batch.global", 4, "--kills", 1, "--workers", 0]
+    small += ["--model.predictor.depth", 1, "--batch.global", 4, "--kills", 1, "--workers", 0, "--checkpoint.every", 9]
     out = tmp_path / "kills.json"
-    said = script("kills.py", scenes, "--steps", 40, "--run", tmp_path / "runs", "--output", out, *small)
+    said = script("kills.py", scenes, "--steps", 20, "--run", tmp_path / "runs", "--output", out, *small)
     (row,) = json.loads(out.read_text())["runs"]
     assert "the same bits" in said and row["workers"] == 0 and row["differ"] == [] and len(row["killed_at"]) == 1
     spec = spec_from_file_location("kills", BENCHMARKS / "kills.py")

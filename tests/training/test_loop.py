@@ -429,7 +429,9 @@ def test_memory_does_not_grow(scenes, tmp_path):
         return {}
 
     bf16 = {"precision": {"autocast": "bf16"}, "parallel": {"static": True}}
-    chosen = recipe(scenes, steps=500, checkpoint__every=250, data__workers=1, **bf16)
+    shape = {part: {**TINY["model"][part], "depth": 1} for part in ("encoder", "predictor")}
+    small = {"model": {**TINY["model"], **shape}, "batch": {"global": 8, "micro": 8}, "checkpoint__every": 500}
+    chosen = recipe(scenes, steps=500, data__workers=1, **small, **bf16)
     batches = 400 * chosen.batch.total * 3 * 48 * 48
     assert batches > 2 * GROWTH  # to keep every batch would be seen
     pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(20, measure)], quiet=True)

@@ -67,7 +67,7 @@ def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
     """A model with weights drawn on the device: speed does not depend on them, and drawing ours takes minutes."""
     torch.manual_seed(0)
     with patch("ijepa.model.jepa.initialize"), torch.device(device):
-        model = IJEPA(recipe.model)
+        model = IJEPA(recipe.model).to(device)  # its constants are made on the host, whatever the default device
     with torch.no_grad():
         for name, parameter in [*model.context_encoder.named_parameters(), *model.predictor.named_parameters()]:
             if name.endswith("bias"):

@@ -80,11 +80,16 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
-    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
+    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+    port = free_port()
     ranks = [
         subprocess.Popen(
             command, env=environment(rank, size, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

@@ -249,17 +249,6 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
     assert len(rows(out)) == int(last(out).name[-8:]) > step
 
 
-def test_blame_names_the_silent_then_those_behind():
-    from ijepa.training.watch import Sign, blame
-
-    at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
-    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
-    late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
-    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
-    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
-
-
 def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, tmp_path, monkeypatch):
     from ijepa.training.saver import Saver
     from ijepa.training.world import World

@@ -8,7 +8,7 @@ the device, to the monitor.
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,26 +131,29 @@ def pretrain(
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
-    try:
-        with _signals() as caught, watch.naming(), collecting() as garbage:
-            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
-            flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
-            for step in loop.steps(start, callbacks):
-                stop = flag.agreed(caught[0] if caught else 0)
+    # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
+    with (
+        closing(watch),
+        closing(monitor),
+        closing(profiling),
+        _signals() as caught,
+        watch.naming(),
+        collecting() as garbage,
+    ):
+        loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
+        flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
+        for step in loop.steps(start, callbacks):
+            stop = flag.agreed(caught[0] if caught else 0)
+            if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
+                monitor.flush()  # the device has finished the step then: saving waits for nothing on it
                 watch.at(step, "saving")
-                if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
-                    monitor.flush()
-                    state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
-                    saver.save(step, model, optimizer, state)
-                if stop and step < lengths.total:
-                    saver.finish()
-                    raise Stopped(stop, step)
-                garbage.after(step)
-            saver.finish()
-    finally:
-        watch.close()
-        profiling.close()
-        monitor.close()
+                state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                saver.save(step, model, optimizer, state)
+            if stop and step < lengths.total:
+                saver.finish()
+                raise Stopped(stop, step)
+            garbage.after(step)
+        saver.finish()
     leave(world)
     return model
 

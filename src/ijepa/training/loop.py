@@ -8,7 +8,7 @@ the device, to the monitor.
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ijepa.recipe import Lengths, Recipe
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
+from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.prepare import token_budget
 from ijepa.training.profiling import Profile, Window
@@ -37,6 +38,7 @@ from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
 from ijepa.training.shards import place
+from ijepa.training.signals import caught_signals
 from ijepa.training.steady import Feed, collecting
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
@@ -126,7 +128,15 @@ def pretrain(
         cut_back(run, start)
 
     by_first(world, begin)
-    monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank)
+    monitor = Monitor(
+        run,
+        total=lengths.total,
+        start=start,
+        log_every=recipe.log_every,
+        quiet=quiet,
+        rank=world.rank,
+        pace=Pace(world, model, device),
+    )
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
@@ -136,7 +146,7 @@ def pretrain(
         closing(watch),
         closing(monitor),
         closing(profiling),
-        _signals() as caught,
+        caught_signals() as caught,
         watch.naming(),
         collecting() as garbage,
     ):
@@ -341,25 +351,3 @@ def _mean_std(sums: Tensor) -> Tensor:
     """Mean over channels of the standard deviation over tokens, from (3, D) counts, sums and sums of squares."""
     count, total, squares = sums.double()
     return (squares / count - (total / count).square()).clamp(min=0).sqrt().mean().float()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one acts at once."""
-    caught: list[int] = []
-
-    def catch(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

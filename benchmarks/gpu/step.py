@@ -59,6 +59,7 @@ class Choice:
             "parallel.recompute": self.recompute,
             "parallel.strategy": "none",
             "parallel.static": True,
+            "parallel.compile": False,  # `build` compiles, by the backend that the device allows
         }
         return Recipe.load("vit-huge-16-in22k", {**values, **(TINY if tiny else {})})
 

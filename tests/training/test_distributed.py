@@ -20,6 +20,7 @@ from ijepa.recipe import Optimizer, Recipe
 from ijepa.training import checkpoint
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.optimizer import make_optimizer
+from ijepa.training.world import join
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
 
@@ -223,6 +224,15 @@ def test_what_does_not_fit_the_world_is_refused_before_anything_is_written(
     with pytest.raises(Refused) as caught:
         run({"recipe": recipe(scenes, strategy), "output": str(tmp_path / "run")})
     assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
+
+
+def test_more_ranks_than_gpus_are_refused(scenes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refused, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
+        join(Recipe.read(recipe(scenes), "test"), {})
 
 
 def command(scenes: Path, run: Path, *more: str) -> list[str]:

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,8 @@ from ijepa.training.world import World, under_torchrun
 
 _PULSE = 1.0
 """Seconds between two signs of a rank."""
+_PATIENCE = 10.0
+"""Seconds within which the store has to answer."""
 _ON_THE_DEVICE = ("computing", "diagnosing")
 """What waits for other ranks through the device; all else has a limit of its own, in the loader or in gloo."""
 
@@ -80,7 +82,10 @@ class Watch:
 
         Nothing is closed or flushed; a resume cuts the run's files back to its checkpoint in any case.
         """
-        line = self._explain(self._signs())
+        signs: list[tuple[Sign, bool]] = []
+        with suppress(Exception):
+            signs = self._signs()
+        line = self._explain(signs)
         if sys.stdout.isatty():
             print("\033[?25h", end="", flush=True)  # the progress bar has hidden the cursor
         if first_to_say(line, only_if_silent=True):
@@ -89,13 +94,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._closed.wait(_PULSE):
-            try:
+            with suppress(Exception):  # the store may be gone with its launcher; what follows needs it the more
                 self._give_sign()
-                # A device's collective does not come back with an error; so a thread ends what nothing else can.
-                if self._doing in _ON_THE_DEVICE and time.monotonic() - self._since > self.timeout + 2 * _PULSE:
-                    self.leave()
-            except Exception:  # the store is gone with its launcher, which ends this rank
-                return
+            # A device's collective does not come back with an error; so a thread ends what nothing else can.
+            if self._doing in _ON_THE_DEVICE and time.monotonic() - self._since > self.timeout + 2 * _PULSE:
+                self.leave()
 
     def _give_sign(self) -> None:
         self._beat += 1
@@ -118,9 +121,10 @@ class Watch:
         return Sign(rank, **known)
 
     def _explain(self, signs: list[tuple[Sign, bool]]) -> str:
+        who = blame(signs) if signs else "other ranks, of which the launcher's store knows nothing any more"
         saved = list_checkpoints(self.checkpoints)
         resume = f"the same command resumes from {saved[-1].name}" if saved else "there is no checkpoint yet"
-        return f"step {self._step} waits for {blame(signs)}; {resume}"
+        return f"step {self._step} waits for {who}; {resume}"
 
 
 def blame(signs: list[tuple[Sign, bool]]) -> str:
@@ -139,7 +143,7 @@ def blame(signs: list[tuple[Sign, bool]]) -> str:
 def connect() -> Any:
     """Connect to the launcher's store."""
     return dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=_PATIENCE)
     )
 
 

@@ -1,9 +1,14 @@
-"""The demo's pretraining in float32 on two processes, one of them killed on the way, beside the demo's seeds:
+"""The demo's pretraining in float32 on two processes, by the command a user types, beside one process.
 
-    python benchmarks/processes.py runs/demo-scenes --output benchmarks/results/demo-processes.json
+    python benchmarks/processes.py losses runs/demo-scenes --output benchmarks/results/demo-losses.json
 
-One process gets SIGKILL after step 700 of 2,000; the run must end by itself, and the same command must finish it. The
-trained encoder's figures then stand beside those of `demo-seeds.json`, which one process gave for each seed.
+takes 20 steps on one process and on two, and compares their losses.
+
+    python benchmarks/processes.py killed runs/demo-scenes --output benchmarks/results/demo-processes.json
+
+goes to the end: one of the two gets SIGKILL after step 700 of 2,000; the run must end by itself, and the same command
+must finish it. The trained encoder's figures then stand beside those of `demo-seeds.json`, which one process gave: for
+the same seed, and over all of them.
 """
 
 import json
@@ -13,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -20,20 +26,40 @@ import click
 SEEDS = Path(__file__).parent / "results" / "demo-seeds.json"
 KINDS = {"linear": "top1", "knn": "top1"}
 KILL_AFTER = 700
+SEED = 0
+"""That of the recipe, which nothing here changes."""
+
+
+def command(processes: int, scenes: Path, run: Path, *more: str) -> list[str]:
+    """What a user types for so many processes."""
+    launched = (
+        () if processes == 1 else ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m")
+    )
+    recipe = ("pretrain", "scenes", "--data.path", str(scenes), "--output", str(run), "--precision.autocast", "none")
+    return [sys.executable, "-m", *launched, "ijepa", *recipe, *more]
+
+
+def compare(scenes: Path, folder: Path, count: int) -> dict[str, Any]:
+    """Losses of the first steps on one process and on two; runs are left in `folder`."""
+    schedule = ("--steps", str(count), "--schedule.warmup", "50 %")
+    found: dict[str, Any] = {"steps": count}
+    for processes, name in ((1, "one_process"), (2, "two_processes")):
+        whole = command(processes, scenes, folder / name, *schedule)
+        subprocess.run(whole, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL)
+        found[name] = [row["loss"] for row in metrics(folder / name)]
+    pairs = zip(found["one_process"], found["two_processes"], strict=True)
+    return {**found, "largest_gap": max(abs(one - two) for one, two in pairs)}
 
 
 def train(scenes: Path, run: Path, *, kill: bool) -> dict[str, Any]:
     """Run or resume on two processes; with `kill`, end rank 1 after a step and say how the rest took it."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ijepa"),
-        *("pretrain", "scenes", "--data.path", str(scenes), "--output", str(run), "--precision.autocast", "none"),
-    ]
     began = time.monotonic()
-    job = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    whole = command(2, scenes, run)
+    job = subprocess.Popen(whole, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     killed = 0
     while kill and not killed and job.poll() is None:
         time.sleep(1)
-        if steps(run) >= KILL_AFTER:
+        if len(metrics(run)) >= KILL_AFTER:
             killed = rank_one(job.pid)
             os.kill(killed, signal.SIGKILL)
     said = (job.communicate()[1] or "").splitlines()
@@ -41,10 +67,24 @@ def train(scenes: Path, run: Path, *, kill: bool) -> dict[str, Any]:
     return {"exit_code": job.returncode, "said": line, "seconds": round(time.monotonic() - began)}
 
 
-def steps(run: Path) -> int:
-    """Steps in a run's metrics."""
+def beside_seeds(ours: float, kind: str, seeds: dict[str, Any]) -> dict[str, Any]:
+    """Two processes' figure beside one process's, for the same seed and over all seeds."""
+    theirs = seeds[kind]["trained"]
+    same = next(value for value, run in zip(theirs, seeds["runs"], strict=True) if run["seed"] == SEED)
+    return {
+        "two_processes": ours,
+        "one_process_same_seed": same,
+        "one_process_by_seed": theirs,
+        "least": min(theirs),
+        "most": max(theirs),
+        "within_spread": min(theirs) <= ours <= max(theirs),
+    }
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """A run's metrics, a row a step; none before it has begun."""
     file = run / "metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def rank_one(parent: int) -> int:
@@ -55,12 +95,31 @@ def rank_one(parent: int) -> int:
     raise RuntimeError("no rank 1")
 
 
-@click.command()
+@click.group()
+def main() -> None:
+    """Train the demo's recipe on two processes and compare."""
+
+
+@main.command()
+@click.argument("scenes", type=click.Path(path_type=Path, exists=True))
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def losses(scenes: Path, steps: int, output: Path) -> None:
+    """The first steps on SCENES."""
+    from ijepa.training.run import machine
+
+    with TemporaryDirectory() as folder:
+        found = {**machine(), **compare(scenes, Path(folder), steps)}
+    output.write_text(json.dumps(found, indent=1) + "\n")
+    click.echo(f"the largest gap of {steps} losses: {found['largest_gap']:.2g}")
+
+
+@main.command()
 @click.argument("scenes", type=click.Path(path_type=Path, exists=True))
 @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/processes"), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
-def main(scenes: Path, run: Path, output: Path) -> None:
-    """Train on SCENES with two processes and a kill, and compare."""
+def killed(scenes: Path, run: Path, output: Path) -> None:
+    """All steps on SCENES, with a kill on the way."""
     from ijepa.evaluation.run import evaluate
     from ijepa.training.run import machine
 
@@ -74,8 +133,7 @@ def main(scenes: Path, run: Path, output: Path) -> None:
         result, _ = evaluate(
             kind, str(run), f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", protocol="demo", baselines=False
         )
-        ours, theirs = round(100 * result["rows"][0][figure], 2), seeds[kind]["trained"]
-        found[kind] = {"two_processes": ours, "one_process_by_seed": theirs, "least": min(theirs), "most": max(theirs)}
+        found[kind] = beside_seeds(round(100 * result["rows"][0][figure], 2), kind, seeds)
         click.echo(f"{kind}: {found[kind]}")
     output.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,5 +1,6 @@
 """Every fast path against the plain one in float32 on the same device: loss, and the whole gradient's noise."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +16,16 @@ NOISE = {"float32": 60.0, "bf16": 20.0, "fp8": 10.0}
 """Signal over noise of the gradient, in decibels, that does. A float8 layer has 25; they add up through a model."""
 
 
-def correctness(choices: dict[str, Choice], device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Two layers of the full width, four images."""
+def correctness(
+    choices: dict[str, Choice], device: torch.device, *, tiny: bool, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Two layers of the full width, four images; `keep` is told after every choice what has been found so far."""
     exact = Choice(autocast=False)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     found: dict[str, Any] = {}
     wanted: tuple[float, torch.Tensor] | None = None
     for name, choice in {"float32": exact, **choices}.items():
-        free(device)
         recipe = choice.recipe(4, tiny=tiny)
         if not tiny:
             shape = recipe.model
@@ -35,6 +37,7 @@ def correctness(choices: dict[str, Choice], device: torch.device, *, tiny: bool)
             )
             recipe = recipe.model_copy(update={"model": shape})
         try:
+            free(device)
             model = build(recipe, choice, device)
             budget = token_budget(recipe, 4, device) if wanted else None
             (batch,) = batches(recipe, 4, 1, device, budget)
@@ -58,4 +61,5 @@ def correctness(choices: dict[str, Choice], device: torch.device, *, tiny: bool)
             if wanted is None:
                 raise
             found[name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        keep(found)
     return found

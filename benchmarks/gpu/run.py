@@ -1,10 +1,16 @@
 """Everything a GPU has to show, in one command: `python benchmarks/gpu/run.py --output FILE`.
 
-Ten minutes on one H200 with torch 2.11 or later. The file is written anew after every part, and a part that fails
-leaves its error's first line there and stops no other. `--device cpu --tiny` runs every part that a CPU can, small.
+Ten minutes on one H200 with torch 2.11 or later. Every part runs in a process of its own, which is killed when its time
+is up: an error of the device, which no later call in the same process survives, or a kernel that hangs, costs that part
+alone. The file is written anew after every part; a part that fails leaves its error's first line there, beside what it
+had found. `--device cpu --tiny` runs every part that a CPU can, small.
 """
 
 import argparse
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 from ceilings import ceilings
 from correctness import correctness
 from original import original
 from step import Choice, measure
-from timing import free
 
-from ijepa.files import write_json
+from ijepa.files import read_json, write_json
 from ijepa.training.run import machine
 
 CHOICES = {
@@ -44,8 +48,16 @@ EXACT = {
 }
 
 
-def parts_of(arguments: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], Any]]:
+PART_SECONDS = 180.0
+"""No part runs longer; what is left of the whole command's minutes may be less."""
+
+Keep = Callable[[dict[str, Any]], None]
+"""Writes what a part has found so far."""
+
+
+def parts_of(arguments: argparse.Namespace, keep: Keep) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every part by name, in order."""
+    device = torch.device(arguments.device)
     tiny = arguments.tiny
     images, steps = arguments.images or (4 if tiny else 256), 2 if tiny else 6
     choices = CHOICES
@@ -63,14 +75,47 @@ def parts_of(arguments: argparse.Namespace, device: torch.device) -> dict[str, C
         return lambda: measure(choices[name], device, images=images, steps=steps, tiny=tiny)
 
     found |= {f"step: {name}": step(name) for name in first}
-    found["correctness"] = lambda: correctness({**EXACT, **choices}, device, tiny=tiny)
     if arguments.official:
         for name, equal in (("original: equal tokens", True), ("original: its own settings", False)):
             found[name] = lambda equal=equal: original(  # type: ignore[misc]
                 arguments.official, device, equal=equal, images=images, steps=steps, tiny=tiny
             )
+    found["correctness"] = lambda: correctness({**EXACT, **choices}, device, tiny=tiny, keep=keep)
     found |= {f"step: {name}": step(name) for name in choices if name not in first}
     return found
+
+
+def run_here(name: str, arguments: argparse.Namespace) -> None:
+    """Run one part in this process and write what it found, or its error, into the output file."""
+
+    def keep(found: dict[str, Any]) -> None:
+        write_json(arguments.output, found)
+
+    try:
+        outcome = parts_of(arguments, keep)[name]()
+    except Exception as error:
+        outcome = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+    keep(outcome)
+
+
+def run_beside(name: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Run one part in a process of its own for so many seconds at most, and return what it found."""
+    file = arguments.output.with_name(f".{arguments.output.name}.part")
+    file.unlink(missing_ok=True)
+    command = [sys.executable, __file__, *sys.argv[1:], "--part", name, "--output", str(file)]
+    child = subprocess.Popen(command, start_new_session=True)  # a group of its own: compilers end with it
+    try:
+        code = child.wait(seconds)
+        trouble = {"error": f"its process ended with {code}"} if code else {}
+    except subprocess.TimeoutExpired:
+        trouble = {"error": f"killed after {seconds:.0f} seconds"}
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    found = read_json(file) if file.exists() else {}
+    file.unlink(missing_ok=True)
+    return {**found, **trouble}
 
 
 def main() -> int:
@@ -81,27 +126,29 @@ def main() -> int:
     parser.add_argument("--official", type=Path, help="a checkout of the original code, to be measured too")
     parser.add_argument("--only", action="append", help="parts whose names start so; may be given several times")
     parser.add_argument("--images", type=int, help="images a step; 256, or 4 with --tiny")
-    parser.add_argument("--minutes", type=float, default=9.5, help="no part begins later")
+    parser.add_argument("--minutes", type=float, default=9.5, help="the whole command's time")
+    parser.add_argument("--part", help="run this part alone and write nothing else")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu --tiny exercises the command")
+    if arguments.official and not (arguments.official / "src" / "models" / "vision_transformer.py").is_file():
+        parser.error(f"--official {arguments.official}: holds no src/models/vision_transformer.py; give the checkout")
+    if arguments.part:
+        run_here(arguments.part, arguments)
+        return 0
     begun = time.perf_counter()
-    result: dict[str, Any] = {**machine(), "device": arguments.device, "tiny": arguments.tiny, "parts": {}}
-    for name, part in parts_of(arguments, device).items():
+    result: dict[str, Any] = {**machine(), "device": arguments.device, "tiny": arguments.tiny, "parts": {}, "took": {}}
+    for name in parts_of(arguments, lambda found: None):
         if arguments.only and not any(name.startswith(each) for each in arguments.only):
             continue
         start = time.perf_counter()
-        if start - begun > 60 * arguments.minutes:
-            outcome: Any = {"left out": f"more than {arguments.minutes} minutes had passed"}
+        left = begun + 60 * arguments.minutes - start
+        if left > 0:
+            outcome = run_beside(name, arguments, min(left, PART_SECONDS))
         else:
-            try:
-                outcome = part()
-            except Exception as error:
-                outcome = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
-        free(device)
+            outcome = {"left out": f"{arguments.minutes} minutes had passed"}
         result["parts"][name] = outcome
-        result["took"] = {**result.get("took", {}), name: time.perf_counter() - start}
+        result["took"][name] = time.perf_counter() - start
         write_json(arguments.output, result)
         print(f"{name}: {describe(outcome)}", flush=True)
     return 0

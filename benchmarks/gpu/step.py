@@ -59,6 +59,7 @@ class Choice:
             "parallel.recompute": self.recompute,
             "parallel.strategy": "none",
             "parallel.static": True,
+            "parallel.compile": False,  # `build` compiles, by the backend that the device allows
         }
         return Recipe.load("vit-huge-16-in22k", {**values, **(TINY if tiny else {})})
 
@@ -67,7 +68,7 @@ def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
     """A model with weights drawn on the device: speed does not depend on them, and drawing ours takes minutes."""
     torch.manual_seed(0)
     with patch("ijepa.model.jepa.initialize"), torch.device(device):
-        model = IJEPA(recipe.model)
+        model = IJEPA(recipe.model).to(device)  # its constants are made on the host, whatever the default device
     with torch.no_grad():
         for name, parameter in [*model.context_encoder.named_parameters(), *model.predictor.named_parameters()]:
             if name.endswith("bias"):

@@ -17,7 +17,7 @@ def main() -> None:
     except Failed as error:
         if "--debug" in sys.argv:
             raise
-        _complain(str(error), quietly=type(error).__name__ == "Lost")
+        _complain(str(error))
         code = error.exit_code
     except click.UsageError as error:
         known = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
@@ -38,12 +38,12 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(line: str, *, quietly: bool = False) -> None:
-    """Say one line; of several ranks that would say it only one does, and `quietly` none if another has spoken."""
+def _complain(line: str) -> None:
+    """Say one line; of several ranks that would say it only one does."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         from ijepa.training.watch import first_to_say
 
-        if not first_to_say(line, only_if_silent=quietly):
+        if not first_to_say(line):
             return
     print(f"ijepa: {line}", file=sys.stderr)
 

@@ -158,6 +158,15 @@ def test_a_gpu_without_float8_is_named_in_one_line(monkeypatch, capability, refu
         check_float8(torch.device("cuda"))
 
 
+def test_scales_by_row_want_bfloat16_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(Refused, match="precision.fp8 = rowwise: gives bfloat16 only .*--precision.autocast bf16"):
+        check_float8(torch.device("cuda"), "rowwise", autocast=False)
+    for scaling, autocast in (("rowwise", True), ("tensorwise", False)):
+        check_float8(torch.device("cuda"), scaling, autocast=autocast)
+    check_float8(torch.device("cpu"), "rowwise", autocast=False)
+
+
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Refused, match=r"pip install 'ijepa-pretrain\[fp8\]'"):

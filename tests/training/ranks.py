@@ -1,9 +1,9 @@
 """The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
-"copy": a run to go on from, "backend": torch.compile's, "warm": step after which
-nothing is compiled}; they run one after another in one process group, because starting processes costs more
-than the runs do.
+"copy": a run to go on from, "reductions": file for how often gradients were reduced and scattered,
+"backend": torch.compile's, "warm": step after which nothing is compiled}; they run one after another in one process
+group, because starting processes costs more than the runs do.
 """
 
 import json
@@ -13,12 +13,15 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.data.sources import open_source
@@ -56,13 +59,35 @@ def run(job: dict[str, Any]) -> None:
         shutil.copytree(job["copy"], job["output"])
     try:
         source = open_source(recipe.data.path, split="train")
-        loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)
+        with counted_reductions() as count:
+            loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)
+        if "reductions" in job and os.environ.get("RANK", "0") == "0":
+            Path(job["reductions"]).write_text(str(len(count)))
         if "warm" in job:
             assert 0 < compiled[job["warm"]] == compiled[-1], compiled
     except loop.Stopped as stopped:
         assert "stop_after" in job, stopped
     finally:
         loop._DTYPE, loop.make_optimizer, prepare.compile_blocks = None, make_optimizer, compile_blocks
+
+
+@contextmanager
+def counted_reductions() -> Iterator[list[str]]:
+    """Collect a name for every reduce-scatter, by which FSDP sums gradients and each rank keeps its part."""
+    count: list[str] = []
+    names = [name for name in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, name)]  # 2.13, 2.11
+    plain = {name: getattr(dist, name) for name in names}
+
+    def counting(name: str) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: count.append(name) or plain[name](*arguments, **keywords)
+
+    for name in names:
+        setattr(dist, name, counting(name))
+    try:
+        yield count
+    finally:
+        for name in names:
+            setattr(dist, name, plain[name])
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -80,11 +105,16 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
-    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+def free_port() -> int:
+    """A port that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
+    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+    port = free_port()
     ranks = [
         subprocess.Popen(
             command, env=environment(rank, size, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

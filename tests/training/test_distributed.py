@@ -20,10 +20,12 @@ from ijepa.recipe import Optimizer, Recipe
 from ijepa.training import checkpoint
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.optimizer import make_optimizer
+from ijepa.training.world import join
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
 
 DOUBLE = {"double": True}
+CLIP = 1e-3
 
 
 def recipe(scenes: Path, strategy: str = "auto", micro: int = 2, **changes) -> dict:
@@ -50,6 +52,8 @@ def runs(scenes, tmp_path_factory) -> Path:
 
     run(job("one-double", recipe(scenes, micro=4), **DOUBLE))
     run(job("one-20", recipe(scenes, micro=4, steps=20)))
+    clip = {"optimizer": {"clip_norm": CLIP}}
+    run(job("one-clipped", recipe(scenes, micro=4, **clip), **DOUBLE))
     run_jobs(
         2,
         [
@@ -63,6 +67,10 @@ def runs(scenes, tmp_path_factory) -> Path:
             job("zero3-double", recipe(scenes, "zero3", micro=4), **DOUBLE),
             job("stopped", recipe(scenes, "zero2", micro=1), stop_after=4, **DOUBLE),
             job("resumed-two", recipe(scenes, "zero2", micro=1), copy=str(out / "stopped"), **DOUBLE),
+            job("two-clipped", recipe(scenes, "zero2", **clip), **DOUBLE),
+            job("ddp-clipped", recipe(scenes, "ddp", **clip), **DOUBLE),
+            job("four-micros", recipe(scenes, "zero2", micro=1, steps=3), reductions=str(out / "four-micros.txt")),
+            job("one-micro", recipe(scenes, "zero2", micro=4, steps=3), reductions=str(out / "one-micro.txt")),
         ],
     )
     run(job("resumed-one", recipe(scenes, "none", micro=2), copy=str(out / "stopped"), **DOUBLE))
@@ -71,6 +79,7 @@ def runs(scenes, tmp_path_factory) -> Path:
         4,
         [
             job("hsdp-double", hsdp, **DOUBLE),
+            job("four-clipped", recipe(scenes, "zero3", **clip), **DOUBLE),
             job("resumed-four", recipe(scenes, "zero2", micro=2), copy=str(out / "stopped"), **DOUBLE),
         ],
     )
@@ -110,6 +119,21 @@ def test_worlds_micro_batches_and_resumption_change_nothing_in_double_precision(
     for ours, theirs in zip(one, other, strict=True):
         for key in ("loss", "skill", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-10), (key, ours["step"])
+
+
+@pytest.mark.parametrize("name", ["ddp-clipped", "two-clipped", "four-clipped"])
+def test_the_norm_that_clips_is_that_of_all_shards(runs, name):
+    one, other, free = rows(runs / "one-clipped"), rows(runs / name), rows(runs / "one-double")
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours["grad_norm"] > 10 * CLIP
+        for key in ("loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-10), (key, ours["step"])
+    assert max(abs(ours["loss"] - plain["loss"]) for ours, plain in zip(one, free, strict=True)) > 1e-6
+
+
+def test_gradients_travel_once_a_step_however_many_micro_batches(runs):
+    several, one = ((runs / f"{name}.txt").read_text() for name in ("four-micros", "one-micro"))
+    assert several == one and int(one) >= 3 * 2 and int(one) % 3 == 0
 
 
 def test_float32_on_two_processes_gives_the_losses_of_one(runs):
@@ -202,20 +226,53 @@ def test_what_does_not_fit_the_world_is_refused_before_anything_is_written(
     assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
 
 
+def test_more_ranks_than_gpus_are_refused(scenes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Refused, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
+        join(Recipe.read(recipe(scenes), "test"), {})
+
+
 def command(scenes: Path, run: Path, *more: str) -> list[str]:
     file = run.parent / f"{run.name}.yaml"
     file.write_text(Recipe.read(recipe(scenes, steps=3000, checkpoint={"every": 3}), "test").dump())
     return [sys.executable, "-m", "ijepa", "pretrain", str(file), "--output", str(run), *more]
 
 
+def one_line(ranks: list[tuple[int, str]]) -> str:
+    """The one line that ranks which refuse together have said, all of them with exit code 2."""
+    assert [code for code, _ in ranks] == [2] * len(ranks), ranks
+    (line,) = [line for _, text in ranks for line in text.splitlines()]
+    return line
+
+
 def test_seeds_that_differ_are_one_line_from_one_rank(scenes, tmp_path):
     whole = command(scenes, tmp_path / "run")
     ranks = spawn(2, ["sh", "-c", 'exec "$@" --seed $RANK', "sh", *whole])
-    assert [code for code, _ in ranks] == [2, 2]
-    lines = [line for _, text in ranks for line in text.splitlines()]
-    assert lines == [
-        "ijepa: seed: is 1 on rank 1 and 0 on rank 0; start every rank with the same recipe, flags and data"
-    ]
+    line = "ijepa: seed: is 1 on rank 1 and 0 on rank 0; start every rank with the same recipe, flags and data"
+    assert one_line(ranks) == line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_with_a_shard_missing_is_one_line_from_one_rank(runs, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(runs / "zero2", out)
+    sorted(last(out).glob("shard-*"))[1].unlink()
+    line = one_line(spawn(2, [sys.executable, "-m", "ijepa", "pretrain", str(out), "--output", str(out)]))
+    assert line.startswith("ijepa: ") and "shard-00002" in line
+    assert line.endswith("does not exist; the checkpoint is not whole; use an earlier one")
+
+
+def test_float8_that_cannot_be_had_is_one_line_from_one_rank(scenes, tmp_path):
+    without = (
+        "import importlib.util as util; plain = util.find_spec; from ijepa.__main__ import main; "
+        "util.find_spec = lambda name, *more: None if name == 'torchao' else plain(name, *more); main()"
+    )
+    whole = command(scenes, tmp_path / "run", "--precision.fp8", "tensorwise")
+    line = one_line(spawn(2, [sys.executable, "-c", without, *whole[3:]]))
+    assert line.startswith("ijepa: precision.fp8: torchao is not installed; pip install")
     assert not (tmp_path / "run").exists()
 
 
@@ -247,17 +304,6 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
     step = int(last(out).name[-8:])
     run({"recipe": recipe(scenes, steps=3000), "output": str(out), "stop_after": 2})
     assert len(rows(out)) == int(last(out).name[-8:]) > step
-
-
-def test_blame_names_the_silent_then_those_behind():
-    from ijepa.training.watch import Sign, blame
-
-    at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
-    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
-    late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
-    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
-    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
 
 
 def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, tmp_path, monkeypatch):

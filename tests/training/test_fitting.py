@@ -13,9 +13,11 @@ from ijepa.training.parallel import resolve
 CPU = torch.device("cpu")
 
 
-def fitted(recipe: Recipe, gigabytes: float, monkeypatch, *, ranks: int = 1) -> int:
+def fitted(
+    recipe: Recipe, gigabytes: float, monkeypatch, *, ranks: int = 1, device: torch.device = CPU, autocast: bool = True
+) -> int:
     monkeypatch.setattr(fitting, "memory_of", lambda device: int(gigabytes * 1e9))
-    return largest_micro(recipe, CPU, share=recipe.batch.total // ranks, ranks=ranks, autocast=True)
+    return largest_micro(recipe, device, share=recipe.batch.total // ranks, ranks=ranks, autocast=autocast)
 
 
 def test_more_memory_takes_more_images_and_always_a_divisor(monkeypatch):
@@ -34,6 +36,29 @@ def test_recomputation_and_sharding_leave_room_for_more(monkeypatch):
     with pytest.raises(Refused, match="batch.micro = auto"):
         fitted(sharded, 24, monkeypatch)
     assert fitted(sharded, 24, monkeypatch, ranks=64) >= 1
+
+
+def test_kernels_that_pad_are_given_room_for_it(monkeypatch):
+    """Half of an image's patches are context: padded to all of them, attention saves twice as much."""
+
+    def found(kernel: str, autocast: bool = True) -> int:
+        recipe = Recipe.load("vit-base-16-in1k", {"precision.attention": kernel})
+        return fitted(recipe, 30, monkeypatch, device=torch.device("cuda"), autocast=autocast)
+
+    assert found("auto") == found("flash") >= 2 * found("cudnn") == 2 * found("efficient")
+    assert found("efficient") >= found("math") > 0
+    assert found("auto", False) <= found("auto") / 2  # without FlashAttention probabilities are kept, in float32
+
+
+def test_loaders_share_the_cores_of_a_machine_with_its_other_ranks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(48)))
+    recipe = Recipe.load("vit-base-16-in1k", {"batch.micro": 4, "precision.autocast": "bf16"})
+    found = {}
+    for ranks in (1, 4, 8, 48):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        found[ranks] = resolve(recipe).workers
+    assert found == {1: 16, 4: 10, 8: 4, 48: 1}
 
 
 def test_the_plan_and_the_run_agree(monkeypatch):

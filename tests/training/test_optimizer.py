@@ -3,7 +3,15 @@ import torch
 
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Encoder, Model, Optimizer, Predictor
-from ijepa.training.optimizer import apply_step, decayed, make_optimizer, set_rates
+from ijepa.training import optimizer as optimizers
+from ijepa.training.optimizer import (
+    apply_step,
+    decayed,
+    make_optimizer,
+    move_average,
+    move_by_differences,
+    set_rates,
+)
 from ijepa.training.schedules import Rates
 
 SHAPE = Model(
@@ -88,3 +96,34 @@ def test_clipping_scales_the_whole_gradient():
     apply_step(model, optimizer, 1.0, clip_norm=1e-3)
     count = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
     assert optimizer.state[weight]["exp_avg"].mean().item() == pytest.approx(0.1 * 1e-3 / count**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("weight", [0.004, 0.0, 0.6, 1.0])
+def test_the_gpus_way_of_averaging_is_that_of_the_formula(weight, monkeypatch):
+    sizes = [(3, 5), (), (0, 5), (7,), (1024,), (2,)]
+    draw = torch.Generator().manual_seed(0)
+    averages, current = ([torch.randn(size, generator=draw, dtype=torch.float64) for size in sizes] for _ in range(2))
+    moving = torch.tensor(weight)
+    wanted = [a + moving.double() * (c - a) for a, c in zip(averages, current, strict=True)]
+    plain, versions = [a.clone() for a in averages], [a._version for a in averages]
+    held: list[int] = []
+    subtract = torch._foreach_sub
+    monkeypatch.setattr(optimizers, "_CHUNK", 200)
+    monkeypatch.setattr(torch, "_foreach_sub", lambda a, b: held.append(sum(t.nbytes for t in a)) or subtract(a, b))
+    move_by_differences(zip(averages, current, strict=True), moving)
+    assert held == [184, 8192, 16]  # what is larger than a chunk goes alone
+    move_average(plain, current, moving)
+    for ours, also, formula in zip(averages, plain, wanted, strict=True):
+        torch.testing.assert_close(ours, formula, rtol=0, atol=1e-15)
+        torch.testing.assert_close(also, formula, rtol=0, atol=1e-15)
+    assert all(a._version > before for a, before in zip(averages, versions, strict=True))
+
+
+def test_float8_sees_that_its_weights_were_averaged():
+    from ijepa.model.linear import Linear
+    from ijepa.model.precision import FrozenLinear
+
+    layer = FrozenLinear(Linear(16, 16).requires_grad_(False))
+    assert not layer.moved
+    move_by_differences([(layer.weight, torch.ones(16, 16))], torch.tensor(0.5))
+    assert layer.moved

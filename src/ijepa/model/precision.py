@@ -35,13 +35,17 @@ _SMALLEST = 1e-12
 """Largest magnitudes are taken to be no smaller, so that a tensor of zeros has a finite scale."""
 
 
-def check_float8(device: torch.device, key: str = "precision.fp8") -> None:
+def check_float8(device: torch.device, scaling: Scaling = "tensorwise", *, autocast: bool = True) -> None:
     """Refuse float8 where it cannot be had; a CPU computes it in software, slowly, which is how it is tested.
 
     Raises:
-        Refused: a GPU without float8 units (compute capability below 8.9), or no torchao.
+        Refused: a GPU without float8 units (compute capability below 8.9), or no torchao; scales by row in float32 on
+            a GPU, whose units then give bfloat16 only.
     """
+    key = "precision.fp8"
     if device.type == "cuda":
+        if scaling == "rowwise" and not autocast:
+            raise Refused(f"{key} = rowwise", "gives bfloat16 only on a GPU", "add --precision.autocast bf16")
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 9):
             major, minor = capability

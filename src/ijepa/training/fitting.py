@@ -6,10 +6,13 @@ steps. The answer is the same on every rank and at every start, and a run keeps 
 """
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ijepa.errors import Refused
+from ijepa.model.padded_attention import KERNELS
 from ijepa.planning.activations import activations
 from ijepa.planning.memory import USABLE, Strategy, divisors, fit, state
 from ijepa.planning.size import plan
@@ -37,10 +40,13 @@ def largest_micro(recipe: Recipe, device: torch.device, *, share: int, ranks: in
     strategy = strategy_of(recipe, ranks)
     group, float8 = _group(recipe, strategy, ranks), recipe.precision.fp8 != "none"
     held = state(plan(recipe, 1).parameters, strategy, group, autocast=autocast, float8=float8)
-    with_scores = device.type != "cuda" or recipe.precision.attention == "math"
-    each = activations(
-        recipe.model, plan(recipe, 1).tokens, recipe.parallel.recompute, autocast=autocast, with_scores=with_scores
-    )
+    kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
+    with_scores = kernel == "math" or (kernel in ("auto", "flash") and not (on_gpu and autocast))
+    tokens = plan(recipe, 1).tokens
+    if on_gpu and kernel in KERNELS:
+        # These take sequences padded to an image's patches; as if all else were padded too, it is an upper bound.
+        tokens = replace(tokens, context=np.full_like(tokens.context, tokens.patches))
+    each = activations(recipe.model, tokens, recipe.parallel.recompute, autocast=autocast, with_scores=with_scores)
     usable = memory_of(device) * (USABLE if device.type == "cuda" else _USABLE_ON_CPU)
     best = fit(held, recipe.parallel.recompute, each, share, usable)
     if not best.micro:

@@ -8,7 +8,7 @@ the device, to the monitor.
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ijepa.recipe import Lengths, Recipe
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
+from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.prepare import token_budget
 from ijepa.training.profiling import Profile, Window
@@ -37,6 +38,7 @@ from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
 from ijepa.training.shards import place
+from ijepa.training.signals import caught_signals
 from ijepa.training.steady import Feed, collecting
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
@@ -130,31 +132,42 @@ def pretrain(
         return cut_back(run, start)
 
     measured = by_first(world, begin)
-    monitor = Monitor(run, total=lengths.total, start=start, log_every=recipe.log_every, quiet=quiet, rank=world.rank)
+    monitor = Monitor(
+        run,
+        total=lengths.total,
+        start=start,
+        log_every=recipe.log_every,
+        quiet=quiet,
+        rank=world.rank,
+        pace=Pace(world, model, device),
+    )
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
-    try:
-        with _signals() as caught, watch.naming(), collecting() as garbage:
-            loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
-            flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
-            for step in loop.steps(start, callbacks, measured):
-                stop = flag.agreed(caught[0] if caught else 0)
+    # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
+    with (
+        closing(watch),
+        closing(monitor),
+        closing(profiling),
+        caught_signals() as caught,
+        watch.naming(),
+        collecting() as garbage,
+    ):
+        loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
+        flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
+        for step in loop.steps(start, callbacks, measured):
+            stop = flag.agreed(caught[0] if caught else 0)
+            if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
+                loop.read()  # the device has finished the step then: saving waits for nothing on it
                 watch.at(step, "saving")
-                if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
-                    loop.read()
-                    state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
-                    saver.save(step, model, optimizer, state)
-                if stop or step == lengths.total:
-                    saver.finish()
-                if stop and step < lengths.total:
-                    raise Stopped(stop, step)
-                garbage.after(step)
-    finally:
-        watch.close()
-        profiling.close()
-        monitor.close()
+                state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                saver.save(step, model, optimizer, state)
+            if stop or step == lengths.total:
+                saver.finish()
+            if stop and step < lengths.total:
+                raise Stopped(stop, step)
+            garbage.after(step)
     leave(world)
     return model
 
@@ -358,25 +371,3 @@ def _mean_std(sums: Tensor) -> Tensor:
     """Mean over channels of the standard deviation over tokens, from (3, D) counts, sums and sums of squares."""
     count, total, squares = sums.double()
     return (squares / count - (total / count).square()).clamp(min=0).sqrt().mean().float()
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one acts at once."""
-    caught: list[int] = []
-
-    def catch(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

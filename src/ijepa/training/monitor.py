@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ijepa.errors import Failed
 from ijepa.files import write_text
+from ijepa.training.pace import Pace
 from ijepa.training.run import Run
 from ijepa.training.schedules import Rates
 
@@ -47,8 +48,18 @@ class StepRecord:
 class Monitor:
     """Collects step records, and writes and shows them every `log_every` steps."""
 
-    def __init__(self, run: Run, *, total: int, start: int, log_every: int, quiet: bool = False, rank: int = 0) -> None:
-        self.total, self.log_every = total, log_every
+    def __init__(
+        self,
+        run: Run,
+        *,
+        total: int,
+        start: int,
+        log_every: int,
+        quiet: bool = False,
+        rank: int = 0,
+        pace: Pace | None = None,
+    ) -> None:
+        self.total, self.log_every, self._pace = total, log_every, pace
         self._pending: list[StepRecord] = []
         files = (run.metrics_file, run.timings_file, run.diagnostics_file)
         # Ranks other than 0 read the same values, to act on them alike; they write nothing.
@@ -70,7 +81,10 @@ class Monitor:
         return record.step % self.log_every == 0 or record.step == self.total
 
     def flush(self) -> list[dict[str, Any]]:
-        """Read what is pending off the device, write it, show it, and return its metrics."""
+        """Read what is pending off the device, write it, show it, and return its metrics. Every rank calls it."""
+        return self._flush(self._pace)
+
+    def _flush(self, pace: Pace | None) -> list[dict[str, Any]]:
         if not self._pending:
             return []
         values = torch.stack([record.values for record in self._pending]).tolist()
@@ -80,19 +94,23 @@ class Monitor:
         ]
         now = time.perf_counter()
         seconds = max(now - self._clock - self._paused, 1e-9)
-        last = self._pending[-1]
+        last, waited = self._pending[-1], sum(r.waited for r in self._pending)
+        ranks, lines = pace.compared(seconds, waited) if pace else ({}, [])
         timing = {
             "step": last.step,
             "seconds": round(seconds, 4),
             "images_per_second": round(sum(r.images for r in self._pending) / seconds, 2),
-            "data_wait": round(sum(r.waited for r in self._pending) / seconds, 4),
+            "data_wait": round(waited / seconds, 4),
             "tflops": round(sum(r.flops for r in self._pending) / seconds / 1e12, 4),
             "memory": _peak_memory(last.values.device),
+            **ranks,
         }
         _append(self._metrics, rows)
         _append(self._timings, [timing])
         left = (now - self._begun) / max(last.step - self._start, 1) * (self.total - last.step)
         self._show.step(rows[-1], timing, self.total, left)
+        for line in lines:
+            self.say(line)
         self._pending.clear()
         self._clock, self._paused = now, 0.0
         return rows
@@ -108,9 +126,9 @@ class Monitor:
         self._show.say(line)
 
     def close(self) -> None:
-        """Close the files and the bar; pending records are written first."""
+        """Close the files and the bar; pending records are written first, without asking other ranks."""
         try:
-            self.flush()
+            self._flush(None)
         finally:
             for file in (self._metrics, self._timings, self._diagnostics):
                 with suppress(OSError):  # what a full disk did not take has been complained of when it was written

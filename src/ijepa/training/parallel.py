@@ -39,13 +39,13 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
         Refused: where the recipe asks for what this machine or version does not have.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    autocast = _autocast(recipe, device)
     if recipe.precision.fp8 != "none":
-        check_float8(device)
+        check_float8(device, recipe.precision.fp8, autocast=autocast)
     threads = torch.get_num_threads()
     workers = recipe.data.workers
     if workers == "auto":
-        workers = 1 if device.type == "cpu" else max(1, min(16, (os.cpu_count() or 2) - 2))
-    autocast = _autocast(recipe, device)
+        workers = 1 if device.type == "cpu" else max(1, min(16, _cores() - 2))
     micro = recipe.batch.micro
     if micro == "auto":
         kept_micro = (earlier or {}).get("micro")
@@ -79,6 +79,12 @@ def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
 def computing(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
     """Return the context in which a forward pass runs."""
     return torch.autocast(device.type, torch.bfloat16, enabled=autocast)
+
+
+def _cores() -> int:
+    """Cores that this process may use, shared with the other ranks of its machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> bool:

@@ -30,7 +30,7 @@ def prepare(model: IJEPA, recipe: Recipe, device: torch.device) -> None:
         backend = "math"  # the buckets of a CPU have another shape at every step
     set_attention(model, backend)
     if recipe.precision.fp8 != "none":
-        check_float8(device)
+        check_float8(device, recipe.precision.fp8, autocast=recipe.precision.autocast != "none")
         to_float8(model, recipe.precision.fp8, recipe.precision.fp8_weight_gradient)
     recompute_blocks(model, recipe.parallel.recompute)
     if recipe.parallel.compile:

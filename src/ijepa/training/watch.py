@@ -5,6 +5,9 @@ so that a rank that only waits still gives a sign. When a collective fails, or n
 seconds, the others' last signs name the rank that is missing. Without it, a killed process shows as a closed socket,
 and a stuck one as nothing at all.
 
+A rank that has lost another says so and ends on the spot (`Watch.leave`): its device may wait in a collective that
+never finishes, and whatever asked the device for more, unread metrics or a synchronisation, would wait with it.
+
 The store also makes one voice of many: a line that all ranks would say is said once.
 """
 
@@ -14,25 +17,24 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from ijepa.errors import Failed
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.world import World, under_torchrun
 
 _PULSE = 1.0
 """Seconds between two signs of a rank."""
-
-
-class Lost(Failed):
-    """Another rank is gone or stuck. Said only where no rank has said why it ended."""
+_PATIENCE = 10.0
+"""Seconds within which the store has to answer."""
+_ON_THE_DEVICE = ("computing", "diagnosing")
+"""What waits for other ranks through the device; all else has a limit of its own, in the loader or in gloo."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +69,36 @@ class Watch:
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Turn the error of a collective into one line.
-
-        Raises:
-            Lost: naming the ranks that this one waited for, their step, and what they were last seen doing.
-        """
+        """Leave, as `leave` does, with the first error of a collective."""
         try:
             yield
         except RuntimeError as error:
             if self._store is None or not _of_a_collective(error):
                 raise
-            raise Lost(self._explain(self._signs())) from error
+            self.leave()
+
+    def leave(self) -> NoReturn:
+        """Name the ranks that this one waits for, unless one has said why it ended, and end this process: exit code 1.
+
+        Nothing is closed or flushed; a resume cuts the run's files back to its checkpoint in any case.
+        """
+        signs: list[tuple[Sign, bool]] = []
+        with suppress(Exception):
+            signs = self._signs()
+        line = self._explain(signs)
+        if sys.stdout.isatty():
+            print("\033[?25h", end="", flush=True)  # the progress bar has hidden the cursor
+        if first_to_say(line, only_if_silent=True):
+            print(f"ijepa: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _run(self) -> None:
         while not self._closed.wait(_PULSE):
-            try:
+            with suppress(Exception):  # the store may be gone with its launcher; what follows needs it the more
                 self._give_sign()
-                # A device's collective does not come back with an error; so a thread ends what nothing else can.
-                stuck = time.monotonic() - self._since > self.timeout + 2 * _PULSE
-                if stuck and self._doing == "computing":
-                    line = self._explain(self._signs())
-                    if first_to_say(line, only_if_silent=True):
-                        print(f"ijepa: {line}", file=sys.stderr, flush=True)
-                    os._exit(1)
-            except Exception:  # the store is gone with its launcher, which ends this rank
-                return
+            # A device's collective does not come back with an error; so a thread ends what nothing else can.
+            if self._doing in _ON_THE_DEVICE and time.monotonic() - self._since > self.timeout + 2 * _PULSE:
+                self.leave()
 
     def _give_sign(self) -> None:
         self._beat += 1
@@ -114,9 +121,10 @@ class Watch:
         return Sign(rank, **known)
 
     def _explain(self, signs: list[tuple[Sign, bool]]) -> str:
+        who = blame(signs) if signs else "other ranks, of which the launcher's store knows nothing any more"
         saved = list_checkpoints(self.checkpoints)
         resume = f"the same command resumes from {saved[-1].name}" if saved else "there is no checkpoint yet"
-        return f"step {self._step} waits for {blame(signs)}; {resume}"
+        return f"step {self._step} waits for {who}; {resume}"
 
 
 def blame(signs: list[tuple[Sign, bool]]) -> str:
@@ -135,7 +143,7 @@ def blame(signs: list[tuple[Sign, bool]]) -> str:
 def connect() -> Any:
     """Connect to the launcher's store."""
     return dist.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=_PATIENCE)
     )
 
 

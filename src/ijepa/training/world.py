@@ -153,7 +153,8 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     """Join the other processes that torchrun has started; alone, return a world of one.
 
     Raises:
-        Refused: see `choose_strategy`; or `facts`, what must be the same on every rank, are not.
+        Refused: see `choose_strategy`; more processes than GPUs; or `facts`, what must be the same on every rank, are
+            not.
     """
     strategy = choose_strategy(recipe)
     if strategy == "none":
@@ -168,6 +169,12 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     patience = timedelta(seconds=recipe.parallel.timeout)
     if device == "cuda":
+        if local_size > (there := torch.cuda.device_count()):
+            raise Refused(
+                f"--nproc-per-node {local_size}",
+                f"this machine shows {there} GPU{'s' * (there > 1)}",
+                f"start {there}, and let every process see all of them",
+            )
         torch.cuda.set_device(local_rank)
     # NCCL ends a process without a word; it waits longer than what names the missing rank.
     backend, longer = ("cpu:gloo,cuda:nccl", 2 * patience) if device == "cuda" else ("gloo", patience)

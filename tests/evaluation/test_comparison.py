@@ -5,9 +5,13 @@ import pytest
 from click.testing import CliRunner
 
 from ijepa.cli import cli
+from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.comparison import FIGURES, compare_results, published
 from ijepa.evaluation.protocol import KINDS, presets
+from ijepa.evaluation.segmentation import evaluate_segmentation
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 
 Rows = list[dict[str, object]]
 
@@ -44,6 +48,23 @@ def test_what_is_the_same_shares_a_column_and_what_is_not_does_not(tmp_path: Pat
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["50.00 (40.0 to 60.0)", "70.00", "80.00"]
     assert "b.json: chosen on test" in text
     assert "b [b0123456]" in text
+
+
+def test_one_label_map_file_with_other_classes_or_values_is_another_column(tmp_path: Path) -> None:
+    train, test = (open_source(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3)])) for name in "ab")
+    rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}
+    protocol = SegmentationProtocol.read({**rule, "labels": str(tmp_path / "map.yaml")}, "r")
+    files = []
+    for number, classes in enumerate(("{a: 0, b: 1, c: 2, d: 3}", "{a: [0, 1], b: [2, 3]}", "{a: [0, 2], b: [1, 3]}")):
+        (tmp_path / "map.yaml").write_text(f"name: own\nclasses: {classes}\n")
+        result = evaluate_segmentation({"toy": MeanColour()}, train, test, protocol, seed=0)
+        assert set(result["data"]["labels_sha256"]) == {"train", "test"}
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(result))
+    assert columns(compare_results([files[0], files[0]])) == 1
+    text = compare_results(files)
+    assert columns(text) == 3
+    assert "4 classes" in text and "2 classes" in text
 
 
 def test_published_figures_stand_apart_with_their_source(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ means that masks and map do not belong together, and would else be a quiet loss 
 Presets stand in `labels/`.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
@@ -87,6 +89,11 @@ class LabelMap(Section):
     def names(self) -> tuple[str, ...]:
         """The names of the classes, by number."""
         return tuple(self.classes)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what decides class numbers: classes in their order, and what is not scored."""
+        return hashlib.sha256(json.dumps([list(self.classes.items()), self.ignore]).encode()).hexdigest()
 
     @property
     def reads(self) -> MaskColours:

@@ -93,6 +93,7 @@ def evaluate_segmentation(
             "test": {"n": len(samples), "fingerprint": test.fingerprint},
             "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
             "labels": {flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
+            "labels_sha256": {flag.lstrip("-"): labels.sha256 for flag, labels in classes.maps.items()},
         },
         "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,

@@ -103,8 +103,16 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         compare_results([tmp_path / "b.json"])
 
 
-def test_the_command(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.json", [{"encoder": "mine", "top1": 0.25}])
-    done = CliRunner().invoke(cli, ["evaluate", "compare", str(file), "--no-published"])
+@pytest.mark.parametrize("words", [["compare"], ["--compare"], ["--no-published", "--compare"]])
+def test_the_command(tmp_path: Path, words: list[str]) -> None:
+    files = [str(write(tmp_path / f"{top}.json", [{"encoder": "mine", "top1": top}])) for top in (0.25, 0.75)]
+    done = CliRunner().invoke(cli, ["evaluate", *words, *files])
     assert done.exit_code == 0, done.output
-    assert "25.00" in done.output
+    assert "25.00" in done.output and "75.00" in done.output
+    assert ("(published)" in done.output) == (len(words) == 1)
+
+
+def test_the_option_is_shown_and_wants_files() -> None:
+    assert "--compare" in CliRunner().invoke(cli, ["evaluate", "--help"]).output
+    with pytest.raises(Refused, match="compare: no results given"):
+        CliRunner().invoke(cli, ["evaluate", "--compare"], catch_exceptions=False)

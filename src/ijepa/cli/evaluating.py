@@ -50,7 +50,17 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--devkit", default=None, help=text)(command)
 
 
-@click.group()
+class _Comparing(click.Group):
+    """A group whose `--compare A B` is its command `compare A B`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--compare" in args:
+            args = ["compare", *(word for word in args if word != "--compare")]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Comparing)
+@click.option("--compare", is_flag=True, expose_value=False, help="Put results into one table, as `compare` does.")
 def evaluate() -> None:
     """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
 

@@ -167,6 +167,19 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
     assert evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"] == [FLATTERED]
 
 
+def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    seen = []
+    for interpolation in ("bilinear", "bicubic"):
+        encoder = Colour()
+        rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
+        evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        seen.append(encoder.seen)
+    assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
+    for bilinear, bicubic in zip(*seen, strict=True):
+        assert len(bilinear) == 1 or (bilinear.float() - bicubic.float()).abs().mean() > 1
+
+
 def test_an_attentive_probe_reads_patches(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     rule = load_protocol("linear", "attentive").model_copy(

@@ -160,6 +160,20 @@ class TestAllMethods:
         assert "\n" not in str(caught.value)
 
 
+def test_images_are_resized_as_the_protocol_says(pairs: Any) -> None:
+    seen: dict[str, list[torch.Tensor]] = {"bilinear": [], "bicubic": []}
+
+    class Watching(MeanColour):
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+            seen[interpolation].append(pixels)
+            return super().__call__(pixels)
+
+    for interpolation in seen:
+        evaluate(pairs, protocol(RETRIEVAL, image_size=48, interpolation=interpolation), Watching())
+    for bilinear, bicubic in zip(*seen.values(), strict=True):
+        assert (bilinear.float() - bicubic.float()).abs().mean() > 0.5
+
+
 def test_a_set_is_not_looked_up_in_itself(pairs: Any) -> None:
     with pytest.raises(Refused, match="--test: is the train set"):
         evaluate((pairs[1], pairs[1]), protocol(RETRIEVAL))

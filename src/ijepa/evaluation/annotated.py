@@ -1,6 +1,6 @@
 """Images with their masks, as the segmentation protocols read them.
 
-The whole image is resized to the protocol's square (antialiased bilinear), the mask to the size it is scored at, by
+The whole image is resized to the protocol's square, the mask to the size it is scored at, by
 its nearest pixel: a class index must never be interpolated. Every mask is checked against its image and against the
 number of classes as it is read, so that a wrong set ends in one line and not in a wrong number.
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ijepa.data.crop import Box, crop_resize
+from ijepa.data.crop import Box, Interpolation, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
@@ -59,6 +59,7 @@ class Annotated:
     image_size: int
     mask_size: int
     ranks: Ranks = ALONE
+    interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -77,7 +78,8 @@ class Annotated:
             for row, index in enumerate(chosen):
                 image, mask = read(self.source, int(index), self.flag, classes)
                 check_labels(mask, classes, self.flag, self.source, int(index))
-                pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), (self.image_size, self.image_size))
+                size_wanted = self.image_size, self.image_size
+                pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), size_wanted, self.interpolation)
                 masks[row] = nearest_resize(mask, self.mask_size)
             yield pixels, masks
 

@@ -124,6 +124,7 @@ def compare(
                 cache=cache,
                 label=f"{kind}: {name}, {role}",
                 crop_fraction=protocol.crop_fraction,
+                interpolation=protocol.interpolation,
                 batch_size=protocol.forward_batch,
                 progress=progress,
                 ranks=ranks,

@@ -7,6 +7,7 @@ steps run through the images in an order of the seed's; features that fit into m
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -119,14 +120,7 @@ class _Images:
         return self._kept[0][chosen].float(), self._kept[1][chosen]
 
     def _made(self, places: Indices) -> tuple[Tensor, Tensor]:
-        some = Annotated(
-            self.support.source,
-            self.support.indices[places],
-            self.support.flag,
-            self.support.image_size,
-            self.support.mask_size,
-            self.support.ranks,
-        )
+        some = replace(self.support, indices=self.support.indices[places])
         made = list(patch_features(self.encoder, some, self.classes, self.batch))
         masks = torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for _, part in made]))
         ignored = torch.isin(masks, torch.tensor(self.classes.ignore))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from ijepa.data.crop import Interpolation
 from ijepa.errors import Refused, did_you_mean
 from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
@@ -34,6 +35,8 @@ class ImageProtocol(Section):
     """Side in pixels that images are brought to; the encoder's native size if null."""
     crop_fraction: float = Field(0.875, gt=0, le=1)
     """Share of the short side that the central crop keeps; 0.875 is "resize to 256, crop 224"."""
+    interpolation: Interpolation = "bilinear"
+    """How images are brought to their size, train and test alike, antialiased: bilinear or bicubic."""
     train_images: int | None = Field(None, ge=2)
     """Train images used at most, chosen by seed; all if null."""
     test_images: int | None = Field(None, ge=1)

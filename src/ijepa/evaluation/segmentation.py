@@ -73,8 +73,13 @@ def evaluate_segmentation(
     sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
     classes = find_classes(sets, protocol.classes, protocol.ignore, protocol.labels)
     mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
-    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed, ranks)
-    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed, ranks)
+    size, interpolation = protocol.image_size, protocol.interpolation
+    some, others = (
+        choose(len(source), len(source) if most is None else most, seed)
+        for source, most in ((test, protocol.test_images), (train, protocol.train_images))
+    )
+    samples = Annotated(test, some, "--test", size, mask_size, ranks, interpolation)
+    support = Annotated(train, others, "--train", size, mask_size, ranks, interpolation)
     rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
         if progress is not None:
@@ -262,10 +267,3 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
                 f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
                 f"give a multiple of {encoder.patch_size}",
             )
-
-
-def _some(
-    source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int, ranks: Ranks
-) -> Annotated:
-    indices = choose(len(source), len(source) if most is None else most, seed)
-    return Annotated(source, indices, flag, image_size, mask_size, ranks)

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ijepa.data.crop import Interpolation
 from ijepa.evaluation.retrieval import Distance
 from ijepa.section import Section
 
@@ -97,6 +98,8 @@ class SegmentationProtocol(Section):
     """Which of the five; only the section of that name counts."""
     image_size: int = Field(ge=1)
     """Side in pixels to which whole images are resized."""
+    interpolation: Interpolation = "bilinear"
+    """How they are, antialiased: bilinear or bicubic."""
     classes: int | None = Field(None, ge=2)
     """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
     ignore: tuple[int, ...] = (255,)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.attentive import AttentiveHeads
+from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.bank import hold_out
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Indices, Progress
@@ -64,7 +64,7 @@ def evaluate_linear(
     Raises:
         Refused, Failed: as `classification.compare`; or `keep`, and the protocol has no such head.
     """
-    if keep and (protocol.head == "attentive" or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
+    if keep and (protocol.pools or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
         mend = "use a protocol with blocks: [1] that chooses its head at the end"
         raise Refused("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", mend)
     first = next(iter(encoders.values()))
@@ -75,7 +75,7 @@ def evaluate_linear(
         test,
         protocol,
         lambda split: probe(split, protocol, seed, keep=keep if split.origin.encoder is first else None),
-        last=0 if protocol.head == "attentive" else max(protocol.blocks),
+        last=0 if protocol.pools else max(protocol.blocks),
         seed=seed,
         cache=cache,
         progress=progress,
@@ -95,6 +95,13 @@ class Group:
     def read(self, x: Tensor) -> Tensor:
         """Return what they read of an image: (n, F) of the blocks' means (n, L, D), or all patches (n, N, D)."""
         return x if isinstance(self.heads, AttentiveHeads) else x[:, -self.blocks :].flatten(1)
+
+    def step(self, x: Tensor, y: Tensor, factor: float, progress: float) -> None:
+        """Train them by one batch, with `factor` on their rates, `progress` of all steps done."""
+        if isinstance(self.heads, AttentiveHeads):
+            self.heads.step(self.read(x), y, factor, progress)
+        else:
+            self.heads.step(self.read(x), y, factor)
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def probe(
 
 def reading_of(split: Split, protocol: LinearProtocol, seed: int) -> Reading:
     """Return where a protocol's heads read."""
-    if protocol.head == "attentive":
+    if protocol.pools:
         return Tokens(split, protocol, seed)
     return Augmented(split, protocol, seed) if protocol.augment else Cached(split)
 
@@ -163,14 +170,18 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     """Return untrained heads; figures that features are standardised by come from the train images `kept`."""
     batch = min(protocol.batch, len(kept))
     grid = [(lr * batch / 256, decay) for lr, decay in product(protocol.lrs, protocol.weight_decays)]
-    if protocol.head == "attentive":
-        width = split.origin.encoder.embed_dim
+    if protocol.pools:
+        encoder = split.origin.encoder
+        own = attention_heads_of(encoder) if protocol.head == "attentive" else None
         attentive = AttentiveHeads(
-            width,
+            encoder.embed_dim,
             split.classes,
             grid,
-            attention_heads=protocol.attention_heads,
+            kind=AttentiveHead if protocol.head == "attentive" else QueryHead,
+            attention_heads=protocol.attention_heads or own,
             betas=protocol.betas,
+            clip=protocol.clip,
+            final_decay=protocol.final_weight_decay,
             seed=seed,
             device=split.device,
         )
@@ -198,6 +209,12 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     return groups
 
 
+def attention_heads_of(encoder: Encoder) -> int | None:
+    """Return how many attention heads an encoder's blocks have, None where it does not tell."""
+    blocks = getattr(getattr(encoder, "vit", None), "blocks", None)
+    return int(blocks[0].attn.heads) if blocks else None
+
+
 def train_heads(
     groups: list[Group], reading: Reading, y: Tensor, kept: Indices, protocol: LinearProtocol, seed: int
 ) -> Iterator[int]:
@@ -212,7 +229,7 @@ def train_heads(
         x, truth = reading.training(positions, chosen), y[torch.from_numpy(chosen)]
         factor = rate_factor(step, steps, protocol, epoch=first / n)
         for group in groups:
-            group.heads.step(group.read(x), truth, factor)
+            group.step(x, truth, factor, (step - 1) / steps)
         if step == steps or (first + batch) // n > first // n:
             yield max(1, (first + batch) // n)
 

@@ -59,6 +59,25 @@ def test_agrees_with_logistic_regression():
     assert found["top5"] == 1.0
 
 
+def test_agrees_with_logistic_regression_of_the_same_penalty():
+    """On the same rows: with a decay that joins the gradient, both minimise mean loss + decay / 2 |W|^2."""
+    split, decay = clouds(n=400, m=4000, width=64, spread=0.2), 0.02
+    rule = protocol(
+        optimizer="sgd", batch=200, epochs=200, lrs=(0.5,), weight_decays=(decay,), warmup=0.02, selection="test"
+    )
+    kept: list[torch.Tensor] = []
+    found = probe(split, rule, seed=0, keep=lambda *head: kept.extend(head))
+    scaler = StandardScaler().fit(split.train_x.flatten(1).float())
+    train, test = (scaler.transform(x.flatten(1).float()) for x in (split.train_x, split.test_x))
+    expected, loose = (
+        LogisticRegression(C=c, max_iter=2000, tol=1e-8).fit(train, split.train_y) for c in (1 / (400 * decay), 1e4)
+    )
+    assert found["top1"] == pytest.approx(expected.score(test, split.test_y), abs=0.003)
+    assert expected.score(test, split.test_y) > loose.score(test, split.test_y) + 0.02, "the penalty decides"
+    weight = kept[0].numpy() * scaler.scale_  # as it reads standardised features; logits are free up to a constant
+    assert np.abs(weight - weight.mean(0) - expected.coef_).max() < 0.02 * np.abs(expected.coef_).max()
+
+
 def test_chooses_on_held_out_images_alone():
     """Test labels that are all wrong change the reported accuracy, never the chosen head."""
     split = clouds(n=600, m=200, blocks=4, spread=0.2)

@@ -120,6 +120,17 @@ def test_maps_that_make_no_sense_are_refused(tmp_path: Path, text: str, words: s
     assert "\n" not in str(caught.value)
 
 
+def test_colours_are_of_classes(tmp_path: Path) -> None:
+    text = "name: x\nclasses: {road: 0, tree: 1}\ncolours: {%s}\n"
+    for words, problem in (
+        ('raod: "#ff0000"', "colours: raod: is no class; did you mean road"),
+        ("tree: red", "colours"),
+    ):
+        (tmp_path / "m.yaml").write_text(text % words)
+        with pytest.raises(Refused, match=problem):
+            load_label_map(str(tmp_path / "m.yaml"))
+
+
 def test_maps_that_are_not_there_are_refused() -> None:
     with pytest.raises(Refused, match="--labels: no label map 'cityscape'; did you mean cityscapes?"):
         load_label_map("cityscape")

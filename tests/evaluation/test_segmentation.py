@@ -13,7 +13,8 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
 from ijepa.evaluation.bank import PatchBank, hold_out
-from ijepa.evaluation.protocol import presets
+from ijepa.evaluation.protocol import load_protocol, presets
+from ijepa.evaluation.segmentation_memory import planned_memory
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
 
@@ -186,17 +187,54 @@ def test_more_clusters_than_classes_are_named_many_to_one(pairs: Any) -> None:
     assert len(row["seeds"]) == 2
 
 
-def test_level_zero_never_reads_the_training_set(pairs: Any) -> None:
-    class Closed:
-        classes, fingerprint = None, "none"
+def test_level_zero_has_no_training_set_and_the_others_want_one(pairs: Any) -> None:
+    alone = evaluate((None, pairs[1]), protocol(KMEANS))
+    assert alone["data"]["train"] == {"n": 0}
+    assert alone["rows"] == evaluate(pairs, protocol(KMEANS))["rows"]
+    for base in (RETRIEVAL, SOFT, LINEAR):
+        with pytest.raises(Refused, match=f"--train: is missing, and protocol {base['name']} is of level"):
+            evaluate((None, pairs[1]), protocol(base))
 
-        def __len__(self) -> int:
-            return 10
 
-        def __getitem__(self, index: int) -> None:
-            raise AssertionError("the training set was read")
+def test_clustered_patches_are_bounded(pairs: Any) -> None:
+    result = evaluate(pairs, protocol(KMEANS, kmeans={**KMEANS["kmeans"], "patches": 16 * 7 + 5}))
+    assert result["data"]["test"]["n"] == 7
+    assert result["rows"][0]["features"]["patches"] == 16 * 7
+    both = s.evaluate_segmentation(
+        {"coarse": MeanColour(8), "fine": MeanColour(4)},
+        None,
+        pairs[1],
+        protocol(KMEANS, kmeans={**KMEANS["kmeans"], "patches": 64 * 7}),
+        seed=0,
+    )
+    assert [row["features"]["patches"] for row in both["rows"]] == [16 * 7, 64 * 7], "all see the same images"
 
-    assert evaluate((Closed(), pairs[1]), protocol(KMEANS))["data"]["train"]["n"] == 0  # type: ignore[arg-type]
+
+@pytest.mark.parametrize("base", [RETRIEVAL, KMEANS, SOFT, LINEAR], ids=lambda base: base["method"])
+def test_what_memory_it_takes_is_told_before(pairs: Any, base: dict[str, Any]) -> None:
+    told: list[str] = []
+    rule = protocol(base)
+    row = s.evaluate_segmentation({"toy": MeanColour()}, *pairs, rule, seed=0, progress=told.append)["rows"][0]
+    assert told[0].startswith("segmentation: toy: about 0.")
+    planned = planned_memory(rule, support=30, samples=20, width=3, patch_size=8, classes=4)
+    if base is KMEANS:
+        assert planned["features"] == row["features"]["bytes"]
+    elif base is not LINEAR:
+        assert planned["bank"] == row["bank"]["bytes"]
+
+
+def test_no_preset_takes_more_than_it_should() -> None:
+    """COCO-Stuff's 118,287 training and 5,000 validation images by a ViT-H/16, and twenty times as many of each."""
+    for name in presets("segmentation"):
+        rule = load_protocol("segmentation", name)
+        sizes = {"width": 1280, "patch_size": 16, "classes": 27}
+        most = [
+            sum(planned_memory(rule, support=118287 * times, samples=5000 * times, **sizes).values()) / 1e9
+            for times in (1, 20)
+        ]
+        assert most[0] < 30, name
+        if rule.method in ("retrieval", "hummingbird"):
+            assert most[1] < 30, name
 
 
 def test_a_bank_of_limited_size_has_patches_of_every_image(pairs: Any) -> None:

@@ -8,6 +8,9 @@ from ijepa.data.crop import Interpolation
 from ijepa.evaluation.retrieval import Distance
 from ijepa.section import Section
 
+PATCHES = 4_000_000
+"""Patches that are held at most where nothing else is said: those of ADE20K's 20,210 training images at 14 x 14."""
+
 
 class Clustering(Section):
     """Level 0: clusters of patch features, matched to classes."""
@@ -24,6 +27,8 @@ class Clustering(Section):
     """Runs whose mean is the result."""
     mask_size: int = Field(100, ge=1)
     """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
+    patches: int = Field(PATCHES, ge=1)
+    """Patches held at most; of a larger test set images are chosen by seed, and the result has their number."""
 
 
 class Searched(Section):
@@ -46,7 +51,7 @@ class Retrieval(Searched):
     """Distances to choose from."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the training images on which k and distance are chosen."""
-    bank_patches: int | None = Field(None, ge=1)
+    bank_patches: int | None = Field(PATCHES, ge=1)
     """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
 
 

@@ -71,7 +71,7 @@ def test_noise_is_at_chance_within_the_interval_of_the_result(without):
     if without == "features":
         train_x, test_x = (torch.randn(x.shape, generator=generator) for x in (train_x, test_x))
     else:
-        train_y = train_y[torch.randperm(len(train_y), generator=generator)]
+        train_y, test_y = (y[torch.randperm(len(y), generator=generator)] for y in (train_y, test_y))
     settings = {"neighbours": (20,), "temperature": 0.07, "classes": 4}
     low, high = accuracies(knn_ranks(train_x, train_y, test_x, test_y, **settings)[20])["ci"]
     assert low <= 0.25 <= high and high - low < 0.05

@@ -92,8 +92,9 @@ def test_chooses_on_held_out_images_alone():
 
 def test_shuffled_labels_and_noise_are_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
-    shuffle = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
-    shuffled = replace(split, train_y=split.train_y[shuffle])
+    # Of both sets: by a cloud's commonest false label alone all of its test images would be right or wrong together.
+    mixed, other = (torch.randperm(2000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    shuffled = replace(split, train_y=split.train_y[mixed], test_y=split.test_y[other])
     noise = torch.randn(4000, 1, 24, generator=torch.Generator().manual_seed(2))
     random = replace(split, train_x=noise[:2000], test_x=noise[2000:])
     for without in (shuffled, random):
@@ -199,6 +200,20 @@ def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Pat
     assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
     for bilinear, bicubic in zip(*seen, strict=True):
         assert len(bilinear) == 1 or (bilinear.float() - bicubic.float()).abs().mean() > 1
+
+
+def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
+    made = {}
+    for selection in ("held-out", "test", "test-epochs"):
+        encoder = Colour()
+        settings = rule.model_copy(update={"selection": selection, "norms": ("batch",)})
+        result = evaluate_linear({"toy": encoder}, train, test, settings, seed=0)
+        assert result["rows"][0]["heads"] == 1
+        made[selection] = sum(len(pixels) for pixels in encoder.seen if len(pixels) > 1)
+    assert made["test"] == made["test-epochs"] == 60 + len(test)
+    assert made["held-out"] == 54 + len(train) + len(test)
 
 
 def test_an_attentive_probe_reads_patches(tmp_path: Path):

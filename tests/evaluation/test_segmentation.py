@@ -279,6 +279,21 @@ def test_held_out_images_are_a_share_of_at_least_one_and_not_all() -> None:
     assert hold_out(np.arange(2), 0.99, 0).sum() == 1
 
 
+def test_held_out_images_are_that_share_of_every_class() -> None:
+    labels = np.repeat([3, 1, 7, 5, 9], [100, 40, 20, 10, 1])
+    for seed in range(5):
+        held = hold_out(np.arange(171), 0.1, seed, labels)
+        assert held.sum() == 17
+        for label, count in ((3, 10), (1, 4), (7, 2), (5, 1)):
+            assert abs(held[labels == label].sum() - count) <= 1
+        assert not held[labels == 9].any(), "the only one of its class is trained on"
+    assert (hold_out(np.arange(171), 0.1, 0, labels) != hold_out(np.arange(171), 0.1, 1, labels)).any()
+    assert hold_out(np.arange(3), 0.1, 0, np.arange(3)).sum() == 1, "of one image a class, something has to go"
+    order = np.random.default_rng(0).permutation(171)
+    shuffled = hold_out(np.arange(171)[order], 0.1, 0, labels[order])
+    assert (shuffled == hold_out(np.arange(171), 0.1, 0, labels)[order]).all(), "by sample, not by place"
+
+
 def test_a_bank_grows_by_the_rule_it_began_with(pairs: Any) -> None:
     train, _ = pairs
     classes = Classes(4, ("a", "b", "c", "d"), (255,))

@@ -76,6 +76,8 @@ def evaluate_linear(
         protocol,
         lambda split: probe(split, protocol, seed, keep=keep if split.origin.encoder is first else None),
         last=0 if protocol.pools else max(protocol.blocks),
+        # Where heads train on random views, central ones of the train images are only standardised or chosen by.
+        train_features=not protocol.augment or protocol.standardise or protocol.selection == "held-out",
         seed=seed,
         cache=cache,
         progress=progress,
@@ -123,7 +125,11 @@ def probe(
     reading = reading or reading_of(split, protocol, seed)
     places = np.arange(len(split.train_y))
     honest = protocol.selection == "held-out"
-    held = hold_out(places, protocol.held_out, seed) if honest else np.zeros(len(places), dtype=np.bool_)
+    held = (
+        hold_out(places, protocol.held_out, seed, split.train_y.numpy())
+        if honest
+        else np.zeros(len(places), dtype=np.bool_)
+    )
     groups = make_groups(split, places[~held], protocol, seed)
     tests = np.arange(len(split.test_y))
     epoch_of_best, ranks, best = None, torch.empty(0), None
@@ -187,12 +193,13 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
         )
         return [Group(1, "none", attentive)]
     groups, device = [], split.device
-    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
-        x = split.train_x[:, -blocks:].flatten(1)
-        fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
+    for blocks in sorted({min(blocks, split.test_x.shape[1]) for blocks in protocol.blocks}):
+        width, fixed = split.test_x[0, -blocks:].numel(), None
+        if protocol.standardise:
+            fixed = statistics(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
         for norm in protocol.norms:
             heads = Heads(
-                x.shape[1],
+                width,
                 split.classes,
                 grid,
                 norm=norm,

@@ -90,6 +90,8 @@ class TokenCut(Section):
     """Cosine above which two patches are joined."""
     eps: float = Field(1e-5, gt=0)
     """Weight between patches that are not."""
+    ground: tuple[str, ...] = ("ground", "background")
+    """Names of the classes that are no objects; where classes have no names, 0 is ground."""
 
 
 class SegmentationProtocol(Section):

@@ -114,6 +114,11 @@ def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, 
     train, _ = sets(scenes)
     with pytest.raises(Refused, match="--test: is the train set"):
         evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
+    (tmp_path / "copy").mkdir()
+    for number, shard in enumerate([next(scenes.glob("train-*.tar")), next(scenes.glob("val-*.tar"))]):
+        (tmp_path / "copy" / f"{number}.tar").symlink_to(shard)
+    with pytest.raises(Refused, match=r"--test: \d+ of its \d+ images are in the train set"):
+        evaluate("knn", str(weights), train, str(tmp_path / "copy"), protocol=small["knn"], output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -6,6 +6,7 @@ their shards' names do, and only samples in shared shards are looked at one by o
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from ijepa.data.sources import Source
 from ijepa.errors import Refused
 
 Numbers = npt.NDArray[np.int64]
+
+_TURN = 1 << 16
 
 
 def refuse_overlap(train: Source, test: Source) -> None:
@@ -32,8 +35,8 @@ def refuse_overlap(train: Source, test: Source) -> None:
         shared = {path: number for number, path in enumerate(sorted({*ours} & {*theirs}))}
         if not shared:
             return
-        places = _places(other, asked, theirs, shared)
-        both = np.flatnonzero((places >= 0) & np.isin(places, _places(whole, chosen, ours, shared)))
+        places, known = _places(other, asked, theirs, shared), _places(whole, chosen, ours, shared)
+        both = _among(places, known)
     elif not (ours or theirs):
         both = _same_files(whole, chosen, other, asked)
     else:
@@ -74,22 +77,32 @@ def _places(source: Source, chosen: Numbers | None, archives: list[str], shared:
     return np.where(numbers[file] < 0, -1, numbers[file] << 40 | place)
 
 
+def _among(asked: Numbers, known: Numbers) -> Numbers:
+    """Return the rows of `asked` whose place is among those `known`, by one pass over these: they may be many more."""
+    order = np.argsort(asked, kind="stable")
+    ordered, known = asked[order], known[known >= 0]
+    at = np.minimum(np.searchsorted(ordered, known), len(ordered) - 1)
+    return np.sort(order[np.unique(at[ordered[at] == known])])
+
+
 def _same_files(train: Source, chosen: Numbers | None, test: Source, asked: Numbers | None) -> Numbers:
     """Return which of the samples asked for are files of the other source; only folders within one another share."""
     ours, theirs = (os.path.realpath(source.index.header["root"]) for source in (train, test))
     above = os.path.commonpath([ours, theirs])
     if above not in (ours, theirs):
         return np.empty(0, dtype=np.int64)
-    known = set(_paths(train, chosen, os.path.relpath(ours, above)))
-    return np.array(
-        [row for row, path in enumerate(_paths(test, asked, os.path.relpath(theirs, above))) if path in known]
-    )
+    tested = {path: row for row, path in enumerate(_paths(test, asked, os.path.relpath(theirs, above)))}
+    known = _paths(train, chosen, os.path.relpath(ours, above))
+    return np.array(sorted(tested[path] for path in known if path in tested), dtype=np.int64)
 
 
-def _paths(source: Source, chosen: Numbers | None, below: str) -> list[bytes]:
-    """Return the chosen samples' paths from a folder above, their root being `below` it."""
+def _paths(source: Source, chosen: Numbers | None, below: str) -> Iterator[bytes]:
+    """Yield the chosen samples' paths from a folder above, their root being `below` it."""
     arrays, prefix = source.index.arrays, b"" if below == "." else os.fsencode(below) + b"/"
-    text, ends = arrays["names"].tobytes(), arrays["ends"]
+    text, ends = arrays["names"], arrays["ends"]
     samples = np.arange(len(ends)) if chosen is None else chosen
-    starts = np.concatenate([[0], ends])[samples].tolist()
-    return [prefix + text[start:end] for start, end in zip(starts, ends[samples].tolist(), strict=True)]
+    for start in range(0, len(samples), _TURN):  # in turns: a list of all would be Python objects by the million
+        some = samples[start : start + _TURN]
+        begins = np.where(some > 0, ends[some - 1], 0).tolist()
+        for begin, end in zip(begins, ends[some].tolist(), strict=True):
+            yield prefix + text[begin:end].tobytes()

@@ -53,6 +53,15 @@ def parts(data: Path) -> tuple[str, str]:
     return f"{data}/train-*.tar", f"{data}/val-*.tar"
 
 
+def kept_protocols(file: Path) -> dict[str, Any]:
+    """Return the protocols that a file holds already, each under the command, commit and versions that it came from.
+
+    Those that do not say it themselves are left out: another run's must not stand above them.
+    """
+    protocols = json.loads(file.read_text())["protocols"] if file.exists() else {}
+    return {title: entry for title, entry in protocols.items() if {"command", "commit", "versions"} <= entry.keys()}
+
+
 @click.command()
 @click.argument("name", type=click.Choice(sorted(SETS)))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
@@ -60,9 +69,7 @@ def parts(data: Path) -> tuple[str, str]:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
     """Evaluate on the set NAME, which lies in DATA."""
-    found: dict[str, Any] = {**machine(), "set": name, "protocols": {}}
-    if output.exists():
-        found["protocols"] = json.loads(output.read_text())["protocols"]
+    found: dict[str, Any] = {"set": name, "protocols": kept_protocols(output)}
     with tempfile.TemporaryDirectory() as kept:
         weights = {"scenes": "scenes", "random ViT-S": str(initial_small(Path(kept) / "small", *SMALL[name]))}
         for title, (kind, protocol, figure) in SETS[name].items():
@@ -75,6 +82,7 @@ def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
             }
             shown.pop("random")  # the demo's small architecture: not asked for
             found["protocols"][title] = {
+                **machine(),
                 "figure": figure,
                 "level": result.get("level"),
                 "chance": result.get("chance"),

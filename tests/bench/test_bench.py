@@ -71,6 +71,7 @@ def test_all_ways_of_attending_compute_the_same():
 
 def test_evaluation_is_measured_by_parts(monkeypatch):
     from ijepa.bench import evaluation
+    from ijepa.evaluation import reading
 
     monkeypatch.setattr(evaluation, "KNN", {"train": 3000, "test": 300, "width": 64, "classes": 10})
     monkeypatch.setattr(evaluation, "BANK", {"patches": 3000, "width": 32, "queries": 50, "k": 5})
@@ -78,12 +79,17 @@ def test_evaluation_is_measured_by_parts(monkeypatch):
     monkeypatch.setattr(evaluation, "cached_heads", lambda *sizes: cached(8, 3, 1, 16, 1))
     tiny = Recipe.load("vit-small-16", {**TINY, "model.encoder.depth": 4})
     monkeypatch.setattr(evaluation.Recipe, "load", lambda name: tiny)
+    decoded = []
+    crop = reading.random_resized_crop_box
+    monkeypatch.setattr(reading, "random_resized_crop_box", lambda *given: decoded.append(given) or crop(*given))
     lines = []
     result = bench_evaluation(recipe="tiny", images=2, knn_share=1.0, repeats=1, echo=lines.append)
     assert json.loads(json.dumps(result)) == result
     assert result.keys() == {"threads", "forward", "cached", "knn", "bank"} and len(lines) == 4
     assert result["forward"]["heads"] == 52 and result["forward"]["ratio"] > 0
-    assert all(each["times faster than modules"] > 0 for each in result["cached"].values())
+    for each in result["cached"].values():
+        assert 0 < each["times faster than modules"] < each["times faster at most"]["modules"]
+    assert len(decoded) == 2 * 2 * 2, "two images, one head and many, two rounds: each goes through the augmentation"
     assert result["knn"]["train"] == 3000 and result["knn"]["planned bytes at full size"]["sum"] > 0
     assert 0 < result["bank"]["recall"]["8"] <= result["bank"]["recall"]["64"] == 1
 

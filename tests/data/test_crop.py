@@ -79,6 +79,21 @@ def test_resize_agrees_with_the_filter_and_with_pillow(box, size):
     assert np.abs(found - pillow).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(64, 48), (16, 16), (224, 224), (7, 120)])
+@pytest.mark.parametrize("noise", [False, True])
+def test_bicubic_agrees_with_pillow(size, noise):
+    """Of noise every second pixel overshoots, and would wrap around or differ by 20 if it were clamped at the end."""
+    image = picture(0, 123, 157)
+    if noise:
+        image = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
+    box = Box(10, 20, 100, 90)
+    part = Image.fromarray(image[10:110, 20:110])
+    found = crop_resize(image, box, size, "bicubic").permute(1, 2, 0).numpy().astype(float)
+    away = np.abs(found - np.array(part.resize(size[::-1], Image.Resampling.BICUBIC)))
+    assert away.max() <= 2 and away.mean() < 0.3
+    assert np.abs(found - crop_resize(image, box, size).permute(1, 2, 0).numpy()).max() > 2, "another filter"
+
+
 def test_a_box_of_the_right_size_is_copied():
     image = picture(0)
     pixels = crop_resize(image, Box(3, 4, 20, 30), (20, 30))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data.listed import refuse_overlap, select
+from ijepa.data.listed import select
 from ijepa.data.official import open_set
 from ijepa.data.sources import open_source
 from ijepa.errors import Refused
@@ -54,17 +54,3 @@ def test_lists_that_do_not_fit_are_refused(tmp_path: Path, text: str, words: str
     assert "\n" not in str(caught.value)
     with pytest.raises(Refused, match=r"--train-list: .*nothing cannot be read: No such file"):
         open_set(str(root), where="--train", split="train", listed=str(tmp_path / "nothing"))
-
-
-def test_an_image_in_both_sets_is_refused(tmp_path: Path) -> None:
-    root = write_tree(tmp_path / "set", FILES)
-    lists = {"a": "n1_0\nn1_1\n", "b": "n1_2\nn2_0\n", "c": "n1_1\nn2_0\n"}
-    for name, text in lists.items():
-        (tmp_path / name).write_text(text)
-    a, b, c = (open_set(str(root), where="--x", split="train", listed=str(tmp_path / name)) for name in lists)
-    refuse_overlap(a, b)
-    with pytest.raises(Refused, match="--test: 1 of its 2 images are in the train set, the first is n1/n1_1.JPEG"):
-        refuse_overlap(a, c)
-    with pytest.raises(Refused, match="--test: 2 of its 6 images"):
-        refuse_overlap(a, open_source(root))
-    refuse_overlap(a, open_source(write_tree(tmp_path / "other", FILES)))

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ijepa.errors import Refused
-from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads
+from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads, QueryHead
 
 GRID = ((1e-3, 0.0), (1e-2, 0.3))
 
@@ -31,32 +33,64 @@ def as_published(head: AttentiveHead, x: Tensor) -> Tensor:
     return head.linear(z)[:, 0]
 
 
-def test_pooling_first_is_the_published_block():
+def query_as_published(head: QueryHead, x: Tensor) -> Tensor:
+    """CAPI's AttnPoolClassifier as one writes it down: keys and values of every patch."""
+    images, patches, width = x.shape
+    query = head.query.expand(images, 1, -1).unflatten(2, (head.attention_heads, -1)).transpose(1, 2)
+    key, value = head.kv(x).view(images, patches, 2, head.attention_heads, -1).permute(2, 0, 3, 1, 4)
+    return head.linear(nn.functional.scaled_dot_product_attention(query, key, value).reshape(images, width))
+
+
+@pytest.mark.parametrize(("kind", "slow"), [(AttentiveHead, as_published), (QueryHead, query_as_published)])
+def test_pooling_first_is_the_published_block(kind, slow):
     x, _ = batch()
-    heads = AttentiveHeads(12, 3, GRID, attention_heads=4)
+    heads = AttentiveHeads(12, 3, GRID, kind=kind, attention_heads=4)
     generator = torch.Generator().manual_seed(1)
     for head in heads.heads:
         for values in head.parameters():
             values.data = torch.randn(values.shape, generator=generator) * 0.5
     logits = heads.logits(x)
     for number, head in enumerate(heads.heads):
-        torch.testing.assert_close(logits[:, number], as_published(head, x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits[:, number], slow(head, x), atol=1e-4, rtol=1e-4)
 
 
-def test_together_as_one_after_the_other():
-    together = AttentiveHeads(12, 3, GRID, attention_heads=2, betas=(0.9, 0.95), seed=5)
-    alone = [AttentiveHeads(12, 3, [setting], attention_heads=2, betas=(0.9, 0.95), seed=5) for setting in GRID]
+@pytest.mark.parametrize("kind", [AttentiveHead, QueryHead])
+def test_together_as_one_after_the_other(kind):
+    settings = {"kind": kind, "attention_heads": 2, "betas": (0.9, 0.95), "seed": 5, "clip": 0.1, "final_decay": 1e-3}
+    together = AttentiveHeads(12, 3, GRID, **settings)
+    alone = [AttentiveHeads(12, 3, [setting], **settings) for setting in GRID]
     for step in range(6):
         for heads in (together, *alone):
-            heads.step(*batch(step), 0.5)
+            heads.step(*batch(step), 0.5, step / 6)
     x, _ = batch(99)
     for number, other in enumerate(alone):
         torch.testing.assert_close(together.logits(x)[:, number], other.logits(x)[:, 0], atol=1e-4, rtol=1e-3)
     assert (together.logits(x)[:, 0] - together.logits(x)[:, 1]).abs().max() > 0.01, "two heads, two answers"
 
 
-def test_learns_what_a_patch_tells():
-    heads = AttentiveHeads(12, 3, [(1e-2, 0.0)], attention_heads=2)
+def test_gradients_are_cut_and_decays_fall_as_in_the_plain_loop():
+    """One step after the other by torch's own clipping and AdamW, decays by V-JEPA's cosine."""
+    made = AttentiveHeads(12, 3, [(1e-2, 0.3)], attention_heads=2, clip=0.05, final_decay=1e-6, seed=5)
+    other = AttentiveHeads(12, 3, [(1e-2, 0.3)], attention_heads=2, seed=5)
+    (plain,) = other.heads
+    decayed = [values for name, values in plain.named_parameters() if "bias" not in name and values.ndim > 1]
+    rest = [values for values in plain.parameters() if not any(values is one for one in decayed)]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0}], lr=1e-2)
+    for step in range(5):
+        x, y = batch(step)
+        made.step(x, y, 1.0, step / 5)
+        optimizer.param_groups[0]["weight_decay"] = 1e-6 + (0.3 - 1e-6) * (1 + math.cos(math.pi * step / 5)) / 2
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(other._logits(x)[:, 0], y).backward()
+        assert nn.utils.clip_grad_norm_(plain.parameters(), 0.05) > 0.05, "or nothing is shown"
+        optimizer.step()
+    for (name, values), expected in zip(made.heads[0].named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", [AttentiveHead, QueryHead])
+def test_learns_what_a_patch_tells(kind):
+    heads = AttentiveHeads(12, 3, [(1e-2, 0.0)], kind=kind, attention_heads=2)
     for step in range(150):
         heads.step(*batch(step), 1.0)
     x, y = batch(999, n=200)

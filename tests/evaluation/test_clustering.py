@@ -1,11 +1,14 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 
 from ijepa.errors import Refused
 from ijepa.evaluation import clustering as c
 from ijepa.evaluation.annotated import Classes
-from tests.reference.segmentation import best_assignment
+from tests.reference.segmentation import best_assignment, lloyd
 
 
 def iou_sum(counts: np.ndarray, match: np.ndarray) -> float:
@@ -41,6 +44,23 @@ def test_kmeans_recovers_separated_blobs_and_repeats() -> None:
     again = c.kmeans(points, 6, restarts=5, iterations=50, state=1)
     np.testing.assert_array_equal(found, again)
     assert len(set(zip(truth, found, strict=True))) == 6
+
+
+def test_kmeans_from_the_same_start_ends_where_lloyd_s_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clouds that overlap, so that steps are many and another start ends elsewhere."""
+    rng = np.random.default_rng(3)
+    points = (rng.normal(0, 1, (6, 4))[rng.integers(0, 6, 240)] + rng.normal(0, 0.6, (240, 4))).astype(np.float32)
+    ends = []
+    for draw in (0, 1):
+        start = points[np.random.default_rng(draw).choice(240, 6, replace=False)]
+        monkeypatch.setattr("sklearn.cluster.KMeans", partial(KMeans, init=start, tol=0))
+        found = c.kmeans(points, 6, restarts=1, iterations=300, state=0)
+        expected, inertia = lloyd(points, start, 300)
+        centres = np.array([points[found == number].mean(0, dtype=np.float64) for number in range(6)])
+        assert ((points - centres[found]) ** 2).sum() == pytest.approx(inertia, rel=1e-4)
+        assert (found == expected).mean() > 0.99
+        ends.append(inertia)
+    assert ends[0] != pytest.approx(ends[1], rel=1e-3)
 
 
 def test_standardise_against_numpy() -> None:

@@ -5,9 +5,13 @@ import pytest
 from click.testing import CliRunner
 
 from ijepa.cli import cli
+from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.comparison import FIGURES, compare_results, published
 from ijepa.evaluation.protocol import KINDS, presets
+from ijepa.evaluation.segmentation import evaluate_segmentation
+from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 
 Rows = list[dict[str, object]]
 
@@ -46,6 +50,23 @@ def test_what_is_the_same_shares_a_column_and_what_is_not_does_not(tmp_path: Pat
     assert "b [b0123456]" in text
 
 
+def test_one_label_map_file_with_other_classes_or_values_is_another_column(tmp_path: Path) -> None:
+    train, test = (open_source(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3)])) for name in "ab")
+    rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}
+    protocol = SegmentationProtocol.read({**rule, "labels": str(tmp_path / "map.yaml")}, "r")
+    files = []
+    for number, classes in enumerate(("{a: 0, b: 1, c: 2, d: 3}", "{a: [0, 1], b: [2, 3]}", "{a: [0, 2], b: [1, 3]}")):
+        (tmp_path / "map.yaml").write_text(f"name: own\nclasses: {classes}\n")
+        result = evaluate_segmentation({"toy": MeanColour()}, train, test, protocol, seed=0)
+        assert set(result["data"]["labels_sha256"]) == {"train", "test"}
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(result))
+    assert columns(compare_results([files[0], files[0]])) == 1
+    text = compare_results(files)
+    assert columns(text) == 3
+    assert "4 classes" in text and "2 classes" in text
+
+
 def test_published_figures_stand_apart_with_their_source(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", [{"encoder": "mine", "top1": 0.793}])
     text = compare_results([file])
@@ -82,8 +103,16 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         compare_results([tmp_path / "b.json"])
 
 
-def test_the_command(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.json", [{"encoder": "mine", "top1": 0.25}])
-    done = CliRunner().invoke(cli, ["evaluate", "compare", str(file), "--no-published"])
+@pytest.mark.parametrize("words", [["compare"], ["--compare"], ["--no-published", "--compare"]])
+def test_the_command(tmp_path: Path, words: list[str]) -> None:
+    files = [str(write(tmp_path / f"{top}.json", [{"encoder": "mine", "top1": top}])) for top in (0.25, 0.75)]
+    done = CliRunner().invoke(cli, ["evaluate", *words, *files])
     assert done.exit_code == 0, done.output
-    assert "25.00" in done.output
+    assert "25.00" in done.output and "75.00" in done.output
+    assert ("(published)" in done.output) == (len(words) == 1)
+
+
+def test_the_option_is_shown_and_wants_files() -> None:
+    assert "--compare" in CliRunner().invoke(cli, ["evaluate", "--help"]).output
+    with pytest.raises(Refused, match="compare: no results given"):
+        CliRunner().invoke(cli, ["evaluate", "--compare"], catch_exceptions=False)

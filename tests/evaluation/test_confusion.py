@@ -49,6 +49,22 @@ def test_counts_are_torchmetrics_to_the_last_pixel() -> None:
     assert (confused(truth, prediction, 7, (255,)).counts == theirs.numpy()).all()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_miou_is_that_of_torchmetrics_counts_in_double_precision(seed: int) -> None:
+    """Its own index is computed in single precision, to 1e-7; its counts are exact."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    truth, prediction = images(seed, 9, 7)
+    truth[seed % 3, :2] = 255
+    given = torch.from_numpy(prediction), torch.from_numpy(truth)
+    counts = multiclass_confusion_matrix(*given, 9, ignore_index=255).double()
+    hit, union = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+    confusion = confused(truth, prediction, 9, (255,))
+    assert confusion.miou == pytest.approx(float((hit[union > 0] / union[union > 0]).mean()), abs=1e-9)
+    assert confusion.miou_absent_zero == pytest.approx(float((hit / union.clamp_min(1)).mean()), abs=1e-9)
+    assert confusion.pixel_accuracy == pytest.approx(float(hit.sum() / counts.sum()), abs=1e-9)
+
+
 def test_both_readings_of_an_absent_class() -> None:
     truth = np.arange(20).reshape(1, 4, 5)
     confusion = confused(truth, truth, 21)

@@ -83,7 +83,7 @@ def test_cached_blocks_serve_for_fewer(source, encoder, tmp_path, monkeypatch):
     assert len(calls) == 2 * made
 
 
-@pytest.mark.parametrize("changed", ["weight", "setting", "buffer", "crop", "images", "data"])
+@pytest.mark.parametrize("changed", ["weight", "setting", "buffer", "crop", "interpolation", "images", "data"])
 def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypatch, changed):
     extract(encoder, source, cache=tmp_path, **SETTING)
     calls = count_forwards(monkeypatch)
@@ -97,6 +97,8 @@ def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypat
         encoder.vit.pos_embed *= 2
     elif changed == "crop":
         setting["crop_fraction"] = 0.875
+    elif changed == "interpolation":
+        setting["interpolation"] = "bicubic"
     elif changed == "images":
         indices = np.arange(60)[::-1]
     else:

@@ -82,7 +82,7 @@ def test_slabs_change_nothing(optimizer, slab, monkeypatch):
         for x, y in data(width=5):
             heads.step(x, y, 1.0)
         weights.append(torch.cat([heads.weight.flatten(), heads.gain.flatten(), heads.bias.flatten()]))
-    assert torch.equal(*weights)
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=1e-5)  # a row's place in a slab decides its rounding
 
 
 def test_the_start_is_the_seed_s():

@@ -4,6 +4,7 @@ import torch
 from ijepa.evaluation import knn
 from ijepa.evaluation.knn import evaluate_knn, knn_accuracy, knn_ranks
 from ijepa.evaluation.protocol import KnnProtocol
+from ijepa.evaluation.result import accuracies
 from tests.evaluation.sets import clouds, colour_sets
 from tests.evaluation.toys import MeanColour
 from tests.reference import classifiers
@@ -60,6 +61,21 @@ def test_shuffled_labels_are_at_chance():
     accuracy = knn_accuracy(train_x, shuffled, test_x, test_y, neighbours=(20,), classes=4)[20]
     assert accuracy == pytest.approx(0.25, abs=0.04)
     assert knn_accuracy(*flat(split), neighbours=(20,), classes=4)[20] > 0.95
+
+
+@pytest.mark.parametrize("without", ["features", "labels"])
+def test_noise_is_at_chance_within_the_interval_of_the_result(without):
+    split = clouds(n=2000, m=2000, classes=4)
+    train_x, train_y, test_x, test_y = flat(split)
+    generator = torch.Generator().manual_seed(3)
+    if without == "features":
+        train_x, test_x = (torch.randn(x.shape, generator=generator) for x in (train_x, test_x))
+    else:
+        train_y, test_y = (y[torch.randperm(len(y), generator=generator)] for y in (train_y, test_y))
+    settings = {"neighbours": (20,), "temperature": 0.07, "classes": 4}
+    low, high = accuracies(knn_ranks(train_x, train_y, test_x, test_y, **settings)[20])["ci"]
+    assert low <= 0.25 <= high and high - low < 0.05
+    assert accuracies(knn_ranks(*flat(split), **settings)[20])["ci"][0] > 0.9
 
 
 class PooledColour(MeanColour):

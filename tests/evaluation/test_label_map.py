@@ -120,6 +120,17 @@ def test_maps_that_make_no_sense_are_refused(tmp_path: Path, text: str, words: s
     assert "\n" not in str(caught.value)
 
 
+def test_colours_are_of_classes(tmp_path: Path) -> None:
+    text = "name: x\nclasses: {road: 0, tree: 1}\ncolours: {%s}\n"
+    for words, problem in (
+        ('raod: "#ff0000"', "colours: raod: is no class; did you mean road"),
+        ("tree: red", "colours"),
+    ):
+        (tmp_path / "m.yaml").write_text(text % words)
+        with pytest.raises(Refused, match=problem):
+            load_label_map(str(tmp_path / "m.yaml"))
+
+
 def test_maps_that_are_not_there_are_refused() -> None:
     with pytest.raises(Refused, match="--labels: no label map 'cityscape'; did you mean cityscapes?"):
         load_label_map("cityscape")
@@ -219,7 +230,9 @@ def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
     assert "--test: has no label map, and the other set is labelled as ids" in refusal(ids, shades)
     write_map(shades / "labels.yaml", {**SHADES, "classes": {"w": COLOURS[0], "q": COLOURS[1:]}})
     found = refusal(ids, shades)
-    assert found.startswith("--test: its classes, labelled as shades, are not those of ids: w, q and w, x, y, ... (4)")
+    assert found.startswith(
+        "--test: its classes, labelled as shades, are not those of ids: it has q and lacks x, y, z; "
+    )
     assert "--labels" in found
     found = refusal(ids, shades, own)
     assert "the mask of 000.png: a mask holds one class index a pixel, and this one is RGB" in found
@@ -235,8 +248,38 @@ def test_sets_without_a_class_in_common_are_refused(tmp_path: Path) -> None:
     low = write_pairs(tmp_path / "low", [np.zeros((32, 32), np.uint8)])
     high = write_pairs(tmp_path / "high", [np.full((32, 32), 2, np.uint8)])
     void = write_pairs(tmp_path / "void", [np.full((32, 32), 255, np.uint8)])
-    assert refusal(low, high).startswith("--test: no class of its masks is in the other set's")
+    assert refusal(low, high).startswith("--test: 000.png: label 2 in its mask is in none of --train's")
     assert refusal(low, void).startswith("--test: no pixel of its masks is scored; all are in ignore = [255]")
+
+
+def test_one_stray_label_adds_no_class(tmp_path: Path) -> None:
+    """Counted by their highest label, the classes of either set would be 10, and so would level 0's clusters."""
+    masks = [block_mask(i) for i in range(4)]
+    clean = write_pairs(tmp_path / "clean", masks)
+    masks[2] = masks[2].copy()
+    masks[2][5, 5] = 9
+    stray = write_pairs(tmp_path / "stray", masks)
+    assert refusal(clean, stray).startswith("--test: 002.png: label 9 in its mask is in none of --train's; if it is a")
+    gap = "002.png: label 9 in its mask, and 4, below it, in none of the set's"
+    assert refusal(stray, clean).startswith(f"--train: {gap}")
+    for classes, ignore in ((None, (9, 255)), (4, (9, 255))):
+        sets = [(open_source(clean), "--train"), (open_source(stray), "--test")]
+        assert find_classes(sets, classes, ignore).count == 4
+    rule = SegmentationProtocol.read({"name": "k", "method": "kmeans", "image_size": 32}, "k")
+    source = open_source(stray)
+    with pytest.raises(Refused, match=f"--test: {gap}"):
+        evaluate_segmentation({"toy": MeanColour()}, source, source, rule, seed=0)
+
+
+def test_how_names_of_classes_differ_is_said(tmp_path: Path) -> None:
+    """Of sets whose first names are the same."""
+    sets = [open_source(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("a", "b")]
+    sets[0].classes, sets[1].classes = ("u", "v", "w", "x"), ("u", "v", "w", "y")
+    with pytest.raises(Refused, match="--test: its classes are not those of the other set: it has y and lacks x"):
+        find_classes(list(zip(sets, ("--train", "--test"), strict=True)), None, (255,))
+    sets[1].classes = ("v", "u", "w", "x")
+    with pytest.raises(Refused, match="they stand in another order"):
+        find_classes(list(zip(sets, ("--train", "--test"), strict=True)), None, (255,))
 
 
 def test_a_test_set_of_void_is_refused(tmp_path: Path) -> None:

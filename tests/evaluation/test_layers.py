@@ -7,7 +7,7 @@ import torch
 
 from ijepa.data.sources import open_source
 from ijepa.evaluation.diagnostics import diagnose
-from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar
+from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar, norm_of
 from ijepa.evaluation.pictures import choose, crops
 from ijepa.evaluation.trends import new_warnings, run_warnings, warnings_of
 from ijepa.model.encoder import Encoder
@@ -54,7 +54,7 @@ def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: E
     depth = len(encoder.vit.blocks)
     rows = layer_figures(encoder, source, chosen, SIZE, depth)
     assert [row["layer"] for row in rows] == list(range(1, depth + 1))
-    with before_norm(encoder) as raw:
+    with before_norm(norm_of(encoder)) as raw:
         outputs = encoder.forward_blocks(crops(source, chosen, SIZE), depth)
     assert len(raw) == depth
     for row, tokens, output in zip(rows, raw, outputs, strict=True):
@@ -67,10 +67,13 @@ def test_a_context_is_encoded_by_itself(scenes: Path, encoder: Encoder) -> None:
     source = open_source(scenes, split="train")
     chosen = choose(len(source), 6, 0)
     views = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1)
-    assert views.shape == (6, 3, encoder.embed_dim)
+    assert views.shape == (1, 6, 3, encoder.embed_dim)
     alone = context_views(encoder, source, chosen[2:3], SIZE, RECIPE.mask, 3, seed=1)
-    torch.testing.assert_close(views[2:3], alone, atol=1e-4, rtol=1e-4)
-    assert (views[:, 0] - views[:, 1]).abs().max() > 1e-4
+    torch.testing.assert_close(views[:, 2:3], alone, atol=1e-4, rtol=1e-4)
+    assert (views[0, :, 0] - views[0, :, 1]).abs().max() > 1e-4
+    both = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1, layers=2)
+    torch.testing.assert_close(both[1:], views, atol=0, rtol=0)
+    assert (both[0] - both[1]).abs().max() > 1e-4
 
 
 def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Encoder) -> None:
@@ -79,11 +82,37 @@ def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Encod
     plain = diagnose(encoder, source, images=20, image_size=SIZE, seed=0)
     assert found["numbers"].items() > plain["numbers"].items()
     assert found["numbers"]["lidar"] >= 1
-    assert found["layers"][-1]["rankme"] == pytest.approx(plain["numbers"]["rankme"], rel=1e-5)
+    assert found["numbers"]["lidar"] == found["layers"][-1]["lidar"]
+    for key in ("rankme", "rankme_centred", "std", "position_r2", "mean_cosine", "alpha_req", "patch_spread"):
+        assert found["layers"][-1][key] == pytest.approx(plain["numbers"][key], rel=1e-4), key
+    assert len({row["lidar"] for row in found["layers"]}) == len({row["alpha_req"] for row in found["layers"]}) > 1
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     without = diagnose_fully(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=0)
     assert "lidar" not in without["numbers"]
     assert "layers" not in without
+
+
+def test_the_verdict_knows_what_the_norm_hides_and_what_views_say(
+    scenes: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(scenes, split="train")
+    settings = {"images": 20, "image_size": SIZE, "seed": 0, "rule": RECIPE.mask, "views": 2}
+    hidden = Encoder.initial(RECIPE.model, 0)
+    with torch.no_grad():  # every token the same but for a thousandth, which the norm stretches again
+        hidden.vit.pos_embed.mul_(1e-3)
+        hidden.vit.patch_embed.proj.weight.mul_(1e-3)
+        hidden.vit.patch_embed.proj.bias.fill_(1.0)[::2] = -1.0
+        for block in hidden.vit.blocks:
+            block.attn.proj.weight.zero_()
+            block.mlp.fc2.weight.zero_()
+    hidden.vit.norm.bias.data[::2], hidden.vit.norm.bias.data[1::2] = 1.0, -1.0  # takes the common part away
+    hidden.vit.norm.weight.data.fill_(1.0)
+    found = diagnose_fully(hidden, source, **settings)
+    assert found["numbers"]["relative_std"] > 0.01, "behind the norm nothing shows"
+    assert found["verdict"].startswith("collapsed before the final norm")
+    assert not diagnose(hidden, source, images=20, image_size=SIZE, seed=0)["verdict"].startswith("collapsed before")
+    monkeypatch.setattr("ijepa.evaluation.layers.lidar", lambda views: 1.2)
+    assert diagnose_fully(encoder, source, **settings)["verdict"].startswith("images are hardly told apart: LiDAR 1.2")
 
 
 def figures(*ranks: float, **fixed: float) -> list[dict[str, float]]:
@@ -101,6 +130,16 @@ def test_warnings_say_what_curves_say_together(tmp_path: Path) -> None:
     assert warnings_of(falling, dying)[0].startswith("images grow alike")
     alike = [{**row, "mean_cosine": c} for row, c in zip(figures(30, 30, 30), (0.2, 0.6, 0.99), strict=True)]
     assert warnings_of(falling, alike)[0].startswith("all images point one way")
+    always = figures(30, 30, 30, 30, 30, 30, position_r2=0.99)
+    (only,) = warnings_of(falling, always)
+    assert only.startswith("position explains the features: 99%")
+    assert warnings_of(falling, [*always[:4], *figures(30, position_r2=0.3), *always[:1]]) == [], "it does not stay so"
+    collapsed = figures(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, mean_cosine=1.0)
+    assert [line.partition(":")[0] for line in warnings_of(falling, collapsed)] == ["features have one direction"]
+    dead = [{**row, "std": 1e-5} for row in collapsed]
+    constant = [{**step, "target_std": 1e-4} for step in falling]
+    heads = [line.partition(":")[0] for line in warnings_of(constant, dead)]
+    assert heads == ["targets are constant", "images are all alike"]
     assert run_warnings(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in falling) + '{"loss": 0.')
     (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in figures(30, 40, 10)))

@@ -9,11 +9,13 @@ from sklearn.preprocessing import StandardScaler
 
 from ijepa.data.order import sample_indices
 from ijepa.errors import Refused
-from ijepa.evaluation.classification import Split
+from ijepa.evaluation.classification import Origin, Split
 from ijepa.evaluation.head_optimizers import EPS
 from ijepa.evaluation.linear_probe import FLATTERED, evaluate_linear, make_groups, probe, rate_factor, train_heads
-from ijepa.evaluation.protocol import LinearProtocol, load_protocol, presets
+from ijepa.evaluation.protocol import LinearProtocol, load_protocol
 from ijepa.evaluation.reading import Cached
+from ijepa.model.encoder import Encoder
+from ijepa.recipe import Model
 from tests.evaluation.sets import clouds, colour_sets
 from tests.reference import classifiers
 
@@ -57,6 +59,25 @@ def test_agrees_with_logistic_regression():
     assert found["top5"] == 1.0
 
 
+def test_agrees_with_logistic_regression_of_the_same_penalty():
+    """On the same rows: with a decay that joins the gradient, both minimise mean loss + decay / 2 |W|^2."""
+    split, decay = clouds(n=400, m=4000, width=64, spread=0.2), 0.02
+    rule = protocol(
+        optimizer="sgd", batch=200, epochs=200, lrs=(0.5,), weight_decays=(decay,), warmup=0.02, selection="test"
+    )
+    kept: list[torch.Tensor] = []
+    found = probe(split, rule, seed=0, keep=lambda *head: kept.extend(head))
+    scaler = StandardScaler().fit(split.train_x.flatten(1).float())
+    train, test = (scaler.transform(x.flatten(1).float()) for x in (split.train_x, split.test_x))
+    expected, loose = (
+        LogisticRegression(C=c, max_iter=2000, tol=1e-8).fit(train, split.train_y) for c in (1 / (400 * decay), 1e4)
+    )
+    assert found["top1"] == pytest.approx(expected.score(test, split.test_y), abs=0.003)
+    assert expected.score(test, split.test_y) > loose.score(test, split.test_y) + 0.02, "the penalty decides"
+    weight = kept[0].numpy() * scaler.scale_  # as it reads standardised features; logits are free up to a constant
+    assert np.abs(weight - weight.mean(0) - expected.coef_).max() < 0.02 * np.abs(expected.coef_).max()
+
+
 def test_chooses_on_held_out_images_alone():
     """Test labels that are all wrong change the reported accuracy, never the chosen head."""
     split = clouds(n=600, m=200, blocks=4, spread=0.2)
@@ -71,8 +92,9 @@ def test_chooses_on_held_out_images_alone():
 
 def test_shuffled_labels_and_noise_are_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
-    shuffle = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
-    shuffled = replace(split, train_y=split.train_y[shuffle])
+    # Of both sets: by a cloud's commonest false label alone all of its test images would be right or wrong together.
+    mixed, other = (torch.randperm(2000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    shuffled = replace(split, train_y=split.train_y[mixed], test_y=split.test_y[other])
     noise = torch.randn(4000, 1, 24, generator=torch.Generator().manual_seed(2))
     random = replace(split, train_x=noise[:2000], test_x=noise[2000:])
     for without in (shuffled, random):
@@ -167,6 +189,33 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
     assert evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"] == [FLATTERED]
 
 
+def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    seen = []
+    for interpolation in ("bilinear", "bicubic"):
+        encoder = Colour()
+        rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
+        evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        seen.append(encoder.seen)
+    assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
+    for bilinear, bicubic in zip(*seen, strict=True):
+        assert len(bilinear) == 1 or (bilinear.float() - bicubic.float()).abs().mean() > 1
+
+
+def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
+    made = {}
+    for selection in ("held-out", "test", "test-epochs"):
+        encoder = Colour()
+        settings = rule.model_copy(update={"selection": selection, "norms": ("batch",)})
+        result = evaluate_linear({"toy": encoder}, train, test, settings, seed=0)
+        assert result["rows"][0]["heads"] == 1
+        made[selection] = sum(len(pixels) for pixels in encoder.seen if len(pixels) > 1)
+    assert made["test"] == made["test-epochs"] == 60 + len(test)
+    assert made["held-out"] == 54 + len(train) + len(test)
+
+
 def test_an_attentive_probe_reads_patches(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     rule = load_protocol("linear", "attentive").model_copy(
@@ -179,21 +228,21 @@ def test_an_attentive_probe_reads_patches(tmp_path: Path):
     assert results[0]["notes"] == [], "of one head, none is chosen"
 
 
-def test_presets_are_as_published():
-    heads = {name: load_protocol("linear", name).heads for name in presets("linear")}
-    expected = {
-        "attentive": 1,
-        "capi": 30,
-        "demo": 20,
-        "dinov2": 26,
-        "heldout": 60,
-        "ijepa": 16,
-        "low-shot": 60,
-        "mae": 1,
-    }
-    assert {name: heads[name] for name in expected} == expected
-    for name in presets("linear"):
-        assert load_protocol("linear", name).name == name
-    assert load_protocol("linear", "capi").selection == load_protocol("linear").selection == "held-out"
+def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(Refused, match="standardise = true: and norms"):
         protocol(norms=("batch",))
+    with pytest.raises(Refused, match="clip = 1.0: and head = linear"):
+        protocol(clip=1.0)
+    with pytest.raises(Refused, match="head = query: reads the last block"):
+        protocol(head="query", blocks=(1, 4))
+
+
+def test_an_attentive_probe_has_the_encoder_s_attention_heads(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    shape = Model(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
+    places = np.arange(len(train))
+    origin = Origin(Encoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
+    split = replace(clouds(classes=3), origin=origin)
+    for name, count in (("attentive", 4), ("capi-attentive", 1)):
+        (group,) = make_groups(split, places, load_protocol("linear", name), seed=0)
+        assert {head.attention_heads for head in group.heads.heads} == {count}

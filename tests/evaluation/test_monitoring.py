@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ijepa.cli.training import _diagnosis
 from ijepa.data.sources import open_source
 from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.model.jepa import IJEPA
@@ -10,7 +11,8 @@ from ijepa.recipe import Recipe
 from tests.conftest import TINY
 from tests.evaluation.toys import block_mask, write_pairs
 
-FIGURES = {"rankme", "rankme_centred", "std", "position_r2", "mean_cosine"}
+FIGURES = {"rankme", "rankme_centred", "std", "position_r2", "mean_cosine", "alpha_req", "patch_spread"}
+FIGURES |= {"std_before_norm"}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,17 @@ def test_repeats_and_leaves_the_model_alone(scenes: Path, model: IJEPA) -> None:
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(4000, 400), (300, 50), (20, 20)])
+@pytest.mark.parametrize("asked", [None, 0, 7])
+def test_a_run_is_measured_ten_times_if_nothing_is_said(
+    scenes: Path, steps: int, expected: int, asked: int | None
+) -> None:
+    """Often enough for warnings, which take three, and never a large part of a short run."""
+    recipe = Recipe.read({**TINY, "steps": steps, "data": {"path": f"{scenes}/train-*.tar"}}, "tiny")
+    (callback,) = _diagnosis(recipe, 160, asked, None, Path())
+    assert callback.every == {None: expected, 0: steps, 7: 7}[asked]
+
+
 def test_sees_a_collapse(scenes: Path) -> None:
     model = IJEPA(Recipe.read(TINY, "tiny").model, 0)
     measure = online_diagnosis(open_source(scenes, split="train"), 48)
@@ -51,6 +64,8 @@ def test_sees_a_collapse(scenes: Path) -> None:
         model.target_encoder.norm.weight.zero_()
         model.target_encoder.norm.bias.fill_(1.0)
     dead = measure(model)
+    assert dead["std_before_norm"] == pytest.approx(alive["std_before_norm"]), "the norm alone has died"
+    assert "alpha_req" not in dead and dead["patch_spread"] == 0, "one is undefined"
     assert dead["std"] < 1e-6 < alive["std"]
     assert dead["mean_cosine"] == pytest.approx(1)
     assert dead["rankme"] < 1.01 < alive["rankme"]

@@ -114,6 +114,11 @@ def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, 
     train, _ = sets(scenes)
     with pytest.raises(Refused, match="--test: is the train set"):
         evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
+    (tmp_path / "copy").mkdir()
+    for number, shard in enumerate([next(scenes.glob("train-*.tar")), next(scenes.glob("val-*.tar"))]):
+        (tmp_path / "copy" / f"{number}.tar").symlink_to(shard)
+    with pytest.raises(Refused, match=r"--test: \d+ of its \d+ images are in the train set"):
+        evaluate("knn", str(weights), train, str(tmp_path / "copy"), protocol=small["knn"], output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -127,6 +132,22 @@ def test_a_full_disk_is_a_failure_in_running(
     with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert caught.value.exit_code == 1
+
+
+def test_level_zero_takes_no_train_set(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    """The path that is given all the same is not even opened."""
+    rule = tmp_path / "clusters.yaml"
+    rule.write_text("base: demo-kmeans\nname: clusters\nimage_size: 48\ntest_images: 6\n")
+    settings = {"protocol": str(rule), "output": tmp_path, "baselines": False}
+    results = [
+        evaluate("segmentation", str(weights), train, sets(scenes)[1], **settings)[0] for train in (None, "nowhere")
+    ]
+    assert all(result.pop("seconds") > 0 for result in results)
+    assert results[0] == results[1]
+    assert results[0]["data"]["train"] == {"n": 0}
+    for kind in ("knn", "segmentation"):
+        with pytest.raises(Refused, match="--train: is missing, and protocol"):
+            evaluate(kind, str(weights), None, sets(scenes)[1], output=tmp_path)
 
 
 def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
 from ijepa.evaluation.bank import PatchBank, hold_out
-from ijepa.evaluation.protocol import presets
+from ijepa.evaluation.protocol import load_protocol, presets
+from ijepa.evaluation.segmentation_memory import planned_memory
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
 
@@ -160,6 +161,20 @@ class TestAllMethods:
         assert "\n" not in str(caught.value)
 
 
+def test_images_are_resized_as_the_protocol_says(pairs: Any) -> None:
+    seen: dict[str, list[torch.Tensor]] = {"bilinear": [], "bicubic": []}
+
+    class Watching(MeanColour):
+        def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+            seen[interpolation].append(pixels)
+            return super().__call__(pixels)
+
+    for interpolation in seen:
+        evaluate(pairs, protocol(RETRIEVAL, image_size=48, interpolation=interpolation), Watching())
+    for bilinear, bicubic in zip(*seen.values(), strict=True):
+        assert (bilinear.float() - bicubic.float()).abs().mean() > 0.5
+
+
 def test_a_set_is_not_looked_up_in_itself(pairs: Any) -> None:
     with pytest.raises(Refused, match="--test: is the train set"):
         evaluate((pairs[1], pairs[1]), protocol(RETRIEVAL))
@@ -172,17 +187,54 @@ def test_more_clusters_than_classes_are_named_many_to_one(pairs: Any) -> None:
     assert len(row["seeds"]) == 2
 
 
-def test_level_zero_never_reads_the_training_set(pairs: Any) -> None:
-    class Closed:
-        classes, fingerprint = None, "none"
+def test_level_zero_has_no_training_set_and_the_others_want_one(pairs: Any) -> None:
+    alone = evaluate((None, pairs[1]), protocol(KMEANS))
+    assert alone["data"]["train"] == {"n": 0}
+    assert alone["rows"] == evaluate(pairs, protocol(KMEANS))["rows"]
+    for base in (RETRIEVAL, SOFT, LINEAR):
+        with pytest.raises(Refused, match=f"--train: is missing, and protocol {base['name']} is of level"):
+            evaluate((None, pairs[1]), protocol(base))
 
-        def __len__(self) -> int:
-            return 10
 
-        def __getitem__(self, index: int) -> None:
-            raise AssertionError("the training set was read")
+def test_clustered_patches_are_bounded(pairs: Any) -> None:
+    result = evaluate(pairs, protocol(KMEANS, kmeans={**KMEANS["kmeans"], "patches": 16 * 7 + 5}))
+    assert result["data"]["test"]["n"] == 7
+    assert result["rows"][0]["features"]["patches"] == 16 * 7
+    both = s.evaluate_segmentation(
+        {"coarse": MeanColour(8), "fine": MeanColour(4)},
+        None,
+        pairs[1],
+        protocol(KMEANS, kmeans={**KMEANS["kmeans"], "patches": 64 * 7}),
+        seed=0,
+    )
+    assert [row["features"]["patches"] for row in both["rows"]] == [16 * 7, 64 * 7], "all see the same images"
 
-    assert evaluate((Closed(), pairs[1]), protocol(KMEANS))["data"]["train"]["n"] == 0  # type: ignore[arg-type]
+
+@pytest.mark.parametrize("base", [RETRIEVAL, KMEANS, SOFT, LINEAR], ids=lambda base: base["method"])
+def test_what_memory_it_takes_is_told_before(pairs: Any, base: dict[str, Any]) -> None:
+    told: list[str] = []
+    rule = protocol(base)
+    row = s.evaluate_segmentation({"toy": MeanColour()}, *pairs, rule, seed=0, progress=told.append)["rows"][0]
+    assert told[0].startswith("segmentation: toy: about 0.")
+    planned = planned_memory(rule, support=30, samples=20, width=3, patch_size=8, classes=4)
+    if base is KMEANS:
+        assert planned["features"] == row["features"]["bytes"]
+    elif base is not LINEAR:
+        assert planned["bank"] == row["bank"]["bytes"]
+
+
+def test_no_preset_takes_more_than_it_should() -> None:
+    """COCO-Stuff's 118,287 training and 5,000 validation images by a ViT-H/16, and twenty times as many of each."""
+    for name in presets("segmentation"):
+        rule = load_protocol("segmentation", name)
+        sizes = {"width": 1280, "patch_size": 16, "classes": 27}
+        most = [
+            sum(planned_memory(rule, support=118287 * times, samples=5000 * times, **sizes).values()) / 1e9
+            for times in (1, 20)
+        ]
+        assert most[0] < 30, name
+        if rule.method in ("retrieval", "hummingbird"):
+            assert most[1] < 30, name
 
 
 def test_a_bank_of_limited_size_has_patches_of_every_image(pairs: Any) -> None:
@@ -225,6 +277,21 @@ def test_held_out_images_are_a_share_of_at_least_one_and_not_all() -> None:
     assert (held != hold_out(np.arange(30), 0.1, 1)).any()
     assert hold_out(np.arange(30)[held], 0.1, 0).sum() == 1
     assert hold_out(np.arange(2), 0.99, 0).sum() == 1
+
+
+def test_held_out_images_are_that_share_of_every_class() -> None:
+    labels = np.repeat([3, 1, 7, 5, 9], [100, 40, 20, 10, 1])
+    for seed in range(5):
+        held = hold_out(np.arange(171), 0.1, seed, labels)
+        assert held.sum() == 17
+        for label, count in ((3, 10), (1, 4), (7, 2), (5, 1)):
+            assert abs(held[labels == label].sum() - count) <= 1
+        assert not held[labels == 9].any(), "the only one of its class is trained on"
+    assert (hold_out(np.arange(171), 0.1, 0, labels) != hold_out(np.arange(171), 0.1, 1, labels)).any()
+    assert hold_out(np.arange(3), 0.1, 0, np.arange(3)).sum() == 1, "of one image a class, something has to go"
+    order = np.random.default_rng(0).permutation(171)
+    shuffled = hold_out(np.arange(171)[order], 0.1, 0, labels[order])
+    assert (shuffled == hold_out(np.arange(171), 0.1, 0, labels)[order]).all(), "by sample, not by place"
 
 
 def test_a_bank_grows_by_the_rule_it_began_with(pairs: Any) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources import open_source
+from ijepa.errors import Refused
 from ijepa.evaluation import tokencut as t
+from ijepa.evaluation.annotated import Classes
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.segmentation import evaluate_segmentation
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
@@ -63,12 +65,32 @@ def evaluate(root: Path, encoder: Any, **scenes: bool) -> dict[str, Any]:
 def test_objects_that_differ_from_their_ground_are_found(tmp_path: Path, void: bool) -> None:
     result = evaluate(tmp_path, Signed(), void=void)
     (row,) = result["rows"]
-    if not void:
+    assert row["iou_images"] == row["miou"] == row["pixel_accuracy"] == 1 and row["ci"] == [1, 1]
+    assert row["with_objects"] == 12
+    if void:  # its grey is cut out with the object: that is not scored, but the box holds both where they touch
+        assert row["corloc"] == pytest.approx(2 / 12)
+        assert row["corloc_ci"][0] == 0 and row["corloc_ci"][1] == pytest.approx(5 / 12)
+    else:
         assert row["corloc"] == 1 and row["corloc_ci"] == [1, 1]
-        assert row["iou_images"] == row["miou"] == 1 and row["ci"] == [1, 1]
-        assert row["with_objects"] == 12
     assert result["level"] == 0 and result["data"]["classes"] == ["ground", "foreground"]
     assert len(row["per_class"]) == 2 and None not in row["per_class"]
+
+
+def test_ground_is_known_by_its_name(tmp_path: Path) -> None:
+    """Of CamVid, whose class 0 is sky, everything else would be one object."""
+    named = Classes(3, ("sky", "road", "car"), (255,))
+    rule = load_protocol("segmentation", "tokencut").tokencut
+    with pytest.raises(Refused, match="no class of the masks is called ground or background, but sky, road, car"):
+        t.ground_of(named, rule)
+    assert t.ground_of(named, rule.model_copy(update={"ground": ("sky", "road")})) == [0, 1]
+    assert t.ground_of(Classes(2, ("0", "1"), ()), rule) == [0]
+    assert t.ground_of(Classes(2, ("cat", "background"), ()), rule) == [1]
+    plain = evaluate(tmp_path / "plain", Signed())["rows"]
+    root = write_pairs(tmp_path / "named", [scene(number) for number in range(12)])
+    (root / "labels.yaml").write_text("name: turned\nclasses: {one: 1, two: 2, background: 0}\n")
+    source = open_source(root)
+    settings = SegmentationProtocol.read(RULE, "test")
+    assert evaluate_segmentation({"toy": Signed()}, None, source, settings, seed=0)["rows"] == plain
 
 
 def test_features_that_know_nothing_find_little(tmp_path: Path) -> None:

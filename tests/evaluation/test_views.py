@@ -2,10 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ijepa.data.sources import open_source
-from ijepa.evaluation.views import nearest, pca_rgb, segment
-from tests.evaluation.toys import MeanColour, block_mask, write_pairs
+from ijepa.evaluation.label_map import load_label_map
+from ijepa.evaluation.views import nearest, own_palette, pca_rgb, segment
+from tests.data.making import encoded
+from tests.evaluation.toys import PALETTE, MeanColour, block_mask, png, write_pairs
 
 
 def things_on_ground(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,3 +56,37 @@ def test_panels_of_easy_classes_show_the_truth(tmp_path: Path) -> None:
     np.testing.assert_array_equal(panels.retrieval, panels.truth)
     np.testing.assert_array_equal(panels.clusters, panels.truth)
     assert panels.classes == ("0", "1", "2", "3")
+    assert panels.palette == (), "grey masks have no colours"
+
+
+def test_panels_are_in_the_set_s_own_colours(tmp_path: Path) -> None:
+    mask = Image.fromarray(block_mask(0), mode="P")
+    mask.putpalette(PALETTE.tobytes() + bytes(756))
+    own = tuple(map(tuple, PALETTE.tolist()))
+    assert own_palette(encoded(mask, "PNG"), 4) == own
+    assert own_palette(encoded(mask, "PNG"), 6) == (), "the fifth and sixth colour are both black"
+    assert own_palette(png(block_mask(0)), 4) == own_palette(None, 4) == ()
+    test = write_pairs(tmp_path / "test", [block_mask(100 + i) for i in range(3)])
+    for file in (test / "masks").iterdir():
+        image = Image.open(file).convert("P")
+        image.putdata(np.asarray(Image.open(file)).ravel().tolist())
+        image.putpalette(PALETTE.tobytes() + bytes(756))
+        image.save(file)
+    train = open_source(write_pairs(tmp_path / "train", [block_mask(i) for i in range(4)]))
+    assert segment(MeanColour(), train, open_source(test), [0], image_size=32, k=1).palette == own
+    (tmp_path / "map.yaml").write_text(
+        'name: m\nclasses: {a: [0, "#010203"], b: [1, 2], c: 3}\ncolours: {b: "#FF0000", c: "#00000a"}\n'
+    )
+    mapped = segment(MeanColour(), train, open_source(test), [0], image_size=32, k=1, labels=str(tmp_path / "map.yaml"))
+    assert mapped.palette == ((1, 2, 3), (255, 0, 0), (0, 0, 10))
+
+
+def test_presets_have_their_sets_colours() -> None:
+    """Pascal VOC's are the bits of the number, turned; the others' as their makers publish them."""
+    assert load_label_map("voc").palette[:5] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
+    assert load_label_map("voc").palette[20] == (0, 64, 128)
+    assert load_label_map("cityscapes").palette[0] == (128, 64, 128)
+    assert load_label_map("camvid").palette[:2] == ((128, 128, 128), (128, 0, 0))
+    assert load_label_map("ade20k").palette == ()
+    for name, count in (("voc", 21), ("cityscapes", 19), ("camvid", 11)):
+        assert len(set(load_label_map(name).palette)) == count

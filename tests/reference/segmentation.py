@@ -33,6 +33,18 @@ def best_assignment(counts: np.ndarray) -> float:
     )
 
 
+def lloyd(points: np.ndarray, centres: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
+    """Return which centre each point belongs to, and the sum of squared distances to them, after k-means' steps."""
+    centres = centres.astype(np.float64)
+    for _ in range(iterations):
+        nearest = np.array([np.argmin([((point - centre) ** 2).sum() for centre in centres]) for point in points])
+        moved = np.array([points[nearest == number].mean(0) for number in range(len(centres))])
+        if (moved == centres).all():
+            break
+        centres = moved
+    return nearest, float(((points - centres[nearest]) ** 2).sum())
+
+
 def position_r2(features: np.ndarray) -> float:
     """Return one minus the share of the variance that is left after taking each position's mean away."""
     left = features - features.mean(0, keepdims=True)

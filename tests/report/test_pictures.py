@@ -48,6 +48,9 @@ def test_classes_have_colours_of_their_own() -> None:
 def test_labels_beyond_the_classes_are_grey_and_named_so() -> None:
     painted = class_map(np.array([[0, 1, 255]]), 2)
     assert painted[0, 2].tolist() == [200, 200, 200] and painted[0, 1].tolist() == list(class_colour(1))
+    own = ((1, 2, 3), (4, 5, 6))
+    assert class_map(np.array([[0, 1, 255]]), 2, own)[0].tolist() == [[1, 2, 3], [4, 5, 6], [200, 200, 200]]
+    assert "rgb(4, 5, 6)" in class_legend([1], ("ground", "a<b"), own)
     words = re.findall(r"</i>([^<]*)<", class_legend([255, 1, 1], ("ground", "a<b")))
     assert words == ["a&lt;b", "not scored"]
 

@@ -11,11 +11,16 @@ from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_im
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation on two labelled sets takes."""
+    fitted = click.option("--train", required=True, help="Labelled data to fit or look up in.")
+    return set_options(fitted(command))
+
+
+def set_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what every evaluation on labelled sets takes but the train set."""
     for option in (
         click.option("--test-list", default=None, help="The same of --test."),
         click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
         click.option("--test", required=True, help="Data that is scored."),
-        click.option("--train", required=True, help="Labelled data to fit or look up in."),
     ):
         command = option(command)
     return common_options(command)
@@ -50,7 +55,17 @@ def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--devkit", default=None, help=text)(command)
 
 
-@click.group()
+class _Comparing(click.Group):
+    """A group whose `--compare A B` is its command `compare A B`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--compare" in args:
+            args = ["compare", *(word for word in args if word != "--compare")]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Comparing)
+@click.option("--compare", is_flag=True, expose_value=False, help="Put results into one table, as `compare` does.")
 def evaluate() -> None:
     """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
 
@@ -78,7 +93,8 @@ def evaluate_knn(**options: Any) -> None:
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
 @click.option("--labels", default=None, help="Label map of the masks: a name or a YAML file; else the set's own.")
-@evaluation_options
+@set_options
+@click.option("--train", default=None, help="Labelled data to fit or look up in; protocols of level 0 have none.")
 def evaluate_segmentation(**options: Any) -> None:
     """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
     _evaluate("segmentation", **options)
@@ -111,7 +127,7 @@ def _evaluate(
     kind: str,
     *,
     weights: str,
-    train: str,
+    train: str | None,
     test: str,
     protocol: str | None,
     output: Path | None,

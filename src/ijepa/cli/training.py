@@ -28,9 +28,10 @@ _EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that
 @click.option(
     "--diagnose-every",
     type=click.IntRange(min=0),
-    default=0,
+    default=None,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; 0: only at start and end.",
+    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; a tenth of the run, at least 50 "
+    "steps, if not given; 0: only at start and end.",
 )
 @click.option(
     "--diagnose-data",
@@ -45,7 +46,7 @@ def pretrain(
     output: Path | None,
     resume: str,
     dry_run: bool,
-    diagnose_every: int,
+    diagnose_every: int | None,
     diagnose_data: str | None,
     profile: str | None,
     **fields: Any,
@@ -89,7 +90,12 @@ def _shown(path: str) -> str:
     return path if "://" in path or path.startswith("hf:") else str(Path(path).resolve())
 
 
-def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder: Path) -> Sequence[Any]:
+_LEAST, _MOST = 50, 5000
+"""Steps between two measurements that nobody asked for: rarely enough to cost little in the shortest runs, and often
+enough to see within the hour that a long one goes wrong."""
+
+
+def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None, folder: Path) -> Sequence[Any]:
     """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
     from ijepa.data.sources import open_source
     from ijepa.evaluation.monitoring import online_diagnosis
@@ -103,6 +109,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int, data: str | None, folder
             raise
         held_out = open_images(str(recipe.data.path))
     total = recipe.lengths(images).total
+    every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
     return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
 
 

@@ -11,7 +11,7 @@ cropping first and resizing after.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ijepa.randomness import Words
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 ATTEMPTS = 10
 WORDS = 4 * ATTEMPTS
@@ -64,13 +66,18 @@ def center_crop_box(height: int, width: int, size: tuple[int, int], fraction: fl
     return _central(height, width, size[1] / size[0], fraction)
 
 
-def crop_resize(image: npt.NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
-    """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased bilinear."""
+def crop_resize(
+    image: npt.NDArray[np.uint8], box: Box, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased.
+
+    Bicubic agrees with Pillow's to two levels; what it overshoots is clamped to bytes, after each axis as there.
+    """
     top, left, height, width = box
     view = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
     if (height, width) == size:
         return view.contiguous()
-    return interpolate(view[None], size, mode="bilinear", antialias=True)[0].contiguous()
+    return interpolate(view[None], size, mode=interpolation, antialias=True)[0].contiguous()
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

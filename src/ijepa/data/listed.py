@@ -94,24 +94,6 @@ def select(source: Source, file: Path, where: str) -> Listed:
     return Listed(source, np.array(chosen, dtype=np.int64))
 
 
-def refuse_overlap(train: Source, test: Source) -> None:
-    """Check that lists do not put an image of one folder into both sets; without a list, fingerprints tell.
-
-    Raises:
-        Refused: an image is in both.
-    """
-    if not (isinstance(train, Listed) or isinstance(test, Listed)) or _root(train) != _root(test):
-        return
-    tested = {test.name(index) for index in range(len(test))}
-    both = [name for name in map(train.name, range(len(train))) if name in tested]
-    if both:
-        raise Refused("--test", f"{len(both)} of its {len(test)} images are in the train set, the first is {both[0]}")
-
-
-def _root(source: Source) -> object:
-    return source.index.header.get("root")
-
-
 def _plain(name: str) -> str:
     """Return a name without leading slash and without the suffix of an image."""
     name = name.removeprefix("./").lstrip("/")

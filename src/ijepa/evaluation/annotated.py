@@ -1,6 +1,6 @@
 """Images with their masks, as the segmentation protocols read them.
 
-The whole image is resized to the protocol's square (antialiased bilinear), the mask to the size it is scored at, by
+The whole image is resized to the protocol's square, the mask to the size it is scored at, by
 its nearest pixel: a class index must never be interpolated. Every mask is checked against its image and against the
 number of classes as it is read, so that a wrong set ends in one line and not in a wrong number.
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ijepa.data.crop import Box, crop_resize
+from ijepa.data.crop import Box, Interpolation, crop_resize
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
@@ -59,6 +59,7 @@ class Annotated:
     image_size: int
     mask_size: int
     ranks: Ranks = ALONE
+    interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -77,7 +78,8 @@ class Annotated:
             for row, index in enumerate(chosen):
                 image, mask = read(self.source, int(index), self.flag, classes)
                 check_labels(mask, classes, self.flag, self.source, int(index))
-                pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), (self.image_size, self.image_size))
+                size_wanted = self.image_size, self.image_size
+                pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), size_wanted, self.interpolation)
                 masks[row] = nearest_resize(mask, self.mask_size)
             yield pixels, masks
 
@@ -140,11 +142,12 @@ def find_classes(
     """Return the classes of one or more sets with masks, each beside the flag that names it.
 
     They are those of the label map `labels` (a name or a file), else of the sets' own label maps. Without one their
-    number is `count`, else one more than the named classes of the first set (0 is ground), else one more than the
-    highest label in any mask, all of which are then read.
+    number is `count`, else one more than the named classes of the first set (0 is ground), else what the masks of the
+    first set show, all of which are then read: labels from 0 on without a gap. One stray label must not add classes
+    in silence, so that a gap is refused, and so is a label in another set that the first lacks.
 
     Raises:
-        Refused: sets whose classes differ, or that have none in common, or another number of them than `count`.
+        Refused: sets whose classes differ, or another number of them than `count`; labels as above, with the mask.
     """
     given = {flag: labels or source.annotation for source, flag in sources}
     maps = {flag: load_label_map(name, "--labels" if labels else flag) for flag, name in given.items() if name}
@@ -153,14 +156,11 @@ def find_classes(
     names = next(iter(sources))[0].classes
     for source, flag in sources:
         if names is not None and source.classes is not None and source.classes != names:
-            raise Refused(flag, f"its classes are {_list(source.classes)} and the other set's {_list(names)}")
+            raise Refused(flag, f"its classes are not those of the other set: {_difference(source.classes, names)}")
     if count is None and names is not None:
         count = len(names) + 1
     if count is None:
-        present = [_present(source, flag, ignore) for source, flag in sources]
-        if not set.intersection(*present):
-            raise Refused(list(sources)[-1][1], "no class of its masks is in the other set's", _OWN)
-        count = max(set.union(*present)) + 1
+        count = _counted(sources, ignore)
     if names is not None and len(names) == count - 1:
         names = ("ground", *names)
     if names is None or len(names) != count:
@@ -179,7 +179,7 @@ def _mapped(maps: Mapping[str, LabelMap], flags: list[str], count: int | None, i
             raise Refused(flag, f"has no label map, and the other set is labelled as {first.name}", _OWN)
         if maps[flag].names != first.names:
             problem = f"its classes, labelled as {maps[flag].name}, are not those of {first.name}"
-            raise Refused(flag, f"{problem}: {_list(maps[flag].names)} and {_list(first.names)}", _OWN)
+            raise Refused(flag, f"{problem}: {_difference(maps[flag].names, first.names)}", _OWN)
     if count not in (None, len(first.names)):
         raise Refused(f"classes = {count}", f"the label map {first.name} has {len(first.names)}", "drop `classes`")
     if any(label < len(first.names) for label in ignore):  # meant for the masks' values: here it would be a class
@@ -187,14 +187,45 @@ def _mapped(maps: Mapping[str, LabelMap], flags: list[str], count: int | None, i
     return Classes(len(first.names), first.names, tuple(sorted({*ignore, IGNORED})), maps)
 
 
-def _present(source: Source, flag: str, ignore: tuple[int, ...]) -> set[int]:
-    """Return the labels that occur in a set's masks, all of which are read."""
-    found: set[int] = set()
+def _counted(sources: Collection[tuple[Source, str]], ignore: tuple[int, ...]) -> int:
+    """Return the number of classes that the first set's masks show; the others' labels must be among them."""
+    (first, where), *others = sources
+    known = _present(first, where, ignore)
+    gap = sorted(set(range(max(known))) - known.keys() - set(ignore))
+    if gap:
+        problem = f"{known[max(known)]}: label {max(known)} in its mask, and {gap[0]}, below it, in none of the set's"
+        raise Refused(where, problem, _COUNTED)
+    for source, flag in others:
+        strange = {label: name for label, name in _present(source, flag, ignore).items() if label not in known}
+        if strange:
+            label = min(strange)
+            raise Refused(flag, f"{strange[label]}: label {label} in its mask is in none of {where}'s", _COUNTED)
+    return max(known) + 1
+
+
+_COUNTED = (
+    "if it is a class, say how many there are by the protocol's `classes` or a label map (--labels); else `ignore`"
+)
+
+
+def _present(source: Source, flag: str, ignore: tuple[int, ...]) -> dict[int, str]:
+    """Return the labels that occur in a set's masks, all of which are read, each with the first image that has it."""
+    found: dict[int, str] = {}
     for index in range(len(source)):
-        found.update(np.unique(_read_mask(source.mask(index), source.name(index), flag, None)).tolist())
-    if not found - set(ignore):
+        name = source.name(index)
+        for label in np.unique(_read_mask(source.mask(index), name, flag, None)).tolist():
+            found.setdefault(label, name)
+    scored = {label: name for label, name in found.items() if label not in ignore}
+    if not scored:
         raise Refused(flag, "no pixel of its masks is scored", f"all are in ignore = {list(ignore)}")
-    return found - set(ignore)
+    return scored
+
+
+def _difference(names: Collection[str], others: Collection[str]) -> str:
+    """Say how the names of one set's classes differ from another's."""
+    more, less = ([name for name in a if name not in b] for a, b in ((names, others), (others, names)))
+    said = [f"{verb} {_list(some)}" for verb, some in (("has", more), ("lacks", less)) if some]
+    return f"it {' and '.join(said)}" if said else "they stand in another order"
 
 
 def _list(names: Collection[str]) -> str:

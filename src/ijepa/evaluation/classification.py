@@ -54,7 +54,7 @@ class Origin:
 class Split:
     """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes).
 
-    L is 0 for methods that want none made beforehand.
+    L is 0 for methods that want none made beforehand, as some do of the train images alone.
     """
 
     train_x: Tensor
@@ -80,6 +80,7 @@ def compare(
     method: Callable[[Split], dict[str, Any]],
     *,
     last: int,
+    train_features: bool = True,
     seed: int,
     cache: Path | None,
     progress: Progress | None,
@@ -95,6 +96,7 @@ def compare(
         protocol: see `protocol`.
         method: from features and classes to the row.
         last: blocks whose features it wants, 0 for none.
+        train_features: whether it wants those of the train images, too.
         seed: chooses images, where the protocol does not take all.
         cache: folder of cached features.
         progress: told a line now and then.
@@ -124,11 +126,12 @@ def compare(
                 cache=cache,
                 label=f"{kind}: {name}, {role}",
                 crop_fraction=protocol.crop_fraction,
+                interpolation=protocol.interpolation,
                 batch_size=protocol.forward_batch,
                 progress=progress,
                 ranks=ranks,
             ).x
-            if last
+            if last and (train_features or role == "test")
             else torch.empty(len(used[role]), 0, 0)
             for role, source in (("train", train), ("test", test))
         )

@@ -1,9 +1,9 @@
 """Many results in one table, the published figures beside them, and never two protocols in one column.
 
 A column is one figure of one protocol on one pair of sets: results share it where kind, every setting of the protocol,
-image size, and the sets' fingerprints are the same. Two files of a protocol's name whose settings differ have two
-columns. Published figures (`published.yaml`, a source for each) have columns of their own, headed by their data: no
-result here can prove that it was made as they were.
+image size, the sets' fingerprints, their classes and what their label maps hold are the same. Two files of a protocol's
+name whose settings differ have two columns. Published figures (`published.yaml`, a source for each) have columns of
+their own, headed by their data: no result here can prove that it was made as they were.
 
 A row is an encoder, told apart by its weights' hash where the result has it. A figure that occurs twice in a cell, as
 of two seeds, is shown twice.
@@ -125,8 +125,10 @@ def _column(result: dict[str, Any], figure: str) -> str:
     data = result["data"]
     sets = [data.get(role, {}).get("fingerprint") for role in ("train", "test")]
     counts = [data.get(role, {}).get("n") for role in ("train", "test")]
+    classes = [data.get("classes"), data.get("labels_sha256")]  # of a label map the protocol has the name alone
     protocol = {key: value for key, value in result["protocol"].items() if key != "description"}
-    return json.dumps([result["kind"], protocol, result.get("image_size"), sets, counts, figure], sort_keys=True)
+    key = [result["kind"], protocol, result.get("image_size"), sets, counts, classes, figure]
+    return json.dumps(key, sort_keys=True)
 
 
 def _head(result: dict[str, Any], figure: str) -> list[str]:
@@ -134,7 +136,9 @@ def _head(result: dict[str, Any], figure: str) -> list[str]:
     level = [] if result.get("level") is None else [f"level {result['level']}"]
     where = Path(str(test.get("path") or test.get("fingerprint", "")[:12])).name
     protocol = f"{result['kind']} {result['protocol'].get('name')}"
-    return [protocol, *level, f"{where}, n = {test.get('n')}", FIGURES[figure]]
+    classes = result["data"].get("classes")
+    counted = [f"{len(classes)} classes"] if classes else []
+    return [protocol, *level, f"{where}, n = {test.get('n')}", *counted, FIGURES[figure]]
 
 
 def _shown(row: dict[str, Any], figure: str) -> str:

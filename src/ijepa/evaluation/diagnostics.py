@@ -163,12 +163,17 @@ def figures(moments: Moments) -> dict[str, float]:
         "std": feature_std(pooled),
         "position_r2": moments.position_r2,
         "mean_cosine": mean_cosine(pooled),
+        "alpha_req": alpha_req(pooled),
+        "patch_spread": moments.patch_spread,
     }
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the verdict is read from. Deviations and lengths are relative to the features' root mean square."""
+    """What the verdict is read from. Deviations and lengths are relative to the features' root mean square.
+
+    What stands before the final norm and LiDAR are None where they were not measured.
+    """
 
     images: int
     width: int
@@ -176,6 +181,8 @@ class Health:
     relative_std: float
     position_r2: float
     patch_spread: float
+    std_before_norm: float | None = None
+    lidar: float | None = None
 
     @property
     def attainable(self) -> int:
@@ -202,10 +209,22 @@ def verdict(health: Health) -> str:
             "size); the target encoder has lost its input: lower optimizer.lr_encoder, raise the momentum "
             "(schedule.momentum_start) or lengthen the warm-up, and start again from before the collapse"
         )
+    if health.std_before_norm is not None and health.std_before_norm < CONSTANT:
+        return (
+            "collapsed before the final norm, which hides it: what goes in deviates by "
+            f"{health.std_before_norm:.2g} of its size; lower optimizer.lr_encoder, raise the momentum "
+            "(schedule.momentum_start) or lengthen the warm-up, and start again from before the collapse"
+        )
     if health.rankme_centred < max(2.0, NARROW * health.attainable):
         return (
             f"collapsed into few directions: {rank}; check that targets are layer-normalised and masks leave much to "
             "predict (larger or more target blocks), then lower the learning rate or raise the momentum"
+        )
+    if health.lidar is not None and health.lidar < 2.0:
+        return (
+            f"images are hardly told apart: LiDAR {health.lidar:.1f}, contexts of one image differ as much as images "
+            "in all directions but one; train on, and if it stays so, give contexts more patches or raise the "
+            "learning rate"
         )
     if health.position_r2 > POSITIONAL:
         return (
@@ -242,6 +261,14 @@ def diagnose(
         Refused: an image size that the patch does not divide, or fewer than two images.
         Failed: an image cannot be decoded, or features are not finite.
     """
+    found, health = measured(encoder, source, images=images, image_size=image_size, seed=seed)
+    return {**found, "verdict": verdict(health)}
+
+
+def measured(
+    encoder: Encoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int
+) -> tuple[dict[str, Any], Health]:
+    """Return `diagnose`'s answer without its verdict, and what that is read from. Raises as it."""
     size = pair(image_size)
     if any(side % encoder.patch_size for side in size):
         raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
@@ -252,11 +279,7 @@ def diagnose(
     for start in range(0, len(chosen), _BATCH):
         moments.add(encoded(encoder, crops(source, chosen[start : start + _BATCH], size)))
     pooled = moments.pooled
-    numbers = figures(moments) | {
-        "alpha_req": alpha_req(pooled),
-        "patch_spread": moments.patch_spread,
-        "relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0,
-    }
+    numbers = figures(moments) | {"relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0}
     health = Health(
         images=len(pooled),
         width=pooled.shape[1],
@@ -266,5 +289,9 @@ def diagnose(
         patch_spread=numbers["patch_spread"],
     )
     data = {"fingerprint": source.fingerprint, "images": len(pooled), "image_size": list(size), "seed": seed}
-    defined = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
-    return {"kind": "diagnosis", "data": data, "numbers": defined, "verdict": verdict(health)}
+    return {"kind": "diagnosis", "data": data, "numbers": defined(numbers)}, health
+
+
+def defined(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Return numbers with None for those that features leave undefined: JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ijepa.data.crop import center_crop_box, crop_resize
+from ijepa.data.crop import Interpolation, center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
 from ijepa.errors import Failed
@@ -118,6 +118,7 @@ def extract(
     cache: Path | None,
     label: str,
     crop_fraction: float = 0.875,
+    interpolation: Interpolation = "bilinear",
     batch_size: int = 64,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
@@ -133,6 +134,7 @@ def extract(
         cache: folder of cached features; none is read or written if None.
         label: names encoder and set in progress and in errors.
         crop_fraction: share of the short side that the central crop keeps; .875 is "resize to 256, crop 224".
+        interpolation: how images are brought to that size.
         batch_size: images a forward pass.
         progress: told one line whenever a tenth is done.
         ranks: the processes that share the work; each returns all features.
@@ -146,7 +148,7 @@ def extract(
     stem = ""
     if cache is not None and isinstance(encoder, nn.Module):
         images = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
-        setting = (FORMAT, image_size, crop_fraction, "float16", source.fingerprint, images)
+        setting = (FORMAT, image_size, crop_fraction, interpolation, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
         saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]
@@ -157,7 +159,8 @@ def extract(
     blank = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device_of(encoder))
     # One block of memory: at the end, all parts beside their sum would take it twice.
     features = torch.zeros(len(chosen), *image_features(encoder, blank, last).shape[1:], dtype=torch.float16)
-    for pixels in pixel_batches(source, chosen[rows], central_view(image_size, crop_fraction), batch_size):
+    view = central_view(image_size, crop_fraction, interpolation)
+    for pixels in pixel_batches(source, chosen[rows], view, batch_size):
         x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
         if not bool(x.isfinite().all()):
             first, final = (source.name(int(chosen[rows[place]])) for place in (done, done + len(x) - 1))
@@ -200,12 +203,12 @@ def device_of(encoder: Encoder) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def central_view(size: tuple[int, int], fraction: float) -> View:
+def central_view(size: tuple[int, int], fraction: float, interpolation: Interpolation = "bilinear") -> View:
     """Return the view that looks at an image's middle."""
 
     def view(image: npt.NDArray[np.uint8], place: int) -> Tensor:
         height, width = image.shape[:2]
-        return crop_resize(image, center_crop_box(height, width, size, fraction), size)
+        return crop_resize(image, center_crop_box(height, width, size, fraction), size, interpolation)
 
     return view
 

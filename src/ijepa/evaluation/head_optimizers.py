@@ -2,7 +2,7 @@
 
 Layout as there: heads on the second axis from the end, the first parameter is the matrix and alone decays.
 
-An update goes over many heads' weights about ten times, operation by operation. It does so slab by slab, so that a slab
+An update goes over many heads' weights several times, operation by operation. It does so slab by slab, so that a slab
 and its moments stay in the cache meanwhile, and what is computed on the way has one place: taking fresh memory for
 every operation cost more than all of them.
 """
@@ -33,30 +33,45 @@ class HeadOptimizer(Protocol):
 
 
 class AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decay beside the update, not within it."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decay beside the update, not within it.
+
+    torch's fused kernel goes over gradient and moments once, but knows one rate for all heads: it updates zeros at a
+    rate of 1, and what it leaves there joins the weights at each head's own.
+    """
 
     def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float]) -> None:
         self.parameters, self.decay, self.betas = parameters, decay, betas
         self._moments = [(torch.zeros_like(values), torch.zeros_like(values)) for values in parameters]
         self._between = parameters[0].new_empty(max(_slab(values) for values in parameters))
-        self._steps = 0
+        self._steps = parameters[0].new_zeros(())
 
     def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """Update the parameters by gradients of their shapes at rates (H, 1)."""
         self._steps += 1
-        beta1, beta2 = self.betas
-        kept, factor = 1 - rate * self.decay, rate / (1 - beta1**self._steps)
+        kept = 1 - rate * self.decay
         for place, (values, gradient, moments) in enumerate(
             zip(self.parameters, gradients, self._moments, strict=True)
         ):
             for part, slope, mean, square in slabs(values, gradient, *moments):
+                change = self._between[: part.numel()].view_as(part).zero_()
+                torch._fused_adamw_(
+                    [change],
+                    [slope],
+                    [mean],
+                    [square],
+                    [],
+                    [self._steps],
+                    lr=1.0,
+                    beta1=self.betas[0],
+                    beta2=self.betas[1],
+                    weight_decay=0.0,
+                    eps=EPS,
+                    amsgrad=False,
+                    maximize=False,
+                )
                 if place == 0:
                     part.mul_(kept)
-                mean.lerp_(slope, 1 - beta1)
-                square.mul_(beta2).addcmul_(slope, slope, value=1 - beta2)
-                change = self._between[: part.numel()].view_as(part)
-                torch.div(square, 1 - beta2**self._steps, out=change).sqrt_().add_(EPS)
-                part.sub_(torch.div(mean, change, out=change).mul_(factor))
+                part.addcmul_(change, rate)
 
 
 class Sgd:

@@ -89,12 +89,13 @@ class Heads:
         weight, bias = self._folded()
         if self._logits.shape[0] != len(part):
             self._logits, self._matrix = part.new_empty(len(part), bias.numel()), torch.empty_like(weight)
-        torch.mm(part, weight.flatten(1), out=self._logits)
-        error = self._logits.unflatten(1, bias.shape).add_(bias).softmax(2)
+        torch.addmm(bias.flatten(), part, weight.flatten(1), out=self._logits)
+        scores = self._logits.unflatten(1, bias.shape)
+        error = torch.softmax(scores, 2, out=scores)
         error[torch.arange(len(y), device=self.device), :, y] -= 1
-        error /= len(y)
+        part, total = part / len(y), error.sum(0) / len(y)  # the mean's share: on few numbers, not on all errors
         torch.mm(part.T, error.flatten(1), out=self._matrix.flatten(1))
-        matrix, total = self._matrix, error.sum(0)
+        matrix = self._matrix
         gradients = [matrix, total]
         if self.norm == "batch-affine":
             by_gain = (matrix * self.weight).sum(2, keepdim=True)

@@ -119,4 +119,4 @@ def largest(scores: Tensor, size: int) -> Labels:
     maps = scores.transpose(1, 2).unflatten(2, (side, side))
     # Image by image: the maps of all classes at full size are the largest thing here.
     masks = [interpolate(one[None], (size, size), mode="bilinear").argmax(1) for one in maps]
-    return torch.cat(masks).numpy()
+    return torch.cat(masks).cpu().numpy()

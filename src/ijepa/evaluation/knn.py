@@ -55,6 +55,7 @@ def evaluate_knn(
             temperature=protocol.temperature,
             classes=split.classes,
             standardise=protocol.standardise,
+            device=split.device,
         )
         k = min(protocol.k, len(split.train_y))
         by_k = {str(k): float((rank == 0).double().mean()) for k, rank in ranks.items()}
@@ -113,6 +114,7 @@ def knn_ranks(
     temperature: float,
     classes: int,
     standardise: bool = False,
+    device: torch.device | str = "cpu",
 ) -> dict[int, Tensor]:
     """Return, by k, how many classes win over the true one, for each test image (m,) int64: 0 is right.
 
@@ -123,19 +125,22 @@ def knn_ranks(
         temperature: T of the vote exp(s / T).
         classes: C.
         standardise: first bring every dimension to mean 0 and deviation 1 over the train set.
+        device: where chunks are compared; features and ranks stay in main memory.
     """
     wanted = sorted({min(k, len(train_x)) for k in neighbours})
-    shift, scale = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
-    chunks = (normalize((part.float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))
-    queries = normalize((test_x.float() - shift) / scale, dim=1)
+    figures = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    shift, scale = (values.to(device) for values in figures)
+    train_y, test_y = train_y.to(device), test_y.to(device)
+    chunks = (normalize((part.to(device).float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))
+    queries = normalize((test_x.to(device).float() - shift) / scale, dim=1)
     similar, voters = nearest(chunks, train_y, queries, wanted[-1])
     votes = (similar / temperature).exp()
     ranks: dict[int, list[Tensor]] = {k: [] for k in wanted}
-    for rows in torch.arange(len(queries)).split(TEST_CHUNK):
-        scores, voted = torch.zeros(len(rows), classes), 0
+    for rows in torch.arange(len(queries), device=device).split(TEST_CHUNK):
+        scores, voted = votes.new_zeros(len(rows), classes), 0
         for k in wanted:
             scores.scatter_add_(1, voters[rows, voted:k], votes[rows, voted:k])
-            ranks[k].append(ranks_of(scores, test_y[rows]))
+            ranks[k].append(ranks_of(scores, test_y[rows]).cpu())
             voted = k
     return {k: torch.cat(parts) for k, parts in ranks.items()}
 
@@ -146,8 +151,8 @@ def nearest(chunks: Iterable[Tensor], train_y: Tensor, queries: Tensor, k: int) 
     `chunks` are the train features in order, (c, D) each; both they and the queries have length 1.
     """
     k = min(k, len(train_y))
-    best = torch.full((len(queries), k), -torch.inf)
-    best_y = torch.zeros(len(queries), k, dtype=torch.int64)
+    best = queries.new_full((len(queries), k), -torch.inf)
+    best_y = train_y.new_zeros(len(queries), k)
     start = 0
     for chunk in chunks:
         labels = train_y[start : start + len(chunk)]

@@ -11,10 +11,13 @@ means that masks and map do not belong together, and would else be a quiet loss 
       vehicle: [26-28, 31]          # a group; ranges include both ends
       plant: ["#6b8e23", "#98fb98"] # colours of RGB masks
     ignore: [0-6, 255]              # or `rest`: all that no class names
+    colours: {road: "#804080"}      # how pictures show classes; if not given, by the first colour among their values
 
 Presets stand in `labels/`.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
@@ -58,6 +61,8 @@ def _values(value: Any) -> Any:
     return tuple(found)
 
 
+Rgb = tuple[int, int, int]
+
 Values = Annotated[tuple[int | str, ...], BeforeValidator(_values)]
 
 
@@ -73,8 +78,14 @@ class LabelMap(Section):
     ignore: Annotated[tuple[int | str, ...] | Literal["rest"], BeforeValidator(_values)] = (IGNORED,)
     """Values that are not scored; `rest` is every value that no class names."""
 
+    colours: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] = Field(default_factory=dict)
+    """How pictures show classes, by their names; they decide nothing else."""
+
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
+        strange = next((name for name in self.colours if name not in self.classes), None)
+        if strange is not None:
+            raise Refused(f"colours: {strange}", "is no class", did_you_mean(strange, self.classes))
         meaning: dict[int | str, str] = {}
         listed = () if self.ignore == "rest" else self.ignore
         for name, values in [*self.classes.items(), ("ignore", listed)]:
@@ -87,6 +98,22 @@ class LabelMap(Section):
     def names(self) -> tuple[str, ...]:
         """The names of the classes, by number."""
         return tuple(self.classes)
+
+    @property
+    def palette(self) -> tuple[Rgb, ...]:
+        """The colour of every class, by number; empty where one has none."""
+        shown = []
+        for name, values in self.classes.items():
+            code = self.colours.get(name, next((value for value in values if isinstance(value, str)), None))
+            if code is None:
+                return ()
+            shown.append((int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)))
+        return tuple(shown)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what decides class numbers: classes in their order, and what is not scored."""
+        return hashlib.sha256(json.dumps([list(self.classes.items()), self.ignore]).encode()).hexdigest()
 
     @property
     def reads(self) -> MaskColours:

@@ -11,6 +11,7 @@ mask rule of pretraining draws them.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ijepa.batch import Sequences
 from ijepa.data.sources import Source
-from ijepa.evaluation.diagnostics import Moments, diagnose, feature_std, mean_cosine, rankme
+from ijepa.evaluation.diagnostics import Moments, defined, figures, measured, verdict
 from ijepa.evaluation.features import Encoder, Indices, device_of
 from ijepa.evaluation.pictures import choose, crops
 from ijepa.masks import MaskRule, draw_masks
@@ -54,8 +55,11 @@ def context_views(
     rule: MaskRule,
     views: int,
     seed: int,
+    layers: int = 1,
 ) -> Tensor:
-    """Return the mean token (n, q, D) float32 of `views` contexts of each image, each context encoded by itself.
+    """Return the mean token (L, n, q, D) float32 of `views` contexts of each image, each context encoded by itself.
+
+    L are the last `layers` blocks, earliest first, behind the final norm.
 
     Raises:
         Refused: a mask rule that the grid of this size leaves no room for.
@@ -75,17 +79,17 @@ def context_views(
             rows = torch.from_numpy(np.flatnonzero(context)).to(patches.device)
             starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(patches.device)
             sequences = Sequences(rows, starts, tuple(lengths.tolist()))
-            tokens = encoder.vit(patches[rows], sequences, grid=grid)[-1].float()
-            means.append(torch.stack([part.mean(0) for part in tokens.split(lengths.tolist())]))
-        found.append(torch.stack(means, dim=1).cpu())
-    return torch.cat(found)
+            outputs = encoder.vit(patches[rows], sequences, grid=grid, last=layers)
+            parts = [output.float().split(lengths.tolist()) for output in outputs]
+            means.append(torch.stack([torch.stack([part.mean(0) for part in block]) for block in parts]))
+        found.append(torch.stack(means, dim=2).cpu())
+    return torch.cat(found, dim=1)
 
 
 @contextmanager
-def before_norm(encoder: Encoder) -> Iterator[list[Tensor]]:
-    """Collect what goes into the encoder's final norm, (T, D) each call; nothing of an encoder that has none."""
+def before_norm(norm: object) -> Iterator[list[Tensor]]:
+    """Collect what goes into an encoder's final norm, (T, D) each call; nothing where it has none (None)."""
     seen: list[Tensor] = []
-    norm = getattr(getattr(encoder, "vit", None), "norm", None)
     if not isinstance(norm, nn.Module):
         yield seen
         return
@@ -96,8 +100,13 @@ def before_norm(encoder: Encoder) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+def norm_of(encoder: Encoder) -> object:
+    """Return the final norm of an encoder, None where it has none."""
+    return getattr(getattr(encoder, "vit", None), "norm", None)
+
+
 class TokenStd:
-    """Running standard deviation of every channel over all tokens, its mean over channels."""
+    """Running standard deviation of every channel over all tokens, its mean over channels, and their size."""
 
     def __init__(self) -> None:
         self.count, self.sum, self.square = 0, torch.zeros(1), torch.zeros(1)
@@ -114,15 +123,22 @@ class TokenStd:
         mean = self.sum / max(1, self.count)
         return float((self.square / max(1, self.count) - mean.square()).clamp_min(0).sqrt().mean())
 
+    @property
+    def relative(self) -> float:
+        """The figure as a share of the tokens' root mean square; 0 of zeros."""
+        size = float((self.square / max(1, self.count)).mean().sqrt())
+        return self.value / size if size else 0.0
+
 
 @torch.no_grad()
 def layer_figures(
     encoder: Encoder, source: Source, chosen: Indices, size: tuple[int, int], layers: int
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """Return figures of the last `layers` blocks, earliest first.
 
-    Each has `layer` (counted from 1; the last block's number is the depth), `std_before_norm` (of each channel over all
-    patches, where the encoder has a final norm), `rankme`, `rankme_centred`, `std`, `position_r2` and `mean_cosine`.
+    Each has `layer` (counted from 1; the last block's number is the depth), `std_before_norm` and
+    `relative_std_before_norm` (of each channel over all patches, where the encoder has a final norm), and
+    `diagnostics.figures`.
 
     Raises:
         Failed: an image cannot be decoded, or features are not finite.
@@ -131,7 +147,7 @@ def layer_figures(
     stds: list[TokenStd] = []
     for start in range(0, len(chosen), _BATCH):
         pixels = crops(source, chosen[start : start + _BATCH], size).to(device_of(encoder))
-        with before_norm(encoder) as raw:
+        with before_norm(norm_of(encoder)) as raw:
             outputs = encoder.forward_blocks(pixels, layers)
         moments = moments or [Moments() for _ in outputs]
         stds = stds or [TokenStd() for _ in raw]
@@ -142,18 +158,10 @@ def layer_figures(
     depth = depth_of(encoder) or len(moments)
     rows = []
     for place, moment in enumerate(moments):
-        pooled = moment.pooled
         row = {"layer": float(depth - len(moments) + place + 1)}
         if stds:
-            row["std_before_norm"] = stds[place].value
-        row |= {
-            "rankme": rankme(pooled),
-            "rankme_centred": rankme(pooled, centred=True),
-            "std": feature_std(pooled),
-            "position_r2": moment.position_r2,
-            "mean_cosine": mean_cosine(pooled),
-        }
-        rows.append(row)
+            row |= {"std_before_norm": stds[place].value, "relative_std_before_norm": stds[place].relative}
+        rows.append(defined(row | figures(moment)))
     return rows
 
 
@@ -176,15 +184,21 @@ def diagnose_fully(
 ) -> dict[str, Any]:
     """Return `diagnostics.diagnose` with `std_before_norm`, `lidar` of `views` contexts (0: none), and `layers`.
 
-    `layers` is a list of `layer_figures` of every block, there only if asked for. Raises as `diagnose`.
+    The verdict has seen all of them. `layers` is a list of `layer_figures` and `lidar` of every block, there only if
+    asked for. Raises as `diagnose`.
     """
-    found = diagnose(encoder, source, images=images, image_size=image_size, seed=seed)
-    chosen = choose(len(source), images, seed)
-    rows = layer_figures(encoder, source, chosen, image_size, len(encoder.vit.blocks) if layers else 1)
-    found["numbers"]["std_before_norm"] = rows[-1]["std_before_norm"]
+    found, health = measured(encoder, source, images=images, image_size=image_size, seed=seed)
+    chosen, count = choose(len(source), images, seed), len(encoder.vit.blocks) if layers else 1
+    rows = layer_figures(encoder, source, chosen, image_size, count)
     if views:
-        found["numbers"]["lidar"] = lidar(context_views(encoder, source, chosen, image_size, rule, views, seed))
+        seen = context_views(encoder, source, chosen, image_size, rule, views, seed, count)
+        for row, block in zip(rows, seen, strict=True):
+            row["lidar"] = lidar(block)
         found["data"]["views"] = views
+    last = rows[-1]
+    found["numbers"] |= {key: last[key] for key in ("std_before_norm", "lidar") if key in last}
+    health = replace(health, std_before_norm=last.get("relative_std_before_norm"), lidar=last.get("lidar"))
+    found["verdict"] = verdict(health)
     if layers:
         found["layers"] = rows
     return found

@@ -24,7 +24,7 @@ from torch import Tensor
 from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
-from ijepa.evaluation.attentive import AttentiveHeads
+from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.bank import hold_out
 from ijepa.evaluation.classification import Split, compare
 from ijepa.evaluation.features import Encoder, Indices, Progress
@@ -64,7 +64,7 @@ def evaluate_linear(
     Raises:
         Refused, Failed: as `classification.compare`; or `keep`, and the protocol has no such head.
     """
-    if keep and (protocol.head == "attentive" or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
+    if keep and (protocol.pools or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
         mend = "use a protocol with blocks: [1] that chooses its head at the end"
         raise Refused("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", mend)
     first = next(iter(encoders.values()))
@@ -75,7 +75,9 @@ def evaluate_linear(
         test,
         protocol,
         lambda split: probe(split, protocol, seed, keep=keep if split.origin.encoder is first else None),
-        last=0 if protocol.head == "attentive" else max(protocol.blocks),
+        last=0 if protocol.pools else max(protocol.blocks),
+        # Where heads train on random views, central ones of the train images are only standardised or chosen by.
+        train_features=not protocol.augment or protocol.standardise or protocol.selection == "held-out",
         seed=seed,
         cache=cache,
         progress=progress,
@@ -95,6 +97,13 @@ class Group:
     def read(self, x: Tensor) -> Tensor:
         """Return what they read of an image: (n, F) of the blocks' means (n, L, D), or all patches (n, N, D)."""
         return x if isinstance(self.heads, AttentiveHeads) else x[:, -self.blocks :].flatten(1)
+
+    def step(self, x: Tensor, y: Tensor, factor: float, progress: float) -> None:
+        """Train them by one batch, with `factor` on their rates, `progress` of all steps done."""
+        if isinstance(self.heads, AttentiveHeads):
+            self.heads.step(self.read(x), y, factor, progress)
+        else:
+            self.heads.step(self.read(x), y, factor)
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,11 @@ def probe(
     reading = reading or reading_of(split, protocol, seed)
     places = np.arange(len(split.train_y))
     honest = protocol.selection == "held-out"
-    held = hold_out(places, protocol.held_out, seed) if honest else np.zeros(len(places), dtype=np.bool_)
+    held = (
+        hold_out(places, protocol.held_out, seed, split.train_y.numpy())
+        if honest
+        else np.zeros(len(places), dtype=np.bool_)
+    )
     groups = make_groups(split, places[~held], protocol, seed)
     tests = np.arange(len(split.test_y))
     epoch_of_best, ranks, best = None, torch.empty(0), None
@@ -154,7 +167,7 @@ def probe(
 
 def reading_of(split: Split, protocol: LinearProtocol, seed: int) -> Reading:
     """Return where a protocol's heads read."""
-    if protocol.head == "attentive":
+    if protocol.pools:
         return Tokens(split, protocol, seed)
     return Augmented(split, protocol, seed) if protocol.augment else Cached(split)
 
@@ -163,25 +176,30 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     """Return untrained heads; figures that features are standardised by come from the train images `kept`."""
     batch = min(protocol.batch, len(kept))
     grid = [(lr * batch / 256, decay) for lr, decay in product(protocol.lrs, protocol.weight_decays)]
-    if protocol.head == "attentive":
-        width = split.origin.encoder.embed_dim
+    if protocol.pools:
+        encoder = split.origin.encoder
+        own = attention_heads_of(encoder) if protocol.head == "attentive" else None
         attentive = AttentiveHeads(
-            width,
+            encoder.embed_dim,
             split.classes,
             grid,
-            attention_heads=protocol.attention_heads,
+            kind=AttentiveHead if protocol.head == "attentive" else QueryHead,
+            attention_heads=protocol.attention_heads or own,
             betas=protocol.betas,
+            clip=protocol.clip,
+            final_decay=protocol.final_weight_decay,
             seed=seed,
             device=split.device,
         )
         return [Group(1, "none", attentive)]
     groups, device = [], split.device
-    for blocks in sorted({min(blocks, split.train_x.shape[1]) for blocks in protocol.blocks}):
-        x = split.train_x[:, -blocks:].flatten(1)
-        fixed = statistics(x[torch.from_numpy(kept)]) if protocol.standardise else None
+    for blocks in sorted({min(blocks, split.test_x.shape[1]) for blocks in protocol.blocks}):
+        width, fixed = split.test_x[0, -blocks:].numel(), None
+        if protocol.standardise:
+            fixed = statistics(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
         for norm in protocol.norms:
             heads = Heads(
-                x.shape[1],
+                width,
                 split.classes,
                 grid,
                 norm=norm,
@@ -198,6 +216,12 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     return groups
 
 
+def attention_heads_of(encoder: Encoder) -> int | None:
+    """Return how many attention heads an encoder's blocks have, None where it does not tell."""
+    blocks = getattr(getattr(encoder, "vit", None), "blocks", None)
+    return int(blocks[0].attn.heads) if blocks else None
+
+
 def train_heads(
     groups: list[Group], reading: Reading, y: Tensor, kept: Indices, protocol: LinearProtocol, seed: int
 ) -> Iterator[int]:
@@ -212,7 +236,7 @@ def train_heads(
         x, truth = reading.training(positions, chosen), y[torch.from_numpy(chosen)]
         factor = rate_factor(step, steps, protocol, epoch=first / n)
         for group in groups:
-            group.heads.step(group.read(x), truth, factor)
+            group.step(x, truth, factor, (step - 1) / steps)
         if step == steps or (first + batch) // n > first // n:
             yield max(1, (first + batch) // n)
 

@@ -7,6 +7,7 @@ steps run through the images in an order of the seed's; features that fit into m
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from ijepa.data.order import sample_indices
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
-from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.features import Encoder, device_of
 from ijepa.evaluation.heads import normal
 from ijepa.evaluation.hummingbird import largest
 from ijepa.evaluation.pictures import Indices
@@ -53,20 +54,21 @@ class Layer(nn.Module):
     @torch.no_grad()
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""
-        return largest(self(patches), size)
+        return largest(self(patches.to(self.barred.device)), size)
 
 
 def train_layer(
     encoder: Encoder, support: Annotated, classes: Classes, rule: LinearHead, *, seed: int, batch: int = 32
 ) -> Layer:
-    """Return the layer trained on a labelled set, in eval mode.
+    """Return the layer trained on a labelled set, in eval mode, where the encoder lies.
 
     Raises:
         Refused, Failed: as `annotated.patch_features`.
     """
     images = _Images(encoder, support, classes, batch)
     patches, _ = images[np.arange(1)]
-    layer = Layer(patches.shape[2], classes, seed)
+    device = device_of(encoder)
+    layer = Layer(patches.shape[2], classes, seed).to(device)
     matrix = [layer.linear.weight]
     rest = [layer.linear.bias, *layer.norm.parameters()]
     optimizer = torch.optim.AdamW(
@@ -77,11 +79,11 @@ def train_layer(
         positions = np.arange(step * size, (step + 1) * size)
         patches, masks = images[sample_indices(seed, positions, len(support))]
         kept = uniform(words(seed, Stream.EVALUATION, positions, patches.shape[2])) >= rule.dropout
-        channels = torch.from_numpy(kept).float() / (1 - rule.dropout)
+        channels = torch.from_numpy(kept).to(device).float() / (1 - rule.dropout)
         for group in optimizer.param_groups:
             group["lr"] = rule.lr * _factor(step, rule)
         optimizer.zero_grad()
-        loss_of(layer(patches, channels), masks).backward()
+        loss_of(layer(patches.to(device), channels), masks.to(device)).backward()
         optimizer.step()
     return layer.eval()
 
@@ -119,14 +121,7 @@ class _Images:
         return self._kept[0][chosen].float(), self._kept[1][chosen]
 
     def _made(self, places: Indices) -> tuple[Tensor, Tensor]:
-        some = Annotated(
-            self.support.source,
-            self.support.indices[places],
-            self.support.flag,
-            self.support.image_size,
-            self.support.mask_size,
-            self.support.ranks,
-        )
+        some = replace(self.support, indices=self.support.indices[places])
         made = list(patch_features(self.encoder, some, self.classes, self.batch))
         masks = torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for _, part in made]))
         ignored = torch.isin(masks, torch.tensor(self.classes.ignore))

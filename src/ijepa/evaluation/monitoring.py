@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources import Source
-from ijepa.evaluation.diagnostics import Moments, figures, nearest_vote
+from ijepa.evaluation.diagnostics import Moments, defined, figures, nearest_vote
+from ijepa.evaluation.layers import TokenStd, before_norm
 from ijepa.evaluation.pictures import Indices, choose, pair, readable_crops
 from ijepa.model.jepa import IJEPA
 from ijepa.model.vision_transformer import patchify
@@ -26,7 +27,9 @@ _BATCH = 64
 def online_diagnosis(
     source: Source, image_size: int | tuple[int, int], *, images: int = 256, seed: int = 0
 ) -> Callable[[IJEPA], dict[str, float]]:
-    """Return a function of the model: `rankme`, `rankme_centred`, `std`, `position_r2`, `mean_cosine`, and `knn`.
+    """Return a function of the model: `diagnostics.figures`, `std_before_norm`, and `knn`.
+
+    What features leave undefined, as constant ones do `alpha_req`, is left out.
 
     Args:
         source: where the batch comes from; better one that is not trained on.
@@ -48,11 +51,14 @@ class _Diagnosis:
         if self.pixels is None:
             self.pixels, self.chosen = readable_crops(self.source, self.chosen, self.size)
         device = next(model.target_encoder.parameters()).device
-        moments = Moments()
+        moments, std = Moments(), TokenStd()
         for pixels in self.pixels.split(_BATCH):
             patches = patchify(pixels.to(device), model.target_encoder.patch_size)
-            moments.add(model.encode_targets(patches, len(pixels)).unflatten(0, (len(pixels), -1)).cpu())
-        measured = figures(moments)
+            with before_norm(model.target_encoder.norm) as raw:
+                moments.add(model.encode_targets(patches, len(pixels)).unflatten(0, (len(pixels), -1)).cpu())
+            std.add(torch.cat(raw))
+        numbers = defined(figures(moments) | {"std_before_norm": std.value})
+        measured = {name: value for name, value in numbers.items() if value is not None}
         if self.source.labels is not None:
             labels = torch.from_numpy(self.source.labels[self.chosen]).long()
             known = labels >= 0

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from ijepa.data.crop import Interpolation
 from ijepa.errors import Refused, did_you_mean
 from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
@@ -34,6 +35,8 @@ class ImageProtocol(Section):
     """Side in pixels that images are brought to; the encoder's native size if null."""
     crop_fraction: float = Field(0.875, gt=0, le=1)
     """Share of the short side that the central crop keeps; 0.875 is "resize to 256, crop 224"."""
+    interpolation: Interpolation = "bilinear"
+    """How images are brought to their size, train and test alike, antialiased: bilinear or bicubic."""
     train_images: int | None = Field(None, ge=2)
     """Train images used at most, chosen by seed; all if null."""
     test_images: int | None = Field(None, ge=1)
@@ -45,10 +48,14 @@ class ImageProtocol(Section):
 class LinearProtocol(ImageProtocol):
     """A linear or attentive probe: many heads on frozen features, trained in one pass, one of them chosen."""
 
-    head: Literal["linear", "attentive"] = "linear"
-    """linear reads means of patches; attentive pools the last block's patches by a learned query and a block."""
+    head: Literal["linear", "attentive", "query"] = "linear"
+    """linear reads means of patches; query pools the last block's by a learned query, attentive by that and a block."""
     attention_heads: int | None = Field(None, ge=1)
-    """Of an attentive head; one for every 64 channels if null."""
+    """Of pooling heads; if null, attentive has as many as the encoder, and query one for every 64 channels."""
+    clip: float | None = Field(None, gt=0)
+    """Length to which a pooling head's gradient is cut; no bound if null."""
+    final_weight_decay: float | None = Field(None, ge=0)
+    """What a pooling head's decay falls to by a cosine; it stays if null."""
     blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
     """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
     norms: tuple[Norm, ...] = Field(("none",), min_length=1)
@@ -89,6 +96,11 @@ class LinearProtocol(ImageProtocol):
     """Share of the train set that no head is trained on and that chooses the head, where the selection is held-out."""
 
     @property
+    def pools(self) -> bool:
+        """Whether heads pool patches themselves."""
+        return self.head != "linear"
+
+    @property
     def heads(self) -> int:
         """How many heads are trained."""
         return len(self.blocks) * len(self.norms) * len(self.lrs) * len(self.weight_decays)
@@ -100,10 +112,13 @@ class LinearProtocol(ImageProtocol):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.standardise and self.head == "linear" and set(self.norms) != {"none"}:
+        if self.standardise and not self.pools and set(self.norms) != {"none"}:
             raise Refused("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
-        if self.head == "attentive" and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
-            raise Refused("head = attentive", "reads the last block by AdamW", "drop blocks, norms and optimizer")
+        if self.pools and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
+            raise Refused(f"head = {self.head}", "reads the last block by AdamW", "drop blocks, norms and optimizer")
+        for name in ("clip", "final_weight_decay"):
+            if not self.pools and getattr(self, name) is not None:
+                raise Refused(f"{name} = {getattr(self, name)}", "and head = linear, which has none", f"drop {name}")
         return self
 
 

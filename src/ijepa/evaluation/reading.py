@@ -123,13 +123,15 @@ class _Views:
         def view(image: npt.NDArray[np.uint8], place: int) -> Tensor:
             height, width = image.shape[:2]
             box = random_resized_crop_box(draws[place, :WORDS], height, width, self.protocol.crop_scale, RATIO)
-            pixels = crop_resize(image, box, self.origin.image_size)
+            pixels = crop_resize(image, box, self.origin.image_size, self.protocol.interpolation)
             return pixels.flip(2) if mirrored[place] else pixels
 
         return self._of("train", chosen, view)
 
     def central(self, role: Role, places: Indices) -> Iterator[Tensor]:
-        return self._of(role, places, central_view(self.origin.image_size, self.protocol.crop_fraction))
+        protocol = self.protocol
+        view = central_view(self.origin.image_size, protocol.crop_fraction, protocol.interpolation)
+        return self._of(role, places, view)
 
     def _of(self, role: Role, places: Indices, view: View) -> Iterator[Tensor]:
         origin = self.origin

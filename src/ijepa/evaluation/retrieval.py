@@ -2,9 +2,8 @@
 
 Level 1: labels of a support set are looked up. A patch of a test image takes, pixel for pixel, the most frequent
 class at that place among the k most similar patches of the bank, so that edges inside a patch are kept. This is the
-evaluation of CAPI (Darcet et al., arXiv 2502.08769), with three differences: a neighbour's ignored pixels vote for its
-most frequent class instead of for "ignored", all k are answered by one search, and images are resized by an
-antialiased bilinear filter instead of a bicubic one.
+evaluation of CAPI (Darcet et al., arXiv 2502.08769), with two differences: a neighbour's ignored pixels vote for its
+most frequent class instead of for "ignored", and all k are answered by one search.
 
 Both distances are inner products: for cosine of normalised rows, and for L2 the order of |q - x|^2 is that of
 |x|^2 / 2 - x.q. The search goes through bank and queries in chunks and keeps k candidates a query: beside the bank,

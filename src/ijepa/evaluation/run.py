@@ -6,7 +6,7 @@ an architecture knows before it has learned, and what the images give away by th
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ijepa.data.listed import refuse_overlap
 from ijepa.data.official import open_set
+from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, propagation, segmentation
@@ -40,7 +40,7 @@ _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
 def evaluate(
     kind: str,
     weights: str | Mapping[str, str],
-    train: str,
+    train: str | None,
     test: str,
     *,
     protocol: str | None = None,
@@ -60,7 +60,7 @@ def evaluate(
     Args:
         kind: `linear`, `knn` or `segmentation`.
         weights: WEIGHTS, or several by the name that their row shall have; the first decides the baselines.
-        train, test: paths of the labelled sets.
+        train, test: paths of the labelled sets; protocols of level 0 have no train set, and leave it aside.
         protocol: a name or a YAML file; the kind's default if None.
         which: the encoder of a run that is evaluated.
         seed: of held-out splits and initial heads.
@@ -82,16 +82,21 @@ def evaluate(
     sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
         task = _prepare(kind, weights, protocol, which, baselines, output, labels)
-        sources = sets.open(labelled=kind != "segmentation")
-        if getattr(task.protocol, "level", None) != 0:  # level 0 looks at one set alone
-            refuse_overlap(*sources)
+        if getattr(task.protocol, "level", None) == 0:  # looks at one set alone
+            sets = replace(sets, train=None, train_list=None)
+        elif train is None:
+            raise Refused("--train", f"is missing, and protocol {task.protocol.name} reads it", "give it")
+        source, scored = sets.open(labelled=kind != "segmentation")
+        if source is not None:
+            refuse_overlap(source, scored)
         kept: dict[str, Any] = {}
-        if save_head is not None:
+        if save_head is not None and source is not None:
             _check_file(save_head)
-            kept["keep"] = partial(_keep_head, save_head, sources[0], ranks)
+            kept["keep"] = partial(_keep_head, save_head, source, ranks)
         result = _RUNNERS[kind](
             task.encoders,
-            *sources,
+            source,
+            scored,
             task.protocol,
             seed=seed,
             cache=task.folder / ".features",
@@ -106,34 +111,30 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Sets:
-    """Both sets as they were named."""
+    """Both sets as they were named; `train` is None where there is none."""
 
-    train: str
+    train: str | None
     test: str
     train_list: str | None
     test_list: str | None
     devkit: str | None
 
-    def open(self, *, labelled: bool) -> tuple[Source, Source]:
+    def open(self, *, labelled: bool) -> tuple[Source | None, Source]:
         """Return train and test; `labelled` where images' own classes are wanted."""
-        return (
-            open_set(
-                self.train,
-                where="--train",
-                split="train",
-                listed=self.train_list,
-                devkit=self.devkit,
-                labelled=labelled,
-            ),
-            open_set(
-                self.test, where="--test", split="val", listed=self.test_list, devkit=self.devkit, labelled=labelled
-            ),
-        )
+        opened = partial(open_set, devkit=self.devkit, labelled=labelled)
+        train = None
+        if self.train is not None:
+            train = opened(self.train, where="--train", split="train", listed=self.train_list)
+        return train, opened(self.test, where="--test", split="val", listed=self.test_list)
 
     def noted(self) -> dict[str, dict[str, str]]:
         """Return what a result says of where each set came from."""
         named = (("train", self.train, self.train_list), ("test", self.test, self.test_list))
-        return {role: {"path": path} | ({} if listed is None else {"list": listed}) for role, path, listed in named}
+        return {
+            role: {"path": path} | ({} if listed is None else {"list": listed})
+            for role, path, listed in named
+            if path is not None
+        }
 
 
 def evaluate_videos(

@@ -4,7 +4,8 @@ Every encoder meets the same images, the same masks, the same held-out part and 
 their level: 0 where labels only score (`clustering`, and
 `tokencut`, for which all classes are one foreground), 1 where a labelled support set is looked up (`retrieval`,
 `hummingbird`), 2 where a linear layer is trained on it (`linear_segmentation`). The memory is what the features take:
-of all test patches at level 0, of the bank at level 1; both are in the result.
+of the clustered test patches at level 0, of the bank at level 1; both are in the result, and told beforehand
+(`segmentation_memory`).
 """
 
 import time
@@ -29,6 +30,7 @@ from ijepa.evaluation.linear_segmentation import train_layer
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.evaluation.retrieval import vote, whole_masks
+from ijepa.evaluation.segmentation_memory import planned_memory, told
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.evaluation.tokencut import cut_set
 from ijepa.provenance import versions
@@ -37,7 +39,7 @@ from ijepa.randomness import Stream, words
 
 def evaluate_segmentation(
     encoders: Mapping[str, Encoder],
-    train: Source,
+    train: Source | None,
     test: Source,
     protocol: SegmentationProtocol,
     *,
@@ -50,12 +52,12 @@ def evaluate_segmentation(
 
     Args:
         encoders: by the name that their row shall have.
-        train: the support set; level 0 does not read it.
+        train: the support set; level 0 has none.
         test: the set that is scored.
         protocol: see `segmentation_protocol`.
         seed: chooses images, the held-out part and k-means' starts.
         cache: not used: patch features of a set are larger than the set, and reading them no faster than making them.
-        progress: told one line an encoder.
+        progress: told one line an encoder, with the memory it takes.
         ranks: the processes that share the forward passes; each holds all that is made of them.
 
     Returns:
@@ -69,16 +71,36 @@ def evaluate_segmentation(
         Failed: an image cannot be decoded, or features are not finite.
     """
     begun = time.perf_counter()
-    _check(encoders, train, test, protocol)
-    sets = [(test, "--test")] if protocol.level == 0 else [(train, "--train"), (test, "--test")]
+    sets = _sets(train, test, protocol)
+    _check(encoders, sets, protocol)
     classes = find_classes(sets, protocol.classes, protocol.ignore, protocol.labels)
     mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
-    samples = _some(test, protocol.test_images, "--test", protocol.image_size, mask_size, seed, ranks)
-    support = _some(train, protocol.train_images, "--train", protocol.image_size, mask_size, seed, ranks)
+    size, most = protocol.image_size, {"--train": protocol.train_images, "--test": _tested(encoders, protocol)}
+    used = {
+        flag: Annotated(
+            source,
+            choose(len(source), most[flag] or len(source), seed),
+            flag,
+            size,
+            mask_size,
+            ranks,
+            protocol.interpolation,
+        )
+        for source, flag in sets
+    }
+    samples, support = used["--test"], used.get("--train", used["--test"])
     rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
         if progress is not None:
-            progress(f"segmentation: {name}")
+            planned = planned_memory(
+                protocol,
+                support=len(support),
+                samples=len(samples),
+                width=encoder.embed_dim,
+                patch_size=encoder.patch_size,
+                classes=classes.count,
+            )
+            progress(f"segmentation: {name}: {told(planned)}")
         row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
         if not confusion.counts.any():
@@ -89,10 +111,11 @@ def evaluate_segmentation(
         "protocol": protocol.model_dump(mode="json", exclude=protocol.others),
         "seed": seed,
         "data": {
-            "train": {"n": 0 if protocol.level == 0 else len(support), "fingerprint": train.fingerprint},
-            "test": {"n": len(samples), "fingerprint": test.fingerprint},
+            "train": {"n": 0},
+            **{flag.lstrip("-"): {"n": len(x), "fingerprint": x.source.fingerprint} for flag, x in used.items()},
             "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
             "labels": {flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
+            "labels_sha256": {flag.lstrip("-"): labels.sha256 for flag, labels in classes.maps.items()},
         },
         "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
         "rows": rows,
@@ -240,19 +263,35 @@ def _scores(confusions: Sequence[Confusion], seed: int) -> dict[str, Any]:
     }
 
 
-def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protocol: SegmentationProtocol) -> None:
+def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) -> list[tuple[Source, str]]:
+    """Return the sets that a protocol reads, the one whose labels count first, beside their flags."""
+    if protocol.level == 0:
+        return [(test, "--test")]
+    if train is None:
+        raise Refused("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
+    return [(train, "--train"), (test, "--test")]
+
+
+def _tested(encoders: Mapping[str, Encoder], protocol: SegmentationProtocol) -> int | None:
+    """Return how many test images are taken at most, the same for every encoder; None for all."""
+    if protocol.method != "kmeans":
+        return protocol.test_images
+    most = max((protocol.image_size // encoder.patch_size) ** 2 for encoder in encoders.values())
+    return min(protocol.kmeans.patches // most or 1, protocol.test_images or protocol.kmeans.patches)
+
+
+def _check(encoders: Mapping[str, Encoder], sets: Sequence[tuple[Source, str]], protocol: SegmentationProtocol) -> None:
     if protocol.level == 0:
         require_extra()
-    sets = {"--test": test} if protocol.level == 0 else {"--train": train, "--test": test}
-    for flag, source in sets.items():
+    for source, flag in sets:
         if not len(source):
             raise Refused(flag, "holds no images")
         source.require_masks(flag)
-    if protocol.level and train.fingerprint == test.fingerprint:
+    if len({source.fingerprint for source, _ in sets}) < len(sets):
         raise Refused(
             "--test", "is the train set, where every patch finds itself", "give images that are not looked up"
         )
-    if protocol.method == "retrieval" and len(train) < 2:
+    if protocol.method == "retrieval" and len(sets[0][0]) < 2:
         raise Refused("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
     for name, encoder in encoders.items():
         if protocol.image_size % encoder.patch_size:
@@ -261,10 +300,3 @@ def _check(encoders: Mapping[str, Encoder], train: Source, test: Source, protoco
                 f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
                 f"give a multiple of {encoder.patch_size}",
             )
-
-
-def _some(
-    source: Source, most: int | None, flag: str, image_size: int, mask_size: int, seed: int, ranks: Ranks
-) -> Annotated:
-    indices = choose(len(source), len(source) if most is None else most, seed)
-    return Annotated(source, indices, flag, image_size, mask_size, ranks)

@@ -4,8 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ijepa.data.crop import Interpolation
 from ijepa.evaluation.retrieval import Distance
 from ijepa.section import Section
+
+PATCHES = 4_000_000
+"""Patches that are held at most where nothing else is said: those of ADE20K's 20,210 training images at 14 x 14."""
 
 
 class Clustering(Section):
@@ -23,6 +27,8 @@ class Clustering(Section):
     """Runs whose mean is the result."""
     mask_size: int = Field(100, ge=1)
     """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
+    patches: int = Field(PATCHES, ge=1)
+    """Patches held at most; of a larger test set images are chosen by seed, and the result has their number."""
 
 
 class Searched(Section):
@@ -45,7 +51,7 @@ class Retrieval(Searched):
     """Distances to choose from."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the training images on which k and distance are chosen."""
-    bank_patches: int | None = Field(None, ge=1)
+    bank_patches: int | None = Field(PATCHES, ge=1)
     """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
 
 
@@ -84,6 +90,8 @@ class TokenCut(Section):
     """Cosine above which two patches are joined."""
     eps: float = Field(1e-5, gt=0)
     """Weight between patches that are not."""
+    ground: tuple[str, ...] = ("ground", "background")
+    """Names of the classes that are no objects; where classes have no names, 0 is ground."""
 
 
 class SegmentationProtocol(Section):
@@ -97,6 +105,8 @@ class SegmentationProtocol(Section):
     """Which of the five; only the section of that name counts."""
     image_size: int = Field(ge=1)
     """Side in pixels to which whole images are resized."""
+    interpolation: Interpolation = "bilinear"
+    """How they are, antialiased: bilinear or bicubic."""
     classes: int | None = Field(None, ge=2)
     """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
     ignore: tuple[int, ...] = (255,)

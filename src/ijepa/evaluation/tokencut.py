@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
 from ijepa.evaluation.bootstrap import mean_interval
 from ijepa.evaluation.confusion import Confusion
@@ -56,26 +57,43 @@ class Found:
 
 
 def cut_set(encoder: Encoder, samples: Annotated, classes: Classes, rule: TokenCut, batch: int) -> Found:
-    """Cut every image of a set and score it: every label but 0 and the ignored is foreground.
+    """Cut every image of a set and score it: every label but ground's and the ignored is foreground.
 
     Raises:
-        Refused, Failed: as `annotated.patch_features`.
+        Refused: no class is called ground; and as `annotated.patch_features`.
+        Failed: as `annotated.patch_features`.
     """
+    ground = ground_of(classes, rule)
     found = Found(Confusion(2, [_VOID]))
     for patches, masks in patch_features(encoder, samples, classes, batch):
         for features, mask in zip(patches, masks, strict=True):
             side = round(len(features) ** 0.5)
             foreground, seed = cut(features, rule.tau, rule.eps)
             scored = ~np.isin(mask, classes.ignore)
-            truth = (mask > 0) & scored
+            truth = ~np.isin(mask, ground) & scored
             predicted = enlarged(foreground.reshape(side, side), encoder.patch_size)
             found.confusion.add(np.where(scored, truth, _VOID), predicted.astype(np.int64))
             if truth.any():
                 both = (truth & predicted).sum()
                 found.iou.append(float(both / (truth | (predicted & scored)).sum()))
                 box = box_of(foreground.reshape(side, side), seed, encoder.patch_size)
-                found.hits.append(max(overlap(box, other) for other in boxes(np.where(scored, mask, 0))) >= HALF)
+                found.hits.append(max(overlap(box, other) for other in boxes(np.where(truth, mask + 1, 0))) >= HALF)
     return found
+
+
+def ground_of(classes: Classes, rule: TokenCut) -> list[int]:
+    """Return the numbers of the classes that are ground: by their names, or 0 where they have none.
+
+    Raises:
+        Refused: classes with names, and none of them ground.
+    """
+    if not classes.maps and classes.names == tuple(map(str, range(classes.count))):
+        return [0]
+    ground = [number for number, name in enumerate(classes.names) if name in rule.ground]
+    if not ground:
+        problem = f"no class of the masks is called {' or '.join(rule.ground)}, but {', '.join(classes.names[:3])}, ..."
+        raise Refused("--test", problem, "name those that are no objects by the protocol's tokencut.ground")
+    return ground
 
 
 def cut(features: Tensor, tau: float, eps: float) -> tuple[Mask, int]:

@@ -8,16 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ijepa.evaluation.diagnostics import CONSTANT, POSITIONAL
+
 FALL = 0.7
 """A figure below this share of its highest value has fallen."""
+
+RECENT = 3
+"""Diagnoses that a trend takes, and in all of which a level has to show."""
 
 
 def warnings_of(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return warnings, each a sentence with what to change, from records of steps and of diagnoses in order.
 
-    Fewer than three diagnoses say nothing of a trend.
+    Fewer than three diagnoses say nothing. What has been bad from the beginning shows no trend: the last three are
+    looked at by themselves, too.
     """
-    if len(figures) < 3:
+    if len(figures) < RECENT:
         return []
     losses = [float(step["loss"]) for step in steps if isinstance(step.get("loss"), int | float)]
     tenth = max(1, len(losses) // 10)
@@ -47,7 +53,42 @@ def warnings_of(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[st
             f"all images point one way: their mean cosine rose from {min(cosine):.2f} to {cosine[-1]:.2f}; a common "
             "offset grows, or the encoder loses its input"
         )
+    return said + _levels(steps, figures, bool(said))
+
+
+def _levels(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]], fallen: bool) -> list[str]:
+    """Return what the last figures say by themselves; of a collapse only what no trend has `fallen` to say."""
+    said = []
+    targets = [float(step["target_std"]) for step in steps if isinstance(step.get("target_std"), int | float)]
+    last = targets[-max(1, len(targets) // 10) :]
+    if targets and sum(last) / len(last) < CONSTANT:
+        said.append(
+            f"targets are constant: their deviation is {sum(last) / len(last):.2g}, so that there is nothing to "
+            "predict; raise schedule.momentum_start or lower optimizer.lr_encoder, from the start"
+        )
+    std, rank, position = (_recent(figures, key) for key in ("std", "rankme_centred", "position_r2"))
+    if not fallen and std and max(std) < CONSTANT:
+        said.append(
+            f"images are all alike: the deviation of their features is {std[-1]:.2g} and has been for {RECENT} "
+            "measurements; lower optimizer.lr_encoder or raise the momentum, from the start"
+        )
+    elif not fallen and rank and max(rank) < 2:
+        said.append(
+            f"features have one direction: centred RankMe is {rank[-1]:.1f} and has been for {RECENT} measurements; "
+            "check the masks, then lower the learning rate or raise the momentum"
+        )
+    if position and min(position) > POSITIONAL:
+        said.append(
+            f"position explains the features: {position[-1]:.0%} of them, and little of the image; usual in the first "
+            "steps: if it stays so, lower model.encoder.position_scale or raise the learning rate"
+        )
     return said
+
+
+def _recent(figures: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Return a figure of the last diagnoses; none where one of them lacks it."""
+    values = [record.get(key) for record in figures[-RECENT:]]
+    return [] if None in values else [float(value) for value in values if value is not None]
 
 
 def run_warnings(run: Path) -> list[str]:

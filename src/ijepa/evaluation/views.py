@@ -4,12 +4,14 @@ Principal components have no sign of their own. All signs are fixed by rule, so 
 colours: the first component is positive where the images' borders are not, the others where their largest loading is.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ijepa.data.sources import Source
@@ -18,6 +20,7 @@ from ijepa.evaluation.annotated import Annotated, Labels, find_classes
 from ijepa.evaluation.bank import PatchBank
 from ijepa.evaluation.clustering import collect, hungarian, kmeans, named, reduced
 from ijepa.evaluation.features import Encoder
+from ijepa.evaluation.label_map import Rgb
 from ijepa.evaluation.pictures import choose
 from ijepa.evaluation.retrieval import Distance, search
 from ijepa.randomness import Stream, words
@@ -72,6 +75,8 @@ class Panels:
     retrieval: Labels
     clusters: Labels
     classes: tuple[str, ...]
+    palette: tuple[Rgb, ...] = ()
+    """The set's own colour of every class; empty where it has none."""
 
 
 def segment(
@@ -122,7 +127,19 @@ def segment(
     clusters = named(assigned.reshape(-1, side, side), truth, classes, hungarian)
     pixels = next(Annotated(test, wanted, "--test", image_size, image_size).batches(len(wanted), classes))[0]
     images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    return Panels(images, truth[: len(wanted)], found, clusters[: len(wanted)], classes.names)
+    labels_of = classes.maps.get("--test")
+    palette = own_palette(test.mask(int(wanted[0])), classes.count) if labels_of is None else labels_of.palette
+    return Panels(images, truth[: len(wanted)], found, clusters[: len(wanted)], classes.names, palette)
+
+
+def own_palette(mask: bytes | None, count: int) -> tuple[Rgb, ...]:
+    """Return the first `count` colours of a palette PNG; empty of another mask, or where two of them are the same."""
+    if mask is None:
+        return ()
+    with Image.open(io.BytesIO(mask)) as image:
+        values = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    found = tuple((values[i], values[i + 1], values[i + 2]) for i in range(0, min(len(values), 3 * count), 3))
+    return found if len(set(found)) == count else ()
 
 
 def _components(centred: Tensor, count: int) -> Tensor:

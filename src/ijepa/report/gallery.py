@@ -176,7 +176,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
         )
         for name, encoder in encoders.items()
     }
-    first, classes = panels["trained"], panels["trained"].classes
+    first, classes, palette = panels["trained"], panels["trained"].classes, panels["trained"].palette
     maps = {"truth": first.truth}
     maps |= {f"looked up, {name}": found.retrieval for name, found in panels.items()}
     maps |= {f"clusters, {name}": found.clusters for name, found in panels.items()}
@@ -186,7 +186,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
         cells = []
         for mask, word in zip(labels, words, strict=True):
             told = f"{name}, {word}: {_present(mask, classes)}"
-            cells.append(picture(class_map(mask, len(classes)), told, most=_THUMBNAIL, exact=True))
+            cells.append(picture(class_map(mask, len(classes), palette), told, most=_THUMBNAIL, exact=True))
         rows.append((name, cells))
     seen = [int(label) for labels in maps.values() for label in np.unique(labels)]
     scored = len(classes) - sum(label < len(classes) for label in ignore)
@@ -198,7 +198,7 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
         "one to classes afterwards, so that labels only score. Nothing is trained for either; the initial encoder "
         "stands beside."
     )
-    body = grid(rows, "Images, true masks and predictions") + class_legend(seen, classes)
+    body = grid(rows, "Images, true masks and predictions") + class_legend(seen, classes, palette)
     return Section("panels", title, figure(body, caption, kind="wide"))
 
 

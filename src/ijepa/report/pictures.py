@@ -16,6 +16,7 @@ from PIL import Image
 from ijepa.report.markup import scrolling
 
 Pixels = npt.NDArray[np.uint8]
+Palette = Sequence[tuple[int, int, int]]
 
 TARGETS = ("#ffb000", "#ff5ca8", "#35d0ff", "#9dff57")
 """Colours of target blocks: bright, apart for most colour-blind eyes, over a dark rim."""
@@ -59,19 +60,30 @@ def class_colour(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def class_map(labels: npt.NDArray[np.integer], classes: int) -> Pixels:
-    """Return class numbers (H, W) in their colours (H, W, 3); numbers that are no class are grey."""
+def class_map(labels: npt.NDArray[np.integer], classes: int, palette: Palette = ()) -> Pixels:
+    """Return class numbers (H, W) in their colours (H, W, 3); numbers that are no class are grey.
+
+    `palette` holds the set's own colours, where it has some; else they are `class_colour`'s.
+    """
     painted = np.empty((*labels.shape, 3), dtype=np.uint8)
     for label in np.unique(labels):
-        painted[labels == label] = class_colour(int(label)) if label < classes else IGNORED
+        painted[labels == label] = _shown(int(label), classes, palette)
     return painted
 
 
-def class_legend(labels: Sequence[int], names: Sequence[str]) -> str:
+def class_legend(labels: Sequence[int], names: Sequence[str], palette: Palette = ()) -> str:
     """Return the colours and names of the classes seen; numbers without a name are "not scored"."""
-    return legend(
-        [(class_colour(i), names[i]) if i < len(names) else (IGNORED, "not scored") for i in sorted(set(labels))]
-    )
+    entries = []
+    for label in sorted(set(labels)):
+        name = names[label] if label < len(names) else "not scored"
+        entries.append((_shown(label, len(names), palette), name))
+    return legend(entries)
+
+
+def _shown(label: int, classes: int, palette: Palette) -> tuple[int, int, int]:
+    if label >= classes:
+        return IGNORED
+    return palette[label] if palette else class_colour(label)
 
 
 def legend(entries: Sequence[tuple[str | tuple[int, int, int], str]]) -> str:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ijepa.errors import Failed, Refused
+from ijepa.interop import graphs
 from ijepa.interop import tensors as lazy
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
@@ -178,11 +179,15 @@ def test_the_processor_is_the_encoders(tiny, tmp_path):
 
 
 def test_graphs_compute_what_we_do_for_any_number_of_images(tiny, tmp_path):
+    import onnx
     import onnxruntime
 
     encoder = load_encoder(tiny)
-    program = torch.export.load(export_weights(tiny, tmp_path / "vit.pt2", "program")).module()
+    about = {"encoder": "", "source": ""}
+    program = torch.export.load(export_weights(tiny, tmp_path / "vit.pt2", "program"), extra_files=about).module()
+    assert about == {"encoder": "target", "source": "tiny"}
     file = export_weights(tiny, tmp_path / "vit.onnx", "onnx")
+    assert [(each.domain, each.version) for each in onnx.load(file).opset_import] == [("", graphs.OPSET)]
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["encoder"] == "target"
     for count in (1, 3):
@@ -191,6 +196,24 @@ def test_graphs_compute_what_we_do_for_any_number_of_images(tiny, tmp_path):
         torch.testing.assert_close(program(normalised), wanted, rtol=1e-5, atol=2e-5)
         (found,) = session.run(["last_hidden_state"], {"pixel_values": normalised.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_large_graph_lie_beside_it(tiny, tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(graphs, "LARGE", 1000)
+    (tmp_path / "out").mkdir()
+    file = export_weights(tiny, tmp_path / "out" / "vit.onnx", "onnx")
+    assert {path.name for path in file.parent.iterdir()} == {"vit.onnx", "vit.onnx.data"}
+    assert file.stat().st_size < (file.parent / "vit.onnx.data").stat().st_size
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    raw, normalised = pixels(load_encoder(tiny))
+    (found,) = session.run(None, {"pixel_values": normalised.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), load_encoder(tiny)(raw), rtol=1e-4, atol=1e-4)
+    file.unlink()
+    with pytest.raises(Refused, match=r"vit.onnx.data: exists already"):
+        export_weights(tiny, file, "onnx")
+    assert {path.name for path in file.parent.iterdir()} == {"vit.onnx.data"}
 
 
 def test_large_models_are_written_in_shards(tiny, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from ijepa.errors import Failed, Refused
 from ijepa.files import write_json, write_text
 from ijepa.interop import timm, transformers
+from ijepa.interop.graphs import data_of, write_onnx, write_program
 from ijepa.interop.heads import Head
 from ijepa.interop.official import write_official
 from ijepa.interop.tensors import Lazy, write_tensors
@@ -49,18 +50,14 @@ def export_weights(
     if kept and form not in ("transformers", "timm"):
         raise Refused("--head", f"has no place in {form}", "use transformers or timm")
     about = {"encoder": which, "source": found.label}
-    with written(out) as beside:
+    with written(out, *([data_of(out)] if form == "onnx" else [])) as beside:
         if form == "official":
             parts = {name: {**_positions(model, name), **found.tensors(name)} for name in found.parts}
             write_official(beside, parts, epoch=0)
         elif form == "onnx":
-            from ijepa.interop.graphs import write_onnx
-
             write_onnx(load_encoder(weights, which), beside, about)
         elif form == "program":
-            from ijepa.interop.graphs import write_program
-
-            write_program(load_encoder(weights, which), beside)
+            write_program(load_encoder(weights, which), beside, about)
         elif form == "safetensors" and out.suffix == ".safetensors":
             write_tensors(beside.parent, beside.name.removesuffix(".safetensors"), tensors, shard=10**15)
         else:
@@ -92,29 +89,36 @@ def import_weights(source: str | Path, out: Path, *, heads: int | None = None) -
 
 
 @contextmanager
-def written(out: Path) -> Iterator[Path]:
-    """Give a place beside `out` to write to; it becomes `out` when all went well, and is removed when not.
+def written(out: Path, *more: Path) -> Iterator[Path]:
+    """Give a place of `out`'s own name to write to, in a folder beside; what is there moves out when all went well.
+
+    Args:
+        out: the file or folder that is written.
+        more: files that may be written beside it.
 
     Raises:
-        Refused: `out` exists, or its folder does not.
+        Refused: one of them exists, or their folder does not.
         Failed: the disk refuses.
     """
     out = out.absolute()
-    if out.exists():
-        raise Refused(out, "exists already", "give another place")
+    for place in (out, *more):
+        if place.exists():
+            raise Refused(place, "exists already", "give another place")
     if not out.parent.is_dir():
         raise Refused(out, f"{out.parent} is no folder")
     beside = out.with_name(f".{os.getpid()}.{out.name}")
-    extra = beside.with_name(f"{beside.name}.data")  # ONNX keeps large weights there
+    moved: list[Path] = []
     try:
-        yield beside
-        beside.replace(out)
+        beside.mkdir()
+        yield beside / out.name
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == out.name):  # `out` last: then all is there
+            moved.append(file.replace(out.with_name(file.name)))
     except OSError as error:
+        for place in moved:
+            place.unlink(missing_ok=True)
         raise Failed(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        for left in (beside, extra):
-            left.unlink(missing_ok=True)
 
 
 def _write_folder(

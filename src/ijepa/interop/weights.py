@@ -182,6 +182,7 @@ def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
     """
     found = resolve_weights(weights)
     tensors = found.tensors(f"{which}_encoder")
-    vit = build_encoder(found.recipe.model)
-    vit.load_state_dict({name: tensor.make().float() for name, tensor in tensors.items()})
+    with torch.device("meta"):  # no memory for weights that the file's take the place of
+        vit = build_encoder(found.recipe.model)
+    vit.load_state_dict({name: tensor.make().float() for name, tensor in tensors.items()}, assign=True)
     return Encoder(vit)

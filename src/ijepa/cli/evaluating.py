@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
+from ijepa.errors import Refused
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,6 +192,9 @@ def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers
 @debug_option
 def report(run: Path, path: str | None) -> None:
     """Write RUN/report.html: one page with curves, pictures and tables, which needs no network."""
+    from ijepa.release.archive import SUMS
     from ijepa.report.page import write_report
 
+    if (run / SUMS).is_file():
+        raise Refused(run, "is an archive, which a new page would change", "give the run it was made of")
     click.echo(f"report: {write_report(run, data=path)}")

@@ -259,7 +259,7 @@ def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
-    def full(file, tensors):
+    def full(file, tensors, about):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -11,7 +11,10 @@ import click
 
 from ijepa.recipe import Recipe
 
-WEIGHTS_HELP = "WEIGHTS is a run, a checkpoint folder, a weights folder, or the name of weights that come along."
+WEIGHTS_HELP = (
+    "WEIGHTS is a run, a checkpoint folder, a weights folder or an archive, a folder of transformers or timm, the "
+    "original's .pth.tar, a .safetensors file, or the name of weights that come along."
+)
 
 
 class RecipeCommand(click.Command):

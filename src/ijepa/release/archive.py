@@ -24,7 +24,6 @@ from ijepa.report.page import write_report
 from ijepa.training.run import Run
 
 SUMS = "SHA256SUMS"
-_WHOLE = 10**15
 _KEPT = ("run.json", "metrics.jsonl", "timings.jsonl", "diagnostics.jsonl", "report.html")
 _CHUNK = 2**22
 
@@ -58,7 +57,7 @@ def write_archive(
         beside.mkdir()
         for part in found.parts:
             tell(f"writing {part.replace('_', ' ')}")
-            write_tensors(beside, part, found.tensors(part), shard=_WHOLE)
+            write_tensors(beside, part, found.tensors(part))
         write_text(beside / "recipe.yaml", found.recipe.dump())
         for name in _KEPT:
             if (folder.folder / name).is_file():

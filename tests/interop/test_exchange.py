@@ -194,6 +194,16 @@ def test_the_command_takes_the_encoder_by_either_flag_and_heads(tiny, tmp_path):
         assert json.loads((tmp_path / flag / "config.json").read_text())["ijepa"]["encoder"] == "context"
 
 
+def test_odd_widths_are_diagnosed_when_their_heads_are_given(tiny, scenes, tmp_path):
+    file = export_weights(tiny, tmp_path / "one.safetensors", "safetensors")
+    words = ["diagnose", "--data", f"{scenes}/val-*.tar", "--images", "16", "--views", "0"]
+    found = [
+        CliRunner().invoke(cli, [*words, *more], catch_exceptions=False, standalone_mode=False).output
+        for more in ([str(file), "--heads", "4"], [str(tiny)])
+    ]
+    assert json.loads(found[0])["numbers"] == json.loads(found[1])["numbers"]
+
+
 def test_large_models_are_written_in_shards(tiny, tmp_path):
     tensors = resolve_weights(tiny).tensors("target_encoder")
     size = sum(tensor.size for tensor in tensors.values())

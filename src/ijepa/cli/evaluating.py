@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, heads_option, open_images, telling
 from ijepa.errors import Refused
 
 
@@ -159,8 +159,11 @@ def _show(result: dict[str, Any], file: Path) -> None:
 @click.option(
     "--views", type=click.IntRange(min=0), default=10, show_default=True, help="Of an image, for LiDAR; 0: none."
 )
+@heads_option
 @debug_option
-def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int) -> None:
+def diagnose(
+    weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int, heads: int | None
+) -> None:
     """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
 
     Of a run, its figures on the way are read too, and warned of where they say together what none says alone.
@@ -169,11 +172,11 @@ def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers
 
     from ijepa.evaluation.layers import diagnose_fully as run
     from ijepa.evaluation.trends import run_warnings
-    from ijepa.interop.weights import load_encoder, resolve_weights
+    from ijepa.interop.weights import resolve_weights
 
-    resolved = resolve_weights(weights)
+    resolved = resolve_weights(weights, heads=heads)
     found = run(
-        load_encoder(weights, which),
+        resolved.encoder(which),
         open_images(path, "--data"),
         images=images,
         image_size=resolved.recipe.model.image_hw,

@@ -70,6 +70,12 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)
 
 
+def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --heads, for weights whose width is not one of the field's and that do not say how many heads they have."""
+    text = "Attention heads, where the weights do not say."
+    return click.option("--heads", type=click.IntRange(min=1), help=text)(command)
+
+
 def open_images(path: str, where: str = "data.path") -> Any:
     """Open the images at `path`; `where` is what a refusal names."""
     from ijepa.data.sources import open_source

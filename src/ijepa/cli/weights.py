@@ -5,12 +5,9 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, heads_option
 
 _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program")
-_heads_option = click.option(
-    "--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say."
-)
 
 
 @click.command("export", epilog=WEIGHTS_HELP)
@@ -27,7 +24,7 @@ _heads_option = click.option(
     help="Encoder.",
 )
 @click.option("--head", type=click.Path(path_type=Path), help="A linear probe's head, to become the classifier.")
-@_heads_option
+@heads_option
 @debug_option
 def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, heads: int | None) -> None:
     """Write the encoder of WEIGHTS to OUT for transformers, timm, the original's code, ONNX or torch.export."""
@@ -39,7 +36,7 @@ def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, he
 @click.command("import", epilog=WEIGHTS_HELP.replace("WEIGHTS", "FILE"))
 @click.argument("file")
 @click.argument("out", type=click.Path(path_type=Path))
-@_heads_option
+@heads_option
 @debug_option
 def import_(file: str, out: Path, heads: int | None) -> None:
     """Turn FILE (the original's .pth.tar, a folder of transformers or timm, safetensors) into a weights folder OUT."""

@@ -127,7 +127,7 @@ def test_figures_of_other_weights_are_not_the_releases(copied, scenes, tmp_path)
     assert file.name == "knn-demo-context.json" and result["which"] == "context"
     text = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
-    assert "protocol `small`" in body and "| trained (context encoder) | " in body
+    assert body.index("protocol `small`") < body.index("| trained (context encoder) | ")
     assert "protocol `other`" not in body and "other weights than these: `knn-other.json`" in body
     (entry,) = yaml.safe_load(header)["model-index"][0]["results"]
     assert entry["task"]["name"] == "knn, protocol small"
@@ -225,7 +225,21 @@ def _change_a_name(archive: Path) -> str:
     return "is missing|is not in SHA256SUMS"
 
 
-@pytest.mark.parametrize("damage", [_change, _lose, _add, _garble, _not_text, _change_a_sum, _change_a_name])
+def _change_an_end(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\x0b", 1))
+    return "is missing|is not in SHA256SUMS"
+
+
+def _empty(archive: Path) -> str:
+    (archive / "SHA256SUMS").write_bytes(b"")
+    return "is not a list of checksums"
+
+
+DAMAGES = [_change, _lose, _add, _garble, _not_text, _change_a_sum, _change_a_name, _change_an_end, _empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_every_change_is_noticed_in_one_line(archive, damage):
     message = damage(archive)
     with pytest.raises(Failed, match=message) as error:

@@ -129,15 +129,15 @@ def _files(folder: Path) -> list[str]:
 
 def _listed(folder: Path) -> dict[str, str]:
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        text = (folder / SUMS).read_bytes().decode()
     except UnicodeDecodeError:
-        lines = []
+        text = ""
     except OSError as error:
         raise Refused(
             folder, f"holds no {SUMS} ({error.strerror})", "give a folder that `ijepa archive` wrote"
         ) from None
-    pairs = [line.partition("  ") for line in lines]
-    if not pairs or any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
+    pairs = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
+    if any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
         raise Failed(f"{folder / SUMS}: is not a list of checksums")
     return {name: value for value, _, name in pairs}
 

@@ -37,6 +37,8 @@ class Shown:
 def of_release(found: Weights, files: Sequence[Path]) -> tuple[list[Shown], list[str]]:
     """Return what the results in `files` say of the released weights, and the names of files that say nothing.
 
+    The target encoder's come first.
+
     Raises:
         Refused: a file is no result.
     """
@@ -53,6 +55,7 @@ def of_release(found: Weights, files: Sequence[Path]) -> tuple[list[Shown], list
             shown.append(Shown(result, ours))
         else:
             others.append(file.name)
+    shown.sort(key=lambda each: "target" not in each.encoders.values())
     return shown, others
 
 

@@ -41,8 +41,8 @@ def test_the_largest_models_are_read(encoder, patch, side):
     )
     parts = parts_of(model)
     assert with_predictor(encoder_shape(parts["target_encoder"], "file"), parts["predictor"], "file") == model
-    hidden = {1280: 5120, 1408: 6144}[encoder.width]
-    assert parts["target_encoder"]["blocks.39.mlp.fc1.weight" if encoder is GIANT else "blocks.31.mlp.fc1.weight"].shape
+    hidden, last = {1280: (5120, 31), 1408: (6144, 39)}[encoder.width]
+    assert parts["target_encoder"][f"blocks.{last}.mlp.fc1.weight"].shape == (hidden, encoder.width)
     assert transformers.config(model)["intermediate_size"] == hidden
     assert int(encoder.width * timm.config(model)["model_args"]["mlp_ratio"]) == hidden  # as timm computes it
     theirs = transformers.to_theirs(parts["target_encoder"])
@@ -56,9 +56,9 @@ def test_the_largest_models_are_read(encoder, patch, side):
 def test_the_pages_example_of_going_on_is_one_that_goes_on(monkeypatch):
     text = PAGE.read_text()
     (name,) = set(re.findall(r"IN22K-vit\.h\.(\d+)-\d+e\.pth\.tar", text))
-    theirs = Recipe.load("vit-huge-14-in1k").model.model_copy(update={"patch_size": int(name)})
-    found = Weights(Path("huge"), Recipe.load("vit-huge-14-in1k").model_copy(update={"model": theirs}), "huge")
-    found = Weights(found.folder, found.recipe, found.label, foreign=parts_of(theirs))
+    theirs = Recipe.load("vit-huge-14-in1k")
+    theirs = theirs.model_copy(update={"model": theirs.model.model_copy(update={"patch_size": int(name)})})
+    found = Weights(Path("huge"), theirs, "huge", foreign=parts_of(theirs.model))
     monkeypatch.setattr(continuing, "resolve_weights", lambda path: found)
     lines = re.findall(r"^ijepa pretrain (\S+) (.*)$", text, flags=re.M)
     assert len(lines) == 2

@@ -1,6 +1,5 @@
 """Other people's libraries, as they are, random weights to hand to them, and what they must make of these."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -80,10 +79,11 @@ def theirs_of(folder: Path, form: str, normalised: Tensor) -> Tensor:
         assert type(model).__name__ == "IJepaModel"
         assert not report["missing_keys"] and not report["unexpected_keys"], report
         return model.eval()(normalised).last_hidden_state
-    os.environ["TIMM_FUSED_ATTN"] = "0"
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    for block in model.blocks:  # its variable of the environment counts only before the first import
+        block.attn.fused_attn = False
     return model.eval().forward_features(normalised)
 
 

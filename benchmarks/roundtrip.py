@@ -2,9 +2,9 @@
 
     python benchmarks/roundtrip.py --folder DISK --output benchmarks/results/roundtrip.json
 
-Three parts (1.26 B parameters in both encoders) are written as a weights folder, exported to transformers, timm and
-the original's layout, and read again. Each export is a process of its own, whose greatest resident memory is noted;
-pages of the mapped weights count in it. Needs 20 GB of disk and 12 GB of memory.
+Three parts (1.26 B parameters in both encoders) are written as a weights folder, exported in every form, and read
+again; and as a run with its one checkpoint, which is archived. Each export is a process of its own, whose greatest
+resident memory is noted; pages of the mapped weights count in it. Needs 20 GB of disk and 12 GB of memory.
 """
 
 import json
@@ -20,23 +20,38 @@ import click
 import torch
 from safetensors.torch import save_file
 
+from ijepa.files import write_json
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe
-from ijepa.training.run import machine
+from ijepa.training.run import Run, machine, start_run
+from ijepa.training.stored import FORMAT
 
-FORMS = {"transformers": "hf", "timm": "timm", "official": "jepa.pth.tar"}
+FORMS = {
+    "transformers": "hf",
+    "timm": "timm",
+    "official": "jepa.pth.tar",
+    "onnx": "encoder.onnx",
+    "program": "encoder.pt2",
+    "archive": "release",
+}
 PARTS = ("context_encoder", "target_encoder", "predictor")
 EXPORT = """
 import sys
 from pathlib import Path
 import torch, safetensors.torch
 from ijepa.interop.exchange import export_weights
+from ijepa.release.archive import write_archive
+from ijepa.release.card import About
 def peak():  # of this program: what the system counts for a process begins with the size of its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 before = peak()
-export_weights(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+weights, out, form = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if form == "archive":
+    write_archive(weights, out, About())
+else:
+    export_weights(weights, out, form)
 print(before, peak())
 """
 
@@ -55,9 +70,24 @@ def write_random(folder: Path, recipe: Recipe) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
+def as_run(folder: Path, weights: Path) -> Path:
+    """Lay weights out as a finished run of one step, without a second copy of them."""
+    step = folder / "checkpoints" / "step-00000001"
+    step.mkdir(parents=True)
+    for part in PARTS:
+        (step / f"{part}.safetensors").hardlink_to(weights / f"{part}.safetensors")
+    save_file({}, step / "optimizer.safetensors")
+    write_json(step / "state.json", {"format": FORMAT, "step": 1})
+    start_run(
+        Run(folder), Recipe.load(weights / "recipe.yaml", {"steps": "1", "schedule.warmup": "0 steps"}), {"images": 1}
+    )
+    (folder / "report.html").write_text("")
+    return folder
+
+
 @torch.no_grad()
 def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """What another library makes of an export, by eager attention."""
+    """What another library makes of an export; transformers and timm by eager attention."""
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     normalised = (pixels / 255 - mean) / deviation
     if form == "transformers":
@@ -65,6 +95,13 @@ def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
 
         model = AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
         return model.eval()(normalised).last_hidden_state
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(folder), providers=["CPUExecutionProvider"])
+        return torch.from_numpy(session.run(None, {"pixel_values": normalised.numpy()})[0])
+    if form == "program":
+        return torch.export.load(folder).module()(normalised)
     import timm
 
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features(normalised)
@@ -84,19 +121,20 @@ def main(name: str, folder: Path | None, output: Path) -> None:
     try:
         ours = kept / "ours"
         found["bytes"] = write_random(ours, recipe)
+        run = as_run(kept / "run", ours)
         pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_hw), dtype=torch.uint8)
         wanted = load_encoder(ours)(pixels)
         for form, place in FORMS.items():
             begun = time.monotonic()
             done = subprocess.run(
-                [sys.executable, "-c", EXPORT, str(ours), str(kept / place), form],
+                [sys.executable, "-c", EXPORT, str(run if form == "archive" else ours), str(kept / place), form],
                 check=True,
                 capture_output=True,
                 text=True,
             )
             before, peak = map(int, done.stdout.split())
             entry = {"seconds": round(time.monotonic() - begun, 1), "peak_bytes": peak, "imports_bytes": before}
-            if form == "official":
+            if form in ("official", "archive"):
                 again, first = resolve_weights(kept / place), resolve_weights(ours)
                 entry["equal_bits"] = all(
                     torch.equal(tensor.make(), again.tensors(part)[key].make())
@@ -105,11 +143,12 @@ def main(name: str, folder: Path | None, output: Path) -> None:
                 )
             else:
                 entry["largest_difference"] = float((theirs(form, kept / place, pixels) - wanted).abs().max())
-                entry["read_again_equal_bits"] = torch.equal(load_encoder(kept / place)(pixels), wanted)
+                if form in ("transformers", "timm"):
+                    entry["read_again_equal_bits"] = torch.equal(load_encoder(kept / place)(pixels), wanted)
             found["exports"][form] = entry
             click.echo(f"{form}: {entry}")
-            path = kept / place
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in kept.glob(f"{place}*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     finally:
         shutil.rmtree(kept)
     found["largest_value"] = float(wanted.abs().max())

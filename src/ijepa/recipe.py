@@ -65,6 +65,9 @@ class Model(Section):
     """Height and width of the training crops in pixels; one number for a square."""
     patch_size: int = Field(16, ge=1)
     """Side of a patch in pixels."""
+    position_grid: Size | None = None
+    """Rows and columns that positions were made for, and are stretched over; None: those of image_size. `init.from`
+    sets it where the weights come from another resolution."""
     encoder: Encoder = Encoder()
     """The encoders."""
     predictor: Predictor = Predictor()
@@ -90,6 +93,8 @@ class Model(Section):
                     f"patch_size {self.patch_size} does not divide it",
                     f"try {fit}",
                 )
+        if self.position_grid is not None and min(self.position_grid) < 1:
+            raise Refused(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
         for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
             if part.width % part.heads:
                 raise Refused(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")

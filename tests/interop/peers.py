@@ -1,6 +1,11 @@
-"""Other people's libraries, as they are, and random weights to hand to them."""
+"""Other people's libraries, as they are, random weights to hand to them, and what they must make of these."""
+
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ijepa.model.encoder import Encoder
 from ijepa.model.jepa import IJEPA
@@ -14,9 +19,13 @@ SHAPES = {
 PREDICTOR = {"width": 48, "depth": 2, "heads": 4}
 
 
-def recipe(name: str) -> Recipe:
-    shape = SHAPES[name]
-    predictor = {**PREDICTOR, "heads": shape["encoder"]["heads"]}
+PARTS = ("context_encoder", "target_encoder", "predictor")
+
+
+def recipe(name: str, *, encoder: dict | None = None, predictor: dict | None = None, **changes) -> Recipe:
+    shape = {**SHAPES[name], **changes}
+    shape["encoder"] = {**shape["encoder"], **(encoder or {})}
+    predictor = {**PREDICTOR, "heads": shape["encoder"]["heads"], **(predictor or {})}
     return Recipe.read(
         {
             "name": name,
@@ -29,9 +38,9 @@ def recipe(name: str) -> Recipe:
     )
 
 
-def random_model(name: str) -> IJEPA:
+def random_model(chosen: Recipe) -> IJEPA:
     """A model of which every parameter is random, biases and norms too, and the two encoders differ."""
-    model = IJEPA(recipe(name).model, seed=3)
+    model = IJEPA(chosen.model, seed=3)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,3 +55,62 @@ def pixels(encoder: Encoder, count: int = 2) -> tuple[torch.Tensor, torch.Tensor
     raw = torch.randint(0, 256, (count, 3, height, width), generator=draw, dtype=torch.uint8)
     mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return raw, (raw / 255 - mean) / deviation
+
+
+def write_weights(folder: Path, chosen: Recipe) -> Path:
+    """A weights folder of ours with all three parts."""
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(chosen.dump())
+    model = random_model(chosen)
+    for part in PARTS:
+        save_file(dict(getattr(model, part).state_dict()), folder / f"{part}.safetensors")
+    return folder
+
+
+@torch.no_grad()
+def theirs_of(folder: Path, form: str, normalised: Tensor) -> Tensor:
+    """What the other library makes of our export, by eager attention."""
+    if form == "transformers":
+        import transformers
+
+        model, report = transformers.AutoModel.from_pretrained(
+            folder, attn_implementation="eager", output_loading_info=True, add_pooling_layer=False
+        )
+        assert type(model).__name__ == "IJepaModel"
+        assert not report["missing_keys"] and not report["unexpected_keys"], report
+        return model.eval()(normalised).last_hidden_state
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    for block in model.blocks:  # its variable of the environment counts only before the first import
+        block.attn.fused_attn = False
+    return model.eval().forward_features(normalised)
+
+
+@torch.no_grad()
+def eager(state: dict[str, Tensor], heads: int, normalised: Tensor, form: str) -> Tensor:
+    """What weights under the original's names, `pos_embed` (1, N, D) among them, make of whole images, bit by bit.
+
+    All attention matrices are written out. transformers scales them, timm the queries before.
+    """
+    kernel, width = state["patch_embed.proj.weight"], len(state["norm.weight"])
+    x = F.conv2d(normalised, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[-1])
+    x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
+    scale = (width // heads) ** -0.5
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    layer = 0
+    while f"blocks.{layer}.norm1.weight" in state:
+        block = f"blocks.{layer}"
+        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x))
+        q, k, v = qkv.reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.transpose(2, 3)) * scale if form == "transformers" else (q * scale) @ k.transpose(2, 3)
+        x = x + linear(f"{block}.attn.proj", (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
+        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
+        layer += 1
+    return norm("norm", x)

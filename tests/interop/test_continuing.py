@@ -10,7 +10,10 @@ from ijepa.data.sources import open_source
 from ijepa.errors import Refused
 from ijepa.interop.continuing import beginning
 from ijepa.interop.exchange import export_weights
-from ijepa.model.jepa import IJEPA
+from ijepa.interop.weights import load_encoder
+from ijepa.model.encoder import Encoder
+from ijepa.model.jepa import IJEPA, build_encoder
+from ijepa.model.vision_transformer import sincos_positions
 from ijepa.recipe import Recipe
 from ijepa.training.loop import Callback, pretrain
 from tests.conftest import TINY
@@ -68,9 +71,42 @@ def test_all_three_parts(first, scenes, tmp_path):
 def test_from_another_library_at_another_resolution(first, scenes, tmp_path):
     folder = export_weights(first, tmp_path / "hf", "transformers")
     larger = {**TINY["model"], "image_size": 64}
-    began = begin_of(recipe(scenes, folder, model=larger), scenes, tmp_path / "run")
+    chosen = beginning(recipe(scenes, folder, model=larger)).recipe
+    began = begin_of(chosen, scenes, tmp_path / "run")
     for name, value in part(first, "target_encoder").items():
         assert torch.equal(began[f"context_encoder.{name}"], value)
+    assert chosen.model.position_grid == (6, 6)
+    # Each patch keeps the position that the weights know from its place in the image, as evaluation stretches it too.
+    model, native = IJEPA(chosen.model), load_encoder(first)
+    stretched = native.vit.positions((8, 8))
+    assert torch.equal(model.context_encoder.pos_embed, stretched)
+    assert torch.equal(model.target_encoder.pos_embed, stretched)
+    assert torch.equal(model.predictor.predictor_pos_embed, sincos_positions(16, (8, 8), (6, 6)))
+    # So the run's first encoder is the one that evaluation makes of the weights at this size.
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    vit = build_encoder(chosen.model)
+    vit.load_state_dict(part(first, "target_encoder"))
+    assert torch.equal(Encoder(vit)(pixels), native(pixels))
+
+
+def test_a_recipe_may_have_positions_of_its_own(first, scenes):
+    other = {**TINY["model"], "image_size": 64, "position_grid": 8}
+    assert beginning(recipe(scenes, first, model=other)).recipe.model.position_grid == (8, 8)
+    assert beginning(recipe(scenes, first)).recipe.model.position_grid is None
+
+
+def test_a_third_run_keeps_the_first_ones_grid(first, scenes, tmp_path):
+    second = beginning(recipe(scenes, first, model={**TINY["model"], "image_size": 64})).recipe
+    begin_of(second, scenes, tmp_path / "second")
+    larger = {**TINY["model"], "image_size": 96}
+    third = beginning(recipe(scenes, tmp_path / "second", model=larger)).recipe
+    assert third.model.position_grid == (6, 6)
+
+
+def test_an_encoder_alone_has_no_predictor_to_give(first, scenes, tmp_path):
+    folder = export_weights(first, tmp_path / "hf", "transformers")
+    with pytest.raises(Refused, match=r"has no predictor, which init.parts = all would take; add --init.parts encoder"):
+        beginning(recipe(scenes, folder, init={"parts": "all"}))
 
 
 def test_a_resumed_run_goes_on_with_its_own_weights(first, scenes, tmp_path):
@@ -101,7 +137,9 @@ def test_the_command_records_where_a_run_began(first, scenes, tmp_path):
 
     (tmp_path / "tiny.yaml").write_text(json.dumps({**TINY, "steps": 3}))
     words = ["pretrain", str(tmp_path / "tiny.yaml"), "--data.path", str(scenes), "--output", str(tmp_path / "run")]
-    done = CliRunner().invoke(cli, [*words, "--init.from", str(first)], catch_exceptions=False)
-    assert done.exit_code == 0
+    words += ["--init.from", str(first), "--model.image_size", "64"]
+    for _ in range(2):  # the second time it resumes, and finds the recipe that it recorded
+        assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
+    assert Recipe.load(tmp_path / "run/recipe.yaml").model.position_grid == (6, 6)
     info = json.loads((tmp_path / "run/run.json").read_text())
     assert info["init"] == "run (step-00000003)"

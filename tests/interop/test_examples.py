@@ -17,7 +17,7 @@ def test_the_examples_run_and_agree(tmp_path, monkeypatch):
     mine = Path("runs/mine")
     mine.mkdir(parents=True)
     (mine / "recipe.yaml").write_text(recipe("tiny").dump())
-    save_file(dict(random_model("tiny").target_encoder.state_dict()), mine / "target_encoder.safetensors")
+    save_file(dict(random_model(recipe("tiny")).target_encoder.state_dict()), mine / "target_encoder.safetensors")
     export_weights(mine, Path("hf"), "transformers")
     export_weights(mine, Path("timm-mine"), "timm")
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)

@@ -1,66 +1,21 @@
 """Weights out and in again, through the libraries that others use, and what is refused on the way."""
 
 import json
-import os
-import pickle
-from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from ijepa.cli import cli
 from ijepa.errors import Failed, Refused
+from ijepa.interop import exchange, graphs
 from ijepa.interop import tensors as lazy
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.tensors import Lazy, open_tensors, write_tensors
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.model.encoder import Encoder
-from tests.interop.peers import SHAPES, pixels, random_model, recipe
-
-PARTS = ("context_encoder", "target_encoder", "predictor")
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def ours(request, tmp_path_factory) -> Path:
-    """A weights folder of ours with all three parts."""
-    folder = tmp_path_factory.mktemp("ours") / request.param
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe(request.param).dump())
-    model = random_model(request.param)
-    for part in PARTS:
-        save_file(dict(getattr(model, part).state_dict()), folder / f"{part}.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe("tiny").dump())
-    model = random_model("tiny")
-    for part in PARTS:
-        save_file(dict(getattr(model, part).state_dict()), folder / f"{part}.safetensors")
-    return folder
-
-
-@torch.no_grad()
-def theirs_of(folder: Path, form: str, normalised: torch.Tensor) -> torch.Tensor:
-    """What the other library makes of our export, by eager attention."""
-    if form == "transformers":
-        import transformers
-
-        model, report = transformers.AutoModel.from_pretrained(
-            folder, attn_implementation="eager", output_loading_info=True, add_pooling_layer=False
-        )
-        assert type(model).__name__ == "IJepaModel"
-        assert not report["missing_keys"] and not report["unexpected_keys"], report
-        return model.eval()(normalised).last_hidden_state
-    os.environ["TIMM_FUSED_ATTN"] = "0"
-    import timm
-
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return model.eval().forward_features(normalised)
+from tests.interop.peers import PARTS, eager, pixels, recipe, theirs_of
 
 
 @pytest.mark.parametrize("which", ["target", "context"])
@@ -70,7 +25,11 @@ def test_other_libraries_compute_what_we_do(ours, tmp_path, form, which):
     encoder = load_encoder(ours, which)
     raw, normalised = pixels(encoder)
     wanted = encoder(raw)
-    torch.testing.assert_close(theirs_of(out, form, normalised), wanted, rtol=1e-6, atol=2e-5)
+    found = theirs_of(out, form, normalised)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=2e-5)
+    # The weights are theirs bit by bit: packed attention adds in another order, and nothing else differs.
+    file = export_weights(ours, tmp_path / "file.safetensors", "safetensors", which=which)
+    assert torch.equal(found, eager(load_file(file), recipe(ours.name).model.encoder.heads, normalised, form))
     # And in again: the same numbers, so the same bits.
     again = load_encoder(out, which)
     assert torch.equal(again(raw), wanted)
@@ -92,36 +51,6 @@ def test_the_original_layout_and_back(ours, tmp_path):
         before, after = load_file(ours / f"{part}.safetensors"), load_file(tmp_path / "back" / f"{part}.safetensors")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def original_file(path: Path, *, prefix: str = "module.", predictor: bool = True) -> Path:
-    """A checkpoint as the original's training writes it, of a small ViT-S/16."""
-    model = random_model("small")
-    states = {"encoder": model.context_encoder, "target_encoder": model.target_encoder}
-    states |= {"predictor": model.predictor} if predictor else {}
-    content = {name: {prefix + key: value for key, value in part.state_dict().items()} for name, part in states.items()}
-    for name in ("encoder", "target_encoder"):
-        content[name][f"{prefix}pos_embed"] = model.context_encoder.pos_embed[None].clone()
-    if predictor:
-        content["predictor"][f"{prefix}predictor_pos_embed"] = model.predictor.predictor_pos_embed[None].clone()
-    more = {"opt": {"state": {}, "param_groups": [{"lr": 1e-3}]}, "scaler": None, "epoch": 300, "loss": 0.14}
-    torch.save({**content, **more, "batch_size": 128, "world_size": 16, "lr": 1e-3}, path)
-    return path
-
-
-@pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize("predictor", [True, False])
-def test_an_original_checkpoint_is_weights(tmp_path, prefix, predictor):
-    file = original_file(tmp_path / "vits.16.pth.tar", prefix=prefix, predictor=predictor)
-    model = random_model("small")
-    raw, normalised = pixels(Encoder(model.target_encoder))
-    for which in ("target", "context"):
-        assert torch.equal(load_encoder(file, which)(raw), Encoder(getattr(model, f"{which}_encoder"))(raw))
-    assert resolve_weights(file).parts == sorted(PARTS if predictor else PARTS[:2])
-    out = export_weights(file, tmp_path / "out", "transformers")
-    torch.testing.assert_close(
-        theirs_of(out, "transformers", normalised), Encoder(model.target_encoder)(raw), rtol=1e-6, atol=2e-5
-    )
 
 
 def test_plain_safetensors_out_and_in(tiny, tmp_path):
@@ -178,11 +107,15 @@ def test_the_processor_is_the_encoders(tiny, tmp_path):
 
 
 def test_graphs_compute_what_we_do_for_any_number_of_images(tiny, tmp_path):
+    import onnx
     import onnxruntime
 
     encoder = load_encoder(tiny)
-    program = torch.export.load(export_weights(tiny, tmp_path / "vit.pt2", "program")).module()
+    about = {"encoder": "", "source": ""}
+    program = torch.export.load(export_weights(tiny, tmp_path / "vit.pt2", "program"), extra_files=about).module()
+    assert about == {"encoder": "target", "source": "tiny"}
     file = export_weights(tiny, tmp_path / "vit.onnx", "onnx")
+    assert [(each.domain, each.version) for each in onnx.load(file).opset_import] == [("", graphs.OPSET)]
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["encoder"] == "target"
     for count in (1, 3):
@@ -191,6 +124,84 @@ def test_graphs_compute_what_we_do_for_any_number_of_images(tiny, tmp_path):
         torch.testing.assert_close(program(normalised), wanted, rtol=1e-5, atol=2e-5)
         (found,) = session.run(["last_hidden_state"], {"pixel_values": normalised.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_large_graph_lie_beside_it(tiny, tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.setattr(graphs, "LARGE", 1000)
+    (tmp_path / "out").mkdir()
+    file = export_weights(tiny, tmp_path / "out" / "vit.onnx", "onnx")
+    assert {path.name for path in file.parent.iterdir()} == {"vit.onnx", "vit.onnx.data"}
+    assert file.stat().st_size < (file.parent / "vit.onnx.data").stat().st_size
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    raw, normalised = pixels(load_encoder(tiny))
+    (found,) = session.run(None, {"pixel_values": normalised.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), load_encoder(tiny)(raw), rtol=1e-4, atol=1e-4)
+    file.unlink()
+    with pytest.raises(Refused, match=r"vit.onnx.data: exists already"):
+        export_weights(tiny, file, "onnx")
+    assert {path.name for path in file.parent.iterdir()} == {"vit.onnx.data"}
+
+
+def test_transformers_reads_shards(tiny, tmp_path, monkeypatch):
+    import transformers
+
+    whole = export_weights(tiny, tmp_path / "whole", "transformers")
+    monkeypatch.setattr(exchange, "SHARD", 20_000)
+    out = export_weights(tiny, tmp_path / "out", "transformers")
+    assert len(list(out.glob("model-*-of-*.safetensors"))) > 2 and not (out / "model.safetensors").exists()
+    first, second = (
+        transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False).state_dict() for folder in (whole, out)
+    )
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    raw, _ = pixels(load_encoder(tiny))
+    assert torch.equal(load_encoder(out)(raw), load_encoder(tiny)(raw))
+    for form in ("timm", "safetensors"):  # one file, which is what others read
+        assert len(list(export_weights(tiny, tmp_path / form, form).glob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_of_half_the_bytes_are_read_and_written_as_float32(tiny, tmp_path, kind):
+    out = export_weights(tiny, tmp_path / "hf", "transformers")
+    half = {name: value.to(kind) for name, value in load_file(out / "model.safetensors").items()}
+    save_file(half, out / "model.safetensors", {"format": "pt"})
+    found = resolve_weights(out)
+    assert found.recipe.model.encoder == recipe("tiny").model.encoder
+    again = load_file(export_weights(out, tmp_path / "again", "transformers") / "model.safetensors")
+    assert {value.dtype for value in again.values()} == {torch.float32}
+    name = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(again[name], half[name].float())
+
+
+def test_the_context_encoder_says_so_wherever_it_is_written(tiny, tmp_path):
+    raw, _ = pixels(load_encoder(tiny))
+    wanted = load_encoder(tiny, "context")(raw)
+    places = {"a": "safetensors", "b.safetensors": "safetensors", "c": "transformers", "d": "timm"}
+    for place, form in places.items():
+        out = export_weights(tiny, tmp_path / place, form, which="context")
+        assert resolve_weights(out, heads=4).parts == ["context_encoder"]
+        assert torch.equal(load_encoder(out, "context", heads=4)(raw), wanted)
+        with pytest.raises(Refused, match="holds no target encoder; it holds context encoder; add --which context"):
+            load_encoder(out, heads=4)
+
+
+def test_the_command_takes_the_encoder_by_either_flag_and_heads(tiny, tmp_path):
+    file = export_weights(tiny, tmp_path / "one.safetensors", "safetensors", which="context")
+    for flag in ("--which", "--weights"):
+        words = ["export", str(file), str(tmp_path / flag), "--format", "timm", flag, "context", "--heads", "4"]
+        CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+        assert json.loads((tmp_path / flag / "config.json").read_text())["ijepa"]["encoder"] == "context"
+
+
+def test_odd_widths_are_diagnosed_when_their_heads_are_given(tiny, scenes, tmp_path):
+    file = export_weights(tiny, tmp_path / "one.safetensors", "safetensors")
+    words = ["diagnose", "--data", f"{scenes}/val-*.tar", "--images", "16", "--views", "0"]
+    found = [
+        CliRunner().invoke(cli, [*words, *more], catch_exceptions=False, standalone_mode=False).output
+        for more in ([str(file), "--heads", "4"], [str(tiny)])
+    ]
+    assert json.loads(found[0])["numbers"] == json.loads(found[1])["numbers"]
 
 
 def test_large_models_are_written_in_shards(tiny, tmp_path):
@@ -216,101 +227,8 @@ def test_what_is_written_is_safetensors_and_depends_on_values_alone(tmp_path):
     assert all(torch.equal(found[key], value) for key, value in values.items())
 
 
-class Malicious:
-    """Runs when it is unpickled, if it may."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self):
-        return Path.touch, (self.mark,)
-
-
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    mark = tmp_path / "run"
-    torch.save({"encoder": Malicious(mark)}, tmp_path / "bad.pth.tar")
-    (tmp_path / "old.pth").write_bytes(pickle.dumps({"encoder": Malicious(mark)}, protocol=2))
-    for name in ("bad.pth.tar", "old.pth"):
-        with pytest.raises(Refused, match=f"{name}: holds code"):
-            import_weights(tmp_path / name, tmp_path / "out")
-    assert not mark.exists() and not (tmp_path / "out").exists()
-
-
-def _cut(folder: Path, tiny: Path) -> Path:
-    file = original_file(folder / "cut.pth.tar")
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    return file
-
-
-def _short(folder: Path, tiny: Path) -> Path:
-    data = (tiny / "target_encoder.safetensors").read_bytes()
-    (folder / "short.safetensors").write_bytes(data[: len(data) // 2])
-    return folder / "short.safetensors"
-
-
-def _without(folder: Path, tiny: Path) -> Path:
-    out = export_weights(tiny, folder / "without", "transformers")
-    values = load_file(out / "model.safetensors")
-    del values["encoder.layer.1.output.dense.bias"]
-    save_file(values, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-def _with_more(folder: Path, tiny: Path) -> Path:
-    out = export_weights(tiny, folder / "more", "timm")
-    values = load_file(out / "model.safetensors")
-    save_file({**values, "blocks.0.ls1.gamma": torch.ones(32)}, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-def _other_shape(folder: Path, tiny: Path) -> Path:
-    out = export_weights(tiny, folder / "shape", "timm")
-    values = load_file(out / "model.safetensors")
-    save_file({**values, "blocks.1.mlp.fc1.weight": torch.ones(8, 32)}, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-def _learned(folder: Path, tiny: Path) -> Path:
-    out = export_weights(tiny, folder / "learned", "timm")
-    values = load_file(out / "model.safetensors")
-    save_file({**values, "pos_embed": torch.randn(1, 36, 32)}, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-def _other_model(folder: Path, tiny: Path) -> Path:
-    (folder / "other").mkdir()
-    (folder / "other" / "config.json").write_text('{"model_type": "bert"}')
-    return folder / "other"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (_cut, r"cut.pth.tar: (cannot be read|is no whole file|holds)"),
-        (_short, "not a whole safetensors file"),
-        (_without, "blocks.1.mlp.fc2.bias is missing"),
-        (_with_more, "blocks.0.ls1.gamma is unknown"),
-        (_other_shape, "blocks.1.mlp.fc1.weight has shape"),
-        (_learned, "is not the sin-cos table"),
-        (_other_model, "model_type is bert"),
-    ],
-)
-def test_bad_files_are_one_line_and_write_nothing(tiny, tmp_path, make, message):
-    bad = make(tmp_path, tiny)
-    before = sorted(str(path) for path in tmp_path.rglob("*"))
-    for act in (
-        lambda: import_weights(bad, tmp_path / "out"),
-        lambda: export_weights(bad, tmp_path / "out", "timm"),
-        lambda: load_encoder(bad),
-    ):
-        with pytest.raises(Refused, match=message) as error:
-            act()
-        assert "\n" not in str(error.value)
-    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
-
-
 def test_a_full_disk_leaves_nothing(tiny, tmp_path, monkeypatch):
-    def full(file, tensors):
+    def full(file, tensors, about):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -1,6 +1,10 @@
 """A release holds what it promises, the same bytes for the same run, and notices every change."""
 
 import json
+import os
+import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from ijepa.cli import cli
 from ijepa.data.sources import open_source
@@ -15,6 +20,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation.run import evaluate
 from ijepa.interop import tensors as lazy
 from ijepa.interop.weights import load_encoder
+from ijepa.planning.hardware import grids
 from ijepa.recipe import Recipe
 from ijepa.release.archive import verify_archive, write_archive
 from ijepa.release.card import About
@@ -28,7 +34,7 @@ def run(scenes, tmp_path_factory) -> Path:
     recipe = Recipe.read({**TINY, "data": {**TINY["data"], "path": str(scenes)}}, "test")
     source = open_source(scenes, split="train")
     info = {"data": {"path": str(scenes), "fingerprint": source.fingerprint}}
-    pretrain(recipe, source, folder, quiet=True, info=info)
+    pretrain(recipe, source, folder, quiet=True, info={**info, "init": "earlier (step-00000003)"})
     (folder / "small.yaml").write_text("base: demo\nname: small\nneighbours: [5]\nk: 5\n")
     evaluate("knn", str(folder), f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", protocol=str(folder / "small.yaml"))
     return folder
@@ -51,6 +57,7 @@ def test_it_holds_what_it_promises_and_loads(run, archive):
         "timings.jsonl",
         "diagnostics.jsonl",
         "evaluations/knn-small.json",
+        "report.html",
         "README.md",
         "SHA256SUMS",
     }
@@ -80,14 +87,97 @@ def test_the_card_is_one_for_the_hub(run, archive):
         assert word in body, word
     from huggingface_hub import ModelCard
 
+    assert values["datasets"] == ["scenes"]
+    assert entry["dataset"]["name"] == "scenes"
+    assert "| begun from | its encoder of earlier (step-00000003) |" in body
+    assert "1 process |" in body and "| country | Sweden |" in body and "0.00 hours" not in body
+    assert "\nPretrained by" in body
+    emissions = values["co2_eq_emissions"]
+    assert emissions["geographical_location"] == "Sweden" and emissions["training_type"] == "pre-training"
+    assert "CPU" in emissions["hardware_used"]
+    seconds = sum(json.loads(line)["seconds"] for line in (run / "timings.jsonl").read_text().splitlines())
+    grams = seconds / 3600 * 65.0 / 1e3 * grids().pue * grids().countries["Sweden"].grams
+    assert emissions["emissions"] == pytest.approx(grams, rel=0.01)
     checked = ModelCard(text, ignore_metadata_errors=False)
+    assert checked.data.to_dict()["co2_eq_emissions"] == emissions
     assert checked.data.eval_results[0].metric_value == figures["accuracy"]
     assert checked.data.pipeline_tag == "image-feature-extraction"
 
 
-def test_unknown_power_is_said_and_not_guessed(run, tmp_path):
-    folder = write_archive(run, tmp_path / "release", About())
-    assert "Not estimated" in (folder / "README.md").read_text()
+def test_unknown_power_is_said_and_not_guessed_and_the_country_recorded(run, tmp_path):
+    text = (write_archive(run, tmp_path / "release", About(country="norway")) / "README.md").read_text()
+    assert "Not estimated" in text and "co2_eq_emissions" not in text and "| country | Norway |" in text
+    text = (write_archive(run, tmp_path / "nowhere", About()) / "README.md").read_text()
+    assert "| country | not stated |" in text
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+def test_figures_of_other_weights_are_not_the_releases(copied, scenes, tmp_path):
+    sets = (f"{scenes}/train-*.tar", f"{scenes}/val-*.tar")
+    (copied / "other.yaml").write_text("base: demo\nname: other\nneighbours: [5]\nk: 5\n")
+    protocol = {"protocol": str(copied / "other.yaml"), "output": copied / "evaluations", "baselines": False}
+    earlier = min((copied / "checkpoints").iterdir())
+    assert earlier.name != "step-00000008"
+    evaluate("knn", str(earlier), *sets, **protocol)
+    result, file = evaluate("knn", str(copied), *sets, which="context", **{**protocol, "protocol": "demo"})
+    assert file.name == "knn-demo-context.json" and result["which"] == "context"
+    text = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    assert body.index("protocol `small`") < body.index("| trained (context encoder) | ")
+    assert "protocol `other`" not in body and "other weights than these: `knn-other.json`" in body
+    (entry,) = yaml.safe_load(header)["model-index"][0]["results"]
+    assert entry["task"]["name"] == "knn, protocol small"
+
+
+def test_every_way_to_load_it_that_the_card_shows(archive, monkeypatch):
+    monkeypatch.chdir(archive)
+    section = (archive / "README.md").read_text().split("## How to load it")[1]
+    blocks = re.findall(r"```(python|sh)\n(.*?)```", section, flags=re.S)
+    names: dict = {}
+    for language, block in blocks:
+        for line in block.splitlines() if language == "sh" else ():
+            words = shlex.split(line)
+            assert words.pop(0) == "ijepa"
+            CliRunner().invoke(cli, words, catch_exceptions=False, standalone_mode=False)
+        if language == "python":
+            with torch.no_grad():
+                exec(block, names)
+    wanted = names["patches"]
+    assert wanted.shape == (2, 36, 32)
+    for name in ("hidden", "features", "output", "result"):
+        torch.testing.assert_close(torch.as_tensor(names[name]), wanted, rtol=1e-5, atol=2e-5)
+    target = load_file(archive / "target_encoder.safetensors")
+    for state in (names["state"], names["original"]):
+        assert all(torch.equal(state[key], value) for key, value in target.items())
+    verify_archive(archive)
+
+
+def test_the_report_is_that_of_the_evaluations(copied, tmp_path):
+    page = copied / "report.html"
+    page.write_text("old")
+    os.utime(page, (1, 1))
+    out = write_archive(copied, tmp_path / "out", About())
+    assert "<!doctype html>" in (out / "report.html").read_text()
+    assert "report.html" in (out / "README.md").read_text()
+    with pytest.raises(Refused, match="is an archive"):
+        CliRunner().invoke(cli, ["report", str(out)], catch_exceptions=False, standalone_mode=False)
+    verify_archive(out)
+
+
+def test_without_a_report_none_is_claimed(copied, tmp_path, monkeypatch):
+    def refuse(run):
+        raise Refused("report", "needs matplotlib")
+
+    (copied / "report.html").unlink(missing_ok=True)
+    monkeypatch.setattr("ijepa.release.archive.write_report", refuse)
+    told: list[str] = []
+    out = write_archive(copied, tmp_path / "out", About(), progress=told.append)
+    assert not (out / "report.html").exists() and "report.html" not in (out / "README.md").read_text()
+    assert "without a new report: report: needs matplotlib" in told
 
 
 def _change(archive: Path) -> str:
@@ -113,7 +203,43 @@ def _garble(archive: Path) -> str:
     return "is not a list of checksums"
 
 
-@pytest.mark.parametrize("damage", [_change, _lose, _add, _garble])
+def _not_text(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    data = bytearray(file.read_bytes())
+    data[70] ^= 0x80
+    file.write_bytes(data)
+    return "is not a list of checksums"
+
+
+def _change_a_sum(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    data = bytearray(file.read_bytes())
+    data[0] = ord("0") if data[0] != ord("0") else ord("1")
+    file.write_bytes(data)
+    return "README.md: has changed"
+
+
+def _change_a_name(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    file.write_bytes(file.read_bytes().replace(b"run.json", b"ru\x01.json"))
+    return "is missing|is not in SHA256SUMS"
+
+
+def _change_an_end(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\x0b", 1))
+    return "is missing|is not in SHA256SUMS"
+
+
+def _empty(archive: Path) -> str:
+    (archive / "SHA256SUMS").write_bytes(b"")
+    return "is not a list of checksums"
+
+
+DAMAGES = [_change, _lose, _add, _garble, _not_text, _change_a_sum, _change_a_name, _change_an_end, _empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_every_change_is_noticed_in_one_line(archive, damage):
     message = damage(archive)
     with pytest.raises(Failed, match=message) as error:
@@ -143,11 +269,11 @@ def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
         write_archive(tmp_path / "run", tmp_path / "out", About())
     out = write_archive(tmp_path / "run", tmp_path / "out", About(), unfinished=True)
     text = (out / "README.md").read_text()
-    assert "step 3 of 16" in text and "None was made of this run" in text
+    assert "step 3 of 16" in text and "None was made of these weights" in text
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
-    def full(file, tensors):
+    def full(file, tensors, about):
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -159,7 +285,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
 
 def test_the_command_writes_and_verifies(run, tmp_path):
     out = str(tmp_path / "release")
-    for words, said in (([str(run), out], "archive: "), (["--verify", out], "whole, 10 files")):
+    for words, said in (([str(run), out], "archive: "), (["--verify", out], "whole, 11 files")):
         done = CliRunner().invoke(cli, ["archive", *words], catch_exceptions=False)
         assert done.exit_code == 0 and said in done.output
     for words, message in (

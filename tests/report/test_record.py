@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def test_reads_the_whole_run(whole_run: Path) -> None:
     assert [result.kind for result in record.results] == ["linear", "knn", "segmentation"]
     assert record.result("diagnosis", "knn") is record.results[1] and record.result("none") is None
     assert record.results[0].title == "Linear probe, protocol demo"
+    context = replace(record.results[0], values={**record.results[0].values, "which": "context"})
+    assert context.title == "Linear probe, protocol demo (context encoder)"
     assert record.results[0].row("random") == record.results[0].rows[1] and record.results[0].row("none") is None
     assert record.results[0].path("test") == record.results[1].path("test")
     assert np.isnan(record.metrics["loss"][20]) and record.metrics["void"][20] == 1

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, open_images, telling
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, heads_option, open_images, telling
+from ijepa.errors import Refused
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,8 +175,11 @@ def _show(result: dict[str, Any], file: Path) -> None:
 @click.option(
     "--views", type=click.IntRange(min=0), default=10, show_default=True, help="Of an image, for LiDAR; 0: none."
 )
+@heads_option
 @debug_option
-def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int) -> None:
+def diagnose(
+    weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int, heads: int | None
+) -> None:
     """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
 
     Of a run, its figures on the way are read too, and warned of where they say together what none says alone.
@@ -184,11 +188,11 @@ def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers
 
     from ijepa.evaluation.layers import diagnose_fully as run
     from ijepa.evaluation.trends import run_warnings
-    from ijepa.interop.weights import load_encoder, resolve_weights
+    from ijepa.interop.weights import resolve_weights
 
-    resolved = resolve_weights(weights)
+    resolved = resolve_weights(weights, heads=heads)
     found = run(
-        load_encoder(weights, which),
+        resolved.encoder(which),
         open_images(path, "--data"),
         images=images,
         image_size=resolved.recipe.model.image_hw,
@@ -207,6 +211,9 @@ def diagnose(weights: str, path: str, images: int, which: Any, seed: int, layers
 @debug_option
 def report(run: Path, path: str | None) -> None:
     """Write RUN/report.html: one page with curves, pictures and tables, which needs no network."""
+    from ijepa.release.archive import SUMS
     from ijepa.report.page import write_report
 
+    if (run / SUMS).is_file():
+        raise Refused(run, "is an archive, which a new page would change", "give the run it was made of")
     click.echo(f"report: {write_report(run, data=path)}")

@@ -13,7 +13,10 @@ from ijepa.errors import Refused
 from ijepa.quantities import Length
 from ijepa.recipe import Recipe
 
-WEIGHTS_HELP = "WEIGHTS is a run, a checkpoint folder, a weights folder, or the name of weights that come along."
+WEIGHTS_HELP = (
+    "WEIGHTS is a run, a checkpoint folder, a weights folder or an archive, a folder of transformers or timm, the "
+    "original's .pth.tar, a .safetensors file, or the name of weights that come along."
+)
 
 
 class RecipeCommand(click.Command):
@@ -85,6 +88,12 @@ def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --debug, which `ijepa.__main__` reads: errors keep their traceback."""
     return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)
+
+
+def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --heads, for weights whose width is not one of the field's and that do not say how many heads they have."""
+    text = "Attention heads, where the weights do not say."
+    return click.option("--heads", type=click.IntRange(min=1), help=text)(command)
 
 
 def open_images(path: str, where: str = "data.path") -> Any:

@@ -69,8 +69,9 @@ def pretrain(
     source = open_images(loaded.data.path)
     info = {"data": {"path": _shown(loaded.data.path), "fingerprint": source.fingerprint}}
     folder = output or Path("runs") / loaded.name
-    callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     begun = beginning(loaded)
+    loaded = begun.recipe if begun else loaded
+    callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     run(
         loaded,
         source,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option
+from ijepa.cli.options import WEIGHTS_HELP, debug_option, heads_option
 
 _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program")
 
@@ -14,20 +14,29 @@ _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program"
 @click.argument("weights")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(_FORMATS), required=True, help="Who shall read it.")
-@click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
+@click.option(
+    "--which",
+    "--weights",
+    "which",
+    type=click.Choice(["target", "context"]),
+    default="target",
+    show_default=True,
+    help="Encoder.",
+)
 @click.option("--head", type=click.Path(path_type=Path), help="A linear probe's head, to become the classifier.")
+@heads_option
 @debug_option
-def export(weights: str, out: Path, form: Any, which: Any, head: Path | None) -> None:
+def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, heads: int | None) -> None:
     """Write the encoder of WEIGHTS to OUT for transformers, timm, the original's code, ONNX or torch.export."""
     from ijepa.interop.exchange import export_weights
 
-    click.echo(f"{form}: {export_weights(weights, out, form, which=which, head=head)}")
+    click.echo(f"{form}: {export_weights(weights, out, form, which=which, head=head, heads=heads)}")
 
 
-@click.command("import")
+@click.command("import", epilog=WEIGHTS_HELP.replace("WEIGHTS", "FILE"))
 @click.argument("file")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where the file does not say.")
+@heads_option
 @debug_option
 def import_(file: str, out: Path, heads: int | None) -> None:
     """Turn FILE (the original's .pth.tar, a folder of transformers or timm, safetensors) into a weights folder OUT."""

@@ -168,6 +168,7 @@ class _Task:
     """What is evaluated by which protocol, and where the result goes."""
 
     weights: Mapping[str, str]
+    which: Which
     protocol: Any
     folder: Path
     encoders: dict[str, Encoder]
@@ -197,7 +198,7 @@ def _prepare(
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
             encoder.to(device())
-    return _Task(named, chosen, folder, encoders)
+    return _Task(named, which, chosen, folder, encoders)
 
 
 def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
@@ -205,8 +206,10 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
     modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
+    result["which"] = task.which
     result["commit"] = commit()
-    file = task.folder / f"{kind}-{task.protocol.name}.json"
+    other = "" if task.which == "target" else f"-{task.which}"  # which must not take the target's place
+    file = task.folder / f"{kind}-{task.protocol.name}{other}.json"
     if ranks.rank:
         return result, file
     try:

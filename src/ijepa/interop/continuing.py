@@ -1,7 +1,8 @@
 """Pretraining that begins with weights that are there already: `init.from` in a recipe.
 
-Positions are computed for the run's own grid, so that weights of one resolution begin a run at another. All else that
-decides what the weights mean must be the same: width, depth, heads, MLP, patch.
+Weights of one resolution begin a run at another with the positions that they know: the table of the grid that they were
+trained on, stretched over the run's, as evaluation does it too. `model.position_grid` records it; a recipe that sets
+it has its own way. All else that decides what the weights mean must be the same: width, depth, heads, MLP, patch.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ijepa.interop.weights import resolve_weights
 from ijepa.recipe import Recipe
 from ijepa.section import Section
 
+_PARTS = ("predictor", "context_encoder", "target_encoder")
 _MATTER = ("width", "depth", "heads", "mlp_ratio", "position_scale")
 
 
@@ -24,10 +26,12 @@ class Beginning:
 
     Attributes:
         label: what the run's record calls it.
+        recipe: the recipe, with the grid that the weights' positions were made for.
         tensors: every tensor that is given, by its name in the model; made when it is asked for.
     """
 
     label: str
+    recipe: Recipe
     tensors: dict[str, Callable[[], Tensor]]
 
 
@@ -48,10 +52,18 @@ def beginning(recipe: Recipe) -> Beginning | None:
     if recipe.init.parts == "encoder":
         given = {"context_encoder": target, "target_encoder": target}
     else:
+        if lost := [part for part in _PARTS if part not in found.parts]:
+            raise Refused(
+                f"init.from = {recipe.init.source}",
+                f"has no {lost[0].replace('_', ' ')}, which init.parts = all would take",
+                "add --init.parts encoder",
+            )
         _compare(recipe, "model.predictor", ours.predictor, theirs.predictor)
-        given = {part: found.tensors(part) for part in ("context_encoder", "target_encoder", "predictor")}
+        given = {part: found.tensors(part) for part in _PARTS}
     named: dict[str, Lazy] = {f"{part}.{name}": t for part, tensors in given.items() for name, t in tensors.items()}
-    return Beginning(found.label, {name: tensor.make for name, tensor in named.items()})
+    if ours.position_grid is None and (grid := theirs.position_grid or theirs.grid) != ours.grid:
+        recipe = recipe.model_copy(update={"model": ours.model_copy(update={"position_grid": grid})})
+    return Beginning(found.label, recipe, {name: tensor.make for name, tensor in named.items()})
 
 
 def _compare(recipe: Recipe, section: str, ours: Section, theirs: Section) -> None:

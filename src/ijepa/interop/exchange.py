@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args
 from ijepa.errors import Failed, Refused
 from ijepa.files import write_json, write_text
 from ijepa.interop import timm, transformers
+from ijepa.interop.graphs import data_of, write_onnx, write_program
 from ijepa.interop.heads import Head
 from ijepa.interop.official import write_official
-from ijepa.interop.tensors import Lazy, write_tensors
-from ijepa.interop.weights import Weights, Which, load_encoder, resolve_weights
-from ijepa.model.vision_transformer import sincos_positions
+from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, Positions
+from ijepa.interop.tensors import SHARD, Lazy, write_tensors
+from ijepa.interop.weights import Weights, Which, resolve_weights
 from ijepa.recipe import Model
 
 Format = Literal["transformers", "timm", "official", "safetensors", "onnx", "program"]
@@ -26,7 +27,13 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def export_weights(
-    weights: str | Path, out: Path, form: Format, *, which: Which = "target", head: Path | None = None
+    weights: str | Path,
+    out: Path,
+    form: Format,
+    *,
+    which: Which = "target",
+    head: Path | None = None,
+    heads: int | None = None,
 ) -> Path:
     """Write an encoder (the original's form: all parts that are there) in another library's form.
 
@@ -37,38 +44,35 @@ def export_weights(
         form: the form.
         which: the encoder.
         head: a linear probe's head, as `ijepa evaluate linear --save-head` writes it, to become the classifier.
+        heads: attention heads of tensors that do not say how many they have.
 
     Raises:
         Refused: `out` exists, or a head that does not fit.
         Failed: the disk refuses.
     """
-    found = resolve_weights(weights)
+    found = resolve_weights(weights, heads=heads)
     model, part = found.recipe.model, f"{which}_encoder"
     tensors = {**_positions(model), **found.tensors(part)}
     kept = Head.read(head).checked(model) if head else None
     if kept and form not in ("transformers", "timm"):
         raise Refused("--head", f"has no place in {form}", "use transformers or timm")
     about = {"encoder": which, "source": found.label}
-    with written(out) as beside:
+    with written(out, *([data_of(out)] if form == "onnx" else [])) as beside:
         if form == "official":
             parts = {name: {**_positions(model, name), **found.tensors(name)} for name in found.parts}
             write_official(beside, parts, epoch=0)
         elif form == "onnx":
-            from ijepa.interop.graphs import write_onnx
-
-            write_onnx(load_encoder(weights, which), beside, about)
+            write_onnx(found.encoder(which), beside, about)
         elif form == "program":
-            from ijepa.interop.graphs import write_program
-
-            write_program(load_encoder(weights, which), beside)
+            write_program(found.encoder(which), beside, about)
         elif form == "safetensors" and out.suffix == ".safetensors":
-            write_tensors(beside.parent, beside.name.removesuffix(".safetensors"), tensors, shard=10**15)
+            write_tensors(beside.parent, beside.stem, tensors, about=about)
         else:
             beside.mkdir()
             _write_folder(beside, form, model, tensors, kept, about)
             if form == "safetensors":
                 write_text(beside / "recipe.yaml", found.recipe.dump())
-                write_tensors(beside, part, found.tensors(part), shard=10**15)
+                write_tensors(beside, part, found.tensors(part), about=about)
     return out
 
 
@@ -87,34 +91,41 @@ def import_weights(source: str | Path, out: Path, *, heads: int | None = None) -
         beside.mkdir()
         write_text(beside / "recipe.yaml", found.recipe.dump())
         for part, tensors in parts.items():
-            write_tensors(beside, part, tensors, shard=10**15)
+            write_tensors(beside, part, tensors)
     return resolve_weights(out)
 
 
 @contextmanager
-def written(out: Path) -> Iterator[Path]:
-    """Give a place beside `out` to write to; it becomes `out` when all went well, and is removed when not.
+def written(out: Path, *more: Path) -> Iterator[Path]:
+    """Give a place of `out`'s own name to write to, in a folder beside; what is there moves out when all went well.
+
+    Args:
+        out: the file or folder that is written.
+        more: files that may be written beside it.
 
     Raises:
-        Refused: `out` exists, or its folder does not.
+        Refused: one of them exists, or their folder does not.
         Failed: the disk refuses.
     """
     out = out.absolute()
-    if out.exists():
-        raise Refused(out, "exists already", "give another place")
+    for place in (out, *more):
+        if place.exists():
+            raise Refused(place, "exists already", "give another place")
     if not out.parent.is_dir():
         raise Refused(out, f"{out.parent} is no folder")
     beside = out.with_name(f".{os.getpid()}.{out.name}")
-    extra = beside.with_name(f"{beside.name}.data")  # ONNX keeps large weights there
+    moved: list[Path] = []
     try:
-        yield beside
-        beside.replace(out)
+        beside.mkdir()
+        yield beside / out.name
+        for file in sorted(beside.iterdir(), key=lambda file: file.name == out.name):  # `out` last: then all is there
+            moved.append(file.replace(out.with_name(file.name)))
     except OSError as error:
+        for place in moved:
+            place.unlink(missing_ok=True)
         raise Failed(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        for left in (beside, extra):
-            left.unlink(missing_ok=True)
 
 
 def _write_folder(
@@ -124,20 +135,19 @@ def _write_folder(
         named = transformers.to_theirs(tensors, "ijepa." if head else "")
         if head:
             named |= {"classifier.weight": Lazy.of(head.weight), "classifier.bias": Lazy.of(head.bias)}
-        write_tensors(folder, "model", named)
+        write_tensors(folder, "model", named, shard=SHARD)
         write_json(folder / "config.json", transformers.config(model, head.classes if head else None, ijepa=about))
         write_json(folder / "preprocessor_config.json", transformers.processor(model))
     elif form == "timm":
         named = dict(tensors)
         if head:
             named |= {"head.weight": Lazy.of(head.weight), "head.bias": Lazy.of(head.bias)}
-        write_tensors(folder, "model", named, shard=10**15)
+        write_tensors(folder, "model", named)
         write_json(folder / "config.json", {**timm.config(model, len(head.bias) if head else 0), "ijepa": about})
 
 
 def _positions(model: Model, part: str = "target_encoder") -> dict[str, Lazy]:
     """Return the table of positions (1, N, D) that others keep among the weights."""
-    name, sizes = ("predictor_pos_embed", model.predictor) if part == "predictor" else ("pos_embed", model.encoder)
-    patches = model.grid[0] * model.grid[1]
-    width, scale = sizes.width, sizes.position_scale
-    return {name: Lazy((1, patches, width), lambda: scale * sincos_positions(width, model.grid)[None])}
+    name, sizes = (PREDICTOR_POSITIONS, model.predictor) if part == "predictor" else (POSITIONS, model.encoder)
+    made = Positions(model.grid, model.position_grid, sizes.position_scale)
+    return {name: Lazy((1, model.grid[0] * model.grid[1], sizes.width), lambda: made.table(sizes.width))}

@@ -15,15 +15,26 @@ from ijepa.interop.dense import DenseEncoder
 from ijepa.model.encoder import Encoder
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
+OPSET = 23
+"""The newest set of operators that torch's exporter writes by itself."""
+LARGE = 2 * 10**8
+"""Bytes of weights above which they lie beside the graph: a graph that holds them is four times as large in memory."""
 
 
-def write_program(encoder: Encoder, file: Path) -> None:
-    """Write what `torch.export.load` reads."""
-    torch.export.save(_program(encoder), file)
+def data_of(file: Path) -> Path:
+    """Return where the weights of a large graph lie: beside it."""
+    return file.with_name(f"{file.name}.data")
+
+
+def write_program(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
+    """Write what `torch.export.load` reads, with `about` as its extra files."""
+    torch.export.save(_program(encoder), file, extra_files=about)
 
 
 def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
-    """Write ONNX with `about` as its metadata; weights of more than 2 GB lie beside, in `file`.data.
+    """Write ONNX with `about` as its metadata; weights of more than `LARGE` bytes lie beside, in `data_of(file)`.
+
+    The graph names that file, so `file` must have its final name.
 
     Raises:
         Refused: without the extra `onnx`.
@@ -37,10 +48,15 @@ def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
         program: Any = torch.onnx.export(
-            _program(encoder), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            _program(encoder),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
         )
     program.model.metadata_props.update(about)
-    program.save(str(file), external_data=size > 1.9e9)
+    program.save(str(file), external_data=size > LARGE)
 
 
 def _program(encoder: Encoder) -> torch.export.ExportedProgram:

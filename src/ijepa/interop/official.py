@@ -6,6 +6,8 @@ the original stores and we compute.
 """
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 
 from ijepa.errors import Refused
-from ijepa.interop.tensors import Lazy, Tensors
+from ijepa.interop.tensors import DTYPES, Lazy, Tensors
 
 PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
 """What the original calls a part, and what we call it."""
@@ -59,32 +61,41 @@ def write_official(path: Path, parts: Mapping[str, Tensors], **more: Any) -> Non
 
 
 def _load(path: Path) -> Any:
-    numbers = [np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)), _scalar()]
     mend = "fetch the file again, from where you trust it"
     try:
-        with torch.serialization.safe_globals(numbers):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
+            warnings.simplefilter("ignore")  # of a pickle's protocol, before what is wrong with it
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             except RuntimeError as error:
                 raise Refused(path, f"cannot be read: {_line(error)}", mend) from None
     except pickle.UnpicklingError as error:
-        code = any(word in str(error) for word in ("Unsupported", "GLOBAL", "REDUCE"))
-        problem = "holds code, not only tensors" if code else "is no whole file"
-        raise Refused(path, problem, mend) from None
-    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        if named := _OBJECT.search(str(error)):
+            raise Refused(
+                path,
+                f"holds code or objects ({named[1]}), not only tensors and numbers",
+                "if you trust it, save the models' state dicts alone",
+            ) from None
+        raise Refused(path, "is no whole file that torch.save wrote", mend) from None
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise Refused(path, f"cannot be read: {_line(error)}", mend) from None
 
 
-def _scalar() -> Any:
-    """What NumPy rebuilds a single number by, in files that hold the loss as one."""
-    return np.float64(0).__reduce__()[0]
+_OBJECT = re.compile(r"(?:GLOBAL|global|class)\s+`?([A-Za-z_][\w.]*)")
+"""What torch calls something that is neither a tensor nor a number, in its refusal."""
+
+
+def _numbers() -> list[Any]:
+    """What NumPy rebuilds a single number by, in files that hold the loss or the epoch as one."""
+    kinds = [type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
+    return [np.dtype, *kinds, np.float64(0).__reduce__()[0]]
 
 
 def _tensors(path: Path, part: str, state: Mapping[Any, Any]) -> dict[str, Lazy]:
     found = {}
     for name, value in state.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise Refused(path, f"{name} of {part} is no tensor of floating-point numbers")
+        if not isinstance(value, torch.Tensor) or value.dtype not in DTYPES:
+            raise Refused(path, f"{name} of {part} is no tensor of floating-point numbers of 16 bits or more")
         found[str(name).removeprefix("module.")] = Lazy.of(value)
     return found
 

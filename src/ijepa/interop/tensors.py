@@ -2,7 +2,7 @@
 
 `safetensors.torch.save_file` holds a second copy of everything while it writes. Here each tensor is asked for when its
 turn has come and forgotten after, so that writing takes the memory of the largest one. Bytes depend on names, shapes
-and values alone. Files of more than `SHARD` bytes become several with an index, in the form that transformers reads.
+and values alone. Files may become several with an index, in the form that transformers reads.
 """
 
 import json
@@ -19,9 +19,10 @@ from ijepa.errors import Refused
 from ijepa.files import read_json
 
 SHARD = 5 * 10**9
-"""Bytes of tensors in one file, at most (unless one tensor alone has more)."""
+"""Bytes of tensors in one file for libraries that read several, at most (unless one tensor alone has more)."""
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+"""The types of weights that are read and written, as safetensors calls them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Lazy:
         """Rows [begin, end) of this tensor."""
         return Lazy((end - begin, *self.shape[1:]), lambda: self.make()[begin:end], self.dtype)
 
-    def view(self, *shape: int) -> "Lazy":
-        """This tensor in another shape of as many elements."""
-        return Lazy(shape, lambda: self.make().reshape(shape), self.dtype)
+    def single(self) -> "Lazy":
+        """This tensor in float32."""
+        return self if self.dtype is torch.float32 else Lazy(self.shape, lambda: self.make().float())
 
 
 Tensors = Mapping[str, Lazy]
@@ -65,7 +66,7 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict):
             raise Refused(path, "has no weight_map", "is it an index of safetensors files?")
-        for name in sorted(set(listed.values())):
+        for name in sorted(set(map(str, listed.values()))):
             if Path(name).name != name:
                 raise Refused(path, f"names {name}, which lies elsewhere", "an index names files beside it")
             found |= open_tensors(path.with_name(name))
@@ -76,7 +77,7 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
     try:
         content = safe_open(path, framework="pt")
         entries = {key: content.get_slice(key) for key in content.keys()}  # noqa: SIM118
-        kinds = {name: dtype for dtype, name in _DTYPES.items()}
+        kinds = {name: dtype for dtype, name in DTYPES.items()}
         found = {}
         for key, entry in entries.items():
             if entry.get_dtype() not in kinds:
@@ -90,22 +91,43 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
         raise Refused(path, f"not a whole safetensors file ({error})", "fetch it again") from None
 
 
-def write_tensors(folder: Path, stem: str, tensors: Tensors, *, shard: int = SHARD) -> list[str]:
-    """Write `stem`.safetensors into `folder`, or its shards and their index; return the names of the files."""
+def metadata(file: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself beside its tensors.
+
+    Raises:
+        Refused: a file that is no whole safetensors file.
+    """
+    try:
+        return safe_open(file, framework="pt").metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise Refused(file, f"not a whole safetensors file ({error})", "fetch it again") from None
+
+
+def write_tensors(
+    folder: Path, stem: str, tensors: Tensors, *, shard: int | None = None, about: Mapping[str, str] | None = None
+) -> list[str]:
+    """Write `stem`.safetensors into `folder`, or its shards and their index; return the names of the files.
+
+    Args:
+        folder, stem: where to, and the name's beginning.
+        tensors: what is written.
+        shard: bytes of tensors above which a file ends and the next begins; None: one file.
+        about: metadata of every file.
+    """
     groups: list[dict[str, Lazy]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
-        if groups[-1] and filled + tensor.size > shard:
+        if groups[-1] and shard is not None and filled + tensor.size > shard:
             groups.append({})
             filled = 0
         groups[-1][name] = tensor
         filled += tensor.size
     if len(groups) == 1:
-        _write(folder / f"{stem}.safetensors", groups[0])
+        _write(folder / f"{stem}.safetensors", groups[0], about or {})
         return [f"{stem}.safetensors"]
     names = [f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     for file, group in zip(names, groups, strict=True):
-        _write(folder / file, group)
+        _write(folder / file, group, about or {})
     index = {
         "metadata": {"total_size": sum(tensor.size for tensor in tensors.values())},
         "weight_map": {name: file for file, group in zip(names, groups, strict=True) for name in sorted(group)},
@@ -114,13 +136,13 @@ def write_tensors(folder: Path, stem: str, tensors: Tensors, *, shard: int = SHA
     return [*names, f"{stem}.safetensors.index.json"]
 
 
-def _write(file: Path, tensors: Tensors) -> None:
+def _write(file: Path, tensors: Tensors, about: Mapping[str, str]) -> None:
     """Write one file: eight bytes of length, a JSON header padded to eight bytes, the tensors' bytes."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **about}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.size
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)
     with file.open("wb") as out:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.errors import Refused
+from ijepa.interop.configs import size, table, whole
 from ijepa.interop.geometry import encoder_shape
 from ijepa.interop.tensors import Lazy, open_tensors
 from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
@@ -63,10 +64,11 @@ def read_timm(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, La
         Refused: another kind of model.
     """
     where, file = folder / "config.json", folder / "model.safetensors"
-    arguments = values.get("model_args") or {}
+    arguments = table(values, "model_args", where)
     if arguments.get("class_token", "_gap_" not in str(values.get("architecture"))):
         raise Refused(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
     tensors = {
         name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
     }
-    return encoder_shape(tensors, file, heads=arguments.get("num_heads")), tensors
+    heads, image_size = whole(arguments, "num_heads", None, where), size(arguments, "img_size", None, where)
+    return encoder_shape(tensors, file, heads=heads, image_size=image_size), tensors

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ijepa.errors import Refused
+from ijepa.interop.configs import size, whole
 from ijepa.interop.geometry import encoder_shape
 from ijepa.interop.tensors import Lazy, Tensors, open_tensors
 from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
@@ -33,6 +34,9 @@ _INNER = {
     "mlp.fc2": "output.dense",
 }
 _QKV = ("query", "key", "value")
+_THIRDS = {f"attention.attention.{part}": part for part in _QKV}
+_FUNCTION = {"layer_norm_eps": (NORM_EPS, 1e-12), "hidden_act": ("gelu", "gelu")}
+"""What decides the function and is in no tensor: our value, and transformers' where the file does not say."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)$")
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
 
@@ -58,7 +62,7 @@ def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
     """Return transformers' tensors under our names; a classifier is left out.
 
     Raises:
-        Refused: a name that is none of I-JEPA's, or a third of a qkv that is missing.
+        Refused: a name that is none of I-JEPA's, or a third of a qkv that is missing or of another shape.
     """
     outer = {theirs: ours for ours, theirs in _OUTER.items()}
     inner = {theirs: ours for ours, theirs in _INNER.items()}
@@ -71,14 +75,16 @@ def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
             found[outer[name]] = tensor
         elif layer and layer[2] in inner:
             found[f"blocks.{layer[1]}.{inner[layer[2]]}.{layer[3]}"] = tensor
-        elif layer and layer[2].startswith("attention.attention."):
-            thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{layer[3]}", {})[layer[2].rpartition(".")[2]] = tensor
+        elif layer and layer[2] in _THIRDS:
+            thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{layer[3]}", {})[_THIRDS[layer[2]]] = tensor
         elif not name.startswith(("classifier.", "pooler.")):
             raise Refused(where, f"{key} is unknown", "is it transformers' I-JEPA?")
     for name, parts in thirds.items():
         for part in _QKV:
             if part not in parts:
                 raise Refused(where, f"{part} of {name} is missing", "the file is not whole")
+        if len({tensor.shape for tensor in parts.values()}) > 1 or not parts["query"].shape:
+            raise Refused(where, f"query, key and value of {name} differ in shape", "the file is of another model")
         found[name] = _joined([parts[part] for part in _QKV])
     return found
 
@@ -137,13 +143,13 @@ def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict
     where = folder / "config.json"
     if values.get("model_type") != "ijepa":
         raise Refused(where, f"model_type is {values.get('model_type')}", "only I-JEPA models are read")
+    for key, (ours, theirs) in _FUNCTION.items():
+        if values.get(key, theirs) != ours:
+            raise Refused(where, f"{key} = {values.get(key, theirs)}", f"only encoders with {ours} are read")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     tensors = to_ours(open_tensors(index if index.is_file() else single), single)
-    size = values.get("image_size", 224)
-    height, width = size if isinstance(size, list) else (size, size)
-    shape = encoder_shape(
-        tensors, single, heads=values.get("num_attention_heads", 12), image_size=(int(height), int(width))
-    )
+    heads, image_size = whole(values, "num_attention_heads", 12, where), size(values, "image_size", 224, where)
+    shape = encoder_shape(tensors, single, heads=heads, image_size=image_size)
     if values.get("hidden_size", shape.encoder.width) != shape.encoder.width:
         raise Refused(where, f"hidden_size is {values['hidden_size']}, the tensors' width {shape.encoder.width}")
     return shape, tensors

@@ -20,9 +20,11 @@ import torch
 
 from ijepa.errors import Refused, did_you_mean
 from ijepa.files import read_json
-from ijepa.interop.geometry import encoder_shape, with_predictor, without_positions
+from ijepa.interop.configs import table
+from ijepa.interop.geometry import check_positions, encoder_shape, with_predictor
 from ijepa.interop.official import PARTS, is_official, read_official
-from ijepa.interop.tensors import Lazy, open_tensors
+from ijepa.interop.positions import without_positions
+from ijepa.interop.tensors import Lazy, metadata, open_tensors
 from ijepa.interop.timm import read_timm
 from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
@@ -34,6 +36,7 @@ from ijepa.training.stored import Stored
 
 Which = Literal["target", "context"]
 Parts = Mapping[str, Mapping[str, Lazy]]
+_ENCODERS = ("target_encoder.safetensors", "context_encoder.safetensors")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Weights:
         return sorted(part for part in PARTS.values() if (self.folder / f"{part}.safetensors").is_file())
 
     def tensors(self, part: str) -> dict[str, Lazy]:
-        """Return the tensors of a part under our names; values are read when they are asked for.
+        """Return the tensors of a part under our names, in float32; values are read when they are asked for.
 
         Raises:
             Refused: the part is not there, or its tensors are not those of the recipe's model.
@@ -68,9 +71,11 @@ class Weights:
             model = IJEPA(self.recipe.model)
         wanted = {name: tuple(tensor.shape) for name, tensor in getattr(model, part).state_dict().items()}
         where = self.folder
+        if part not in self.parts:
+            there = " and ".join(name.replace("_", " ") for name in self.parts)
+            mend = "; add --which context" if part == "target_encoder" and "context_encoder" in self.parts else ""
+            raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {there}{mend}")
         if self.foreign is not None:
-            if part not in self.foreign:
-                raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {', '.join(self.parts)}")
             found = without_positions(self.foreign[part])
         elif (file := self.folder / f"{part}.safetensors").exists() or not (self.folder / "state.json").exists():
             where, found = file, open_tensors(file)
@@ -79,7 +84,19 @@ class Weights:
             stored.check({f"{part}.{name}": shape for name, shape in wanted.items()}, f"{part}.")
             return {name: Lazy(shape, _reader(stored, f"{part}.{name}")) for name, shape in wanted.items()}
         check_shapes(where, wanted, found)
-        return found
+        return {name: tensor.single() for name, tensor in found.items()}
+
+    def encoder(self, which: Which = "target") -> Encoder:
+        """Return an encoder that is there; its weights stay mapped from their file.
+
+        Raises:
+            Refused: it is not there, or its tensors are not those of the recipe's model.
+        """
+        tensors = self.tensors(f"{which}_encoder")
+        with torch.device("meta"):  # no memory for weights that the file's take the place of
+            vit = build_encoder(self.recipe.model)
+        vit.load_state_dict({name: tensor.make() for name, tensor in tensors.items()}, assign=True)
+        return Encoder(vit)
 
 
 def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights:
@@ -111,13 +128,13 @@ def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights
 
 
 def _has_weights(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("target_encoder.safetensors", "state.json"))
+    return any((path / name).is_file() for name in (*_ENCODERS, "state.json"))
 
 
 def _from_file(path: Path, heads: int | None) -> Weights:
     if path.suffix == ".safetensors":
         named = {name.removeprefix("module."): tensor for name, tensor in open_tensors(path).items()}
-        parts = {"target_encoder": {name: t for name, t in named.items() if not name.startswith("head.")}}
+        parts = {_part(metadata(path)): {name: t for name, t in named.items() if not name.startswith("head.")}}
     elif is_official(path):
         parts = read_official(path)
     else:
@@ -126,6 +143,8 @@ def _from_file(path: Path, heads: int | None) -> Weights:
     model = encoder_shape(encoder, path, heads=heads)
     if "predictor" in parts:
         model = with_predictor(model, parts["predictor"], path)
+    for part in {"target_encoder", "context_encoder"} & set(parts):
+        check_positions(model, parts[part], path)
     return Weights(path, _recipe(path, model), path.name, foreign=parts)
 
 
@@ -133,9 +152,13 @@ def _from_config(path: Path) -> Weights:
     values = read_json(path / "config.json")
     read = read_timm if "architecture" in values else read_transformers
     model, tensors = read(path, values)
-    which = (values.get("ijepa") or {}).get("encoder", "target")
-    part = f"{which if which in ('target', 'context') else 'target'}_encoder"
+    part = _part(table(values, "ijepa", path / "config.json"))
     return Weights(path, _recipe(path, model), path.name, foreign={part: tensors})
+
+
+def _part(about: Mapping[str, Any]) -> str:
+    """Which encoder a file says that it holds: the target's, where it says nothing."""
+    return "context_encoder" if about.get("encoder") == "context" else "target_encoder"
 
 
 def _recipe(path: Path, model: Model) -> Recipe:
@@ -167,12 +190,13 @@ def shipped_folder(name: str) -> Path:
     return Path(str(resources.files("ijepa"))) / "weights" / name
 
 
-def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
+def load_encoder(weights: str | Path, which: Which = "target", *, heads: int | None = None) -> Encoder:
     """Load an encoder from anything that holds one.
 
     Args:
         weights: see the module.
         which: the target encoder, which the paper evaluates, or the context encoder.
+        heads: attention heads of tensors that do not say how many they have.
 
     Returns:
         A frozen module (B, 3, H, W) -> (B, N, D), with `.embed_dim`, `.patch_size` and `.grid`.
@@ -180,8 +204,4 @@ def load_encoder(weights: str | Path, which: Which = "target") -> Encoder:
     Raises:
         Refused: one line that names the file and what is wrong with it.
     """
-    found = resolve_weights(weights)
-    tensors = found.tensors(f"{which}_encoder")
-    vit = build_encoder(found.recipe.model)
-    vit.load_state_dict({name: tensor.make().float() for name, tensor in tensors.items()})
-    return Encoder(vit)
+    return resolve_weights(weights, heads=heads).encoder(which)

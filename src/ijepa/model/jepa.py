@@ -76,6 +76,11 @@ class ModelShape(Protocol):
     @property
     def patch_size(self) -> int: ...  # noqa: D102
     @property
+    def position_grid(self) -> tuple[int, int] | None:
+        """Rows and columns that positions are stretched over, if not those of the images."""
+        ...
+
+    @property
     def encoder(self) -> EncoderShape: ...  # noqa: D102
     @property
     def predictor(self) -> PredictorShape: ...  # noqa: D102
@@ -114,6 +119,7 @@ class IJEPA(nn.Module):
             heads=shape.predictor.heads,
             mlp_ratio=shape.predictor.mlp_ratio,
             position_scale=shape.predictor.position_scale,
+            position_grid=shape.position_grid,
         )
         initialize(self.context_encoder, seed, prefix="encoder.", scheme=shape.encoder.initial)
         initialize(self.predictor, seed, prefix="predictor.", scheme=shape.predictor.initial)
@@ -182,6 +188,7 @@ def build_encoder(shape: ModelShape, drop_path: float = 0.0) -> VisionTransforme
         mlp_ratio=encoder.mlp_ratio,
         drop_path=drop_path,
         position_scale=encoder.position_scale,
+        position_grid=shape.position_grid,
     )
 
 

@@ -25,6 +25,7 @@ class Predictor(nn.Module):
         heads: attention heads; must divide `width`.
         mlp_ratio: hidden width of the MLP over d.
         position_scale: factor on the sin-cos positions.
+        position_grid: rows and columns that positions are stretched over, if not the native ones.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Predictor(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         position_scale: float = 1.0,
+        position_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.predictor_embed = Linear(encoder_width, width)
@@ -46,7 +48,7 @@ class Predictor(nn.Module):
         )
         self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.predictor_proj = Linear(width, encoder_width)
-        positions = position_scale * sincos_positions(width, grid)
+        positions = position_scale * sincos_positions(width, grid, position_grid)
         self.register_buffer("predictor_pos_embed", positions, persistent=False)
         self.predictor_pos_embed: Tensor
 

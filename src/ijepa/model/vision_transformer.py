@@ -113,6 +113,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden width of the MLP over D.
         drop_path: stochastic depth's rate at the last layer; rates rise linearly from 0.
         position_scale: factor on the sin-cos positions; 1 in the paper.
+        position_grid: rows and columns that positions are stretched over, if not the native ones.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         position_scale: float = 1.0,
+        position_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.patch_size, self.embed_dim = patch_size, width
@@ -136,13 +138,13 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.keep_rates = [1 - drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
-        self.position_scale = position_scale
+        self.position_scale, self._position_grid = position_scale, position_grid or self.grid
         self.register_buffer("pos_embed", self.positions(self.grid), persistent=False)
         self.pos_embed: Tensor
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Positions (N, D) for a grid of patches; another grid than the native one is stretched over it."""
-        return self.position_scale * sincos_positions(self.embed_dim, grid, self.grid)
+        """Positions (N, D) for a grid of patches, stretched over the grid that positions were made for."""
+        return self.position_scale * sincos_positions(self.embed_dim, grid, self._position_grid)
 
     def embed(self, patches: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
         """Embed normalised patches (T, 3 * p * p) that lie at flat patch numbers `index` (T,): (T, D)."""

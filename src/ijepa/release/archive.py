@@ -5,7 +5,8 @@
         README.md (the model card)  SHA256SUMS
 
 The same run gives the same bytes. The folder is complete or absent, and is WEIGHTS for every command. Tensors go from
-file to file one at a time, also those of a sharded checkpoint. `sha256sum -c SHA256SUMS` checks it too.
+file to file one at a time, also those of a sharded checkpoint; where there are evaluations, an encoder is loaded to
+know its own by their hash. `sha256sum -c SHA256SUMS` checks it too.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ from ijepa.interop.exchange import written
 from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
 from ijepa.release.card import About, card
+from ijepa.report.page import write_report
 from ijepa.training.run import Run
 
 SUMS = "SHA256SUMS"
-_WHOLE = 10**15
 _KEPT = ("run.json", "metrics.jsonl", "timings.jsonl", "diagnostics.jsonl", "report.html")
 _CHUNK = 2**22
 
@@ -51,11 +52,12 @@ def write_archive(
         raise Refused(run, f"has come to step {step} of {total}", "let it finish, or add --unfinished")
     folder = Run(found.run)
     tell = progress or (lambda line: None)
+    report = _report(found, folder, tell)
     with written(out) as beside:
         beside.mkdir()
         for part in found.parts:
             tell(f"writing {part.replace('_', ' ')}")
-            write_tensors(beside, part, found.tensors(part), shard=_WHOLE)
+            write_tensors(beside, part, found.tensors(part))
         write_text(beside / "recipe.yaml", found.recipe.dump())
         for name in _KEPT:
             if (folder.folder / name).is_file():
@@ -65,7 +67,8 @@ def write_archive(
             (beside / "evaluations").mkdir()
         for file in results:
             shutil.copyfile(file, beside / "evaluations" / file.name)
-        write_text(beside / "README.md", card(found, about, step=step, total=total, results=results))
+        words = card(found, about, step=step, total=total, results=results, report=report)
+        write_text(beside / "README.md", words)
         tell("computing checksums")
         sums = {name: digest(beside / name) for name in _files(beside)}
         write_text(beside / SUMS, "".join(f"{value}  {name}\n" for name, value in sums.items()))
@@ -106,19 +109,35 @@ def digest(file: Path) -> str:
     return value.hexdigest()
 
 
+def _report(found: Weights, run: Run, tell: Callable[[str], None]) -> bool:
+    """See to it that the run has a report that is not older than what it reports; say why, where it cannot have one."""
+    page = run.folder / "report.html"
+    sources = [found.folder / "state.json", *run.evaluations.glob("*.json")]
+    if page.is_file() and all(page.stat().st_mtime >= file.stat().st_mtime for file in sources):
+        return True
+    tell("writing the report")
+    try:
+        write_report(run.folder)
+    except Failed as error:  # a release without pictures is still one
+        tell(f"without a new report: {error}")
+    return page.is_file()
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _listed(folder: Path) -> dict[str, str]:
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        text = (folder / SUMS).read_bytes().decode()
+    except UnicodeDecodeError:
+        text = ""
     except OSError as error:
         raise Refused(
             folder, f"holds no {SUMS} ({error.strerror})", "give a folder that `ijepa archive` wrote"
         ) from None
-    pairs = [line.partition("  ") for line in lines]
-    if not pairs or any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
+    pairs = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
+    if any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
         raise Failed(f"{folder / SUMS}: is not a list of checksums")
     return {name: value for value, _, name in pairs}
 

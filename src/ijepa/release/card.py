@@ -12,12 +12,17 @@ from typing import Any
 
 import yaml
 
-from ijepa.evaluation.comparison import FIGURES, read_result
 from ijepa.interop.weights import Weights
-from ijepa.planning.hardware import find_country, gpus, grids
+from ijepa.planning.hardware import Grid, find_country, gpus, grids
 from ijepa.planning.size import plan
 from ijepa.recipe import Recipe
+from ijepa.release.evaluations import data_name, evaluation_section, index_entries, of_release
+from ijepa.release.loading import loading_section
+from ijepa.release.markup import counted, duration, markdown_table
 from ijepa.training.run import Run
+
+_ANYWHERE = "World"
+"""The table's entry for electricity of nobody knows where."""
 
 
 @dataclass(frozen=True)
@@ -32,37 +37,51 @@ class About:
     """
 
     licence: str = "apache-2.0"
-    country: str = "World"
+    country: str = _ANYWHERE
     watts: float | None = None
     dataset: str | None = None
 
 
-def card(found: Weights, about: About, *, step: int, total: int, results: Sequence[Path]) -> str:
-    """Return README.md of the release of `found`, a run's checkpoint after `step` of `total` steps."""
+def card(found: Weights, about: About, *, step: int, total: int, results: Sequence[Path], report: bool) -> str:
+    """Return README.md of the release of `found`, a run's checkpoint after `step` of `total` steps.
+
+    Args:
+        found: the checkpoint.
+        about: what no file of the run says.
+        step, total: how far it has come, and the run's length.
+        results: files of evaluations, of which those of these weights are shown.
+        report: whether the release has a report.
+    """
     assert found.run is not None
     run = Run(found.run)
     info, recipe = run.info(), found.recipe
-    evaluations = [read_result(file) for file in results]
+    shown, others = of_release(found, results)
     name = found.run.resolve().name
-    header = {
+    energy = _energy(info, run, about)
+    header: dict[str, Any] = {
         "license": about.licence,
         "library_name": "ijepa",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["ijepa", "self-supervised-learning", "vision-transformer"],
-        "model-index": [{"name": name, "results": [entry for each in evaluations for entry in _entries(each)]}],
+        "datasets": [_data(info, about)],
     }
-    if not header["model-index"][0]["results"]:  # type: ignore[index]
-        del header["model-index"]
+    if energy is not None:
+        header["co2_eq_emissions"] = energy.header()
+    if entries := [entry for each in shown for entry in index_entries(each)]:
+        header["model-index"] = [{"name": name, "results": entries}]
+    method = (
+        "Pretrained by I-JEPA (Assran et al., arXiv 2301.08243): it predicts, in representation space, what masked "
+        "parts of an image mean. No labels were used."
+    )
     parts = [
         f"# {name}",
-        f"{recipe.description} Pretrained by I-JEPA (Assran et al., arXiv 2301.08243): it predicts, in representation "
-        "space, what masked parts of an image mean. No labels were used.",
+        f"{recipe.description} {method}".strip(),
         _model(recipe),
-        _training(recipe, info, run, about, step, total),
-        _energy(info, run, about),
-        _evaluations(evaluations),
+        _training(recipe, info, run, about, step, total, report),
+        "## Energy\n\n" + (energy.text() if energy else _UNKNOWN),
+        evaluation_section(shown, others),
         _USE,
-        _loading(name),
+        loading_section(recipe.model),
         f"## Licence\n\n{about.licence}. The data have terms of their own.",
     ]
     return "---\n" + yaml.safe_dump(header, sort_keys=False, allow_unicode=True) + "---\n\n" + "\n\n".join(parts) + "\n"
@@ -79,20 +98,23 @@ def _model(recipe: Recipe) -> str:
         ("predictor", f"{size.predictor:,}; {predictor.width} wide, {predictor.depth} layers"),
         ("file to use", "`target_encoder.safetensors`: the moving average, which the paper evaluates"),
     ]
-    return "## Model\n\n" + _table(("", ""), rows)
+    return "## Model\n\n" + markdown_table(("", ""), rows)
 
 
-def _training(recipe: Recipe, info: dict[str, Any], run: Run, about: About, step: int, total: int) -> str:
+def _training(recipe: Recipe, info: dict[str, Any], run: Run, about: About, step: int, total: int, report: bool) -> str:
     seconds = _seconds(run)
     images = step * recipe.batch.total
-    data = info.get("data") or {}
-    shown = about.dataset or Path(str(data.get("path", "unknown"))).name
+    fingerprint = str((info.get("data") or {}).get("fingerprint", ""))[:16]
+    country, _ = find_country(about.country)
+    parts = "its encoder" if recipe.init.parts == "encoder" else "all its parts"
     rows = [
-        ("data", f"{shown}, {info.get('images', 0):,} images (fingerprint `{str(data.get('fingerprint', ''))[:16]}`)"),
+        ("data", f"{_data(info, about)}, {info.get('images', 0):,} images (fingerprint `{fingerprint}`)"),
+        ("begun from", f"{parts} of {info['init']}" if "init" in info else "random weights"),
         ("augmentation", f"random resized crops of {_range(recipe.data.crop_scale)} of the area, nothing else"),
         ("length", f"{step:,} of {total:,} steps of {recipe.batch.total:,} images: {images:,} images"),
-        ("hardware", f"{', '.join(info.get('devices', ['unknown']))}; {info.get('ranks', 1)} processes"),
-        ("time", f"{seconds / 3600:.2f} hours of training" if seconds else "not recorded"),
+        ("hardware", f"{_hardware(info)}; {counted(int(info.get('ranks', 1)), 'process', 'processes')}"),
+        ("country", "not stated" if country == _ANYWHERE else country),
+        ("time", f"{duration(seconds)} of training" if seconds else "not recorded"),
         ("throughput", f"{images / seconds:,.0f} images a second" if seconds else "not recorded"),
         ("year", str(info.get("date", "not recorded"))[:4] if info.get("date") else "not recorded"),
         ("precision", f"autocast {recipe.precision.autocast}, float8 {recipe.precision.fp8}"),
@@ -102,53 +124,63 @@ def _training(recipe: Recipe, info: dict[str, Any], run: Run, about: About, step
         ("commit", f"`{info.get('commit')}`"),
         ("seed", str(info.get("seed"))),
     ]  # fmt: skip
-    more = "Every number is in `recipe.yaml`; the curves are in `metrics.jsonl` and `report.html`."
+    curves = "`metrics.jsonl` and `report.html`" if report else "`metrics.jsonl`"
+    more = f"Every number is in `recipe.yaml`; the curves are in {curves}."
     if step < total:
         more = f"**The run had not come to its end: step {step:,} of {total:,}.** {more}"
-    return "## Training\n\n" + _table(("", ""), rows) + f"\n\n{more}"
+    return "## Training\n\n" + markdown_table(("", ""), rows) + f"\n\n{more}"
 
 
-def _energy(info: dict[str, Any], run: Run, about: About) -> str:
+@dataclass(frozen=True)
+class _Energy:
+    """An upper bound: device-hours times watts times the site's factor."""
+
+    hours: float
+    watts: float
+    source: str
+    country: str
+    grid: Grid
+    hardware: str
+
+    @property
+    def kilowatt_hours(self) -> float:
+        return self.hours * self.watts * grids().pue / 1e3
+
+    @property
+    def grams(self) -> float:
+        return self.kilowatt_hours * self.grid.grams
+
+    def text(self) -> str:
+        return (
+            f"At most {self.kilowatt_hours:,.3g} kWh and {self.grams / 1e3:,.3g} kg of CO2 equivalent: "
+            f"{self.hours:,.3g} device-hours at {self.watts:,.0f} W ({self.source}), times {grids().pue} for the site, "
+            f"at {self.grid.grams:g} g/kWh ({self.country}, {self.grid.year}). An upper bound, not a measurement."
+        )
+
+    def header(self) -> dict[str, Any]:
+        """The same as the hub reads it, in grams."""
+        return {
+            "emissions": float(f"{self.grams:.3g}"),
+            "source": f"an upper bound: device-hours at {self.watts:.0f} W ({self.source}), {self.grid.grams:g} g/kWh",
+            "training_type": "pre-training",
+            "geographical_location": self.country,
+            "hardware_used": self.hardware,
+        }
+
+
+def _energy(info: dict[str, Any], run: Run, about: About) -> _Energy | None:
+    """Return the estimate, None where nobody knows the hardware's power or the time."""
     hours = _seconds(run) / 3600 * int(info.get("ranks", 1))
     names = " ".join(info.get("devices", [])).lower()
     known = next((gpu for key, gpu in gpus().items() if key in names), None)
     watts = about.watts or (known.server_w if known else None)
     if watts is None or not hours:
-        text = (
-            "Not estimated: the table of GPUs does not know this hardware's power; `ijepa archive --watts W` states it."
-        )
-        return f"## Energy\n\n{text}"
-    country, grid = find_country(about.country)
-    energy = hours * watts * grids().pue / 1e3
+        return None
     source = "stated" if about.watts else f"a {known.name if known else ''} server's greatest power over its GPUs"
-    return (
-        "## Energy\n\n"
-        f"At most {energy:,.3g} kWh and {energy * grid.grams / 1e3:,.3g} kg of CO2 equivalent: {hours:,.2f} "
-        f"device-hours at {watts:,.0f} W ({source}), times {grids().pue} for the site, at {grid.grams:g} g/kWh "
-        f"({country}, {grid.year}). An upper bound, not a measurement."
-    )
+    return _Energy(hours, watts, source, *find_country(about.country), _hardware(info))
 
 
-def _evaluations(evaluations: list[dict[str, Any]]) -> str:
-    if not evaluations:
-        return "## Evaluation\n\nNone was made of this run."
-    tables = []
-    for result in evaluations:
-        figures = [key for key in FIGURES if any(isinstance(row.get(key), float) for row in result["rows"])]
-        rows = [
-            (row["encoder"], *(f"{100 * row[key]:.2f}" if isinstance(row.get(key), float) else "-" for key in figures))
-            for row in result["rows"]
-        ]
-        level = "" if result.get("level") is None else f", level {result['level']}"
-        test = result["data"].get("test", {})
-        title = (
-            f"**{result['kind']}, protocol `{result['protocol']['name']}`{level}**, {test.get('n')} test images, in %"
-        )
-        notes = "".join(f"\n\n{note}" for note in result.get("notes", []))
-        tables.append(f"{title}\n\n{_table(('encoder', *(FIGURES[key] for key in figures)), rows)}{notes}")
-    said = "A table is one protocol; numbers of different protocols do not compare."
-    return f"## Evaluation\n\n{said}\n\n" + "\n\n".join(tables)
-
+_UNKNOWN = "Not estimated: the table of GPUs does not know this hardware's power; `ijepa archive --watts W` states it."
 
 _USE = """## Intended use and limits
 
@@ -157,43 +189,16 @@ of further training. The encoder knows what its data showed, with their biases; 
 people, and it does not generate images. Features of one release do not compare with those of another."""
 
 
-def _loading(name: str) -> str:
-    return f"""## How to load it
-
-```python
-import ijepa
-
-encoder = ijepa.load_encoder("{name}")  # (B, 3, H, W) bytes -> (B, N, D)
-```
-
-For other libraries, `ijepa export {name} OUT --format transformers` (or `timm`, `official`, `onnx`), then
-
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("OUT", add_pooling_layer=False)
-```
-
-```python
-import timm
-
-model = timm.create_model("local-dir:OUT", pretrained=True)
-```"""
+def _data(info: dict[str, Any], about: About) -> str:
+    return about.dataset or data_name((info.get("data") or {}).get("path"))
 
 
-def _entries(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the hub's index reads of a result: the trained encoder's figures alone."""
-    row = result["rows"][0]
-    test = result["data"].get("test", {})
-    metrics = [
-        {"type": "accuracy" if key == "top1" else key, "name": f"{FIGURES[key]} (%)", "value": round(100 * row[key], 2)}
-        for key in FIGURES
-        if isinstance(row.get(key), float)
-    ]
-    task = "image-segmentation" if result["kind"] == "segmentation" else "image-classification"
-    where = Path(str(test.get("path") or "unknown")).name
-    named = {"type": task, "name": f"{result['kind']}, protocol {result['protocol']['name']}"}
-    return [{"task": named, "dataset": {"type": where, "name": where}, "metrics": metrics}]
+def _hardware(info: dict[str, Any]) -> str:
+    """Every kind of device once, with its number."""
+    names = [str(name) for name in info.get("devices", ["unknown"])]
+    return ", ".join(
+        name if names.count(name) == 1 else f"{names.count(name)} x {name}" for name in dict.fromkeys(names)
+    )
 
 
 def _seconds(run: Run) -> float:
@@ -205,8 +210,3 @@ def _seconds(run: Run) -> float:
 
 def _range(bounds: tuple[float, float]) -> str:
     return f"{bounds[0]:g}-{bounds[1]:g}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -55,9 +55,10 @@ class Result:
 
     @property
     def title(self) -> str:
-        """Kind and protocol in words."""
+        """Kind and protocol in words, and the context encoder's name where it stands in the target's place."""
         named = KINDS.get(self.kind, self.kind)
-        return f"{named}, protocol {self.protocol}" if self.protocol else named
+        other = " (context encoder)" if self.values.get("which") == "context" else ""
+        return f"{named}, protocol {self.protocol}{other}" if self.protocol else named
 
     @property
     def rows(self) -> list[dict[str, Any]]:

@@ -1,0 +1,115 @@
+"""Weights that are damaged, of another model, or say one thing and hold another: one line each, nothing written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ijepa.errors import Refused
+from ijepa.interop.exchange import export_weights, import_weights
+from ijepa.interop.weights import load_encoder
+
+
+def _short(folder: Path, tiny: Path) -> Path:
+    data = (tiny / "target_encoder.safetensors").read_bytes()
+    (folder / "short.safetensors").write_bytes(data[: len(data) // 2])
+    return folder / "short.safetensors"
+
+
+def _without(folder: Path, tiny: Path) -> Path:
+    out = export_weights(tiny, folder / "without", "transformers")
+    values = load_file(out / "model.safetensors")
+    del values["encoder.layer.1.output.dense.bias"]
+    save_file(values, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def _other_model(folder: Path, tiny: Path) -> Path:
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"model_type": "bert"}')
+    return folder / "other"
+
+
+def _cut(folder: Path, tiny: Path) -> Path:
+    file = export_weights(tiny, folder / "cut.pth.tar", "official")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return file
+
+
+def _index(folder: Path, tiny: Path) -> Path:
+    out = export_weights(tiny, folder / "index", "transformers")
+    (out / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    return out
+
+
+def _tensor(form: str, **changed: torch.Tensor) -> Callable[[Path, Path], Path]:
+    def make(folder: Path, tiny: Path) -> Path:
+        out = export_weights(tiny, folder / "tensor", form)
+        values = load_file(out / "model.safetensors")
+        save_file({**values, **changed}, out / "model.safetensors", {"format": "pt"})
+        return out
+
+    return make
+
+
+def _config(form: str, **changed: object) -> Callable[[Path, Path], Path]:
+    def make(folder: Path, tiny: Path) -> Path:
+        out = export_weights(tiny, folder / "config", form)
+        values = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**values, **changed}))
+        return out
+
+    return make
+
+
+QUERY = "encoder.layer.0.attention.attention.{}.weight"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_cut, r"cut.pth.tar: cannot be read"),
+        (_index, r"index/1: does not exist"),
+        (_short, "not a whole safetensors file"),
+        (_without, "blocks.1.mlp.fc2.bias is missing"),
+        (_tensor("timm", **{"blocks.0.ls1.gamma": torch.ones(32)}), "blocks.0.ls1.gamma is unknown"),
+        (_tensor("timm", **{"blocks.1.mlp.fc1.weight": torch.ones(8, 32)}), "blocks.1.mlp.fc1.weight has shape"),
+        (_tensor("timm", pos_embed=torch.ones(1, 36, 32)), "is not the sin-cos table"),
+        (_tensor("timm", **{"foo.pos_embed": torch.ones(2)}), "foo.pos_embed is unknown"),
+        (_tensor("transformers", **{"ijepa.norm.pos_embed": torch.ones(2)}), "ijepa.norm.pos_embed is unknown"),
+        (_tensor("transformers", **{QUERY.format("bogus"): torch.ones(32, 32)}), "attention.bogus.weight is unknown"),
+        (
+            _tensor(
+                "transformers", **{QUERY.format("query"): torch.ones(31, 32), QUERY.format("key"): torch.ones(33, 32)}
+            ),
+            "query, key and value of blocks.0.attn.qkv.weight differ in shape",
+        ),
+        (_config("transformers", image_size="abc"), "config.json: image_size = 'abc'; one number of pixels"),
+        (_config("transformers", image_size=[48, 48, 3]), r"config.json: image_size = \[48, 48, 3\]"),
+        (_config("transformers", image_size=64), "pos_embed has 36 positions; a grid of 8 x 8"),
+        (_config("transformers", num_attention_heads="x"), "num_attention_heads = 'x'; a whole number"),
+        (_config("transformers", num_attention_heads=5), "5 attention heads do not divide the width 32"),
+        (_config("transformers", ijepa="x"), "config.json: ijepa = 'x'; an object"),
+        (_config("transformers", layer_norm_eps=1e-12), "layer_norm_eps = 1e-12; only encoders with 1e-06"),
+        (_config("transformers", hidden_act="relu"), "hidden_act = relu; only encoders with gelu"),
+        (_config("timm", model_args=[1]), r"config.json: model_args = \[1\]; an object"),
+        (_config("timm", model_args={"class_token": False, "num_heads": -4}), "num_heads = -4; a whole number"),
+        (_config("timm", model_args={"class_token": False, "img_size": "x"}), "img_size = 'x'; one number of pixels"),
+        (_other_model, "model_type is bert"),
+    ],
+)
+def test_bad_files_are_one_line_and_write_nothing(tiny, tmp_path, make, message):
+    bad = make(tmp_path, tiny)
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    for act in (
+        lambda: import_weights(bad, tmp_path / "out"),
+        lambda: export_weights(bad, tmp_path / "out", "timm"),
+        lambda: load_encoder(bad),
+    ):
+        with pytest.raises(Refused, match=message) as error:
+            act()
+        assert "\n" not in str(error.value)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before

@@ -1,6 +1,7 @@
 """Shards from a server, and data sets as Hugging Face saves them."""
 
 import json
+import os
 import pickle
 import threading
 from functools import partial
@@ -63,6 +64,40 @@ def test_a_shard_that_changed_is_fetched_again(server, cache):
     open_source(url + "/train-{0000..0002}.tar")
     write_shards(far, [5, 4, 6])
     assert len(open_source(url + "/train-{0000..0002}.tar")) == 15
+
+
+def test_a_shard_that_changed_and_kept_its_size_is_fetched_again(server, cache):
+    url, _, far = server
+    before = open_source(url + "/train-0002.tar").image(0)
+    tar = far / "train-0002.tar"
+    data, stat = tar.read_bytes(), tar.stat()
+    tar.write_bytes(data.replace(before, before[::-1]))
+    (far / "classes.txt").write_text("x\ny\nz\n")
+    for name in ("train-0002.tar", "classes.txt"):
+        os.utime(far / name, (stat.st_atime, stat.st_mtime + 10))  # servers tell whole seconds
+    source = open_source(url + "/train-0002.tar")
+    assert source.image(0) == before[::-1] and source.classes == ("x", "y", "z")
+    (far / "classes.txt").unlink()
+    assert open_source(url + "/train-0002.tar").classes is None
+
+
+def test_a_remote_folder_holds_splits_apart(server, cache):
+    url, _, far = server
+    write_shards(far, [2, 2], prefix="val")
+    assert len(open_source(url + "/", split="train")) == 12 and len(open_source(url + "/", split="val")) == 4
+    with pytest.raises(Refused, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
+        open_source(url + "/")
+
+
+def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):
+    url, _, _ = server
+    system = remote._system(url, "")
+    together = threading.Barrier(3, timeout=10)
+    info = type(system).info
+    monkeypatch.setattr(
+        type(system), "info", lambda self, url: (url.endswith(".tar") and together.wait(), info(self, url))[1]
+    )
+    assert len(open_source(url + "/train-{0000..0002}.tar")) == 12  # one after another would break the barrier
 
 
 def test_what_is_not_there_is_one_line(server, cache, monkeypatch):

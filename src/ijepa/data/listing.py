@@ -104,9 +104,9 @@ def _in_folder(root: Path, where: str, split: str | None) -> Shards | Folder:
             where, f"{root} holds both tar files and the folders {', '.join(split_folders)}", "give one of them"
         )
     if tars:
-        return _tars([root / name for name in _choose(root, tars, where, split, "*.tar")], where)
+        return _tars([root / name for name in choose(root, tars, where, split, "*.tar")], where)
     if several:
-        chosen = _choose(root, split_folders, where, split, "")
+        chosen = choose(root, split_folders, where, split, "")
         if len(chosen) > 1:
             raise Refused(where, f"{root} holds {', '.join(chosen)}", f"give one, as {root / chosen[0]}")
         return _in_folder(root / chosen[0], where, None)
@@ -127,8 +127,12 @@ def _is_tar(path: Path) -> bool:
         return file.read(512)[257:262] == b"ustar"
 
 
-def _choose(root: Path, names: list[str], where: str, split: str | None, suffix: str) -> list[str]:
-    """Return the names of the split asked for; all of them where names speak of no split, or of one only."""
+def choose(root: Path | str, names: list[str], where: str, split: str | None, suffix: str) -> list[str]:
+    """Return the names of the split asked for; all of them where names speak of no split, or of one only.
+
+    Raises:
+        Refused: several splits and none chosen, or not the one asked for; `suffix` ends the names that the line shows.
+    """
     by_split: dict[str, list[str]] = {}
     for name in names:
         by_split.setdefault(_split_of(name), []).append(name)
@@ -143,7 +147,7 @@ def _choose(root: Path, names: list[str], where: str, split: str | None, suffix:
         raise Refused(
             where,
             f"{root} holds several splits: {', '.join(present)}",
-            f"give one, as {root / present[0]}{'-' if suffix else ''}{suffix}",
+            f"give one, as {root}/{present[0]}{'-' if suffix else ''}{suffix}",
         )
     return names
 

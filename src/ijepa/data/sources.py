@@ -164,7 +164,7 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     if str(path).startswith(PREFIX):
         return open_saved(str(path), where, split)
     if remote.is_remote(str(path)):
-        return TarSource(build(_fetched(str(path), where), where))
+        return TarSource(build(_fetched(str(path), where, split), where))
     known = recognise(path, where, split)
     if known is not None:
         return known
@@ -173,10 +173,9 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
 
 
-def _fetched(path: str, where: str) -> listing.Shards:
-    """Return local copies of the shards that a URL means."""
-    urls = remote.matching(path, where) if any(sign in path for sign in "*[") or path.endswith("/") else None
-    paths = remote.fetch(urls or listing.expand_braces(path), where, cache_root().with_name("shards"))
+def _fetched(path: str, where: str, split: str | None) -> listing.Shards:
+    """Return local copies of the shards that a URL means; of a folder's splits, one."""
+    paths = remote.fetch(remote.find(path, where, split), where, cache_root().with_name("shards"))
     return listing.Shards(paths[0].parent, tuple(paths))
 
 

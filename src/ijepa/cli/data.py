@@ -87,17 +87,24 @@ def pack(
 ) -> None:
     """Pack PATHS (archives as downloaded, a folder, or a CSV of path,label) into shards; the last path is OUT."""
     from ijepa.prepare.archives import open_archives
-    from ijepa.prepare.pack import WORK, Settings, check_folder
+    from ijepa.prepare.pack import Settings
     from ijepa.prepare.pack import pack as run
 
     *sources, out = paths
     if not sources:
         raise Refused("OUT", "is missing", f"write `ijepa data pack {kind} SOURCE OUT`")
     settings = Settings(seed, shard_size, hold_out, max_side)
-    check_folder(out)
+    for path in sources:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise Refused(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
     with telling() as tell:
-        opened = open_archives(kind, sources, out / WORK / "archives", devkit, tell)
-        made = run(opened, out, settings, processes=processes, tell=tell)
+        made = run(
+            lambda spool: open_archives(kind, sources, spool, devkit, tell),
+            out,
+            settings,
+            processes=processes,
+            tell=tell,
+        )
     shown = ", ".join(f"{part['images']} {split} in {len(part['shards'])}" for split, part in made["splits"].items())
     click.echo(
         f"{out}: {shown} shards; {made['bad']} bad" + (f", listed in {out / 'bad.jsonl'}" if made["bad"] else "")

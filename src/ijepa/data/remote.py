@@ -120,7 +120,11 @@ def _ask(system: Any, urls: list[str], where: str) -> list[Far]:
     found = [far for far in answers if far is not None]
     if len(found) < len(urls):
         missing = [url for url, far in zip(urls, answers, strict=True) if far is None]
-        raise Refused(where, f"{missing[0]} does not exist, or may not be read", f"{len(missing)} of {len(urls)} files are missing")
+        raise Refused(
+            where,
+            f"{missing[0]} does not exist, or may not be read",
+            f"{len(missing)} of {len(urls)} files are missing",
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""What may happen to `ijepa data pack` from outside, kills and full disks: the same command goes on, to the same bytes."""
+"""What may happen to `ijepa data pack` from outside, kills and full disks: it goes on, to the same bytes."""
 
 import errno
 import gzip

@@ -20,7 +20,8 @@ from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.prepare import pack as module
 from ijepa.prepare import shards, under_way
-from ijepa.prepare.archives import list_index, open_archives
+from ijepa.prepare.archives import open_archives
+from ijepa.prepare.lists import list_index
 from ijepa.prepare.pack import Settings, pack
 from tests.data.making import encoded, jpeg, picture, write_shards, write_tar, write_tree
 

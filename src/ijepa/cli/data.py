@@ -69,6 +69,11 @@ def check(path: str, split: str | None, duplicates: bool, processes: int) -> Non
 @click.option(
     "--devkit", type=click.Path(path_type=Path), help="ImageNet-1K's development kit, for validation classes."
 )
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Which to pack where a folder holds several; else what to call the images.",
+)
 @click.option("--hold-out", type=click.IntRange(min=0), default=0, show_default=True, help="Images a class for val.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=3000, show_default=True, help="Images a shard.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
@@ -79,13 +84,15 @@ def pack(
     kind: str,
     paths: tuple[Path, ...],
     devkit: Path | None,
+    split: str | None,
     hold_out: int,
     shard_size: int,
     seed: int,
     max_side: int | None,
     processes: int,
 ) -> None:
-    """Pack PATHS (archives as downloaded, a folder, or a CSV of path,label) into shards; the last path is OUT."""
+    """Pack PATHS (archives as downloaded, a folder, a list of paths and labels) into shards; the last path is OUT."""
+    from ijepa.data.sources import Source
     from ijepa.prepare.archives import open_archives
     from ijepa.prepare.pack import Settings
     from ijepa.prepare.pack import pack as run
@@ -98,14 +105,12 @@ def pack(
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
             raise Refused(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
     with telling() as tell:
-        made = run(
-            lambda spool: open_archives(kind, sources, spool, devkit, tell),
-            out,
-            settings,
-            processes=processes,
-            tell=tell,
-        )
-    shown = ", ".join(f"{part['images']} {split} in {len(part['shards'])}" for split, part in made["splits"].items())
+
+        def opened(spool: Path) -> dict[str, Source]:
+            return open_archives(kind, sources, spool, devkit, tell, split)
+
+        made = run(opened, out, settings, processes=processes, tell=tell)
+    shown = ", ".join(f"{part['images']} {name} in {len(part['shards'])}" for name, part in made["splits"].items())
     click.echo(
         f"{out}: {shown} shards; {made['bad']} bad" + (f", listed in {out / 'bad.jsonl'}" if made["bad"] else "")
     )

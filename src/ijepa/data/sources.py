@@ -161,6 +161,7 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     """
     from ijepa.data.huggingface import PREFIX, open_saved  # here, because these make sources
     from ijepa.data.official import recognise
+    from ijepa.data.parquet import find, open_parquet
 
     if str(path).startswith(PREFIX):
         return open_saved(str(path), where, split)
@@ -169,6 +170,9 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     known = recognise(path, where, split)
     if known is not None:
         return known
+    tables = find(path, where, split) if str(path) else None
+    if tables is not None:
+        return open_parquet(tables, where)
     files = listing.find(path, where, split)
     index = build(files, where)
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)

@@ -46,15 +46,23 @@ def index(path: str, split: str | None) -> None:
 @click.argument("path")
 @click.option("--split", default=None, help="train, val or test, where the folder holds several.")
 @click.option("--duplicates", is_flag=True, help="Also list images whose files are equal.")
-@click.option("--processes", type=int, default=1, show_default=True, help="Decoding processes.")
+@click.option("--checksums", is_flag=True, help="Only compare the shards with their manifest's SHA-256.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Decoding processes.")
 @debug_option
-def check(path: str, split: str | None, duplicates: bool, processes: int) -> None:
+def check(path: str, split: str | None, duplicates: bool, checksums: bool, processes: int) -> None:
     """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
-    from ijepa.cli.options import telling
     from ijepa.data.sources import open_source
     from ijepa.errors import Failed
     from ijepa.prepare.check import check as run
+    from ijepa.prepare.checksums import changed_shards
 
+    if checksums:
+        with telling() as progress:
+            count, lines = changed_shards(Path(path).expanduser(), split, threads=processes, tell=progress)
+        click.echo("\n".join([f"{count} shards: {count - len(lines)} as packed, {len(lines)} not", *lines]))
+        if lines:
+            raise Failed(f"{path}: {len(lines)} of {count} shards are not as they were packed")
+        return
     source = open_source(path, where="PATH", split=split)
     with telling() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)

@@ -95,7 +95,7 @@ def test_expanding_says_how_far_it_is(tmp_path, monkeypatch):
     said: list[str] = []
     open_archives("imagenet22k", [archive], tmp_path / "spool", None, said.append)
     assert any(line.startswith("expanding whole.tar.gz: ") and "minutes left" in line for line in said)
-    assert any(line.startswith("indexing") for line in said)
+    assert any(line.startswith("indexing whole-") and "minutes left" in line for line in said)
 
 
 def test_a_packing_of_a_list_without_labels(tmp_path):

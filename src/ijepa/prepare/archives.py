@@ -76,8 +76,9 @@ def open_archives(
         return {name: FolderSource(list_index(path))}
     plain = expanded(path, spool, tell)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
-    tell(f"indexing {plain.name}")
-    return {name: TarSource(nested_index(plain, where) if nested else folders_index(plain, where))}
+    progress = Progress(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
+    index = nested_index(plain, where, progress.at) if nested else folders_index(plain, where, progress.at)
+    return {name: TarSource(index)}
 
 
 def _folder(path: Path, split: str | None, spool: Path, tell: Tell) -> Source:
@@ -138,8 +139,8 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     return plain
 
 
-def folders_index(path: Path, where: str) -> Index:
-    """Return the index of a tar of class folders: an image's class is the folder that it is in.
+def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda offset: None) -> Index:
+    """Return the index of a tar of class folders: an image's class is the folder that it is in; `at` as `nested_arrays`.
 
     Raises:
         Refused: the file is damaged or holds no images in folders.
@@ -156,6 +157,7 @@ def folders_index(path: Path, where: str) -> Index:
                 if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
                     names.append(PurePosixPath(os.fsdecode(member.name)).parent.name)
                     places.append((member.offset // BLOCK, member.size))
+                    at(member.offset)
         except TarError as error:
             raise Refused(where, f"{path} {error}", error.mend) from error
         finally:

@@ -140,7 +140,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
 
 
 def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda offset: None) -> Index:
-    """Return the index of a tar of class folders: an image's class is the folder that it is in; `at` as `nested_arrays`.
+    """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_arrays`.
 
     Raises:
         Refused: the file is damaged or holds no images in folders.

@@ -185,10 +185,10 @@ def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monke
     pack(source, tmp_path / "whole", Settings(shard_size=6))
     run_one = module._Job.run
 
-    def until_the_last(job):
+    def until_the_last(job, sources):
         if job.plan.number == 4:
             raise Failed("stopped")
-        return run_one(job)
+        return run_one(job, sources)
 
     monkeypatch.setattr(module._Job, "run", until_the_last)
     with pytest.raises(Failed, match="stopped"):
@@ -343,7 +343,7 @@ def test_what_cannot_be_packed_is_one_line(tmp_path):
 def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
     source = {"train": open_source(tree(tmp_path / "tree"))}
 
-    def broken(self):
+    def broken(self, sources):
         raise Failed("broken")
 
     monkeypatch.setattr(module._Job, "run", broken)

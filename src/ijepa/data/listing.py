@@ -132,10 +132,12 @@ def parquet_files(folder: Path) -> list[str]:
     """Return the names of the parquet files in a folder of such, sorted; none where it holds tars or folders."""
     if not folder.is_dir():
         return []
-    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    if any(entry.suffix == ".tar" or entry.is_dir() for entry in visible):
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    found = sorted(entry.name for entry in visible if entry.name.endswith(".parquet"))
+    if not found or any(entry.name.endswith(".tar") or entry.is_dir() for entry in visible):
         return []
-    return sorted(entry.name for entry in visible if entry.suffix == ".parquet")
+    return found
 
 
 def _tars(paths: list[Path], where: str) -> Shards:

@@ -97,13 +97,13 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
     jobs = []
     for plan in left:
         origin, chosen = splits[plan.split]
-        jobs.append(_Job(out, plan, sources[origin], chosen[plan.start : plan.stop], settings, numbers[origin]))
+        jobs.append(_Job(out, plan, origin, chosen[plan.start : plan.stop], settings.max_side, numbers[origin]))
     total = sum(plan.stop - plan.start for plan in plans)
     done = total - sum(plan.stop - plan.start for plan in left)
     begun, before = time.monotonic(), done
     if before:
         tell(f"going on: {before} of {total} images are packed")
-    for images in _each(jobs, processes):
+    for images in _each(jobs, sources, processes):
         done += images
         rate = (done - before) / max(time.monotonic() - begun, 1e-9)
         tell(f"packed {done} of {total} images, {rate:.0f} a second, {(total - done) / rate / 60:.1f} minutes left")
@@ -112,28 +112,28 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to be written; `numbers` as `_numbers` returns them."""
+    """One shard to be written: images `chosen` of the source `origin`; `numbers` as `_numbers` returns them."""
 
     out: Path
     plan: ShardPlan
-    source: Source
+    origin: str
     chosen: npt.NDArray[np.int64]
-    settings: Settings
+    max_side: int | None
     numbers: list[int] | None
 
-    def run(self) -> int:
+    def run(self, sources: Sources) -> int:
         """Write the shard and its record; return how many images it was to hold."""
         bad: list[dict[str, str]] = []
-        entry = write_shard(self.out / self.plan.name, self._records(bad))
+        entry = write_shard(self.out / self.plan.name, self._records(sources[self.origin], bad))
         with complete_or_absent(under_way.record(self.out, self.plan)) as file:
             file.write(json.dumps({"entry": entry, "bad": bad}).encode())
         return len(self.chosen)
 
-    def _records(self, bad: list[dict[str, str]]) -> Iterator[Record]:
+    def _records(self, source: Source, bad: list[dict[str, str]]) -> Iterator[Record]:
         for index in self.chosen.tolist():
-            sample = self.source[index]
+            sample = source[index]
             try:
-                data, extension = _checked(sample.image, self.settings.max_side)
+                data, extension = _checked(sample.image, self.max_side)
             except DecodeError as error:
                 bad.append({"name": sample.name, "split": self.plan.split, "why": str(error)})
                 continue
@@ -143,15 +143,15 @@ class _Job:
             yield Record(f"{index:09d}-{stem}", data, label, sample.mask, extension)
 
 
-def _each(jobs: list[_Job], processes: int) -> Iterator[int]:
+def _each(jobs: list[_Job], sources: Sources, processes: int) -> Iterator[int]:
     """Run jobs, several at a time, and yield each one's images as it ends."""
     if processes <= 1 or len(jobs) <= 1:
-        yield from (job.run() for job in jobs)
+        yield from (job.run(sources) for job in jobs)
         return
-    # spawn, not fork: a caller may hold threads, and a fork of those can hang.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context, initializer=_leave_with_parent) as pool:
-        waiting = [pool.submit(job.run) for job in jobs]
+    # spawn, not fork: a caller may hold threads, and a fork of those can hang. Sources travel once a process.
+    context, workers = get_context("spawn"), min(processes, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(sources,)) as pool:
+        waiting = [pool.submit(_run, job) for job in jobs]
         try:
             for future in as_completed(waiting):
                 yield future.result()
@@ -161,9 +161,19 @@ def _each(jobs: list[_Job], processes: int) -> Iterator[int]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_with_parent() -> None:
-    """In a packing process: end when the command is no more, however it ended; when to stop is its decision."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+_sources: Sources = {}
+"""In a packing process: what it reads from."""
+
+
+def _run(job: _Job) -> int:
+    return job.run(_sources)
+
+
+def _begin(sources: Sources) -> None:
+    """Begin a packing process, which ends when the command is no more, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # when to stop is the command's decision
+    global _sources
+    _sources = sources
     parent = parent_process()
     assert parent is not None
 

@@ -232,6 +232,21 @@ def test_one_packing_at_a_time(tmp_path):
     pack(source, tmp_path / "out", Settings())
 
 
+def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
+    folders[-1].mkdir(parents=True)
+    for folder in folders:
+        (folder / ".half.tar.77.part").write_bytes(b"half")
+
+    def opened(spool):
+        assert spool == folders[-1] and not list((tmp_path / "out").rglob("*.part"))
+        return source
+
+    pack(opened, tmp_path / "out", Settings())
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
 def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
     far = write_shards(tmp_path / "shards", [4])
     (far / "classes.txt").write_text("a\nb\n")

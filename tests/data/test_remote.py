@@ -81,6 +81,22 @@ def test_a_shard_that_changed_and_kept_its_size_is_fetched_again(server, cache):
     assert open_source(url + "/train-0002.tar").classes is None
 
 
+def test_classes_that_cannot_be_asked_for_are_not_taken_for_none(server, cache, monkeypatch):
+    url, _, _ = server
+    assert open_source(url + "/train-0000.tar").classes == ("a", "b", "c")
+    head = Quiet.do_HEAD
+
+    def busy(self):
+        self.send_error(503) if self.path.endswith(".txt") else head(self)
+
+    monkeypatch.setattr(Quiet, "do_HEAD", busy)
+    monkeypatch.setattr(Quiet, "do_GET", busy)
+    with pytest.raises(Refused, match="classes.txt cannot be asked for: 503"):
+        open_source(url + "/train-0000.tar")
+    monkeypatch.undo()
+    assert list(cache.rglob("classes.txt"))
+
+
 def test_a_remote_folder_holds_splits_apart(server, cache):
     url, _, far = server
     write_shards(far, [2, 2], prefix="val")
@@ -104,7 +120,7 @@ def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
     url, _, _ = server
     with pytest.raises(Refused, match=r"train-0003.tar does not exist"):
         open_source(url + "/train-{0000..0003}.tar")
-    with pytest.raises(Refused, match="127.0.0.1:9"):
+    with pytest.raises(Refused, match="train-0000.tar cannot be asked for: .*127.0.0.1:9"):
         open_source("http://127.0.0.1:9/train-0000.tar")
     with pytest.raises(Refused, match="nosuch://"):
         open_source("nosuch://host/a.tar")

@@ -132,10 +132,13 @@ def _info(system: Any, url: str, where: str) -> Far | None:
     """Return what the server says of a file, None where there is none that it would show."""
     try:
         return Far.of(url, system.info(url))
-    except (FileNotFoundError, PermissionError):  # S3 says the second of what is not there to who may not list
-        return None
     except Exception as error:  # as above
-        raise Refused(where, f"{url} cannot be asked for: {_line(error)}") from None
+        # S3 says that it may not tell of what is not there; over HTTP, fsspec says "not found" of every failure.
+        absent = isinstance(error, FileNotFoundError | PermissionError)
+        cause = error.__cause__ or error
+        if absent and (cause is error or getattr(cause, "status", 0) in (401, 403, 404, 410)):
+            return None
+        raise Refused(where, f"{url} cannot be asked for: {_line(cause)}") from None
 
 
 def _system(url: str, where: str) -> Any:

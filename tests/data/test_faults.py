@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from ijepa.data import sources as module
 from ijepa.data.loader import Loader
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed
-from tests.data.making import bare_batch, write_shards
+from tests.data.making import bare_batch, jpeg, write_shards, write_tree
 
 
 def run(source, workers: int = 0) -> None:
@@ -82,6 +83,26 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     run(source)
     assert failed
+
+
+def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
+    source = open_source(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
+    read_bytes, failures = Path.read_bytes, [errno.ESTALE]
+
+    def failing(path):
+        if failures:
+            raise OSError(failures.pop(), "passing")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    assert source.image(2) == jpeg(2) and not failures
+    failures += [errno.EIO, errno.EIO]
+    with pytest.raises(Failed, match="2.jpg: passing"):
+        source.image(2)
+    failures.append(errno.EACCES)  # this one does not pass
+    with pytest.raises(Failed):
+        source.image(2)
 
 
 def test_more_shards_than_may_be_open(tmp_path):

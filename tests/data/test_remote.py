@@ -1,6 +1,7 @@
 """Shards from a server, and data sets as Hugging Face saves them."""
 
 import json
+import os
 import pickle
 import threading
 from functools import partial
@@ -65,11 +66,61 @@ def test_a_shard_that_changed_is_fetched_again(server, cache):
     assert len(open_source(url + "/train-{0000..0002}.tar")) == 15
 
 
+def test_a_shard_that_changed_and_kept_its_size_is_fetched_again(server, cache):
+    url, _, far = server
+    before = open_source(url + "/train-0002.tar").image(0)
+    tar = far / "train-0002.tar"
+    data, stat = tar.read_bytes(), tar.stat()
+    tar.write_bytes(data.replace(before, before[::-1]))
+    (far / "classes.txt").write_text("x\ny\nz\n")
+    for name in ("train-0002.tar", "classes.txt"):
+        os.utime(far / name, (stat.st_atime, stat.st_mtime + 10))  # servers tell whole seconds
+    source = open_source(url + "/train-0002.tar")
+    assert source.image(0) == before[::-1] and source.classes == ("x", "y", "z")
+    (far / "classes.txt").unlink()
+    assert open_source(url + "/train-0002.tar").classes is None
+
+
+def test_classes_that_cannot_be_asked_for_are_not_taken_for_none(server, cache, monkeypatch):
+    url, _, _ = server
+    assert open_source(url + "/train-0000.tar").classes == ("a", "b", "c")
+    head = Quiet.do_HEAD
+
+    def busy(self):
+        self.send_error(503) if self.path.endswith(".txt") else head(self)
+
+    monkeypatch.setattr(Quiet, "do_HEAD", busy)
+    monkeypatch.setattr(Quiet, "do_GET", busy)
+    with pytest.raises(Refused, match="classes.txt cannot be asked for: 503"):
+        open_source(url + "/train-0000.tar")
+    monkeypatch.undo()
+    assert list(cache.rglob("classes.txt"))
+
+
+def test_a_remote_folder_holds_splits_apart(server, cache):
+    url, _, far = server
+    write_shards(far, [2, 2], prefix="val")
+    assert len(open_source(url + "/", split="train")) == 12 and len(open_source(url + "/", split="val")) == 4
+    with pytest.raises(Refused, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
+        open_source(url + "/")
+
+
+def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):
+    url, _, _ = server
+    system = remote._system(url, "")
+    together = threading.Barrier(3, timeout=10)
+    info = type(system).info
+    monkeypatch.setattr(
+        type(system), "info", lambda self, url: (url.endswith(".tar") and together.wait(), info(self, url))[1]
+    )
+    assert len(open_source(url + "/train-{0000..0002}.tar")) == 12  # one after another would break the barrier
+
+
 def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
     url, _, _ = server
     with pytest.raises(Refused, match=r"train-0003.tar does not exist"):
         open_source(url + "/train-{0000..0003}.tar")
-    with pytest.raises(Refused, match="127.0.0.1:9"):
+    with pytest.raises(Refused, match="train-0000.tar cannot be asked for: .*127.0.0.1:9"):
         open_source("http://127.0.0.1:9/train-0000.tar")
     with pytest.raises(Refused, match="nosuch://"):
         open_source("nosuch://host/a.tar")
@@ -128,3 +179,61 @@ def test_what_is_no_saved_data_set_is_one_line(saved, tmp_path):
     (saved / "train/data-00001-of-00002.arrow").write_bytes(b"x" * 100)
     with pytest.raises(Refused, match="cannot be read"):
         open_source(f"hf:{saved}/train")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """An S3 server of moto's, with splits and classes in a bucket."""
+    pytest.importorskip("s3fs", reason="needs s3fs")
+    moto = pytest.importorskip("moto.server", reason="needs 'moto[s3]' and flask")
+    import s3fs
+
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    url = "http://{}:{}".format(*running.get_host_and_port())
+    for name, value in (
+        ("AWS_ENDPOINT_URL", url),
+        ("AWS_ACCESS_KEY_ID", "any"),
+        ("AWS_SECRET_ACCESS_KEY", "any"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ):
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    system.mkdir("bucket")
+    write_shards(tmp_path / "far", [5, 4])
+    write_shards(tmp_path / "far", [3], prefix="val")
+    (tmp_path / "far/classes.txt").write_text("a\nb\nc\n")
+    for file in (tmp_path / "far").iterdir():
+        system.put_file(str(file), f"bucket/shards/{file.name}")
+    yield system, tmp_path / "far"
+    system.rm("bucket", recursive=True)  # the server keeps them in the process
+    running.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/shards/", "s3://bucket/shards", "s3://bucket/shards/train-*.tar"])
+def test_a_bucket_is_fetched_once_by_its_splits(bucket, cache, capsys, path):
+    _, far = bucket
+    source, near = open_source(path, split="train"), open_source(far, split="train")
+    assert len(source) == 9 and source.classes == ("a", "b", "c")
+    assert [source.image(i) for i in range(9)] == [near.image(i) for i in range(9)]
+    assert capsys.readouterr().err.count("fetched train-") == 2
+    assert len(open_source(path, split="train")) == 9 and not capsys.readouterr().err
+    if "*" not in path:
+        assert len(open_source(path, split="val")) == 3
+        with pytest.raises(Refused, match="several splits"):
+            open_source(path)
+
+
+def test_an_object_that_changed_and_kept_its_size_is_fetched_again(bucket, cache):
+    system, far = bucket
+    before = open_source("s3://bucket/shards/train-{0000..0001}.tar").image(0)
+    data = (far / "train-0000.tar").read_bytes().replace(before, before[::-1])
+    system.pipe_file("bucket/shards/train-0000.tar", data)
+    assert open_source("s3://bucket/shards/train-{0000..0001}.tar").image(0) == before[::-1]
+    with pytest.raises(Refused, match=r"train-0002.tar does not exist.*1 of 3 files are missing"):
+        open_source("s3://bucket/shards/train-{0000..0002}.tar")
+    with pytest.raises(Refused, match="s3://bucket/nothing/ matches nothing"):
+        open_source("s3://bucket/nothing/")

@@ -12,6 +12,8 @@ from ijepa.cli import cli
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.prepare.check import check
+from ijepa.prepare.checksums import changed_shards
+from ijepa.prepare.scenes import write_scenes
 
 
 def _encoded(shape: tuple[int, int], form: str, mode: str = "RGB") -> bytes:
@@ -81,3 +83,24 @@ def test_the_command_fails_where_an_image_is_bad(odd: Path, scenes: Path) -> Non
     assert "7 images" in result.output and "bad: e.jpg: no bytes at all" in result.output
     result = CliRunner().invoke(cli, ["data", "check", str(scenes), "--split", "val"])
     assert result.exit_code == 0 and "20 good, 0 bad" in result.output
+
+
+def test_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "scenes"
+    write_scenes(folder, images=24, seed=1, size=48, val_share=0.25, shard_size=6)
+    result = CliRunner().invoke(cli, ["data", "check", str(folder), "--checksums", "--processes", "2"])
+    assert result.exit_code == 0 and "4 shards: 4 as packed, 0 not" in result.output
+    data = bytearray((folder / "train-0001.tar").read_bytes())
+    data[700] ^= 1
+    (folder / "train-0001.tar").write_bytes(data)
+    (folder / "train-0002.tar").unlink()
+    result = CliRunner().invoke(cli, ["data", "check", str(folder), "--checksums"])
+    assert isinstance(result.exception, Failed) and "2 of 4 shards are not as they were packed" in str(result.exception)
+    assert "train-0001.tar: " in result.output and "train-0002.tar: No such file" in result.output
+    assert changed_shards(folder, "val") == (1, [])
+    for place, split, message in (
+        (tmp_path, None, "manifest.json is not there"),
+        (folder, "test", "no shards of test"),
+    ):
+        with pytest.raises(Refused, match=message):
+            changed_shards(place, split)

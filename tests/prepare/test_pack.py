@@ -19,10 +19,11 @@ from ijepa.cli import cli
 from ijepa.data.sources import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.prepare import pack as module
-from ijepa.prepare import shards
-from ijepa.prepare.archives import list_index, open_archives
+from ijepa.prepare import shards, under_way
+from ijepa.prepare.archives import open_archives
+from ijepa.prepare.lists import list_index
 from ijepa.prepare.pack import Settings, pack
-from tests.data.making import encoded, jpeg, picture, write_tar, write_tree
+from tests.data.making import encoded, jpeg, picture, write_shards, write_tar, write_tree
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 
@@ -176,7 +177,110 @@ def test_five_kills_change_no_byte(tmp_path):
         assert not (tmp_path / "out/manifest.json").exists()
     pack({"train": open_source(root)}, tmp_path / "out", Settings(shard_size=4, hold_out=2))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert not (tmp_path / "out" / module.WORK).exists()
+    assert not (tmp_path / "out" / under_way.WORK).exists()
+
+
+def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monkeypatch):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    pack(source, tmp_path / "whole", Settings(shard_size=6))
+    run_one = module._Job.run
+
+    def until_the_last(job, sources):
+        if job.plan.number == 4:
+            raise Failed("stopped")
+        return run_one(job, sources)
+
+    monkeypatch.setattr(module._Job, "run", until_the_last)
+    with pytest.raises(Failed, match="stopped"):
+        pack(source, tmp_path / "out", Settings(shard_size=6))
+    monkeypatch.undo()
+    there = [tmp_path / f"out/train-000{number}.tar" for number in range(4)]
+    there[0].unlink()
+    there[1].write_bytes(there[1].read_bytes()[:1024])
+    before = [path.stat() for path in there[2:]]
+    pack(source, tmp_path / "out", Settings(shard_size=6))
+    after = [path.stat() for path in there[2:]]
+    assert [(s.st_ino, s.st_mtime_ns) for s in before] == [(s.st_ino, s.st_mtime_ns) for s in after]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kept", [["plan.json", "train-0000.tar.json"], []])
+def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypatch, kept):
+    root = tree(tmp_path / "tree")
+
+    def killed(out):
+        for file in (out / under_way.WORK).iterdir():
+            if file.name not in kept:
+                file.unlink()
+        raise Failed("killed")
+
+    monkeypatch.setattr(under_way, "clean", killed)
+    with pytest.raises(Failed, match="killed"):
+        run("folder", root, tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="with other settings"):
+        run("folder", root, tmp_path / "out", "--seed", 3)
+    assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
+    assert not (tmp_path / "out" / under_way.WORK).exists()
+
+
+def test_one_packing_at_a_time(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    with under_way.claim(tmp_path / "out"), pytest.raises(Refused, match="is being packed by another process"):
+        pack(source, tmp_path / "out", Settings())
+    assert not (tmp_path / "out").exists()
+    pack(source, tmp_path / "out", Settings())
+
+
+def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
+    folders[-1].mkdir(parents=True)
+    for folder in folders:
+        (folder / ".half.tar.77.part").write_bytes(b"half")
+
+    def opened(spool):
+        assert spool == folders[-1] and not list((tmp_path / "out").rglob("*.part"))
+        return source
+
+    pack(opened, tmp_path / "out", Settings())
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
+def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
+    far = write_shards(tmp_path / "shards", [4])
+    (far / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(Refused, match="label 2 of train has no name: there are 2 classes"):
+        pack({"train": open_source(far)}, tmp_path / "out", Settings())
+    lines = write_tree(tmp_path / "lines", {"a\nb/i.jpg": jpeg(1)})
+    with pytest.raises(Refused, match="is no name that fits a line"):
+        pack({"train": open_source(lines)}, tmp_path / "out", Settings())
+    assert not (tmp_path / "out").exists()
+    odd = os.fsdecode(b"caf\xe9")
+    latin = write_tree(tmp_path / "latin", {f"{odd}/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
+    pack({"train": open_source(latin)}, tmp_path / "out", Settings())
+    assert (tmp_path / "out/classes.txt").read_bytes() == b"b\ncaf\xe9\n"
+    assert open_source(tmp_path / "out").classes == ("b", odd)
+
+
+def test_splits_that_number_their_classes_differently(tmp_path):
+    sources = {
+        "train": open_source(write_tree(tmp_path / "train", {f"{c}/i.jpg": jpeg(n) for n, c in enumerate("abc")})),
+        "val": open_source(write_tree(tmp_path / "val", {"c/j.jpg": jpeg(7)})),
+    }
+    pack(sources, tmp_path / "out", Settings())
+    assert held(tmp_path / "out", "val") == {"j": (jpeg(7), "c")}
+
+
+def test_holding_out_leaves_one_image_of_each_class(tmp_path):
+    files = (
+        {f"a/{n}.jpg": jpeg(n) for n in range(5)} | {f"b/{n}.jpg": jpeg(9 + n) for n in range(2)} | {"c/1.jpg": jpeg(8)}
+    )
+    said = run("folder", write_tree(tmp_path / "tree", files), tmp_path / "out", "--hold-out", 3)
+    assert "2 of 3 classes have 3 images or fewer" in said
+    splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
+    assert splits["train"]["images_per_class"] == {"a": 2, "b": 1, "c": 1}
+    assert splits["val"]["images_per_class"] == {"a": 3, "b": 1}
 
 
 def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
@@ -233,6 +337,7 @@ def test_what_cannot_be_packed_is_one_line(tmp_path):
     root = tree(tmp_path / "tree")
     source = {"train": open_source(root)}
     pack(source, tmp_path / "done", Settings())
+    single = write_tree(tmp_path / "single", {"a/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy/file").write_text("x")
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(os.urandom(9000))[:4000])
@@ -241,18 +346,19 @@ def test_what_cannot_be_packed_is_one_line(tmp_path):
         (("folder", root, tmp_path / "busy"), "is not empty"),
         (("folder", root), "OUT: is missing"),
         (("folder", tmp_path / "nowhere", tmp_path / "x"), "does not exist"),
-        (("folder", root, tmp_path / "x", "--hold-out", 10), "nothing to train on"),
+        (("folder", single, tmp_path / "x", "--hold-out", 1), "finds no class with two images"),
+        (("folder", root, root / "a/shards"), "whose images are to be packed"),
         (("imagenet22k", tmp_path / "cut.tar.gz", tmp_path / "x"), "is damaged"),
     ):
         with pytest.raises(Refused, match=message):
             run(*words)
-    assert not list((tmp_path / "x").glob("*.tar"))
+    assert not (tmp_path / "x").exists() and not (root / "a/shards").exists()
 
 
 def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
     source = {"train": open_source(tree(tmp_path / "tree"))}
 
-    def broken(self):
+    def broken(self, sources):
         raise Failed("broken")
 
     monkeypatch.setattr(module._Job, "run", broken)

@@ -46,15 +46,23 @@ def index(path: str, split: str | None) -> None:
 @click.argument("path")
 @click.option("--split", default=None, help="train, val or test, where the folder holds several.")
 @click.option("--duplicates", is_flag=True, help="Also list images whose files are equal.")
-@click.option("--processes", type=int, default=1, show_default=True, help="Decoding processes.")
+@click.option("--checksums", is_flag=True, help="Only compare the shards with their manifest's SHA-256.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Decoding processes.")
 @debug_option
-def check(path: str, split: str | None, duplicates: bool, processes: int) -> None:
+def check(path: str, split: str | None, duplicates: bool, checksums: bool, processes: int) -> None:
     """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
-    from ijepa.cli.options import telling
     from ijepa.data.sources import open_source
     from ijepa.errors import Failed
     from ijepa.prepare.check import check as run
+    from ijepa.prepare.checksums import changed_shards
 
+    if checksums:
+        with telling() as progress:
+            count, lines = changed_shards(Path(path).expanduser(), split, threads=processes, tell=progress)
+        click.echo("\n".join([f"{count} shards: {count - len(lines)} as packed, {len(lines)} not", *lines]))
+        if lines:
+            raise Failed(f"{path}: {len(lines)} of {count} shards are not as they were packed")
+        return
     source = open_source(path, where="PATH", split=split)
     with telling() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)
@@ -69,6 +77,11 @@ def check(path: str, split: str | None, duplicates: bool, processes: int) -> Non
 @click.option(
     "--devkit", type=click.Path(path_type=Path), help="ImageNet-1K's development kit, for validation classes."
 )
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Which to pack where a folder holds several; else what to call the images.",
+)
 @click.option("--hold-out", type=click.IntRange(min=0), default=0, show_default=True, help="Images a class for val.")
 @click.option("--shard-size", type=click.IntRange(min=1), default=3000, show_default=True, help="Images a shard.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
@@ -79,26 +92,33 @@ def pack(
     kind: str,
     paths: tuple[Path, ...],
     devkit: Path | None,
+    split: str | None,
     hold_out: int,
     shard_size: int,
     seed: int,
     max_side: int | None,
     processes: int,
 ) -> None:
-    """Pack PATHS (archives as downloaded, a folder, or a CSV of path,label) into shards; the last path is OUT."""
+    """Pack PATHS (archives as downloaded, a folder, a list of paths and labels) into shards; the last path is OUT."""
+    from ijepa.data.sources import Source
     from ijepa.prepare.archives import open_archives
-    from ijepa.prepare.pack import WORK, Settings, check_folder
+    from ijepa.prepare.pack import Settings
     from ijepa.prepare.pack import pack as run
 
     *sources, out = paths
     if not sources:
         raise Refused("OUT", "is missing", f"write `ijepa data pack {kind} SOURCE OUT`")
     settings = Settings(seed, shard_size, hold_out, max_side)
-    check_folder(out)
+    for path in sources:
+        if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+            raise Refused(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
     with telling() as tell:
-        opened = open_archives(kind, sources, out / WORK / "archives", devkit, tell)
+
+        def opened(spool: Path) -> dict[str, Source]:
+            return open_archives(kind, sources, spool, devkit, tell, split)
+
         made = run(opened, out, settings, processes=processes, tell=tell)
-    shown = ", ".join(f"{part['images']} {split} in {len(part['shards'])}" for split, part in made["splits"].items())
+    shown = ", ".join(f"{part['images']} {name} in {len(part['shards'])}" for name, part in made["splits"].items())
     click.echo(
         f"{out}: {shown} shards; {made['bad']} bad" + (f", listed in {out / 'bad.jsonl'}" if made["bad"] else "")
     )

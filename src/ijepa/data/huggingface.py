@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.data.index import Index
-from ijepa.data.sources import Source
+from ijepa.data.sources import Source, read_file
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json
 
@@ -37,10 +37,7 @@ class ArrowSource(Source):
         value = self._rows()[index].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(value, dict) and value.get("path"):
-            try:
-                return Path(value["path"]).read_bytes()
-            except OSError as error:
-                raise Failed(f"{value['path']}: {error.strerror}") from error
+            return read_file(Path(value["path"]))
         if not isinstance(data, bytes):
             raise Failed(f"{self._name(index)} holds no image")
         return data

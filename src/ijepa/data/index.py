@@ -247,7 +247,7 @@ def _subfolders(root: Path) -> list[str]:
 def _read_classes(root: Path) -> list[str] | None:
     path = root / "classes.txt"
     return (
-        [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        [line.strip() for line in os.fsdecode(path.read_bytes()).splitlines() if line.strip()]
         if path.is_file()
         else None
     )

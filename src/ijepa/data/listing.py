@@ -1,9 +1,9 @@
 """From the path that was typed to the files it means: shards, or a folder of images.
 
 Understood are a class-folder tree, a flat folder, `images/` beside `masks/`, a folder of tar shards, one tar, a
-brace pattern (`train-{0000..0127}.tar`) and a glob. Where a folder holds several splits, as shards or as folders
-named train, val or test (validation, training, train2017 too), one has to be chosen: training on the test set by
-mistake is not offered.
+brace pattern (`train-{0000..0127}.tar`) and a glob; parquet files are `parquet`'s. Where a folder holds several splits,
+as shards or as folders named train, val or test (validation, training, train2017 too), one has to be chosen: training
+on the test set by mistake is not offered.
 """
 
 import os
@@ -96,21 +96,48 @@ def _in_folder(root: Path, where: str, split: str | None) -> Shards | Folder:
     tars = [entry.name for entry in entries if entry.name.endswith(".tar") and entry.is_file()]
     if {"images", "masks"} <= set(folders):
         return Folder(root / "images", root / "masks")
-    split_folders = [name for name in folders if _split_of(name)]
-    kinds = {_split_of(name) for name in split_folders}
-    several = len(kinds) > 1 or (bool(folders) and len(split_folders) == len(folders))
-    if tars and several:
+    split_folders = _split_folders(folders)
+    if tars and split_folders:
         raise Refused(
             where, f"{root} holds both tar files and the folders {', '.join(split_folders)}", "give one of them"
         )
     if tars:
-        return _tars([root / name for name in _choose(root, tars, where, split, "*.tar")], where)
-    if several:
-        chosen = _choose(root, split_folders, where, split, "")
+        return _tars([root / name for name in choose(root, tars, where, split, "*.tar")], where)
+    if split_folders:
+        chosen = choose(root, split_folders, where, split, "")
         if len(chosen) > 1:
             raise Refused(where, f"{root} holds {', '.join(chosen)}", f"give one, as {root / chosen[0]}")
         return _in_folder(root / chosen[0], where, None)
     return Folder(root)
+
+
+def _split_folders(folders: list[str]) -> list[str]:
+    """Return the folders that are splits, where folders are splits and not classes: a class may be called train."""
+    named = [name for name in folders if _split_of(name)]
+    return named if len({_split_of(name) for name in named}) > 1 or len(named) == len(folders) else []
+
+
+def splits(path: Path) -> list[str]:
+    """Return which of train, val and test a folder holds, as shards, parquet files or folders; none of one set."""
+    if not path.is_dir():
+        return []
+    visible = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    names = [entry.name for entry in visible if entry.suffix == ".tar"] or parquet_files(path)
+    names = names or parquet_files(path / "data") or _split_folders([e.name for e in visible if e.is_dir()])
+    present = {_split_of(name) for name in names}
+    return [split for split in ("train", "val", "test") if split in present]
+
+
+def parquet_files(folder: Path) -> list[str]:
+    """Return the names of the parquet files in a folder of such, sorted; none where it holds tars or folders."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    found = sorted(entry.name for entry in visible if entry.name.endswith(".parquet"))
+    if not found or any(entry.name.endswith(".tar") or entry.is_dir() for entry in visible):
+        return []
+    return found
 
 
 def _tars(paths: list[Path], where: str) -> Shards:
@@ -127,8 +154,12 @@ def _is_tar(path: Path) -> bool:
         return file.read(512)[257:262] == b"ustar"
 
 
-def _choose(root: Path, names: list[str], where: str, split: str | None, suffix: str) -> list[str]:
-    """Return the names of the split asked for; all of them where names speak of no split, or of one only."""
+def choose(root: Path | str, names: list[str], where: str, split: str | None, suffix: str) -> list[str]:
+    """Return the names of the split asked for; all of them where names speak of no split, or of one only.
+
+    Raises:
+        Refused: several splits and none chosen, or not the one asked for; `suffix` ends the names that the line shows.
+    """
     by_split: dict[str, list[str]] = {}
     for name in names:
         by_split.setdefault(_split_of(name), []).append(name)
@@ -143,7 +174,7 @@ def _choose(root: Path, names: list[str], where: str, split: str | None, suffix:
         raise Refused(
             where,
             f"{root} holds several splits: {', '.join(present)}",
-            f"give one, as {root / present[0]}{'-' if suffix else ''}{suffix}",
+            f"give one, as {root}/{present[0]}{'-' if suffix else ''}{suffix}",
         )
     return names
 

@@ -6,6 +6,7 @@ the result is the index of one shard.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from ijepa.data.index import Arrays, Index, _cached, _Digest
 from ijepa.data.tars import BLOCK, IMAGE_FIELDS, Member, TarError, _Window, walk
 from ijepa.errors import Refused
+
+At = Callable[[int], None]
 
 
 class _Inner(_Window):
@@ -42,8 +45,10 @@ def first_name(path: Path) -> str:
         os.close(descriptor)
 
 
-def nested_arrays(path: Path, where: str) -> tuple[Arrays, list[str]]:
+def nested_arrays(path: Path, where: str, at: At = lambda offset: None) -> tuple[Arrays, list[str]]:
     """Return where the images of a tar of class tars lie, and the classes' names, sorted.
+
+    `at` is told the byte that has been reached, class by class.
 
     Raises:
         Refused: the file or a tar in it is damaged, or holds no images.
@@ -54,6 +59,7 @@ def nested_arrays(path: Path, where: str) -> tuple[Arrays, list[str]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for outer in walk(_Window(descriptor), os.fstat(descriptor).st_size):
+                at(outer.offset)
                 inside = os.fsdecode(outer.name)
                 if not inside.endswith(".tar"):
                     continue
@@ -80,13 +86,13 @@ def nested_arrays(path: Path, where: str) -> tuple[Arrays, list[str]]:
     }, classes
 
 
-def nested_index(path: Path, where: str) -> Index:
-    """Return the index of a tar of class tars. Raises as `nested_arrays`."""
+def nested_index(path: Path, where: str, at: At = lambda offset: None) -> Index:
+    """Return the index of a tar of class tars. `at` and errors as for `nested_arrays`."""
     digest = _Digest("nested", None)
     digest.file(path.name, path.stat())
 
     def make() -> Index:
-        arrays, classes = nested_arrays(path, where)
+        arrays, classes = nested_arrays(path, where, at)
         header = {"root": str(path.parent), "shards": [path.name], "classes": classes, "fingerprint": digest.hex()}
         return Index(header, arrays)
 

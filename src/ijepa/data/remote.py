@@ -1,8 +1,9 @@
 """Shards on other machines, fetched once into a local folder: `https://...`, `s3://...`, whatever fsspec opens.
 
 A run reads every image of every epoch in a random order, so what it reads from must be near: shards are fetched whole,
-several at a time, each written beside its place and renamed, and found again at the next start if their size is still
-that of the original. Several processes of one machine fetch once: one does, the others wait at a lock.
+several at a time, each written beside its place and renamed. What the server says of a file (size, and ETag or time) is
+kept beside its copy, so that at the next start a copy is used if, and only if, its original is the same. Several
+processes of one machine fetch once: one does, the others wait at a lock.
 """
 
 import fcntl
@@ -14,14 +15,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ijepa.data import listing
 from ijepa.errors import Failed, Refused
+from ijepa.files import write_text
 
-_THREADS = 8
+_THREADS, _ASKERS = 8, 32
 _ATTEMPTS = 3
 _CHUNK = 2**22
+_VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime")
+"""Where fsspec's file systems keep what changes with a file, the surest first."""
 Tell = Callable[[str], None]
 
 
@@ -30,61 +36,109 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def fetch(urls: list[str], where: str, folder: Path, tell: Tell | None = None) -> list[Path]:
-    """Return local copies of the shards at `urls`, in `folder`; fetch those that are not there.
+@dataclass(frozen=True)
+class Far:
+    """A file on another machine; `version` is what the server tells it by from an earlier file of its name."""
+
+    url: str
+    size: int
+    version: str
+
+    @classmethod
+    def of(cls, url: str, info: dict[str, Any]) -> "Far":
+        """Read it from what fsspec knows of a file: each file system has a name of its own for it."""
+        known = next((info[key] for key in _VERSIONS if info.get(key)), "")
+        return cls(url, int(info.get("size") or 0), f"{info.get('size')} {known}")
+
+
+def find(path: str, where: str, split: str | None) -> list[Far]:
+    """Return the shards that a URL means: one, a brace pattern's, a glob's, or a folder's of one split.
+
+    Raises:
+        Refused: without the extra `remote`, nothing there, or several splits and none chosen.
+    """
+    system = _system(path, where)
+    system.invalidate_cache()  # listings of earlier in this process
+    folder = path.endswith("/") or not any(sign in path.rpartition("/")[2] for sign in ".*[{")
+    if not folder and not any(sign in path for sign in "*["):
+        return _ask(system, listing.expand_braces(path), where)
+    root = path.rstrip("/")
+    try:
+        found = system.glob(f"{root}/*.tar" if folder else path, detail=True)
+    except Exception as error:  # every file system has errors of its own
+        raise Refused(where, f"{path} cannot be listed: {_line(error)}") from None
+    if not found:
+        raise Refused(where, f"{path} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
+    infos = {PurePosixPath(name).name: (system.unstrip_protocol(name), info) for name, info in sorted(found.items())}
+    names = listing.choose(root, list(infos), where, split, "*.tar") if folder else list(infos)
+    if all(infos[name][1].get("size") is not None for name in names):  # object stores list sizes and ETags
+        return [Far.of(*infos[name]) for name in names]
+    return _ask(system, [infos[name][0] for name in names], where)
+
+
+def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None) -> list[Path]:
+    """Return local copies of shards, in `folder`; fetch those that are not there, or not as they are far away.
 
     A `classes.txt` beside the first shard comes along.
 
     Raises:
-        Refused: without the extra `remote`, a shard that is not there, or too little room.
+        Refused: too little room.
         Failed: fetching failed several times.
     """
     say = tell or (lambda line: print(line, file=sys.stderr, flush=True))
-    system = _system(urls[0], where)
-    parent = urls[0].rpartition("/")[0]
+    system = _system(shards[0].url, where)
+    parent = shards[0].url.rpartition("/")[0]
     home = folder / hashlib.blake2b(parent.encode(), digest_size=8).hexdigest()
     home.mkdir(parents=True, exist_ok=True)
-    sizes: dict[str, int] = {}
-    for url in urls:
-        try:
-            sizes[url] = int(system.info(url)["size"] or 0)
-        except FileNotFoundError:
-            raise Refused(where, f"{url} does not exist") from None
-        except Exception as error:  # every file system has errors of its own
-            raise Refused(where, f"{url} cannot be asked for: {_line(error)}") from None
+    classes = _info(system, f"{parent}/classes.txt", where)
+    named = shards if classes is None else [*shards, classes]
     with _alone(home):
-        missing = [url for url in urls if not _whole(_local(home, url), sizes[url])]
-        need, free = sum(sizes[url] for url in missing), shutil.disk_usage(home).free
+        if classes is None:
+            (home / "classes.txt").unlink(missing_ok=True)
+        missing = [far for far in named if not _same(_local(home, far), far)]
+        need, free = sum(far.size for far in missing), shutil.disk_usage(home).free
         if need > free:
             raise Refused(
                 where, f"{need / 1e9:.1f} GB are to be fetched, {home} has room for {free / 1e9:.1f}", "set IJEPA_CACHE"
             )
         done = 0
         with ThreadPoolExecutor(_THREADS) as pool:
-            for url, size in pool.map(lambda url: (url, _get(system, url, _local(home, url))), missing):
-                done += size
-                say(f"fetched {PurePosixPath(url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
-        classes = f"{parent}/classes.txt"
-        if not (home / "classes.txt").exists() and system.exists(classes):
-            _get(system, classes, home / "classes.txt")
-    return [_local(home, url) for url in urls]
+            for far in pool.map(lambda far: _get(system, far, _local(home, far)), missing):
+                done += far.size
+                say(f"fetched {PurePosixPath(far.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
+    return [_local(home, far) for far in shards]
 
 
-def matching(pattern: str, where: str) -> list[str]:
-    """Return the URLs that a glob, or a folder ending in `/`, means.
+def _ask(system: Any, urls: list[str], where: str) -> list[Far]:
+    """Return what the server says of files, many asked for at once.
 
     Raises:
-        Refused: nothing there.
+        Refused: one is not there, or cannot be asked for.
     """
-    system = _system(pattern, where)
-    protocol = pattern.partition("://")[0]
+    with ThreadPoolExecutor(min(_ASKERS, len(urls))) as pool:
+        answers = list(pool.map(lambda url: _info(system, url, where), urls))
+    found = [far for far in answers if far is not None]
+    if len(found) < len(urls):
+        missing = [url for url, far in zip(urls, answers, strict=True) if far is None]
+        raise Refused(
+            where,
+            f"{missing[0]} does not exist, or may not be read",
+            f"{len(missing)} of {len(urls)} files are missing",
+        )
+    return found
+
+
+def _info(system: Any, url: str, where: str) -> Far | None:
+    """Return what the server says of a file, None where there is none that it would show."""
     try:
-        found = sorted(system.glob(f"{pattern}*.tar" if pattern.endswith("/") else pattern))
+        return Far.of(url, system.info(url))
     except Exception as error:  # as above
-        raise Refused(where, f"{pattern} cannot be listed: {_line(error)}") from None
-    if not found:
-        raise Refused(where, f"{pattern} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
-    return [name if "://" in name else f"{protocol}://{name}" for name in found]
+        # S3 says that it may not tell of what is not there; over HTTP, fsspec says "not found" of every failure.
+        absent = isinstance(error, FileNotFoundError | PermissionError)
+        cause = error.__cause__ or error
+        if absent and (cause is error or getattr(cause, "status", 0) in (401, 403, 404, 410)):
+            return None
+        raise Refused(where, f"{url} cannot be asked for: {_line(cause)}") from None
 
 
 def _system(url: str, where: str) -> Any:
@@ -98,31 +152,42 @@ def _system(url: str, where: str) -> Any:
         raise Refused(where, f"{url}: {_line(error)}") from None
 
 
-def _get(system: Any, url: str, local: Path) -> int:
-    """Fetch one file and return its size."""
+def _get(system: Any, far: Far, local: Path) -> Far:
+    """Fetch one file, and then what tells it from others."""
     beside = local.with_name(f".{local.name}.{os.getpid()}")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with system.open(url, "rb") as source, beside.open("wb") as out:
+            with system.open(far.url, "rb") as source, beside.open("wb") as out:
                 shutil.copyfileobj(source, out, _CHUNK)
                 out.flush()
                 os.fsync(out.fileno())
+            if far.size not in (0, beside.stat().st_size):
+                raise OSError(f"{beside.stat().st_size} of {far.size} bytes came")
             beside.replace(local)
-            return local.stat().st_size
+            write_text(_version(local), far.version)
+            return far
         except Exception as error:  # as above
             beside.unlink(missing_ok=True)
             if attempt == _ATTEMPTS:
-                raise Failed(f"{url}: cannot be fetched: {_line(error)}") from None
+                raise Failed(f"{far.url}: cannot be fetched: {_line(error)}") from None
             time.sleep(attempt)
     raise AssertionError("unreachable")
 
 
-def _local(home: Path, url: str) -> Path:
-    return home / PurePosixPath(url).name
+def _local(home: Path, far: Far) -> Path:
+    return home / PurePosixPath(far.url).name
 
 
-def _whole(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+def _version(local: Path) -> Path:
+    return local.with_name(f"{local.name}.version")
+
+
+def _same(local: Path, far: Far) -> bool:
+    """Whether a copy is whole and of this version."""
+    if not local.is_file() or far.size not in (0, local.stat().st_size):
+        return False
+    version = _version(local)
+    return version.is_file() and version.read_text() == far.version
 
 
 @contextmanager

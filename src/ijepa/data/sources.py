@@ -11,6 +11,7 @@ import resource
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -160,23 +161,26 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     """
     from ijepa.data.huggingface import PREFIX, open_saved  # here, because these make sources
     from ijepa.data.official import recognise
+    from ijepa.data.parquet import find, open_parquet
 
     if str(path).startswith(PREFIX):
         return open_saved(str(path), where, split)
     if remote.is_remote(str(path)):
-        return TarSource(build(_fetched(str(path), where), where))
+        return TarSource(build(_fetched(str(path), where, split), where))
     known = recognise(path, where, split)
     if known is not None:
         return known
+    tables = find(path, where, split) if str(path) else None
+    if tables is not None:
+        return open_parquet(tables, where)
     files = listing.find(path, where, split)
     index = build(files, where)
     return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
 
 
-def _fetched(path: str, where: str) -> listing.Shards:
-    """Return local copies of the shards that a URL means."""
-    urls = remote.matching(path, where) if any(sign in path for sign in "*[") or path.endswith("/") else None
-    paths = remote.fetch(urls or listing.expand_braces(path), where, cache_root().with_name("shards"))
+def _fetched(path: str, where: str, split: str | None) -> listing.Shards:
+    """Return local copies of the shards that a URL means; of a folder's splits, one."""
+    paths = remote.fetch(remote.find(path, where, split), where, cache_root().with_name("shards"))
     return listing.Shards(paths[0].parent, tuple(paths))
 
 
@@ -244,11 +248,11 @@ class FolderSource(Source):
         return text_item(self.index.arrays, "names", "ends", index)
 
     def _image(self, index: int) -> bytes:
-        return _read_file(self._root / self.name(index))
+        return read_file(self._root / self.name(index))
 
     def _mask(self, index: int) -> bytes | None:
         name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
-        return _read_file(self._masks / name) if name else None
+        return read_file(self._masks / name) if name else None
 
     def _without_mask(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
@@ -257,6 +261,18 @@ class FolderSource(Source):
 _PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
 """What network disks say when they are busy or were mounted anew: worth a second try."""
 RETRY_SECONDS = 1.0
+
+
+def twice(read: Callable[[], bytes], between: Callable[[], object] = lambda: None) -> bytes:
+    """Return what `read` returns; after an error that may pass, do what is to be done between, wait, and read again."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno not in _PASSING:
+            raise
+    between()
+    time.sleep(RETRY_SECONDS)
+    return read()
 
 
 class _OpenFiles:
@@ -276,14 +292,10 @@ class _OpenFiles:
     def read(self, file: int, offset: int, size: int) -> bytes:
         path = self.paths[file]
         try:
-            try:
-                data = os.pread(self._handle(file).fileno(), size, offset)
-            except OSError as error:
-                if error.errno not in _PASSING:
-                    raise
-                self.open.pop(file, None)  # a file of before a remount stays broken
-                time.sleep(RETRY_SECONDS)
-                data = os.pread(self._handle(file).fileno(), size, offset)
+            data = twice(
+                lambda: os.pread(self._handle(file).fileno(), size, offset),
+                lambda: self.open.pop(file, None),  # a file of before a remount stays broken
+            )
         except OSError as error:
             raise Failed(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
@@ -306,8 +318,13 @@ class _OpenFiles:
         return handle
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Return a file's contents.
+
+    Raises:
+        Failed: it is gone or cannot be read.
+    """
     try:
-        return path.read_bytes()
+        return twice(path.read_bytes)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error

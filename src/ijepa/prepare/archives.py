@@ -4,29 +4,32 @@
   archive can only be read from its beginning, so it is expanded once into a plain tar beside the shards to be, whole
   or not at all; nothing is unpacked into files.
 * ImageNet-1K: the train tar, the flat validation tar and the development kit.
-* Folders of class folders, and lists: a CSV of `path,label` (a first line `path,label` is passed over), paths from the
-  CSV's folder on.
+* Folders, whatever `--data.path` takes, of one split or of several; parquet files are laid out as one tar first.
+* Lists, see `lists`.
 """
 
 import bz2
-import csv
 import gzip
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ijepa.data.index import Arrays, Index, _cached, _Digest
+from ijepa.data import listing
+from ijepa.data.index import Arrays, Index, _cached, _Digest, build
 from ijepa.data.nested import first_name, nested_index
 from ijepa.data.official import open_set
+from ijepa.data.parquet import ParquetSource
 from ijepa.data.sources import FolderSource, Source, TarSource, open_source
 from ijepa.data.tars import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
-from ijepa.errors import Refused
-from ijepa.prepare.shards import complete_or_absent
+from ijepa.errors import Failed, Refused
+from ijepa.prepare.lists import list_index
+from ijepa.prepare.progress import Progress
+from ijepa.prepare.shards import Record, complete_or_absent, write_shard
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
 Tell = Callable[[str], None]
@@ -35,8 +38,12 @@ _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7":
 _CHUNK = 2**24
 
 
-def open_archives(kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, tell: Tell) -> dict[str, Source]:
-    """Return the sources to pack by split; compressed archives are expanded into `spool`.
+def open_archives(
+    kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, tell: Tell, split: str | None = None
+) -> dict[str, Source]:
+    """Return the sources to pack by split; compressed archives and parquet files are expanded into `spool`.
+
+    `split` chooses where a folder holds several, and else says what the images are to be called: train, if nothing.
 
     Raises:
         Refused: archives that are missing, damaged, or of another kind.
@@ -45,24 +52,59 @@ def open_archives(kind: str, paths: Sequence[Path], spool: Path, devkit: Path | 
     for path in paths:
         if not path.exists():
             raise Refused(path, "does not exist")
-    if kind == "imagenet1k":
-        if not 1 <= len(paths) <= 2:
-            raise Refused("imagenet1k", f"takes the train and the validation archive, not {len(paths)} paths")
+    if kind == "imagenet1k" and len(paths) == 2:
+        if split is not None:
+            raise Refused("--split", "names one set, and there are two archives", "give one of them")
         kit = None if devkit is None else str(devkit)
-        found = {"train": open_set(str(paths[0]), where=str(paths[0]), split="train", labelled=True)}
-        if len(paths) == 2:
-            found["val"] = open_set(str(paths[1]), where=str(paths[1]), split="val", devkit=kit, labelled=True)
-        return found
+        return {
+            "train": open_set(str(paths[0]), where=str(paths[0]), split="train", labelled=True),
+            "val": open_set(str(paths[1]), where=str(paths[1]), split="val", devkit=kit, labelled=True),
+        }
     if len(paths) != 1:
-        raise Refused(kind, f"takes one path, not {len(paths)}")
+        takes = "the train and the validation archive" if kind == "imagenet1k" else "one path"
+        raise Refused(kind, f"takes {takes}, not {len(paths)} paths")
     (path,) = paths
+    where, name = str(path), split or "train"
+    if kind == "imagenet1k":
+        return {name: open_set(where, where=where, split="train", labelled=True)}
     if kind == "folder":
-        return {"train": open_source(path, where=str(path))}
+        held = listing.splits(path)
+        if split is None and held:
+            return {each: _folder(path, each, spool, tell) for each in held}
+        return {name: _folder(path, split, spool, tell)}
     if kind == "list":
-        return {"train": FolderSource(list_index(path))}
+        return {name: FolderSource(list_index(path))}
     plain = expanded(path, spool, tell)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
-    return {"train": TarSource(nested_index(plain, str(path)) if nested else folders_index(plain, str(path)))}
+    progress = Progress(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
+    index = nested_index(plain, where, progress.at) if nested else folders_index(plain, where, progress.at)
+    return {name: TarSource(index)}
+
+
+def _folder(path: Path, split: str | None, spool: Path, tell: Tell) -> Source:
+    source = open_source(path, where=str(path), split=split)
+    return _laid_out(source, spool, tell) if isinstance(source, ParquetSource) else source
+
+
+def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
+    """Return the images of parquet files from a tar that they are written to once, in their order.
+
+    Packing reads in a random order, and of parquet every image would cost its row group.
+    """
+    plain = spool / f"parquet-{source.fingerprint}.tar"
+    if not plain.is_file():
+        spool.mkdir(parents=True, exist_ok=True)
+        progress = Progress(tell, "laying out images", len(source))
+
+        def records() -> Iterator[Record]:
+            for index in range(len(source)):
+                yield Record(f"{index:09d}", source.image(index), source.label(index))
+                progress.at(index + 1)
+
+        write_shard(plain, records())
+    index = build(listing.Shards(spool, (plain,)), str(plain))
+    header = {**index.header, "classes": source.classes, "fingerprint": source.fingerprint}
+    return TarSource(Index(header, index.arrays))
 
 
 def expanded(path: Path, spool: Path, tell: Tell) -> Path:
@@ -81,24 +123,24 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     if plain.is_file():
         return plain
     spool.mkdir(parents=True, exist_ok=True)
-    done = 0
-    with opener(path) as packed, complete_or_absent(plain) as out:
+    progress = Progress(tell, f"expanding {path.name}", stat.st_size, "MB", 1e6)
+    with path.open("rb") as raw, opener(raw) as packed, complete_or_absent(plain) as out:
         while True:
             try:
                 block = packed.read(_CHUNK)
             except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise Failed(f"{path}: {error.strerror}") from None
                 raise Refused(path, f"is damaged: {error}", "fetch it again") from None
             if not block:
                 break
             out.write(block)
-            done += len(block)
-            if done // _CHUNK % 64 == 0:
-                tell(f"expanding {path.name}: {done / 1e9:.1f} GB")
+            progress.at(raw.tell())
     return plain
 
 
-def folders_index(path: Path, where: str) -> Index:
-    """Return the index of a tar of class folders: an image's class is the folder that it is in.
+def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda offset: None) -> Index:
+    """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_arrays`.
 
     Raises:
         Refused: the file is damaged or holds no images in folders.
@@ -115,6 +157,7 @@ def folders_index(path: Path, where: str) -> Index:
                 if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
                     names.append(PurePosixPath(os.fsdecode(member.name)).parent.name)
                     places.append((member.offset // BLOCK, member.size))
+                    at(member.offset)
         except TarError as error:
             raise Refused(where, f"{path} {error}", error.mend) from error
         finally:
@@ -133,45 +176,6 @@ def folders_index(path: Path, where: str) -> Index:
         return Index({**header, "fingerprint": digest.hex()}, arrays)
 
     return _cached(path, digest.hex(), make)
-
-
-def list_index(file: Path) -> Index:
-    """Return the index of the images that a CSV of `path,label` lists.
-
-    Raises:
-        Refused: a line that is not so, or an image that is not there.
-    """
-    root = file.absolute().parent
-    names, labels = list[str](), list[str]()
-    digest = _Digest("list", None)
-    try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            for number, row in enumerate(csv.reader(lines), 1):
-                if not row or (number == 1 and [cell.strip().lower() for cell in row] == ["path", "label"]):
-                    continue
-                if len(row) != 2 or not row[0].strip() or not row[1].strip():
-                    raise Refused(file, f"line {number} is {','.join(row)[:60]!r}", "write path,label")
-                names.append(row[0].strip())
-                labels.append(row[1].strip())
-                if not (root / names[-1]).is_file():
-                    raise Refused(file, f"line {number} names {root / names[-1]}, which is not there")
-                digest.file(f"{names[-1]}\0{labels[-1]}", (root / names[-1]).stat())
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(file, f"cannot be read: {error}") from None
-    if not names:
-        raise Refused(file, "lists no images", "write one path,label a line")
-    # Numbers keep their order, words get the alphabet's.
-    numbers = all(label.isdecimal() for label in labels)
-    classes = sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)
-    place = {name: index for index, name in enumerate(classes)}
-    encoded = [os.fsencode(name) for name in names]
-    arrays: Arrays = {
-        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
-        "label": np.array([place[label] for label in labels], dtype=np.int32),
-    }
-    header = {"root": str(root), "masks": str(root), "classes": classes, "fingerprint": digest.hex()}
-    return Index(header, arrays)
 
 
 def _holds_tars(path: Path) -> bool:

@@ -11,7 +11,6 @@ more where duplicates are asked for.
 
 import hashlib
 import multiprocessing
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +20,12 @@ import numpy as np
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
+from ijepa.prepare.progress import Progress
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 """Lower ends of the histogram's bins: the shorter side in pixels."""
 
 _RUN = 64
-_TELL_SECONDS = 5.0
 
 
 @dataclass
@@ -113,15 +112,11 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
 
 def _join(results: Iterable[list[_Seen]], total: int, progress: Callable[[str], None]) -> Found:
     found, first = Found(), dict[bytes, str]()
-    begun = told = time.monotonic()
+    told = Progress(progress, "checked", total)
     for run in results:
         for seen in run:
             _count(found, seen, first)
-        now = time.monotonic()
-        if now - told >= _TELL_SECONDS:
-            told, rate = now, found.images / (now - begun)
-            left = (total - found.images) / rate / 60
-            progress(f"{found.images} of {total} images, {rate:.0f} a second, {left:.1f} minutes left")
+        told.at(found.images)
     return found
 
 

@@ -6,19 +6,20 @@ complete or absent, and what was finished before a kill is not done again: the b
 be decoded is left out of its shard and listed in `bad.jsonl`. `manifest.json` is written last.
 
     OUT/train-0000.tar ... val-0000.tar ... classes.txt  bad.jsonl  manifest.json
-    OUT/.packing/  what is under way: the plan, a record for every finished shard, expanded archives
+    OUT/.packing/  what is under way, see `under_way`
 """
 
 import io
 import json
 import os
-import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,10 +31,12 @@ from ijepa.data.order import sample_indices
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json
+from ijepa.prepare import under_way
 from ijepa.prepare.shards import FORMAT, Record, ShardPlan, complete_or_absent, write_shard
 
 Tell = Callable[[str], None]
-WORK = ".packing"
+Sources = Mapping[str, Source]
+"""By split."""
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
 _QUALITY = 95
 _STEM = 70
@@ -58,33 +61,49 @@ class Settings:
 
 
 def pack(
-    sources: Mapping[str, Source], out: Path, settings: Settings, *, processes: int = 1, tell: Tell = lambda line: None
+    sources: Sources | Callable[[Path], Sources],
+    out: Path,
+    settings: Settings,
+    *,
+    processes: int = 1,
+    tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
     """Pack sources by split into `out`, going on where an earlier call was interrupted; return the manifest.
 
+    `sources` may be a call that opens them, given a folder for the archives that have to be expanded.
+
     Raises:
-        Refused: a folder that holds something else, or other images or settings; no labels to hold out by.
+        Refused: a folder that holds something else, or other images or settings; no labels to hold out by; labels or
+            classes that `classes.txt` cannot name.
         Failed: the disk refuses, or a process was killed; the same command goes on.
     """
+    with under_way.claim(out) as work:
+        whole = under_way.already_whole(out, asdict(settings))
+        if whole is not None:
+            return whole
+        opened = sources(work / under_way.ARCHIVES) if callable(sources) else sources
+        return _pack(opened, out, settings, processes, tell)
+
+
+def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell: Tell) -> dict[str, Any]:
     classes = _classes(sources)
-    splits = _splits(sources, settings)
+    splits = _splits(sources, settings, tell)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
         raise Refused("--max-side", "would make images smaller than their masks", "pack them as they are")
-    _open_folder(out, {"sources": {k: s.fingerprint for k, s in sources.items()}, **asdict(settings)})
+    under_way.go_on(out, {"sources": {k: s.fingerprint for k, s in sources.items()}, **asdict(settings)})
     plans = [plan for split, (_, chosen) in splits.items() for plan in _cut(split, len(chosen), settings.shard_size)]
-    left = [plan for plan in plans if not _record(out, plan).is_file()]
-    jobs = [
-        _Job(
-            out, plan, sources[splits[plan.split][0]], splits[plan.split][1][plan.start : plan.stop], settings, classes
-        )
-        for plan in left
-    ]
+    left = [plan for plan in plans if not under_way.finished(out, plan)]
+    numbers = {split: _numbers(source, classes) for split, source in sources.items()}
+    jobs = []
+    for plan in left:
+        origin, chosen = splits[plan.split]
+        jobs.append(_Job(out, plan, origin, chosen[plan.start : plan.stop], settings.max_side, numbers[origin]))
     total = sum(plan.stop - plan.start for plan in plans)
     done = total - sum(plan.stop - plan.start for plan in left)
     begun, before = time.monotonic(), done
     if before:
         tell(f"going on: {before} of {total} images are packed")
-    for images in _each(jobs, processes):
+    for images in _each(jobs, sources, processes):
         done += images
         rate = (done - before) / max(time.monotonic() - begun, 1e-9)
         tell(f"packed {done} of {total} images, {rate:.0f} a second, {(total - done) / rate / 60:.1f} minutes left")
@@ -93,46 +112,46 @@ def pack(
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to be written."""
+    """One shard to be written: images `chosen` of the source `origin`; `numbers` as `_numbers` returns them."""
 
     out: Path
     plan: ShardPlan
-    source: Source
+    origin: str
     chosen: npt.NDArray[np.int64]
-    settings: Settings
-    classes: list[str]
+    max_side: int | None
+    numbers: list[int] | None
 
-    def run(self) -> int:
+    def run(self, sources: Sources) -> int:
         """Write the shard and its record; return how many images it was to hold."""
         bad: list[dict[str, str]] = []
-        entry = write_shard(self.out / self.plan.name, self._records(bad))
-        with complete_or_absent(_record(self.out, self.plan)) as file:
+        entry = write_shard(self.out / self.plan.name, self._records(sources[self.origin], bad))
+        with complete_or_absent(under_way.record(self.out, self.plan)) as file:
             file.write(json.dumps({"entry": entry, "bad": bad}).encode())
         return len(self.chosen)
 
-    def _records(self, bad: list[dict[str, str]]) -> Iterator[Record]:
+    def _records(self, source: Source, bad: list[dict[str, str]]) -> Iterator[Record]:
         for index in self.chosen.tolist():
-            sample = self.source[index]
+            sample = source[index]
             try:
-                data, extension = _checked(sample.image, self.settings.max_side)
+                data, extension = _checked(sample.image, self.max_side)
             except DecodeError as error:
                 bad.append({"name": sample.name, "split": self.plan.split, "why": str(error)})
                 continue
             stem = PurePosixPath(sample.name).name.rpartition(".")[0].replace(".", "_")
             stem = os.fsencode(stem)[:_STEM].decode(errors="ignore")  # a tar's names have a hundred bytes
-            yield Record(
-                f"{index:09d}-{stem}", data, _label(self.source, sample.label, self.classes), sample.mask, extension
-            )
+            label = sample.label if sample.label is None or self.numbers is None else self.numbers[sample.label]
+            yield Record(f"{index:09d}-{stem}", data, label, sample.mask, extension)
 
 
-def _each(jobs: list[_Job], processes: int) -> Iterator[int]:
+def _each(jobs: list[_Job], sources: Sources, processes: int) -> Iterator[int]:
     """Run jobs, several at a time, and yield each one's images as it ends."""
     if processes <= 1 or len(jobs) <= 1:
-        yield from (job.run() for job in jobs)
+        yield from (job.run(sources) for job in jobs)
         return
-    # spawn, not fork: a caller may hold threads, and a fork of those can hang.
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(job.run) for job in jobs]
+    # spawn, not fork: a caller may hold threads, and a fork of those can hang. Sources travel once a process.
+    context, workers = get_context("spawn"), min(processes, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(sources,)) as pool:
+        waiting = [pool.submit(_run, job) for job in jobs]
         try:
             for future in as_completed(waiting):
                 yield future.result()
@@ -140,6 +159,29 @@ def _each(jobs: list[_Job], processes: int) -> Iterator[int]:
             raise Failed("a packing process was killed; the same command goes on") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+_sources: Sources = {}
+"""In a packing process: what it reads from."""
+
+
+def _run(job: _Job) -> int:
+    return job.run(_sources)
+
+
+def _begin(sources: Sources) -> None:
+    """Begin a packing process, which ends when the command is no more, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # when to stop is the command's decision
+    global _sources
+    _sources = sources
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _checked(data: bytes, max_side: int | None) -> tuple[bytes, str]:
@@ -167,44 +209,69 @@ def _smaller(pixels: npt.NDArray[np.uint8], max_side: int) -> bytes:
     return stream.getvalue()
 
 
-def _classes(sources: Mapping[str, Source]) -> list[str]:
-    first = next(iter(sources.values()))
-    return list(first.classes or [])
+def _classes(sources: Sources) -> list[str]:
+    """Return the names of the packed set's classes: those of the first split.
 
-
-def _label(source: Source, label: int | None, classes: list[str]) -> int | None:
-    """Return a sample's label by the packed set's numbers: splits may number their classes differently."""
-    if label is None or source.classes is None or not classes:
-        return label
-    return classes.index(source.classes[label]) if list(source.classes) != classes else label
-
-
-def _splits(sources: Mapping[str, Source], settings: Settings) -> dict[str, tuple[str, npt.NDArray[np.int64]]]:
-    """Return, by split, the source and the order (m,) of its images' numbers."""
-    names = set(next(iter(sources.values())).classes or ())
-    for source in sources.values():
-        strange = set(source.classes or ()) - names
+    Raises:
+        Refused: a label without a name, a class of a later split that the first has not, or a name that is no line.
+    """
+    classes = list(next(iter(sources.values())).classes or ())
+    for split, source in sources.items():
+        strange = sorted(set(source.classes or ()) - set(classes))
         if strange:
-            raise Refused(
-                "classes", f"{sorted(strange)[0]} of a later split is not in the first", "give matching archives"
-            )
+            problem = f"{ascii(strange[0])[1:-1]} of {split} is not in the first split"
+            raise Refused("classes", problem, "give matching archives")
+        known = len(source.classes or classes)
+        if known and source.labels is not None and int(source.labels.max()) >= known:
+            problem = f"label {source.labels.max()} of {split} has no name: there are {known} classes"
+            raise Refused("classes", problem, "name every class in the classes.txt beside the images")
+    for name in classes:
+        if name.splitlines() != [name] or not name.strip():
+            raise Refused("classes", f"{name!r} is no name that fits a line of classes.txt", "rename that folder")
+    return classes
+
+
+def _numbers(source: Source, classes: list[str]) -> list[int] | None:
+    """Return the packed set's number of each class of a source; None where they are the same."""
+    if source.classes is None or list(source.classes) == classes:
+        return None
+    number = {name: place for place, name in enumerate(classes)}
+    return [number[name] for name in source.classes]
+
+
+def _splits(sources: Sources, settings: Settings, tell: Tell) -> dict[str, tuple[str, npt.NDArray[np.int64]]]:
+    """Return, by split, the source and the order (m,) of its images' numbers."""
     found = {}
     for split, source in sources.items():
         n = len(source)
         found[split] = split, sample_indices(settings.seed, np.arange(n), n)
     if settings.hold_out:
-        if "val" in found:
-            raise Refused("--hold-out", "there is a validation set already", "leave the validation archive out")
-        source, order = sources["train"], found["train"][1]
-        labels = source.require_labels("--hold-out")[order]
-        by_class = np.argsort(labels, kind="stable")
-        begins = np.searchsorted(labels[by_class], labels[by_class])
-        held = np.zeros(len(order), dtype=np.bool_)
-        held[by_class] = np.arange(len(order)) - begins < settings.hold_out
-        if held.all():
-            raise Refused(f"--hold-out {settings.hold_out}", "would leave nothing to train on", "give a smaller number")
+        if list(sources) != ["train"]:
+            raise Refused("--hold-out", f"takes from a training set alone, not from {', '.join(sources)}")
+        order = found["train"][1]
+        held = _held(sources["train"].require_labels("--hold-out")[order], settings.hold_out, tell)
         found = {"train": ("train", order[~held]), "val": ("train", order[held])}
     return found
+
+
+def _held(labels: npt.NDArray[np.int32], count: int, tell: Tell) -> npt.NDArray[np.bool_]:
+    """Return which images are held out: the first `count` of each label, but never its last one.
+
+    Raises:
+        Refused: no class has two images.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    ordered = labels[by_class]
+    begins, ends = np.searchsorted(ordered, ordered), np.searchsorted(ordered, ordered, side="right")
+    held = np.zeros(len(labels), dtype=np.bool_)
+    held[by_class] = np.arange(len(labels)) - begins < np.minimum(count, ends - begins - 1)
+    if not held.any():
+        raise Refused(f"--hold-out {count}", "finds no class with two images", "leave it out")
+    sizes = np.unique(labels, return_counts=True)[1]
+    short = int((sizes <= count).sum())
+    if short:
+        tell(f"{short} of {len(sizes)} classes have {count} images or fewer: all but one of each are held out")
+    return held
 
 
 def _cut(split: str, count: int, shard_size: int) -> list[ShardPlan]:
@@ -214,42 +281,10 @@ def _cut(split: str, count: int, shard_size: int) -> list[ShardPlan]:
     return [ShardPlan(split, number, ends[number], ends[number + 1]) for number in range(shards)]
 
 
-def check_folder(out: Path) -> None:
-    """Refuse a folder that is packed already or holds anything but a packing under way."""
-    if (out / "manifest.json").is_file():
-        shutil.rmtree(out / WORK, ignore_errors=True)  # left by a kill at the very end
-        raise Refused(out, "is packed already", "give another folder, or remove it first")
-    under_way = (out / WORK).is_dir()
-    if out.exists() and (not out.is_dir() or (not under_way and any(out.iterdir()))):
-        raise Refused(out, "is not empty", "give a new folder, or remove it first")
-
-
-def _open_folder(out: Path, plan: dict[str, Any]) -> None:
-    check_folder(out)
-    file = out / WORK / "plan.json"
-    if file.is_file():
-        before = read_json(file)
-        for key, value in plan.items():
-            if before.get(key) != value:
-                shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
-                raise Refused(out, f"a packing with {shown} is under way there", "give another folder, or remove it")
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(out, f"cannot be created ({error.strerror})", "give a folder you may write to") from None
-    with complete_or_absent(file) as stream:
-        stream.write(json.dumps(plan).encode())
-
-
-def _record(out: Path, plan: ShardPlan) -> Path:
-    return out / WORK / f"{plan.name}.json"
-
-
 def _finish(
-    out: Path, plans: list[ShardPlan], classes: list[str], settings: Settings, sources: Mapping[str, Source]
+    out: Path, plans: list[ShardPlan], classes: list[str], settings: Settings, sources: Sources
 ) -> dict[str, Any]:
-    records = {plan: read_json(_record(out, plan)) for plan in plans}
+    records = {plan: read_json(under_way.record(out, plan)) for plan in plans}
     bad = [each for plan in plans for each in records[plan]["bad"]]
     splits: dict[str, Any] = {}
     for plan in plans:
@@ -274,8 +309,8 @@ def _finish(
         file.write("".join(json.dumps(each) + "\n" for each in bad).encode())
     if classes:
         with complete_or_absent(out / "classes.txt") as file:
-            file.write("".join(f"{name}\n" for name in classes).encode())
+            file.write(os.fsencode("".join(f"{name}\n" for name in classes)))
     with complete_or_absent(out / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode() + b"\n")
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    under_way.clean(out)
     return manifest

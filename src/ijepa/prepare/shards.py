@@ -84,8 +84,13 @@ def prepare_folder(out: str | Path) -> Path:
 
 @contextmanager
 def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` for writing, and rename it to `path` once it is whole and on the disk."""
-    beside = path.with_name(f".{path.name}.part")
+    """Open a file beside `path` for writing, and rename it to `path` once it is whole and on the disk.
+
+    Raises:
+        Failed: the disk refuses.
+    """
+    # A name of this process's own: one that was told to stop, and has not yet, takes nobody's file away.
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as stream:
             yield stream

@@ -44,7 +44,7 @@ def random_resized_crop_box(
 
     `words` (40,) uint32 are the draws; `scale` bounds the box's share of the area, `ratio` its width / height.
     """
-    draws = [int(word) for word in words]
+    draws = words.tolist()
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(0, WORDS, 4):
         share, aspect, down, across = draws[attempt : attempt + 4]
@@ -64,13 +64,16 @@ def center_crop_box(height: int, width: int, size: tuple[int, int], fraction: fl
     return _central(height, width, size[1] / size[0], fraction)
 
 
-def crop_resize(image: npt.NDArray[np.uint8], box: Box, size: tuple[int, int]) -> Tensor:
-    """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased bilinear."""
+def crop_resize(image: npt.NDArray[np.uint8], box: Box, size: tuple[int, int], *, out: Tensor | None = None) -> Tensor:
+    """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased bilinear.
+
+    With `out` (3, h, w) uint8 it is written there, and that is returned.
+    """
     top, left, height, width = box
     view = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
-    if (height, width) == size:
-        return view.contiguous()
-    return interpolate(view[None], size, mode="bilinear", antialias=True)[0].contiguous()
+    if (height, width) != size:
+        view = interpolate(view[None], size, mode="bilinear", antialias=True)[0]
+    return view.contiguous() if out is None else out.copy_(view)
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

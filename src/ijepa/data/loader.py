@@ -10,8 +10,11 @@ the crop of its own position, and its name travels with the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
+from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,8 @@ from ijepa.randomness import Stream, words
 
 _AHEAD = 512
 """Positions whose samples are looked up together."""
+_PATIENCE = 2.0
+"""Seconds to wait for a name that a disk may have to be read for."""
 
 Collate = Callable[[npt.NDArray[np.int64], Tensor, Sequence[int], Sequence[str]], Batch]
 """(positions (B,), pixels (B, 3, H, W) uint8, sample indices, names of replaced samples) -> Batch; picklable."""
@@ -105,7 +110,7 @@ class StepDataset(Dataset[Batch]):
         """
         positions = self.plan.positions(number)
         indices = self._indices(number)
-        self.source.expect(indices)
+        self.source.expect(indices, mark)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
         used, replaced = [], []
         for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):
@@ -229,6 +234,20 @@ class Loader:
                 prefetch=self.prefetch,
                 pin=pin,
                 timeout=self.timeout,
-                name=self.dataset.source.name,
+                name=partial(_named, self.dataset.source),
                 tell=self.tell,
             )
+
+
+def _named(source: Source, index: int) -> str:
+    """Return a sample's name, or the file it lies in where the disk does not give the name any more."""
+    answers: list[str] = []
+
+    def ask() -> None:
+        with suppress(Failed):
+            answers.append(source.name(index))
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return answers[0] if answers else f"sample {index} in {source.file(index)}"

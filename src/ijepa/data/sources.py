@@ -11,6 +11,7 @@ import resource
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -73,6 +74,10 @@ class Source(ABC):
         """Return the sample's name: the file's path below the data's root, through the shard if there is one."""
         return self._name(self._checked(index))
 
+    def file(self, index: int) -> str:
+        """Return which file holds the sample, below the data's root; found without reading."""
+        return self._name(self._checked(index))
+
     def image(self, index: int) -> bytes:
         """Return the image file's contents.
 
@@ -81,8 +86,11 @@ class Source(ABC):
         """
         return self._image(self._checked(index))
 
-    def expect(self, indices: npt.NDArray[np.int64]) -> None:
-        """Let the system begin to read these samples' images, all at once, before they are asked for one by one."""
+    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
+        """Let the system begin to read these samples' images, all at once, before they are asked for one by one.
+
+        `about` is told of each sample before a file is touched for it, which may hang.
+        """
         return
 
     def mask(self, index: int) -> bytes | None:
@@ -214,13 +222,19 @@ class TarSource(Source):
         offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
         return self._files.read(self._shard(index), offset, size)
 
-    def expect(self, indices: npt.NDArray[np.int64]) -> None:
+    def file(self, index: int) -> str:
+        """See `Source`."""
+        return str(self._shards[self._shard(index)])
+
+    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
         """See `Source`."""
         if not hasattr(os, "posix_fadvise"):  # not on macOS
             return
         shards = np.searchsorted(self.index.arrays["first"], indices, side="right") - 1
         blocks, sizes = self.index.arrays["block"][indices], self.index.arrays["size"][indices]
-        for shard, block, size in zip(shards.tolist(), blocks.tolist(), sizes.tolist(), strict=True):
+        columns = (array.tolist() for array in (indices, shards, blocks, sizes))
+        for index, shard, block, size in zip(*columns, strict=True):
+            about(index)
             self._files.expect(shard, block * BLOCK, size)
 
     def _shard(self, index: int) -> int:

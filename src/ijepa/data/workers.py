@@ -155,11 +155,11 @@ class Worker:
         return "" if number == NAMELESS else f", at {name(number)}"
 
     def end(self) -> None:
-        """Make sure that the process is gone."""
+        """Make sure that the process is gone; one that the system cannot kill, in a hung read, is left behind."""
         self.pipe.close()
         if self.process.is_alive():
             self.process.kill()
-        self.process.join()
+        self.process.join(_PATIENCE)
 
     def _died(self) -> _Lost:
         self.process.join(_PATIENCE)

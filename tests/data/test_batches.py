@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa.batch import Batch, Sequences
+from ijepa.data.decode import decode
 from ijepa.data.loader import Loader
 from ijepa.data.order import Order
 from ijepa.data.sources import open_source
@@ -106,6 +107,28 @@ def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, wh
     micro = min([4, 8, 2, 1, 4][workers], GLOBAL // world)
     found = samples(source, order, world, micro, workers, begin=2)
     assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
+
+
+@pytest.mark.parametrize("crops", [2, 4, 8])
+@pytest.mark.parametrize(("workers", "world"), [(0, 1), (0, 4), (2, 2)])
+def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, whole, crops, workers, world):
+    """The sample is that of p // crops, across micro-batches' borders too; everything else is the position's own."""
+    order, single = whole
+    wanted = samples(source, order, 1, GLOBAL, 0, crops_per_decode=crops)
+    for position, (sample, pixels, *drawn) in wanted.items():
+        assert sample == order.indices(position // crops)[0]
+        assert drawn == list(single[position][2:])
+        if position % crops:
+            assert pixels != wanted[position - 1][1]
+    found = samples(source, order, world, 2, workers, begin=2, crops_per_decode=crops)
+    assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
+
+
+def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("ijepa.data.loader.decode", lambda data: decoded.append(data) or decode(data))
+    samples(source, ORDERS["global"], 1, GLOBAL, 0, crops_per_decode=4)
+    assert len(decoded) == GLOBAL * STEPS // 4
 
 
 def test_the_orders_differ():

@@ -80,6 +80,8 @@ def test_the_mission_number_by_number():
         ({"model.patch_size": "56"}, "no block of whole patches .* 4x4 grid"),
         ({"mask.min_context": "150"}, "mask.min_context = 150: .*at most"),
         ({"batch.micro": "3"}, "batch.micro = 3: does not divide batch.global = 2048"),
+        ({"data.crops_per_decode": "3"}, "data.crops_per_decode = 3: does not divide batch.global = 2048; choose"),
+        ({"data.crops_per_decode": "0"}, "data.crops_per_decode = '0': input should be greater"),
         ({"schedule.warmup": "900 epochs"}, "schedule.warmup = 900 epochs: .* in a run of 3177412"),
         ({"steps": "100"}, "schedule.warmup = 40 epochs: 276297 steps of warm-up in a run of 100; shorten it"),
         ({"schedule.warmup": "3 parsecs"}, "schedule.warmup.*'parsecs'"),

@@ -120,6 +120,8 @@ class Data(Section):
     """Neighbouring images of a run, with order: blocks."""
     window: int = Field(64, ge=1)
     """Runs whose images are mixed, with order: blocks."""
+    crops_per_decode: int = Field(1, ge=1)
+    """Crops taken of an image once it is decoded, in neighbouring slots of a batch: for runs that wait for decoding."""
     crop_scale: Shares = (0.3, 1.0)
     """Area of a random crop, as a share of the image."""
     crop_ratio: Ratios = (3 / 4, 4 / 3)
@@ -284,6 +286,11 @@ class Recipe(Section):
             raise Refused(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
         if isinstance(self.data.workers, int) and self.data.workers < 0:
             raise Refused(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
+        crops = self.data.crops_per_decode
+        if whole % crops:
+            raise Refused(
+                f"data.crops_per_decode = {crops}", f"does not divide batch.global = {whole}", "choose a divisor"
+            )
         shard = self.parallel.shard
         if shard != "auto" and shard < 1:
             raise Refused(f"parallel.shard = {shard}", "must be 1 or more, or auto")

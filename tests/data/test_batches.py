@@ -1,20 +1,26 @@
 """One property of the whole pipeline: a batch depends on the seed and its number, and on nothing else."""
 
-from functools import partial
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from ijepa.batch import Batch, Sequences
+from ijepa.data.decode import decode
 from ijepa.data.loader import Loader
 from ijepa.data.order import Order
 from ijepa.data.sources import open_source
-from tests.data.making import bare_batch, write_shards
+from ijepa.masks import MaskRule
+from ijepa.packing import Packer
+from tests.data.making import write_shards
 
-IMAGES, GLOBAL, STEPS = 21, 8, 8  # three epochs and a bit
+IMAGES, GLOBAL, STEPS = 21, 8, 6  # two epochs and a bit
+GRID = (6, 8)
 ORDERS = {"global": Order(3, IMAGES), "blocks": Order(3, IMAGES, "blocks", block=4, window=2)}
-WAYS = [(1, 4, 0), (1, 8, 1), (1, 2, 2), (1, 1, 3), (1, 4, 4), (2, 4, 0), (2, 1, 2), (4, 2, 0), (4, 1, 1)]
+PACKER = Packer(MaskRule(targets=3, min_context=4), GRID, seed=3, global_batch=GLOBAL, depth=4, drop_path=0.6)
+CELLS = list(product(range(5), (1, 2, 4)))
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +28,37 @@ def source(tmp_path_factory):
     return open_source(write_shards(tmp_path_factory.mktemp("shards"), [9, 8, 4]))
 
 
-def samples(source, order: Order, world: int, micro: int, workers: int, cuts: list[int]) -> dict[int, tuple]:
-    """position -> (sample, pixels) of all ranks' batches, in runs of steps that are each begun anew."""
+def runs(sequences: Sequences) -> list[list[int]]:
+    ends = sequences.cu_seqlens.tolist()
+    return [sequences.index[a:b].tolist() for a, b in pairwise(ends)]
+
+
+def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """Yield (position, everything the batch says of it) of each image, whatever stands beside it."""
+    patches = GRID[0] * GRID[1]
+    context, blocks = runs(batch.context), runs(batch.targets)
+    weights = np.split(batch.loss_weight.numpy(), batch.targets.cu_seqlens[1:-1].numpy())
+    starts = batch.context.cu_seqlens.tolist()
+    kept = [set(range(starts[-1])) if layer is None else set(layer.index.tolist()) for layer in batch.kept]
+    for slot, (position, sample) in enumerate(zip(batch.positions, batch.indices, strict=True)):
+        mine = [b for b, block in enumerate(blocks) if block[0] // patches == slot]
+        yield (
+            position,
+            (
+                sample,
+                batch.pixels[slot].numpy().tobytes(),
+                [patch - slot * patches for patch in context[slot]],
+                [[patch - slot * patches for patch in blocks[b]] for b in mine],
+                [weights[b].tolist() for b in mine],
+                [starts[slot] in rows for rows in kept],
+            ),
+        )
+
+
+def samples(
+    source, order: Order, world: int, micro: int, workers: int, begin: int = 0, **options: int
+) -> dict[int, tuple[Any, ...]]:
+    """Position -> what all ranks' batches from step `begin` on say of it."""
     found = {}
     for rank in range(world):
         loader = Loader(
@@ -34,34 +69,68 @@ def samples(source, order: Order, world: int, micro: int, workers: int, cuts: li
             micro_batch=micro,
             rank=rank,
             world_size=world,
-            image_size=(16, 20),
+            image_size=(24, 32),
             crop_scale=(0.3, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
-            collate=partial(bare_batch),
+            collate=PACKER,
             workers=workers,
+            **options,
         )
-        for begin, end in pairwise(cuts):
-            for batch in loader.iterate(begin, end):
-                for slot, (position, index) in enumerate(zip(batch.positions, batch.indices, strict=True)):
-                    assert position not in found
-                    found[position] = (index, batch.pixels[slot].clone())
+        for batch in loader.iterate(begin, STEPS):
+            for position, image in images(batch):
+                assert position not in found
+                found[position] = image
     return found
 
 
-@pytest.mark.parametrize("kind", ORDERS)
-def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, kind):
-    order = ORDERS[kind]
-    wanted = samples(source, order, 1, GLOBAL, 0, [0, STEPS])
-    assert sorted(wanted) == list(range(GLOBAL * STEPS))
-    for epoch in range(GLOBAL * STEPS // IMAGES):  # every image once an epoch, across batches' borders
-        seen = [wanted[p][0] for p in range(epoch * IMAGES, (epoch + 1) * IMAGES)]
+@pytest.fixture(scope="module", params=ORDERS)
+def whole(source, request):
+    """The order, and everything in one process, one rank and one batch a step."""
+    order = ORDERS[request.param]
+    return order, samples(source, order, 1, GLOBAL, 0)
+
+
+def test_every_image_stands_once_in_an_epoch_and_is_drawn_for(whole):
+    _, found = whole
+    assert sorted(found) == list(range(GLOBAL * STEPS))
+    for epoch in range(GLOBAL * STEPS // IMAGES):  # across batches' borders
+        seen = [found[p][0] for p in range(epoch * IMAGES, (epoch + 1) * IMAGES)]
         assert sorted(seen) == list(range(IMAGES))
-    for way in WAYS:
-        found = samples(source, order, *way, cuts=[0, 3, 4, STEPS])
-        assert sorted(found) == sorted(wanted), way
-        assert all(found[p][0] == wanted[p][0] and torch.equal(found[p][1], wanted[p][1]) for p in wanted), way
+    masks, layers = [str(image[2:4]) for image in found.values()], [str(image[5]) for image in found.values()]
+    assert len(set(masks)) > 40 and len(set(layers)) > 3
 
 
-def test_the_orders_differ(source):
+@pytest.mark.parametrize(("workers", "world"), CELLS)
+def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, whole, workers, world):
+    """Resumed at step 2, in mid-epoch; then two epochs end within a batch."""
+    order, wanted = whole
+    micro = min([4, 8, 2, 1, 4][workers], GLOBAL // world)
+    found = samples(source, order, world, micro, workers, begin=2)
+    assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
+
+
+@pytest.mark.parametrize("crops", [2, 4, 8])
+@pytest.mark.parametrize(("workers", "world"), [(0, 1), (0, 4), (2, 2)])
+def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, whole, crops, workers, world):
+    """The sample is that of p // crops, across micro-batches' borders too; everything else is the position's own."""
+    order, single = whole
+    wanted = samples(source, order, 1, GLOBAL, 0, crops_per_decode=crops)
+    for position, (sample, pixels, *drawn) in wanted.items():
+        assert sample == order.indices(position // crops)[0]
+        assert drawn == list(single[position][2:])
+        if position % crops:
+            assert pixels != wanted[position - 1][1]
+    found = samples(source, order, world, 2, workers, begin=2, crops_per_decode=crops)
+    assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
+
+
+def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
+    decoded = []
+    monkeypatch.setattr("ijepa.data.loader.decode", lambda data: decoded.append(data) or decode(data))
+    samples(source, ORDERS["global"], 1, GLOBAL, 0, crops_per_decode=4)
+    assert len(decoded) == GLOBAL * STEPS // 4
+
+
+def test_the_orders_differ():
     positions = np.arange(IMAGES)
     assert not np.array_equal(*(order.indices(positions) for order in ORDERS.values()))

@@ -3,23 +3,31 @@ import json
 import pytest
 
 from ijepa.data.bench import bench_data
-from ijepa.errors import Refused
+from ijepa.errors import Failed
+from ijepa.recipe import Recipe
 from tests.data.making import jpeg, write_tree
 
 
-def test_bench(tmp_path):
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.load("vit-huge-16-in22k", {"model.image_size": 96})
+
+
+def test_bench(tmp_path, recipe):
     files = {f"{i:02d}.jpg": jpeg(i, 150 + i, 200 - i) for i in range(40)} | {"broken.jpg": jpeg(0)[:200]}
     lines: list[str] = []
-    result = bench_data(write_tree(tmp_path, files), repeats=1, image_size=(64, 64), echo=lines.append)
+    result = bench_data(write_tree(tmp_path, files), recipe, repeats=1, echo=lines.append)
     assert json.loads(json.dumps(result)) == result
-    assert result["images"] == 40
+    assert result["images"] == 32 and result["image_size"] == [96, 96]
     assert set(result["images_per_cpu_second"]) == {"usual", "ours", "ours: decode", "ours: loader"}
     rates = result["images_per_cpu_second"]
     assert result["ratio"] == pytest.approx(rates["ours"] / rates["usual"])
+    overhead = (1 / rates["ours: loader"] - 1 / rates["ours"]) * rates["ours: decode"]
+    assert result["loader_overhead"] == pytest.approx(overhead)
     assert result["psnr_mean"] > result["psnr_percentile_1"] > 50
     assert any(f"{result['ratio']:.2f} x" in line for line in lines)
 
 
-def test_nothing_to_measure(tmp_path):
-    with pytest.raises(Refused, match="none of 3 images"):
-        bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), echo=lambda _: None)
+def test_nothing_to_measure(tmp_path, recipe):
+    with pytest.raises(Failed, match="in a row cannot be decoded"):
+        bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), recipe, echo=lambda _: None)

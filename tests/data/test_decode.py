@@ -1,6 +1,10 @@
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +151,63 @@ def test_the_limit_is_ours_and_not_the_one_pillow_warns_at(recwarn, monkeypatch)
     monkeypatch.setattr(module, "MAX_PIXELS", 40 * 52 - 1)
     with pytest.raises(DecodeError, match="52 x 40 is more"):
         decode(data)
+
+
+_MEASURED = """
+import sys
+from pathlib import Path
+from ijepa.data.decode import decode
+
+def memory(key):
+    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
+
+decode(Path(sys.argv[1]).read_bytes())  # what is loaded once
+for name in sys.argv[2:]:
+    data = Path(name).read_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the greatest memory counts from here
+    before = memory("VmRSS:")
+    pixels = decode(data)
+    print((memory("VmHWM:") - before) / (pixels.shape[0] * pixels.shape[1]))
+    del pixels
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+def test_memory_is_bounded_by_the_image(tmp_path):
+    side = 1500
+    image = Image.fromarray(np.kron(picture(0, side // 25, side // 25), np.ones((25, 25, 1), np.uint8)))
+    wide = np.asarray(image)[..., 0].astype(np.uint16) * 257
+    files = {
+        "jpeg": encoded(image),
+        "progressive": encoded(image, progressive=True, subsampling=0),
+        "cmyk": encoded(image.convert("CMYK"), progressive=True),
+        "alpha": encoded(image.convert("RGBA"), "PNG", compress_level=1),
+        "wide": encoded(wide, "PNG", compress_level=1),
+        "webp": encoded(image, "WEBP", method=0),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "small").write_bytes(encoded(picture(0), "PNG"))
+    paths = [str(tmp_path / name) for name in ("small", *files)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back, and so counts again
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *paths], capture_output=True, text=True, check=True, env=environment
+    )
+    measured = dict(zip(files, map(float, done.stdout.split()), strict=True))
+    assert 2.9 < measured["jpeg"] < 5
+    assert measured["wide"] < 9 and measured["alpha"] < 10
+    assert max(measured.values()) < module.BYTES_A_PIXEL, measured
+
+
+def test_large_images_are_converted_in_bands(monkeypatch):
+    images = [
+        encoded(np.arange(52 * 40, dtype=np.uint16).reshape(40, 52) * 31, "PNG"),
+        encoded(Image.fromarray(picture(6)).quantize(16), "PNG", transparency=3),
+        encoded(picture(4), "WEBP", lossless=True),
+    ]
+    whole = [decode(data) for data in images]
+    monkeypatch.setattr(module, "_BAND", 52 * 7)  # the last band is of five rows
+    assert all(np.array_equal(decode(data), pixels) for data, pixels in zip(images, whole, strict=True))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])

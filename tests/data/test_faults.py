@@ -13,7 +13,7 @@ from ijepa.errors import Failed
 from tests.data.making import bare_batch, jpeg, write_shards, write_tree
 
 
-def run(source, workers: int = 0) -> None:
+def run(source, workers: int = 0, **options) -> None:
     loader = Loader(
         source,
         seed=0,
@@ -24,6 +24,7 @@ def run(source, workers: int = 0) -> None:
         crop_ratio=(3 / 4, 4 / 3),
         collate=bare_batch,
         workers=workers,
+        **options,
     )
     list(loader.iterate(0, 6))
 
@@ -53,6 +54,21 @@ def test_a_shard_that_shrinks(shards, workers):
     with file.open("rb+") as opened:
         opened.truncate(file.stat().st_size // 3)
     refused(source, "has shrunk since it was indexed", workers)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_shard_that_hangs(shards, monkeypatch):
+    """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
+    monkeypatch.setattr("ijepa.data.loader._PATIENCE", 0.2)
+    source = open_source(shards)
+    (shards / "train-0001.tar").unlink()
+    os.mkfifo(shards / "train-0001.tar")
+    told: list[str] = []
+    message = r"has hung for 1 seconds, making micro-batch \d, at sample \d+ in train-0001.tar, for the second time"
+    with pytest.raises(Failed, match=message) as error:
+        run(source, workers=1, timeout=1.0, tell=told.append)
+    assert "\n" not in str(error.value)
+    assert len(told) == 1 and "in train-0001.tar; a new one goes on" in told[0]
 
 
 def test_a_disk_that_returns_errors(shards, monkeypatch):

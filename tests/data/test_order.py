@@ -1,10 +1,14 @@
 import math
+import subprocess
+import sys
 from itertools import permutations
 
 import numpy as np
 import pytest
 
+from ijepa.bench.order import write_index
 from ijepa.data.order import Order, sample_indices
+from ijepa.randomness import philox
 from tests.reference.order import blocks_index, sample_index
 
 
@@ -143,9 +147,92 @@ def test_blocks_balance_classes_over_an_epoch_as_far_as_windows_do():
     assert len(np.unique(labels[everywhere])) > 50
 
 
-def test_an_order_of_fourteen_million_is_a_function_and_no_array():
-    import sys
+def _orders(n: int, seed: int) -> dict[str, Order]:
+    return {"global": Order(seed, n), "blocks": Order(seed, n, "blocks", block=50, window=20)}
 
+
+@pytest.mark.parametrize("kind", ["global", "blocks"])
+def test_classes_are_as_balanced_in_batches_as_in_true_shuffles(kind):
+    """Chi-square of the classes in each batch, over a set that was packed in a shuffle, as `ijepa data pack` does."""
+    n, classes, batch, epochs = 20_000, 100, 1000, 40
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(n) % classes
+    order = _orders(n, 7)[kind]
+    ours = labels[order.indices(np.arange(epochs * n))].reshape(-1, batch)
+    true = np.stack([labels[rng.permutation(n)] for _ in range(epochs)]).reshape(-1, batch)
+
+    def statistics(drawn: np.ndarray) -> np.ndarray:
+        counts = np.stack([np.bincount(row, minlength=classes) for row in drawn])
+        return ((counts - batch / classes) ** 2 / (batch / classes)).sum(1)
+
+    found, wanted = statistics(ours), statistics(true)
+    error = math.hypot(found.std(), wanted.std()) / math.sqrt(len(found))
+    assert abs(found.mean() - wanted.mean()) < 4.5 * error
+    assert 0.85 < found.std() / wanted.std() < 1.18  # each known to 2.5 %
+
+
+@pytest.mark.parametrize("window", [2, 6])  # several windows an epoch, and one
+def test_in_blocks_every_sample_is_as_often_at_every_place(window):
+    n, epochs = 26, 6000  # two samples fill no run
+    order = Order(11, n, "blocks", block=4, window=window).indices(np.arange(epochs * n)).reshape(epochs, n)
+    for place in (0, 7, 13, 25):
+        statistic, bound = _chi_square(np.bincount(order[:, place], minlength=n))
+        assert statistic < bound, place
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 11), (4, 8)])
+def test_in_blocks_pairs_within_a_window_are_independent(first, second):
+    n, epochs = 12, 20000
+    order = Order(2, n, "blocks", block=3, window=4)
+    pairs = order.indices((np.arange(epochs)[:, None] * n + [first, second]).ravel()).reshape(epochs, 2)
+    counts = np.bincount(pairs[:, 0] * n + pairs[:, 1], minlength=n * n).reshape(n, n)
+    assert (np.diag(counts) == 0).all()
+    statistic, bound = _chi_square(counts[~np.eye(n, dtype=bool)])
+    assert statistic < bound
+
+
+WHOLE = 14_146_391
+_LOOKUPS = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from ijepa.data.index import load
+from ijepa.data.order import Order
+from ijepa.data.sources import TarSource
+
+source = TarSource(load(Path(sys.argv[1])))
+for kind in ("global", "blocks"):
+    order = Order(0, len(source), kind)
+    for step in (0, 6907, 6908, 1_000_000, 3_177_000):
+        assert (source.labels[order.indices(np.arange(step * 2048, step * 2048 + 2048))] >= 0).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_fourteen_million_samples_fit_into_500_megabytes(tmp_path):
+    write_index(tmp_path, WHOLE)
+    done = subprocess.run([sys.executable, "-c", _LOOKUPS, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert 50e6 < int(done.stdout) < 500e6
+
+
+@pytest.mark.parametrize(("kind", "most"), [("global", 9), ("blocks", 19)])
+def test_any_step_of_fourteen_million_costs_its_own_samples_and_no_more(kind, most, monkeypatch):
+    """Eight rounds of Philox a sample, once more for a few that walk, and twice with an offset in blocks."""
+    drawn: list[int] = []
+
+    def counted(counter, seed):
+        drawn.append(len(counter))
+        return philox(counter, seed)
+
+    monkeypatch.setattr("ijepa.data.order.philox", counted)
+    for step in (0, 6907, 6908, 3_177_000):
+        drawn.clear()
+        Order(0, WHOLE, kind).indices(np.arange(step * 2048, step * 2048 + 2048))
+        assert 8 * 2048 <= sum(drawn) <= most * 2048
+        assert len(drawn) < 100  # in arrays
+
+
+def test_an_order_of_fourteen_million_is_a_function_and_no_array():
     order = Order(0, 14_146_391, "blocks")
     assert sys.getsizeof(order) + sum(map(sys.getsizeof, vars(order).values())) < 2000
     whole = order.indices(np.arange(6 * 10**9, 6 * 10**9 + 2048))

@@ -30,7 +30,7 @@ def bench_order(
 ) -> dict[str, Any]:
     """Measure both orders on an index of `images` made within `folder`; return what is printed."""
     with tempfile.TemporaryDirectory(dir=folder) as kept:
-        _write(Path(kept), images)
+        write_index(Path(kept), images)
         begun = time.perf_counter()
         source = TarSource(load(Path(kept)))
         opened = time.perf_counter() - begun
@@ -57,7 +57,7 @@ def _measure(source: TarSource, order: Order) -> dict[str, float]:
     return {"resume_seconds": longest, "epoch_seconds": time.process_time() - begun}
 
 
-def _write(folder: Path, images: int) -> None:
+def write_index(folder: Path, images: int) -> None:
     """Write the arrays of an index as `data.index` keeps them, without images behind it."""
     shards = -(-images // 3000)
     np.save(folder / "first.npy", np.minimum(np.arange(shards + 1) * 3000, images))

@@ -30,7 +30,7 @@ _EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; a tenth of the run, at least 50 "
+    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; a tenth of the run, 50 to 5,000 "
     "steps, if not given; 0: only at start and end.",
 )
 @click.option(

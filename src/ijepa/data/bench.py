@@ -7,6 +7,10 @@ memory), because it depends on the disk and not on the method.
 The usual way is what `torchvision.transforms` does with Pillow: decode to RGB, crop and resize with the antialiased
 bilinear filter, to a float tensor, normalise. Ours is `decode` and `crop_resize`, which end in bytes: normalising is
 the device's work. `psnr` compares their bytes with Pillow's, in decibels.
+
+The loader makes whole micro-batches of the same images and boxes in a process of its own, with everything that a recipe
+draws for them, and the copy to the parent that trains. Its time is that of both processes; what is left of it beside
+`ours`, decode and resize of the same turns, is the loader's overhead, told as a share of decode's time.
 """
 
 import io
@@ -14,6 +18,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,129 +28,153 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.batch import Batch, Sequences
+from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.decode import DecodeError, decode
-from ijepa.data.decode import image_size as image_size_of
-from ijepa.data.loader import Loader, LoaderPlan, StepDataset
-from ijepa.data.order import Order
+from ijepa.data.decode import decode, image_size
+from ijepa.data.loader import Collate, Loader
 from ijepa.data.sources import Source, open_source
-from ijepa.errors import Refused
+from ijepa.data.workers import Worker
+from ijepa.packing import Packer
 from ijepa.randomness import Stream, words
+from ijepa.recipe import Recipe
 
 _TURN = 32
-_RATIO = (3 / 4, 4 / 3)
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
+Files = list[tuple[bytes, Box]]
+Way = Callable[[int, Files], object]
+
+
 def bench_data(
-    path: str | Path,
-    *,
-    images: int = 280,
-    repeats: int = 4,
-    image_size: tuple[int, int] = (224, 224),
-    scale: tuple[float, float] = (0.3, 1.0),
-    echo: Callable[[str], None] = print,
+    path: str | Path, recipe: Recipe, *, images: int = 280, repeats: int = 4, echo: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Measure both ways on up to `images` images at `path`; return the figures that are printed.
+    """Measure the ways on up to `images` images at `path`, cropped and masked by `recipe`; return what is printed.
 
     Raises:
         Refused: nothing there that could be used.
+        Failed: nothing there that can be decoded.
     """
     source = open_source(path)
-    chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
-    files = [file for file in map(source.image, chosen) if _readable(file)]
-    if not files:
-        raise Refused("data.path", f"none of {len(chosen)} images at {path} can be decoded")
-    count = len(files)
-    draws = words(0, Stream.CROP, np.arange(count), WORDS)
-    sizes = [image_size_of(file) for file in files]
-    boxes = [random_resized_crop_box(draw, *size, scale, _RATIO) for draw, size in zip(draws, sizes, strict=True)]
-    dataset = StepDataset(
-        source, LoaderPlan(_TURN, _TURN), 0, image_size, scale, _RATIO, _bare_batch, Order(0, len(source))
+    micro = min(_TURN, len(source))
+    turns = range(max(1, min(images, len(source)) // micro))
+    size = recipe.model.image_hw
+    encoder = recipe.model.encoder
+    packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
+    loader = _loader(source, recipe, micro, _Stamped(packer))
+    files = {turn: _files(loader, source, recipe, turn) for turn in turns}
+    worker = Worker(loader.dataset.make, loader.dataset.pixel_shape, slots=1)
+    try:
+        seconds = _measure(
+            {
+                "usual": lambda _, turn: [_usual(file, box, size) for file, box in turn],
+                "ours": lambda _, turn: [crop_resize(decode(file), box, size) for file, box in turn],
+                "ours: decode": lambda _, turn: [decode(file) for file, _ in turn],
+                "ours: loader": lambda number, _: _made(worker, number),
+            },
+            files,
+            repeats,
+        )
+    finally:
+        worker.end()
+    psnr = np.array(
+        [_psnr(crop_resize(decode(file), box, size), _exact(file, box, size)) for t in turns for file, box in files[t]]
     )
-
-    def ours(i: int) -> Tensor:
-        return crop_resize(decode(files[i]), boxes[i], image_size)
-
-    ways: dict[str, Callable[[range], object]] = {
-        "usual": lambda turn: [_usual(files[i], boxes[i], image_size) for i in turn],
-        "ours": lambda turn: [ours(i) for i in turn],
-        "ours: decode": lambda turn: [decode(files[i]) for i in turn],
-        # Other images than the turn's, and the same ones over an epoch.
-        "ours: loader": lambda turn: dataset[turn.start // _TURN],
-    }
-    seconds = _measure(ways, count, repeats)
-    psnr = np.array([_psnr(ours(i), _exact(files[i], boxes[i], image_size)) for i in range(count)])
     result = {
-        "images": count,
-        "image_size": list(image_size),
+        "recipe": recipe.name,
+        "images": len(turns) * micro,
+        "image_size": list(size),
         "images_per_cpu_second": {name: 1 / value for name, value in seconds.items()},
         "ratio": seconds["usual"] / seconds["ours"],
-        "loader_overhead": seconds["ours: loader"] / seconds["ours"] - 1,
+        "loader_overhead": (seconds["ours: loader"] - seconds["ours"]) / seconds["ours: decode"],
         "psnr_mean": float(psnr.mean()),
         **{f"psnr_percentile_{q}": float(np.percentile(psnr, q)) for q in (0, 1, 5, 50)},
-        "images_per_second_by_workers": _scaling(source, image_size, scale, count),
+        "images_per_second_by_workers": _scaling(source, recipe, micro, packer, 3 * len(turns)),
         "cores_for_4200_images_per_second": 4200 * seconds["ours: loader"],
     }
     _describe(result, echo)
     return result
 
 
-def _measure(ways: dict[str, Callable[[range], object]], count: int, repeats: int) -> dict[str, float]:
-    """Return CPU-seconds an image of each way: the median over repeats, which take turns every few images."""
+@dataclass(frozen=True)
+class _Stamped:
+    """A loader's collate that also says how much CPU time its process has taken, in the place of replaced names."""
+
+    collate: Collate
+
+    def __call__(self, *parts: Any) -> Batch:
+        return replace(self.collate(*parts), replaced=(str(time.process_time()),))
+
+
+def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, workers: int = 0) -> Loader:
+    return Loader(
+        source,
+        seed=recipe.seed,
+        global_batch=micro,
+        micro_batch=micro,
+        image_size=recipe.model.image_hw,
+        crop_scale=recipe.data.crop_scale,
+        crop_ratio=recipe.data.crop_ratio,
+        collate=collate,
+        workers=workers,
+    )
+
+
+def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:
+    """Return the files and boxes that micro-batch `number` is made of."""
+    batch = loader.dataset[number]
+    draws = words(recipe.seed, Stream.CROP, batch.positions, WORDS)
+    files = [source.image(index) for index in batch.indices]
+    scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
+    return [
+        (file, random_resized_crop_box(draw, *image_size(file), scale, ratio))
+        for draw, file in zip(draws, files, strict=True)
+    ]
+
+
+def _made(worker: Worker, number: int) -> float:
+    """Have a micro-batch made and take it over; return the CPU-seconds that its process has taken until then."""
+    worker.ask(number, 0)
+    return float(worker.answer(number, 0, pin=False, timeout=None).replaced[0])
+
+
+def _measure(ways: dict[str, Way], files: dict[int, Files], repeats: int) -> dict[str, float]:
+    """Return CPU-seconds an image of each way: the median over repeats, in which they take turns.
+
+    A way that returns a float works in another process too, and tells how much that one has taken since its start.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     totals = np.zeros((repeats + 1, len(ways)))
-    turns = [range(start, min(start + _TURN, count)) for start in range(0, count, _TURN)]
-    measured = [turn for turn in turns if len(turn) == _TURN] or turns
+    elsewhere = 0.0
     try:
         for repeat in range(repeats + 1):
-            for turn in measured:
+            for number, turn in files.items():
                 for column, way in enumerate(ways.values()):
                     start = time.process_time()
-                    way(turn)
+                    done = way(number, turn)
                     totals[repeat, column] += time.process_time() - start
+                    if isinstance(done, float):
+                        totals[repeat, column] += done - elsewhere
+                        elsewhere = done
     finally:
         torch.set_num_threads(threads)
-    images = sum(len(turn) for turn in measured)
+    images = sum(map(len, files.values()))
     return dict(zip(ways, (np.median(totals[1:], axis=0) / images).tolist(), strict=True))  # the first warms up
 
 
-def _scaling(
-    source: Source, size: tuple[int, int], scale: tuple[float, float], count: int, epochs: int = 3
-) -> dict[str, float]:
+def _scaling(source: Source, recipe: Recipe, micro: int, packer: Packer, steps: int) -> dict[str, float]:
     """Return images a second of wall time by number of loader processes, up to the machine's cores."""
     found = {}
-    steps = max(2, epochs * count // _TURN)
     for workers in range(1, len(os.sched_getaffinity(0)) + 1):
-        loader = Loader(
-            source,
-            seed=0,
-            global_batch=_TURN,
-            micro_batch=_TURN,
-            image_size=size,
-            crop_scale=scale,
-            crop_ratio=_RATIO,
-            collate=_bare_batch,
-            workers=workers,
-        )
-        batches = loader.iterate(0, steps + workers)
+        batches = _loader(source, recipe, micro, packer, workers).iterate(0, steps + workers)
         for _ in range(workers):  # starting the processes is not their speed
             next(batches)
         begun = time.perf_counter()
         done = sum(len(batch.pixels) for batch in batches)
         found[str(workers)] = done / (time.perf_counter() - begun)
     return found
-
-
-def _readable(file: bytes) -> bool:
-    try:
-        decode(file)
-    except DecodeError:
-        return False
-    return True
 
 
 def _exact(file: bytes, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -165,12 +194,6 @@ def _psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:
     return 10 * math.log10(255**2 / max(error, 1e-3))  # at most 78 dB: a level's difference in a thousand values
 
 
-def _bare_batch(positions: object, pixels: Tensor, indices: object, replaced: object) -> Batch:
-    nothing = torch.empty(0, dtype=torch.int64)
-    no_sequences = Sequences(nothing, torch.zeros(1, dtype=torch.int32), ())
-    return Batch(pixels, no_sequences, no_sequences, no_sequences, no_sequences, nothing.float())
-
-
 def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     rates = result["images_per_cpu_second"]
     echo(f"{result['images']} images to {result['image_size'][0]} x {result['image_size'][1]}, images a CPU-second:")
@@ -181,5 +204,5 @@ def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     echo(f"PSNR by percentile, dB: {shares}")
     by_workers = ", ".join(f"{n}: {rate:.0f}" for n, rate in result["images_per_second_by_workers"].items())
     echo(f"images a second by loader processes (wall time): {by_workers}")
-    echo(f"loader beside decode and resize: {100 * result['loader_overhead']:.1f} %")
+    echo(f"loader beside decode and resize: {100 * result['loader_overhead']:.1f} % of decode's time")
     echo(f"cores for 4,200 images/s: {result['cores_for_4200_images_per_second']:.1f}")

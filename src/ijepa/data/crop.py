@@ -46,7 +46,7 @@ def random_resized_crop_box(
 
     `words` (40,) uint32 are the draws; `scale` bounds the box's share of the area, `ratio` its width / height.
     """
-    draws = [int(word) for word in words]
+    draws = words.tolist()
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(0, WORDS, 4):
         share, aspect, down, across = draws[attempt : attempt + 4]
@@ -67,17 +67,23 @@ def center_crop_box(height: int, width: int, size: tuple[int, int], fraction: fl
 
 
 def crop_resize(
-    image: npt.NDArray[np.uint8], box: Box, size: tuple[int, int], interpolation: Interpolation = "bilinear"
+    image: npt.NDArray[np.uint8],
+    box: Box,
+    size: tuple[int, int],
+    interpolation: Interpolation = "bilinear",
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased.
 
     Bicubic agrees with Pillow's to two levels; what it overshoots is clamped to bytes, after each axis as there.
+    With `out` (3, h, w) uint8 it is written there, and that is returned.
     """
     top, left, height, width = box
     view = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
-    if (height, width) == size:
-        return view.contiguous()
-    return interpolate(view[None], size, mode=interpolation, antialias=True)[0].contiguous()
+    if (height, width) != size:
+        view = interpolate(view[None], size, mode=interpolation, antialias=True)[0]
+    return view.contiguous() if out is None else out.copy_(view)
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

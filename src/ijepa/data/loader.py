@@ -5,13 +5,20 @@ pipeline is the number of the next step. Nothing is sampled, shuffled or counted
 are, which of them makes what, where a run was interrupted and where an epoch ends leave no trace in the batches, and
 over ranks and micro-batches the global batch is the same set of positions cut differently.
 
+Each position has a crop of its own. With several crops of a decoded image, that many neighbouring positions from a
+multiple of their number on have the same sample: the order is asked for position // crops. A group that a micro-batch's
+border cuts is decoded on either side, so that this, too, depends on nothing but the position.
+
 An image that cannot be decoded is replaced by the one that stands at the next place of the same epoch's order, with
 the crop of its own position, and its name travels with the batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
+from threading import Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +33,12 @@ from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.data.workers import mark, produce
 from ijepa.errors import Failed, Refused
-from ijepa.randomness import Stream, Words, words
+from ijepa.randomness import Stream, words
+
+_AHEAD = 512
+"""Positions whose samples are looked up together."""
+_PATIENCE = 2.0
+"""Seconds to wait for a name that a disk may have to be read for."""
 
 Collate = Callable[[npt.NDArray[np.int64], Tensor, Sequence[int], Sequence[str]], Batch]
 """(positions (B,), pixels (B, 3, H, W) uint8, sample indices, names of replaced samples) -> Batch; picklable."""
@@ -69,7 +81,10 @@ class LoaderPlan:
 
 @dataclass(frozen=True)
 class StepDataset(Dataset[Batch]):
-    """Micro-batches by number: `dataset[k]` is always the same batch. Picklable and small."""
+    """Micro-batches by number: `dataset[k]` is always the same batch. Picklable and small.
+
+    It is quickest for one who asks for every `stride`-th number, as each of so many workers does.
+    """
 
     source: Source
     plan: LoaderPlan
@@ -80,6 +95,9 @@ class StepDataset(Dataset[Batch]):
     collate: Collate
     order: Order
     max_replaced_attempts: int = 10
+    stride: int = 1
+    crops_per_decode: int = 1
+    _ahead: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
         return self.make(number, torch.empty(self.pixel_shape, dtype=torch.uint8))
@@ -96,26 +114,41 @@ class StepDataset(Dataset[Batch]):
             Failed: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
         """
         positions = self.plan.positions(number)
-        indices = self.order.indices(positions)
-        self.source.expect(indices)
+        indices = self._indices(number)
+        self.source.expect(indices, mark)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
-        used, replaced = [], []
-        for slot, (position, index) in enumerate(zip(positions.tolist(), indices.tolist(), strict=True)):
-            image, index, bad = self._readable(position, index)
-            pixels[slot] = self._crop(image, draws[slot])
-            used.append(index)
+        used, replaced = list[int](), list[str]()
+        places = (positions // self.crops_per_decode).tolist()
+        decoded = -1
+        for slot, (place, index) in enumerate(zip(places, indices.tolist(), strict=True)):
+            if place != decoded:
+                image, sample, bad = self._readable(place, index)
+                decoded = place
+            height, width, _ = image.shape
+            box = random_resized_crop_box(draws[slot], height, width, self.crop_scale, self.crop_ratio)
+            crop_resize(image, box, self.image_size, out=pixels[slot])
+            used.append(sample)
             replaced += bad
         return self.collate(positions, pixels, tuple(used), tuple(replaced))
 
-    def _crop(self, image: npt.NDArray[np.uint8], draw: Words) -> Tensor:
-        height, width, _ = image.shape
-        box = random_resized_crop_box(draw, height, width, self.crop_scale, self.crop_ratio)
-        return crop_resize(image, box, self.image_size)
+    def _indices(self, number: int) -> npt.NDArray[np.int64]:
+        """Return the samples (micro_batch,) of micro-batch `number`.
 
-    def _readable(self, position: int, index: int) -> tuple[npt.NDArray[np.uint8], int, list[str]]:
-        """Return (image, its index, names of those passed over) for a position whose sample is `index`."""
+        Found for several micro-batches at once: numpy takes hardly longer for hundreds of numbers than for one.
+        """
+        if number not in self._ahead:
+            count = -(-_AHEAD // self.plan.micro_batch)
+            numbers = range(number, number + count * self.stride, self.stride)
+            positions = np.stack([self.plan.positions(other) for other in numbers])
+            found = self.order.indices(positions.ravel() // self.crops_per_decode)
+            self._ahead.clear()
+            self._ahead.update(zip(numbers, found.reshape(positions.shape), strict=True))
+        return self._ahead[number]
+
+    def _readable(self, number: int, index: int) -> tuple[npt.NDArray[np.uint8], int, list[str]]:
+        """Return (image, its index, names of those passed over) for the order's `number`, whose sample is `index`."""
         n, bad = len(self.source), list[str]()
-        epoch, place = divmod(position, n)
+        epoch, place = divmod(number, n)
         for attempt in count(1):
             mark(index)
             try:
@@ -144,6 +177,7 @@ class Loader:
         collate: makes a Batch of positions and pixels; called in the worker.
         workers: processes; 0 makes batches in this one, when they are asked for.
         prefetch: micro-batches each worker makes ahead. Shared memory is workers x prefetch micro-batches of pixels.
+        crops_per_decode: neighbouring positions that share an image.
         timeout: seconds a worker has for a micro-batch before it is replaced; for ever if None.
         tell: told of a worker that was replaced.
         max_replaced_attempts: how many places in a row may be passed over for one unreadable image.
@@ -166,6 +200,7 @@ class Loader:
         prefetch: int = 2,
         max_replaced_attempts: int = 10,
         order: Order | None = None,
+        crops_per_decode: int = 1,
         timeout: float | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -180,6 +215,8 @@ class Loader:
             collate,
             order or Order(seed, len(source)),
             max_replaced_attempts,
+            stride=max(workers, 1),
+            crops_per_decode=crops_per_decode,
         )
         self.workers, self.prefetch, self.timeout, self.tell = workers, prefetch, timeout, tell
 
@@ -208,6 +245,20 @@ class Loader:
                 prefetch=self.prefetch,
                 pin=pin,
                 timeout=self.timeout,
-                name=self.dataset.source.name,
+                name=partial(_named, self.dataset.source),
                 tell=self.tell,
             )
+
+
+def _named(source: Source, index: int) -> str:
+    """Return a sample's name, or the file it lies in where the disk does not give the name any more."""
+    answers: list[str] = []
+
+    def ask() -> None:
+        with suppress(Failed):
+            answers.append(source.name(index))
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return answers[0] if answers else f"sample {index} in {source.file(index)}"

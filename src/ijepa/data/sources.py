@@ -74,6 +74,10 @@ class Source(ABC):
         """Return the sample's name: the file's path below the data's root, through the shard if there is one."""
         return self._name(self._checked(index))
 
+    def file(self, index: int) -> str:
+        """Return which file holds the sample, below the data's root; found without reading."""
+        return self._name(self._checked(index))
+
     def image(self, index: int) -> bytes:
         """Return the image file's contents.
 
@@ -82,8 +86,11 @@ class Source(ABC):
         """
         return self._image(self._checked(index))
 
-    def expect(self, indices: npt.NDArray[np.int64]) -> None:
-        """Let the system begin to read these samples' images, all at once, before they are asked for one by one."""
+    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
+        """Let the system begin to read these samples' images, all at once, before they are asked for one by one.
+
+        `about` is told of each sample before a file is touched for it, which may hang.
+        """
         return
 
     def mask(self, index: int) -> bytes | None:
@@ -218,13 +225,19 @@ class TarSource(Source):
         offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
         return self._files.read(self._shard(index), offset, size)
 
-    def expect(self, indices: npt.NDArray[np.int64]) -> None:
+    def file(self, index: int) -> str:
+        """See `Source`."""
+        return str(self._shards[self._shard(index)])
+
+    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
         """See `Source`."""
         if not hasattr(os, "posix_fadvise"):  # not on macOS
             return
         shards = np.searchsorted(self.index.arrays["first"], indices, side="right") - 1
         blocks, sizes = self.index.arrays["block"][indices], self.index.arrays["size"][indices]
-        for shard, block, size in zip(shards.tolist(), blocks.tolist(), sizes.tolist(), strict=True):
+        columns = (array.tolist() for array in (indices, shards, blocks, sizes))
+        for index, shard, block, size in zip(*columns, strict=True):
+            about(index)
             self._files.expect(shard, block * BLOCK, size)
 
     def _shard(self, index: int) -> int:
@@ -248,11 +261,11 @@ class FolderSource(Source):
         return text_item(self.index.arrays, "names", "ends", index)
 
     def _image(self, index: int) -> bytes:
-        return read_file(self._root / self.name(index))
+        return read_file(f"{self._root}/{self._name(index)}")
 
     def _mask(self, index: int) -> bytes | None:
         name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
-        return read_file(self._masks / name) if name else None
+        return read_file(f"{self._masks}/{name}") if name else None
 
     def _without_mask(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
@@ -318,13 +331,18 @@ class _OpenFiles:
         return handle
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """Return a file's contents.
 
     Raises:
         Failed: it is gone or cannot be read.
     """
+
+    def read() -> bytes:
+        with FileIO(path) as file:  # a third quicker than Path.read_bytes
+            return file.readall()
+
     try:
-        return twice(path.read_bytes)
+        return twice(read)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error

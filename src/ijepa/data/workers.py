@@ -6,9 +6,8 @@ at once and whatever the cause: a worker whose pipe ends leaves, so none outlive
 a parent whose pipe ends says which worker died, and of what. torch's DataLoader polls for both, and loses its workers
 when a scheduler signals the process group.
 
-Pixels are written by the worker where the parent reads them, in anonymous memory shared by its descriptor and not in
-/dev/shm, which containers keep to 64 MB. The small tensors of a batch travel in the pipe as plain bytes: as torch's
-shared tensors each would cost a descriptor and two mappings.
+Pixels are written by the worker where the parent reads them, in memory that both share (`shared`), and so are a batch's
+small tensors.
 
 A worker that dies, or makes nothing for longer than it has patience for, is replaced once for each micro-batch: the new
 one makes again what the old one owed, which is the same because a batch is a function of its number. A second time ends
@@ -19,34 +18,26 @@ thread or lock of the parent is copied into them. They ignore SIGINT and SIGTERM
 """
 
 import atexit
-import io
-import math
-import mmap
 import multiprocessing
 import os
-import pickle
 import signal
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import DupFd
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ijepa.batch import Batch
+from ijepa.data.shared import NAMELESS, Descriptor, SharedMemory, anonymous_file
 from ijepa.errors import Failed
 
 Make = Callable[[int, Tensor], Batch]
 """(item, pixels to write into) -> batch."""
 
-NAMELESS = -1
-"""What stands in the shared memory before the first sample."""
 _PATIENCE = 5.0
 """Seconds a worker has to leave when its pipe is closed; it may be in the middle of a micro-batch."""
 
@@ -72,13 +63,13 @@ def produce(
     Raises:
         Failed: what `make` raised as such, or that two workers died or hung at the same item.
     """
-    team: list[_Worker] = []
+    team: list[Worker] = []
     replaced: set[int] = set()
     close = partial(_close, team)
     atexit.register(close)  # runs before multiprocessing's own, which would wait for workers that wait for us
     try:
         for _ in range(min(workers, len(items))):
-            team.append(_Worker(make, shape, prefetch))
+            team.append(Worker(make, shape, prefetch))
         for place, item in enumerate(items[: len(team) * prefetch]):
             team[place % len(team)].ask(item, place // len(team) % prefetch)
         for place, item in enumerate(items):
@@ -96,7 +87,7 @@ def produce(
                     replaced.add(item)
                     tell(f"{line}; a new one goes on")
                     worker.end()
-                    worker = team[place % len(team)] = _Worker(make, shape, prefetch)
+                    worker = team[place % len(team)] = Worker(make, shape, prefetch)
                     for owed in range(place, min(ahead, len(items)), len(team)):
                         worker.ask(items[owed], owed // len(team) % prefetch)
             if ahead < len(items):
@@ -107,7 +98,7 @@ def produce(
         atexit.unregister(close)
 
 
-def _close(team: list["_Worker"]) -> None:
+def _close(team: list["Worker"]) -> None:
     for worker in team:
         worker.pipe.close()
     for worker in team:
@@ -120,52 +111,55 @@ class _Lost(Exception):
     """A worker died or hangs; `str()` says which and of what."""
 
 
-class _Worker:
+class Worker:
     """The parent's side of one process: ask for items, then take the answers in the same order."""
 
     def __init__(self, make: Make, shape: tuple[int, ...], slots: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["ijepa.data.loader", "ijepa.packing"])
-        descriptor = _anonymous_file(_size((slots, *shape)))
-        self.pixels, self.mark = _map(descriptor, (slots, *shape))
-        self.mark.fill_(NAMELESS)
+        descriptor = anonymous_file((slots, *shape))
+        self.memory = SharedMemory(descriptor, (slots, *shape))
+        self.memory.mark[0] = NAMELESS
         self.pipe, other = context.Pipe()
-        arguments = (other, _Descriptor(descriptor), (slots, *shape), make)
+        arguments = (other, Descriptor(descriptor), (slots, *shape), make)
         self.process = context.Process(target=_serve, args=arguments, name="ijepa-loader", daemon=True)
         self.process.start()
         other.close()
         os.close(descriptor)
 
     def ask(self, item: int, slot: int) -> None:
+        """Have an item made, its pixels in `slot` of the shared memory."""
         with suppress(OSError):  # it died: the answer it still owes says so, and names the micro-batch
             self.pipe.send((item, slot))
 
     def answer(self, item: int, slot: int, pin: bool, timeout: float | None) -> Batch:
+        """Return what was made of an item, its pixels copied out of `slot`; see `produce`."""
         try:
             if not self.pipe.poll(timeout):
                 raise _Lost(f"loader process {self.process.pid} has hung for {timeout:g} seconds,")
-            answer = pickle.loads(self.pipe.recv_bytes())
+            answer = self.memory.loads(self.pipe.recv_bytes(), slot)
         except (EOFError, OSError) as error:
             raise self._died() from error
         if isinstance(answer, Exception):
             raise answer
         if pin:
             answer = answer.pin_memory()
-        pixels = torch.empty(self.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
-        batch: Batch = replace(answer, pixels=pixels.copy_(self.pixels[slot]))
+        made = self.memory.pixels[slot]
+        pixels = torch.empty(made.shape, dtype=torch.uint8, pin_memory=pin)
+        batch: Batch = replace(answer, pixels=pixels.copy_(made))
         return batch
 
     def at(self, name: Callable[[int], str]) -> str:
         """Say which sample the worker was at, where it said so."""
-        number = int(self.mark)
+        number = self.memory.mark[0]
         return "" if number == NAMELESS else f", at {name(number)}"
 
     def end(self) -> None:
-        """Make sure that the process is gone."""
+        """Make sure that the process is gone; one that the system cannot kill, in a hung read, is left behind."""
         self.pipe.close()
         if self.process.is_alive():
             self.process.kill()
-        self.process.join()
+        self.process.join(_PATIENCE)
 
     def _died(self) -> _Lost:
         self.process.join(_PATIENCE)
@@ -178,26 +172,27 @@ class _Worker:
         return _Lost(f"loader process {self.process.pid} died ({cause})")
 
 
-_mark = torch.full((1,), NAMELESS, dtype=torch.int64)
+_mark = memoryview(bytearray(8)).cast("q")
 """In a worker: the shared number that says which sample it is at."""
 
 
 def mark(number: int) -> None:
     """Say which sample is being read, for whoever has to explain why this process is no more."""
-    _mark.fill_(number)
+    _mark[0] = number
 
 
-def _serve(pipe: Connection, handle: "_Descriptor", shape: tuple[int, ...], make: Make) -> None:
+def _serve(pipe: Connection, handle: Descriptor, shape: tuple[int, ...], make: Make) -> None:
     """Make items until the pipe ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     global _mark
     torch.set_num_threads(1)
-    pixels, _mark = _map(handle.number, shape)
+    memory = SharedMemory(handle.number, shape)
+    _mark = memory.mark
     while True:
         try:
             item, slot = pipe.recv()
-            pipe.send_bytes(_dumps(_answer(make, item, pixels[slot])))
+            pipe.send_bytes(memory.dumps(_answer(make, item, memory.pixels[slot]), slot))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the parent closed the pipe, or is no more
 
@@ -212,55 +207,3 @@ def _answer(make: Make, item: int, pixels: Tensor) -> Batch | Exception:
     if batch.pixels.data_ptr() != pixels.data_ptr():
         pixels.copy_(batch.pixels)
     return replace(batch, pixels=torch.empty(0, dtype=torch.uint8))
-
-
-class _Descriptor:
-    """A file descriptor that is duplicated into the process it is sent to at its start."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (DupFd(self.number),)
-
-
-def _received(duplicate: Any) -> _Descriptor:
-    return _Descriptor(duplicate.detach())
-
-
-def _anonymous_file(size: int) -> int:
-    """Return the descriptor of `size` bytes of memory without a name."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("ijepa-pixels", os.MFD_CLOEXEC)
-    else:  # not Linux
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    """Bytes of the shared memory: pixels, and the number of the sample being read."""
-    return -(-math.prod(shape) // 8) * 8 + 8
-
-
-def _map(descriptor: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return pixels and mark in shared memory."""
-    memory = mmap.mmap(descriptor, _size(shape))
-    pixels = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape)).view(shape)
-    return pixels, torch.frombuffer(memory, dtype=torch.int64, count=1, offset=_size(shape) - 8)
-
-
-class _Pickler(pickle.Pickler):
-    """Writes tensors as numpy arrays, in the stream: small ones cost three microseconds so."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.from_numpy, (value.numpy(),)
-        return NotImplemented
-
-
-def _dumps(value: Any) -> bytes:
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(value)
-    return stream.getvalue()

@@ -265,6 +265,7 @@ class _Loop:
             image_size=recipe.model.image_hw,
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
+            crops_per_decode=recipe.data.crops_per_decode,
             collate=Packer(
                 recipe.mask,
                 recipe.model.grid,

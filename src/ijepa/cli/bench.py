@@ -8,6 +8,7 @@ import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, load_recipe
 from ijepa.errors import Refused
+from ijepa.recipe import Recipe
 
 
 @click.group()
@@ -31,7 +32,7 @@ def bench_data(path: str, recipe: str, images: int, repeats: int, output: Path |
     """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""
     from ijepa.data.bench import bench_data as run
 
-    _keep(run(path, load_recipe(recipe, {}), images=images, repeats=repeats, echo=click.echo), output)
+    _keep(run(path, Recipe.load(recipe), images=images, repeats=repeats, echo=click.echo), output)
 
 
 @bench.command("step", cls=RecipeCommand)

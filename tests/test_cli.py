@@ -122,7 +122,9 @@ def test_labels_that_are_missing_are_asked_for(tmp_path, scenes):
     (tmp_path / "plain" / "a.jpg").write_bytes(open_source(scenes, split="train")[0].image)
     before = sorted(tmp_path.rglob("*"))
     refused(
-        ijepa("evaluate", "linear", "scenes", "--train", "plain", "--test", "plain", cwd=tmp_path), "label", "plain"
+        ijepa("evaluate", "linear", "scenes", "--train", "plain", "--test", "plain", cwd=tmp_path),
+        "--train",
+        "have no labels",
     )
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from ijepa.__main__ import main
 from ijepa.cli import cli
+from ijepa.data.sources import open_source
 from ijepa.recipe import Recipe
 
 
@@ -116,6 +117,18 @@ def test_refusals_are_one_line_and_write_nothing(arguments, words, tmp_path, sce
     assert sorted(str(p) for p in tmp_path.rglob("*")) == before
 
 
+def test_labels_that_are_missing_are_asked_for(tmp_path, scenes):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.jpg").write_bytes(open_source(scenes, split="train")[0].image)
+    before = sorted(tmp_path.rglob("*"))
+    refused(
+        ijepa("evaluate", "linear", "scenes", "--train", "plain", "--test", "plain", cwd=tmp_path),
+        "--train",
+        "have no labels",
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_debug_keeps_the_traceback():
     found = ijepa("pretrain", "vit-smal-16", "--debug")
     assert found.returncode != 0 and "Traceback" in found.stderr
@@ -164,13 +177,14 @@ def test_pretraining_from_the_command_line(tmp_path, scenes):
     knn = ijepa("evaluate", "knn", "run", *sets, cwd=tmp_path)
     assert knn.returncode == 0, knn.stderr
     assert "run/evaluations/knn-demo.json" in knn.stdout and "random" in knn.stdout
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("width: 32", "width: 64"))
+    refused(ijepa("diagnose", "run", "--data", str(scenes), cwd=tmp_path), ".safetensors", "has shape", "(64,")
     assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # told line by line where nobody watches
 
 
 def test_one_truncated_image_stops_no_run(tmp_path, scenes):
     """Neither training nor the diagnosis, at the start and the end, of the very images it trains on."""
-    from ijepa.data.sources import open_source
-
     source = open_source(scenes, split="train")
     (tmp_path / "images").mkdir()
     for index in range(40):

@@ -1,0 +1,51 @@
+"""A batch's tensors across the memory that two processes share."""
+
+import os
+
+import pytest
+import torch
+
+from ijepa.data.shared import SharedMemory, anonymous_file
+
+SHAPE = (2, 1, 3, 8, 8)  # two slots with room for 48 bytes
+
+
+@pytest.fixture
+def ends():
+    descriptor = anonymous_file(SHAPE)
+    yield SharedMemory(descriptor, SHAPE), SharedMemory(descriptor, SHAPE)
+    os.close(descriptor)
+
+
+def test_pixels_and_mark_are_shared(ends):
+    worker, parent = ends
+    worker.pixels[1].fill_(7)
+    worker.mark[0] = 2**40
+    assert parent.pixels.shape == SHAPE and (parent.pixels[1] == 7).all() and not parent.pixels[0].any()
+    assert parent.mark[0] == 2**40
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 1000])  # from the sixth number on it does not fit beside the other two
+def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
+    worker, parent = ends
+    value = {
+        "long": torch.arange(count) - 2,
+        "none": torch.empty(0, dtype=torch.int32),
+        "flags": torch.tensor([[True], [False]]),
+        "name": "of it",
+    }
+    found = parent.loads(worker.dumps(value, 1), 1)
+    assert found["name"] == "of it" and list(found) == list(value)
+    for key in ("long", "none", "flags"):
+        assert found[key].dtype == value[key].dtype and torch.equal(found[key], value[key])
+    assert (worker.rooms[1].tobytes() != bytes(48)) == (count <= 5)
+
+
+def test_slots_lie_apart_and_what_arrives_is_the_callers(ends):
+    worker, parent = ends
+    messages = [worker.dumps(torch.full((4,), slot), slot) for slot in (0, 1)]
+    first, second = (parent.loads(message, slot) for slot, message in enumerate(messages))
+    worker.dumps(torch.full((4,), 9), 0)
+    first.add_(1)
+    assert first.tolist() == [1] * 4 and second.tolist() == [1] * 4
+    assert not worker.pixels.any()

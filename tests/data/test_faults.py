@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 
@@ -103,14 +102,14 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
 
 def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
     source = open_source(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
-    read_bytes, failures = Path.read_bytes, [errno.ESTALE]
+    opened, failures = module.FileIO, [errno.ESTALE]
 
     def failing(path):
         if failures:
             raise OSError(failures.pop(), "passing")
-        return read_bytes(path)
+        return opened(path)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(module, "FileIO", failing)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     assert source.image(2) == jpeg(2) and not failures
     failures += [errno.EIO, errno.EIO]

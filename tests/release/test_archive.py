@@ -265,11 +265,11 @@ def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
         pretrain(
             recipe, open_source(scenes, split="train"), tmp_path / "run", quiet=True, callbacks=[Callback(1, stop)]
         )
-    with pytest.raises(Refused, match=r"has come to step 3 of 16; .*--unfinished"):
+    with pytest.raises(Refused, match=r"has come to step 4 of 16; .*--unfinished"):
         write_archive(tmp_path / "run", tmp_path / "out", About())
     out = write_archive(tmp_path / "run", tmp_path / "out", About(), unfinished=True)
     text = (out / "README.md").read_text()
-    assert "step 3 of 16" in text and "None was made of these weights" in text
+    assert "step 4 of 16" in text and "None was made of these weights" in text
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):

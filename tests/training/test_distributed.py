@@ -143,9 +143,10 @@ def test_float32_on_two_processes_gives_the_losses_of_one(runs):
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(runs):
-    """One step later than it came, because no step waits for the others' answer; resumed on two, to the same bits."""
+    """It comes after step 4, while that is measured. A step later or two, because none waits for the others' answer;
+    resumed on two, to the same bits."""
     assert last(runs / "stopped").name == f"step-{len(rows(runs / 'stopped')):08d}"
-    assert len(rows(runs / "stopped")) in (4, 5)
+    assert len(rows(runs / "stopped")) in (5, 6)
     assert (runs / "resumed-two/metrics.jsonl").read_bytes() == (runs / "two-double/metrics.jsonl").read_bytes()
 
 

@@ -438,10 +438,7 @@ def test_a_full_disk_leaves_the_metrics_it_cannot_cut(whole, tmp_path, monkeypat
 
 
 def test_memory_does_not_grow(scenes, tmp_path):
-    """Resident memory over 500 steps, after the first hundred, of this process and of the loader's.
-
-    In bfloat16, with constant shapes: oneDNN keeps a kernel for each shape that it has met, some hundreds in all.
-    """
+    """Resident memory over 500 steps, after the first two hundred, of this process and of the loader's, in bfloat16."""
     seen: dict[int, list[int]] = defaultdict(list)
 
     def measure(model):
@@ -449,17 +446,17 @@ def test_memory_does_not_grow(scenes, tmp_path):
             seen[pid].append(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         return {}
 
-    bf16 = {"precision": {"autocast": "bf16"}, "parallel": {"static": True}}
+    bf16 = {"precision": {"autocast": "bf16"}}
     shape = {part: {**TINY["model"][part], "depth": 1} for part in ("encoder", "predictor")}
     small = {"model": {**TINY["model"], **shape}, "batch": {"global": 8, "micro": 8}, "checkpoint__every": 500}
     chosen = recipe(scenes, steps=500, data__workers=1, **small, **bf16)
-    batches = 400 * chosen.batch.total * 3 * 48 * 48
-    assert batches > 2 * GROWTH  # to keep every batch would be seen
+    batches = 300 * chosen.batch.total * 3 * 48 * 48
+    assert batches > 1.5 * GROWTH  # to keep every batch would be seen
     pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(20, measure)], quiet=True)
     watched = {pid: sizes for pid, sizes in seen.items() if len(sizes) > 20}
     assert len(watched) == 2
     for sizes in watched.values():
-        assert max(sizes[-3:]) - max(sizes[5:10]) < GROWTH, [m >> 20 for m in sizes]
+        assert max(sizes[-3:]) - max(sizes[8:13]) < GROWTH, [m >> 20 for m in sizes]
 
 
 GROWTH = 8 * 2**20

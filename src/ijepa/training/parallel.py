@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ijepa.allocator import keep_freed_memory
+from ijepa.allocator import bound_kernel_caches, keep_freed_memory
 from ijepa.model.precision import check_float8
 from ijepa.recipe import Recipe
 from ijepa.training.fitting import largest_micro
@@ -69,6 +69,7 @@ def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
     torch.set_num_threads(resolved.threads)
     if resolved.device == "cpu":
         keep_freed_memory()
+        bound_kernel_caches()
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ijepa.data.bench import _exact, _psnr
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.decode import decode, image_size
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.randomness import Stream, words
 from ijepa.training.run import machine
 

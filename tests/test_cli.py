@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ijepa.__main__ import main
 from ijepa.cli import cli
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.recipe import Recipe
 
 

@@ -4,8 +4,8 @@ glibc gives large freed blocks back to the kernel at once and asks for them agai
 to be mapped and zeroed anew. A training step frees and takes its activations over and over, and on a CPU a tenth of
 it goes into that. Told to keep what it has, the process stays at its peak size until it ends, and no more.
 
-oneDNN compiles a kernel for every shape it meets in bfloat16. torch keeps 1024 in each of two caches by default, up to a
-gigabyte that fills over thousands of steps. A quarter of that is enough for a step, and is full within the first hundred.
+oneDNN compiles a kernel for every shape it meets in bfloat16. torch keeps 1024 in each of two caches by default, up to
+a gigabyte that fills over thousands of steps. A quarter of that is enough for a step, and full within a hundred.
 """
 
 import ctypes

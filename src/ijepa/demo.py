@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ijepa import randomness
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.evaluation.run import evaluate

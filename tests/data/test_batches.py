@@ -10,8 +10,8 @@ import pytest
 from ijepa.batch import Batch, Sequences
 from ijepa.data.decode import decode
 from ijepa.data.loader import Loader
+from ijepa.data.opening import open_source
 from ijepa.data.order import Order
-from ijepa.data.sources import open_source
 from ijepa.masks import MaskRule
 from ijepa.packing import Packer
 from tests.data.making import write_shards

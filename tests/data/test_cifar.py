@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa.data.decode import decode
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 
 

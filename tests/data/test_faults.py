@@ -7,7 +7,7 @@ import pytest
 
 from ijepa.data import sources as module
 from ijepa.data.loader import Loader
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed
 from tests.data.making import bare_batch, jpeg, write_shards, write_tree
 
@@ -129,7 +129,7 @@ def test_more_shards_than_may_be_open(tmp_path):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 source = open_source({str(shards)!r})
 assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.official import open_set
-from ijepa.data.sources import Sample, Source, open_source
+from ijepa.data.opening import open_set, open_source
+from ijepa.data.sources import Sample, Source
 from ijepa.errors import Refused
 from tests.data.making import write_tar, write_tree
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.official import open_set
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_set, open_source
+from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from tests.data.making import encoded, write_tree
 

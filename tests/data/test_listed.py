@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.data.listed import select
-from ijepa.data.official import open_set
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_set, open_source
 from ijepa.errors import Refused
 from tests.data.making import encoded, picture, write_tar, write_tree
 

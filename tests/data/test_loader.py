@@ -9,8 +9,9 @@ from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
 from ijepa.data.decode import decode
 from ijepa.data.loader import Loader, LoaderPlan
+from ijepa.data.opening import open_source
 from ijepa.data.order import sample_indices
-from ijepa.data.sources import Source, open_source
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.randomness import Stream, words
 from tests.data.making import bare_batch, jpeg, write_shards, write_tar, write_tree

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ijepa.data import overlap
-from ijepa.data.official import open_set
+from ijepa.data.opening import open_set, open_source
 from ijepa.data.overlap import refuse_overlap
-from ijepa.data.sources import Source, open_source
+from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from tests.data.making import write_shards, write_tar, write_tree
 

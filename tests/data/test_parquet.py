@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.data import parquet as module
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from tests.data.making import jpeg, write_shards
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.sources import Sample, Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Sample, Source
 from ijepa.errors import Failed, Refused
 from tests.data.making import encoded, jpeg, write_shards, write_tar, write_tree
 

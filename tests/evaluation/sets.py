@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Source
 from ijepa.evaluation.classification import Split
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.features import PixelEncoder
 from ijepa.evaluation.knn import evaluate_knn

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from ijepa.cli import cli
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.comparison import FIGURES, compare_results, published
 from ijepa.evaluation.protocol import KINDS, presets

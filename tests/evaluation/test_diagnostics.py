@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import diagnostics as d
 from ijepa.evaluation.pictures import choose

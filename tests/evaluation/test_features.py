@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed
 from ijepa.evaluation import features
 from ijepa.evaluation.features import PixelEncoder, extract, image_features, weights_hash

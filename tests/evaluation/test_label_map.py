@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from ijepa.data.decode import DecodeError, decode_mask
-from ijepa.data.official import open_set
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_set, open_source
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, find_classes
 from ijepa.evaluation.label_map import IGNORED, LabelError, LabelMap, label_maps, load_label_map

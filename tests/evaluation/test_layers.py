@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.evaluation.diagnostics import diagnose
 from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar, norm_of
 from ijepa.evaluation.pictures import choose, crops

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ijepa.cli.training import _diagnosis
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed
 from ijepa.evaluation.pictures import crops, readable_crops
 from tests.evaluation.toys import block_mask, write_pairs

@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ijepa.data.decode import decode
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import run
 from ijepa.evaluation.features import central_view

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
 from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Source
 from ijepa.evaluation.annotated import Annotated, Classes
 from ijepa.evaluation.hummingbird import SoftBank, class_shares, largest
 from ijepa.evaluation.linear_segmentation import loss_of, train_layer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.evaluation import tokencut as t
 from ijepa.evaluation.annotated import Classes

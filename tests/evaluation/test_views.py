@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.evaluation.label_map import load_label_map
 from ijepa.evaluation.views import nearest, own_palette, pca_rgb, segment
 from tests.data.making import encoded

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
 from ijepa.model.encoder import Encoder

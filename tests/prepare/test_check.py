@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.prepare.check import check
 from ijepa.prepare.checksums import changed_shards

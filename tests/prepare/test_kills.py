@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed
 from ijepa.prepare import shards, under_way
 from ijepa.prepare.pack import Settings, pack

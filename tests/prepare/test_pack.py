@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.prepare import pack as module
 from ijepa.prepare import shards, under_way
@@ -152,7 +152,8 @@ def test_the_seed_and_nothing_else_decides_the_bytes(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ijepa.data.sources import FolderSource, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import FolderSource
 from ijepa.prepare.pack import Settings, pack
 left = int(sys.argv[3])
 class Mortal(FolderSource):

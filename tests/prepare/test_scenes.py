@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ijepa.data.decode import decode, decode_mask
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.prepare import scenes
 from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes

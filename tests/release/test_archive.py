@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from ijepa.cli import cli
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation.run import evaluate
 from ijepa.interop import tensors as lazy

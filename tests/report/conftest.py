@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe
 from ijepa.training.checkpoint import save_checkpoint

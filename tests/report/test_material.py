@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe
 from ijepa.report.material import Images, Pair, affordable, load_encoders, varied

@@ -232,7 +232,7 @@ def test_images_without_masks_leave_the_panels_out(run: Path, tmp_path: Path, sc
     shutil.rmtree(run / "evaluations")
     source = tmp_path / "flat"
     source.mkdir()
-    from ijepa.data.sources import open_source
+    from ijepa.data.opening import open_source
 
     train = open_source(scenes, split="train")
     for index in range(20):

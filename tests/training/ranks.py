@@ -24,7 +24,7 @@ import torch._dynamo
 import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.model.blocks import compile_blocks
 from ijepa.recipe import Recipe
 from ijepa.training import loop, prepare

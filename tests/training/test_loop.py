@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from ijepa import files
-from ijepa.data.sources import TarSource, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import TarSource
 from ijepa.errors import Failed, Refused
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe
 from ijepa.training.loop import pretrain

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.data.index import cache_root
-from ijepa.data.sources import open_source
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed
 from ijepa.training.run import machine
 

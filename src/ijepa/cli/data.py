@@ -35,7 +35,7 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
 @debug_option
 def index(path: str, split: str | None) -> None:
     """Index PATH, or check its index, and say what it holds."""
-    from ijepa.data.sources import open_source
+    from ijepa.data.opening import open_source
 
     source = open_source(path, where="PATH", split=split)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
@@ -51,7 +51,7 @@ def index(path: str, split: str | None) -> None:
 @debug_option
 def check(path: str, split: str | None, duplicates: bool, checksums: bool, processes: int) -> None:
     """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
-    from ijepa.data.sources import open_source
+    from ijepa.data.opening import open_source
     from ijepa.errors import Failed
     from ijepa.prepare.check import check as run
     from ijepa.prepare.checksums import changed_shards

@@ -98,7 +98,7 @@ def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_images(path: str, where: str = "data.path") -> Any:
     """Open the images at `path`; `where` is what a refusal names."""
-    from ijepa.data.sources import open_source
+    from ijepa.data.opening import open_source
 
     return open_source(path, where=where, split="train")
 

@@ -98,7 +98,7 @@ enough to see within the hour that a long one goes wrong."""
 
 def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None, folder: Path) -> Sequence[Any]:
     """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
-    from ijepa.data.sources import open_source
+    from ijepa.data.opening import open_source
     from ijepa.evaluation.monitoring import online_diagnosis
     from ijepa.evaluation.trends import new_warnings
     from ijepa.training.loop import Callback

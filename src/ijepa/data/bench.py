@@ -32,7 +32,8 @@ from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.decode import decode, image_size
 from ijepa.data.loader import Collate, Loader
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Source
 from ijepa.data.workers import Worker
 from ijepa.packing import Packer
 from ijepa.randomness import Stream, words

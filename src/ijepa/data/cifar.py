@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ijepa.data.index import Arrays, Index, text_item
 from ijepa.data.layouts import digest, text_array
-from ijepa.data.sources import Source, _OpenFiles
+from ijepa.data.sources import OpenFiles, Source
 from ijepa.errors import Refused
 
 SIDE = 32
@@ -71,7 +71,7 @@ class CifarSource(Source):
     def __init__(self, index: Index) -> None:
         super().__init__(index)
         root = Path(index.header["root"])
-        self._files = _OpenFiles([root / name for name in index.header["files"]])
+        self._files = OpenFiles([root / name for name in index.header["files"]])
 
     def __len__(self) -> int:
         return len(self.index.arrays["offset"])

@@ -10,8 +10,7 @@ from pathlib import Path
 from ijepa.data.cifar import find_cifar
 from ijepa.data.imagenet import find_imagenet
 from ijepa.data.layouts import find_pairs, voc_index, voc_root
-from ijepa.data.listed import select
-from ijepa.data.sources import FolderSource, Source, open_source
+from ijepa.data.sources import FolderSource, Source
 from ijepa.errors import Refused
 
 _ALSO = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -50,35 +49,3 @@ def _known(place: Path, where: str, split: str | None, devkit: Path | None, stri
             return FolderSource(index)
     cifar = find_cifar(place, where, split)
     return find_imagenet(place, where, split, devkit, strict) if cifar is None else cifar
-
-
-def open_set(
-    path: str, *, where: str, split: str, listed: str | None = None, devkit: str | None = None, labelled: bool = False
-) -> Source:
-    """Return the data set that an evaluation names, or the part of it that a file lists.
-
-    Args:
-        path: as for `open_source`.
-        where: the flag of the path; the list's is this and `-list`.
-        split: chosen where the path holds several.
-        listed: a file of names (see `listed`), or the name of one of Pascal VOC's lists.
-        devkit: see `find_imagenet`.
-        labelled: whether the images' classes are wanted.
-
-    Raises:
-        Refused: nothing there that could be used, or a list that does not fit it.
-    """
-    flag = f"{where}-list"
-    file = None if listed is None else Path(listed).expanduser()
-    voc = voc_root(Path(path).expanduser().absolute()) if file is not None else None
-    if file is not None and voc is not None:
-        own = (voc / "ImageSets" / folder / f"{listed}.txt" for folder in ("Segmentation", "SegmentationAug"))
-        file = next((name for name in (file, *own) if name.is_file()), file)
-        return select(FolderSource(voc_index(voc, where, None)), file, flag)
-    given = None if devkit is None else Path(devkit).expanduser()
-    if given is not None and not given.exists():
-        raise Refused("--devkit", f"{given} does not exist")
-    source = recognise(path, where, split, devkit=given, strict=labelled)
-    if source is None:
-        source = open_source(path, where=where, split=split)
-    return source if file is None else select(source, file, flag)

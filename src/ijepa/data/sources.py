@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data import listing, remote
-from ijepa.data.index import Index, build, cache_root, text_item
+from ijepa.data.index import Index, text_item
 from ijepa.data.tars import BLOCK, header_name
 from ijepa.errors import Failed, Refused
 
@@ -158,39 +157,6 @@ class Source(ABC):
     def _without_mask(self) -> npt.NDArray[np.int64]: ...
 
 
-def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None) -> Source:
-    """Return the data set at `path`; see `listing` for what a path may be, and `official` for data sets known by name.
-
-    `split` ("train", "val", "test") chooses where a folder holds several. `where` names the key or flag in errors.
-
-    Raises:
-        Refused: nothing there that could be used.
-    """
-    from ijepa.data.huggingface import PREFIX, open_saved  # here, because these make sources
-    from ijepa.data.official import recognise
-    from ijepa.data.parquet import find, open_parquet
-
-    if str(path).startswith(PREFIX):
-        return open_saved(str(path), where, split)
-    if remote.is_remote(str(path)):
-        return TarSource(build(_fetched(str(path), where, split), where))
-    known = recognise(path, where, split)
-    if known is not None:
-        return known
-    tables = find(path, where, split) if str(path) else None
-    if tables is not None:
-        return open_parquet(tables, where)
-    files = listing.find(path, where, split)
-    index = build(files, where)
-    return TarSource(index) if isinstance(files, listing.Shards) else FolderSource(index)
-
-
-def _fetched(path: str, where: str, split: str | None) -> listing.Shards:
-    """Return local copies of the shards that a URL means; of a folder's splits, one."""
-    paths = remote.fetch(remote.find(path, where, split), where, cache_root().with_name("shards"))
-    return listing.Shards(paths[0].parent, tuple(paths))
-
-
 class TarSource(Source):
     """Samples in tar shards, each read with one pread."""
 
@@ -198,7 +164,7 @@ class TarSource(Source):
         super().__init__(index)
         root = Path(index.header["root"])
         self._shards = index.header["shards"]
-        self._files = _OpenFiles([root / name for name in self._shards])
+        self._files = OpenFiles([root / name for name in self._shards])
 
     def __len__(self) -> int:
         return len(self.index.arrays["block"])
@@ -288,7 +254,7 @@ def twice(read: Callable[[], bytes], between: Callable[[], object] = lambda: Non
     return read()
 
 
-class _OpenFiles:
+class OpenFiles:
     """A limited number of open shards; the one not read for longest is closed first.
 
     A file that is closed here while another thread reads it lives until that read ends: it is the object, not its
@@ -303,6 +269,7 @@ class _OpenFiles:
         self.capacity = max(1, min(len(paths), limit // 4 if limit > 0 else 256))
 
     def read(self, file: int, offset: int, size: int) -> bytes:
+        """Return `size` bytes of a file, by its number."""
         path = self.paths[file]
         try:
             data = twice(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ijepa.data.official import open_set
+from ijepa.data.opening import open_set
 from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused

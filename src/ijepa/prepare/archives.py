@@ -22,9 +22,9 @@ import numpy as np
 from ijepa.data import listing
 from ijepa.data.index import Arrays, Index, _cached, _Digest, build
 from ijepa.data.nested import first_name, nested_index
-from ijepa.data.official import open_set
+from ijepa.data.opening import open_set, open_source
 from ijepa.data.parquet import ParquetSource
-from ijepa.data.sources import FolderSource, Source, TarSource, open_source
+from ijepa.data.sources import FolderSource, Source, TarSource
 from ijepa.data.tars import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
 from ijepa.errors import Failed, Refused
 from ijepa.prepare.lists import list_index

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.data.sources import Source, open_source
+from ijepa.data.opening import open_source
+from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.pictures import Indices, choose

@@ -15,9 +15,8 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# With threads that do not spin, products as small as the demo's are fastest on one; the other core loads images.
 demo: install
-	OMP_NUM_THREADS=1 $(BIN)/ijepa demo --output runs/demo
+	$(BIN)/ijepa demo --output runs/demo
 
 test: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

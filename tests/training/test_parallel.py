@@ -1,0 +1,30 @@
+"""What `auto` becomes."""
+
+import pytest
+import torch
+
+from ijepa.recipe import Recipe
+from ijepa.training import parallel
+from ijepa.training.parallel import bfloat16_pays, resolve
+
+
+@pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
+def test_bfloat16_is_taken_where_its_products_are_faster(ratio, pays):
+    """The first product of each dtype, which compiles, does not count; nor does one that was disturbed."""
+    left = {torch.float32: [9.0, 1.0, 1.0, 5.0, 1.0], torch.bfloat16: [0.01, *(each / ratio for each in (7, 1, 1, 1))]}
+    assert bfloat16_pays(lambda dtype: left[dtype].pop(0)) is pays
+    assert not any(left.values())
+
+
+def test_auto_is_measured_once_and_kept(monkeypatch):
+    recipe = Recipe.load("vit-tiny-64")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(parallel, "bfloat16_pays", lambda seconds: True)
+    first = resolve(recipe)
+    assert first.autocast
+    monkeypatch.setattr(parallel, "bfloat16_pays", lambda seconds: pytest.fail("measured again"))
+    assert resolve(recipe, first.as_json()) == first
+
+
+def test_a_product_takes_time():
+    assert 0 < parallel._product_seconds(torch.float32) < 60

@@ -15,8 +15,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Here a thread spins for some 20 microseconds before it sleeps: without, two would be slower than one on products so small.
 demo: install
-	$(BIN)/ijepa demo --output runs/demo
+	GOMP_SPINCOUNT=20000 $(BIN)/ijepa demo --output runs/demo
 
 test: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -237,4 +237,19 @@ _MEASURED: tuple[tuple[str, dict[str, str], str], ...] = (
         {"mean_cosine": "cosine"},
         "Mean cosine between the pooled features of two images: at 1 all images look alike to the encoder.",
     ),
+    (
+        "Decay of the spectrum",
+        {"alpha_req": "alpha"},
+        "alpha-ReQ, the exponent by which the features' eigenvalues fall. Far above 1 a few directions hold them all.",
+    ),
+    (
+        "Spread of the patches",
+        {"patch_spread": "spread"},
+        "Deviation of patch features around their image's mean. On its way to 0 all places of an image look alike.",
+    ),
+    (
+        "Before the last norm",
+        {"std_before_norm": "std"},
+        "Deviation of what goes into the final LayerNorm, which would hide that it vanishes.",
+    ),
 )

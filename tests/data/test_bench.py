@@ -16,7 +16,7 @@ def recipe() -> Recipe:
 def test_bench(tmp_path, recipe):
     files = {f"{i:02d}.jpg": jpeg(i, 150 + i, 200 - i) for i in range(40)} | {"broken.jpg": jpeg(0)[:200]}
     lines: list[str] = []
-    result = bench_data(write_tree(tmp_path, files), recipe, repeats=1, echo=lines.append)
+    result = bench_data(write_tree(tmp_path, files), recipe, micro=32, repeats=1, echo=lines.append)
     assert json.loads(json.dumps(result)) == result
     assert result["images"] == 32 and result["image_size"] == [96, 96]
     assert set(result["images_per_cpu_second"]) == {"usual", "ours", "ours: decode", "ours: loader"}

@@ -1,6 +1,6 @@
 """How many images a CPU-second this machine turns into training pixels, beside the field's usual way.
 
-Both ways work on the same files and the same boxes, in one process and one thread, in turns of a few images, so that
+Both ways work on the same files and the same boxes, in one process and one thread, in turns of a micro-batch, so that
 whatever else the machine does falls on both. Time is the process's CPU time; reading is left out (the files are in
 memory), because it depends on the disk and not on the method.
 
@@ -39,7 +39,6 @@ from ijepa.packing import Packer
 from ijepa.randomness import Stream, words
 from ijepa.recipe import Recipe
 
-_TURN = 32
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -49,16 +48,24 @@ Way = Callable[[int, Files], object]
 
 
 def bench_data(
-    path: str | Path, recipe: Recipe, *, images: int = 280, repeats: int = 4, echo: Callable[[str], None] = print
+    path: str | Path,
+    recipe: Recipe,
+    *,
+    images: int = 280,
+    micro: int = 128,
+    repeats: int = 4,
+    echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure the ways on up to `images` images at `path`, cropped and masked by `recipe`; return what is printed.
+
+    `micro` images are a turn, and a micro-batch of the loader's: it spreads what a batch costs over its images.
 
     Raises:
         Refused: nothing there that could be used.
         Failed: nothing there that can be decoded.
     """
     source = open_source(path)
-    micro = min(_TURN, len(source))
+    micro = min(micro, images, len(source))
     turns = range(max(1, min(images, len(source)) // micro))
     size = recipe.model.image_hw
     encoder = recipe.model.encoder
@@ -85,6 +92,7 @@ def bench_data(
     result = {
         "recipe": recipe.name,
         "images": len(turns) * micro,
+        "micro": micro,
         "image_size": list(size),
         "images_per_cpu_second": {name: 1 / value for name, value in seconds.items()},
         "ratio": seconds["usual"] / seconds["ours"],

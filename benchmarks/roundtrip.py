@@ -113,6 +113,7 @@ def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(name: str, folder: Path | None, output: Path) -> None:
     """Send a random model through every exchange."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
     import tests.conftest  # noqa: F401 - it defines what torchvision lacks beside a torch for CPUs
 
     recipe = Recipe.load(name)

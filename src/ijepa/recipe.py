@@ -202,8 +202,8 @@ class Parallel(Section):
     """Ranks that share one copy with hsdp; auto takes those of a node."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which a run gives up and names the rank that others wait for."""
-    compile: bool = False
-    """torch.compile, block by block."""
+    compile: bool | Auto = False
+    """torch.compile, block by block; auto does on a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, all but matrix products' and attention's, or all."""
     static: bool | Auto = "auto"

@@ -39,7 +39,7 @@ def run(job: dict[str, Any]) -> None:
     loop._DTYPE = torch.float64 if job.get("double") else None
     loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
     calls: list[loop.Callback] = []
-    if recipe.parallel.compile:
+    if recipe.parallel.compile is True:
         torch._dynamo.reset()
         counter = CompileCounterWithBackend(job.get("backend", "eager"))
         prepare.compile_blocks = partial(compile_blocks, backend=counter)

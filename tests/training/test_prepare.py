@@ -6,7 +6,7 @@ import torch
 from ijepa.errors import Refused
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe
-from ijepa.training.prepare import prepare, token_budget
+from ijepa.training.prepare import compiles, prepare, token_budget
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -24,6 +24,14 @@ def test_nothing_is_done_unless_asked():
     assert [type(module) for module in model.modules()] == kinds
     assert not any("forward" in vars(module) or "finish" in vars(module) for module in model.modules())
     assert token_budget(chosen, 4, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_cuda"), [(False, False, False), (True, True, True), ("auto", False, True)]
+)
+def test_blocks_are_compiled_where_asked(asked, on_cpu, on_cuda):
+    chosen = recipe(parallel={"compile": asked})
+    assert [compiles(chosen, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_cuda]
 
 
 def test_switches_reach_the_model():

@@ -26,15 +26,21 @@ def prepare(model: IJEPA, recipe: Recipe, device: torch.device) -> None:
         raise Refused(f"precision.attention = {backend}", f"needs a GPU, not a {device.type}", "use auto or math")
     if backend == "flash" and recipe.precision.autocast == "none":
         raise Refused("precision.attention = flash", "computes in 16 bits only", "add --precision.autocast bf16")
-    if backend == "auto" and device.type != "cuda" and recipe.parallel.compile:
+    if backend == "auto" and device.type != "cuda" and compiles(recipe, device):
         backend = "math"  # the buckets of a CPU have another shape at every step
     set_attention(model, backend)
     if recipe.precision.fp8 != "none":
         check_float8(device, recipe.precision.fp8, autocast=recipe.precision.autocast != "none")
         to_float8(model, recipe.precision.fp8, recipe.precision.fp8_weight_gradient)
     recompute_blocks(model, recipe.parallel.recompute)
-    if recipe.parallel.compile:
+    if compiles(recipe, device):
         compile_blocks(model)
+
+
+def compiles(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether blocks are compiled on `device`."""
+    wanted = recipe.parallel.compile
+    return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def token_budget(recipe: Recipe, micro: int, device: torch.device) -> Budget | None:
@@ -42,7 +48,7 @@ def token_budget(recipe: Recipe, micro: int, device: torch.device) -> Budget | N
     shape, precision, parallel = recipe.model, recipe.precision, recipe.parallel
     rates = layer_rates(shape.encoder.depth, shape.encoder.drop_path)
     static = device.type == "cuda" if parallel.static == "auto" else parallel.static
-    if static or parallel.compile:
+    if static or compiles(recipe, device):
         granule = GRANULE if device.type == "cuda" else TOKENS
         return Budget.for_masks(recipe.mask, shape.grid, micro, rates, granule=granule)
     if precision.fp8 != "none":

@@ -30,7 +30,7 @@ from ijepa.model.jepa import IJEPA, Outcome
 from ijepa.model.vision_transformer import Block
 from ijepa.recipe import Recipe
 from ijepa.training.frozen import shard_frozen
-from ijepa.training.prepare import prepare
+from ijepa.training.prepare import compiles, prepare
 from ijepa.training.shards import local, rows_of
 from ijepa.training.world import World
 
@@ -69,7 +69,7 @@ def build(
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
         prepare(model, recipe, device)
-        if world.strategy == "ddp" and recipe.parallel.compile:
+        if world.strategy == "ddp" and compiles(recipe, device):
             from torch._dynamo import config
 
             # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.

@@ -52,7 +52,7 @@ class Batch:
     """One micro-batch, on the host or on a device.
 
     Attributes:
-        pixels: (B, 3, H, W) uint8, as decoded; normalised on the device.
+        pixels: (B, 3, H, W) uint8, as decoded; normalised on the device. The loader's are channels last in memory.
         context: one sequence an image; `index` (Tc,) are flat patch numbers in [0, B * N).
         targets: one sequence a target block; `index` (Tt,) are flat patch numbers. Blocks stand image by image.
         predictor: one sequence a target block: its image's context tokens, then the block's queries; `index`

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ijepa.batch import Batch, Sequences
-from ijepa.data.decode import decode
+from ijepa.data.decode import decode_for
 from ijepa.data.loader import Loader
 from ijepa.data.opening import open_source
 from ijepa.data.order import Order
@@ -126,7 +126,7 @@ def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, w
 
 def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
     decoded = []
-    monkeypatch.setattr("ijepa.data.loader.decode", lambda data: decoded.append(data) or decode(data))
+    monkeypatch.setattr("ijepa.data.loader.decode_for", lambda *given: decoded.append(given) or decode_for(*given))
     samples(source, ORDERS["global"], 1, GLOBAL, 0, crops_per_decode=4)
     assert len(decoded) == GLOBAL * STEPS // 4
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -100,6 +101,19 @@ def test_a_box_of_the_right_size_is_copied():
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image[3:23, 4:34])
     pixels.zero_()
     assert image[3:23, 4:34].any()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "box", [Box(3, 4, 33, 41), Box(0, 0, 60, 80), Box(10, 0, 20, 80), Box(7, 9, 20, 24), Box(0, 0, 1, 1)]
+)
+def test_where_it_is_written_and_in_which_order_changes_nothing(box, interpolation):
+    image, size = picture(0, 60, 80), (20, 24)
+    wanted = crop_resize(image, box, size, interpolation)
+    for format in (torch.contiguous_format, torch.channels_last):
+        batch = torch.zeros(3, 3, *size, dtype=torch.uint8).contiguous(memory_format=format)
+        assert crop_resize(image, box, size, interpolation, out=batch[1]).equal(wanted)
+        assert batch[1].equal(wanted) and not batch[0].any() and not batch[2].any()
 
 
 def test_nothing_outside_the_box_is_seen():

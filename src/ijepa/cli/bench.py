@@ -27,7 +27,7 @@ def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--recipe", default="vit-huge-16-in22k", show_default=True, help="Whose crops and masks are made.")
 @click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="How many of them.")
 @click.option("--micro", type=click.IntRange(min=1), default=128, show_default=True, help="Images of a micro-batch.")
-@click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Interleaved rounds.")
+@click.option("--repeats", type=click.IntRange(min=1), default=12, show_default=True, help="Interleaved rounds.")
 @bench_output
 def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, output: Path | None) -> None:
     """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""

@@ -5,9 +5,8 @@ aspect ratio log-uniform in `ratio`, sides rounded, ten attempts to fit it into 
 central box of an allowed aspect. It draws from words it is given, so that a crop is a function of (seed, position)
 and of the image's size.
 
-The resize is torch's antialiased bilinear filter on bytes: it agrees with Pillow's to a level, takes a third of its
-time, and reads pixels as they come from the decoder (channels last). Filtering stops at the box's edge, as in
-cropping first and resizing after.
+The resize is torch's antialiased bilinear filter on bytes: it agrees with Pillow's to a level and takes a quarter of
+its time. Filtering stops at the box's edge, as in cropping first and resizing after.
 """
 
 import math
@@ -80,10 +79,12 @@ def crop_resize(
     With `out` (3, h, w) uint8 it is written there, and that is returned.
     """
     top, left, height, width = box
-    view = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
+    # As four dense dimensions with the channels last, or torch takes its way for strided planes: half as long again.
+    crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+    view = torch.from_numpy(crop).view(1, height, width, 3).permute(0, 3, 1, 2)
     if (height, width) != size:
-        view = interpolate(view[None], size, mode=interpolation, antialias=True)[0]
-    return view.contiguous() if out is None else out.copy_(view)
+        view = interpolate(view, size, mode=interpolation, antialias=True)
+    return view[0].contiguous() if out is None else out.copy_(view[0])
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

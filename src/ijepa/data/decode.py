@@ -12,12 +12,16 @@ either path, never a picture with a grey half.
 
 import io
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
+
+from ijepa.data.crop import Box
+from ijepa.data.jpeg import decode_rows
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -60,14 +64,27 @@ def decode(data: bytes) -> Pixels:
     Raises:
         DecodeError: the data are no image, cut short, or of more than `MAX_PIXELS`.
     """
+    return decode_for(data, lambda height, width: [Box(0, 0, height, width)])[0]
+
+
+def decode_for(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]]:
+    """Return the image as `decode` does, and the boxes that `choose` wants of one of its (height, width).
+
+    Rows below the lowest box may be missing: a JPEG is decoded no further than it has to be. What is broken there
+    goes unseen, unless the file is cut short.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
     if data.startswith(_JPEG):
-        pixels = _decode_jpeg(data)
-        if pixels is not None:
-            return pixels
+        found = _decode_jpeg(data, choose)
+        if found is not None:
+            return found
     with _open(data) as image:
         _check_size(image.height, image.width)
+        boxes = choose(image.height, image.width)
         try:
-            return _to_rgb(image)
+            return _to_rgb(image), boxes
         except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
             raise DecodeError(_line(error)) from error
 
@@ -97,15 +114,15 @@ def decode_mask(data: bytes, colours: MaskColours = "refuse") -> npt.NDArray[np.
     raise DecodeError(f"a mask holds one class index a pixel, and this one is {mode}")
 
 
-def _decode_jpeg(data: bytes) -> Pixels | None:
-    """Return the pixels, or None where Pillow should have a look."""
+def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]] | None:
+    """Return what `decode_for` does, or None where Pillow should have a look."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width)
         if colours not in ("YCbCr", "Gray", "RGB"):
             return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
-        return pixels
+        boxes = choose(height, width)
+        return decode_rows(data, height, width, max(box.top + box.height for box in boxes)), boxes
     except DecodeError:
         raise
     except ValueError:

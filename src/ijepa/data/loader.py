@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from threading import Thread
 
 import numpy as np
@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ijepa.batch import Batch
-from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
-from ijepa.data.decode import DecodeError, decode
+from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
+from ijepa.data.decode import DecodeError, decode_for
 from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.data.workers import mark, produce
 from ijepa.errors import Failed, Refused
-from ijepa.randomness import Stream, words
+from ijepa.randomness import Stream, Words, words
 
 _AHEAD = 512
 """Positions whose samples are looked up together."""
@@ -100,7 +100,7 @@ class StepDataset(Dataset[Batch]):
     _ahead: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.make(number, torch.empty(self.pixel_shape, dtype=torch.uint8))
+        return self.make(number, torch.empty(self.pixel_shape, dtype=torch.uint8, memory_format=torch.channels_last))
 
     @property
     def pixel_shape(self) -> tuple[int, int, int, int]:
@@ -118,17 +118,14 @@ class StepDataset(Dataset[Batch]):
         self.source.expect(indices, mark)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
         used, replaced = list[int](), list[str]()
-        places = (positions // self.crops_per_decode).tolist()
-        decoded = -1
-        for slot, (place, index) in enumerate(zip(places, indices.tolist(), strict=True)):
-            if place != decoded:
-                image, sample, bad = self._readable(place, index)
-                decoded = place
-            height, width, _ = image.shape
-            box = random_resized_crop_box(draws[slot], height, width, self.crop_scale, self.crop_ratio)
-            crop_resize(image, box, self.image_size, out=pixels[slot])
-            used.append(sample)
-            replaced += bad
+        places = positions // self.crops_per_decode
+        starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
+        for start, stop in pairwise([*starts, len(places)]):
+            image, boxes, sample, bad = self._readable(int(places[start]), int(indices[start]), draws[start:stop])
+            for slot, box in enumerate(boxes, start):
+                crop_resize(image, box, self.image_size, out=pixels[slot])
+                used.append(sample)
+                replaced += bad
         return self.collate(positions, pixels, tuple(used), tuple(replaced))
 
     def _indices(self, number: int) -> npt.NDArray[np.int64]:
@@ -145,14 +142,20 @@ class StepDataset(Dataset[Batch]):
             self._ahead.update(zip(numbers, found.reshape(positions.shape), strict=True))
         return self._ahead[number]
 
-    def _readable(self, number: int, index: int) -> tuple[npt.NDArray[np.uint8], int, list[str]]:
-        """Return (image, its index, names of those passed over) for the order's `number`, whose sample is `index`."""
+    def _readable(
+        self, number: int, index: int, draws: Words
+    ) -> tuple[npt.NDArray[np.uint8], Sequence[Box], int, list[str]]:
+        """Return (image, a box for each draw, its index, names of those passed over).
+
+        `number` is the place in the order, and `index` its sample.
+        """
         n, bad = len(self.source), list[str]()
         epoch, place = divmod(number, n)
         for attempt in count(1):
             mark(index)
             try:
-                return decode(self.source.image(index)), index, bad
+                image, boxes = decode_for(self.source.image(index), partial(self._boxes, draws))
+                return image, boxes, index, bad
             except DecodeError as error:
                 bad.append(self.source.name(index))
                 if attempt > min(self.max_replaced_attempts, n - 1):
@@ -160,6 +163,9 @@ class StepDataset(Dataset[Batch]):
                     raise Failed(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
             index = int(self.order.indices(epoch * n + (place + attempt) % n)[0])
         raise AssertionError("unreachable")
+
+    def _boxes(self, draws: Words, height: int, width: int) -> list[Box]:
+        return [random_resized_crop_box(draw, height, width, self.crop_scale, self.crop_ratio) for draw in draws]
 
 
 class Loader:

@@ -32,7 +32,7 @@ class SharedMemory:
     """One process's view of it.
 
     Attributes:
-        pixels: (slots, B, 3, H, W) uint8.
+        pixels: (slots, B, 3, H, W) uint8, channels last in memory.
         mark: one number, the sample that is being read.
     """
 
@@ -40,7 +40,9 @@ class SharedMemory:
         pixels, room = _sizes(shape)
         memory = mmap.mmap(descriptor, shape[0] * (pixels + room) + 8)
         self.mark = memoryview(memory)[:8].cast("q")
-        self.pixels = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=8).view(shape)
+        slots, images, channels, height, width = shape
+        values = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=8)
+        self.pixels = values.view(slots, images, height, width, channels).movedim(-1, 2)
         rooms = memoryview(memory)[8 + shape[0] * pixels :]
         self.rooms = [rooms[slot * room : (slot + 1) * room] for slot in range(shape[0])]
 

@@ -145,7 +145,7 @@ class Worker:
         if pin:
             answer = answer.pin_memory()
         made = self.memory.pixels[slot]
-        pixels = torch.empty(made.shape, dtype=torch.uint8, pin_memory=pin)
+        pixels = torch.empty(made.shape, dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pin)
         batch: Batch = replace(answer, pixels=pixels.copy_(made))
         return batch
 

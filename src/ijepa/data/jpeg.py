@@ -1,0 +1,64 @@
+"""The rows of a JPEG that are wanted, through libjpeg-turbo.
+
+Most of a JPEG's time goes into its Huffman codes, which can only be read from the start: what lies above a crop has to
+be decoded, what lies below it need not. simplejpeg has no call for that, but the file says itself how high it is. With
+a smaller height in its header, the decoder stops at that row, and finds the rest of the codes where it expects the end.
+
+Chroma of half the height is smoothed over neighbouring rows, so two rows more than wanted are decoded: the wanted ones
+are the same to the bit as those of the whole image. What is broken below them goes unseen, but for a file cut short.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+_SMOOTHED = 2
+"""Rows below the last wanted one that its chroma may depend on."""
+_REST = "extraneous bytes before marker 0xd9"
+"""What libjpeg says where the codes of further rows stand before the end of the image. It tells its first complaint."""
+
+_BASELINE, _SCAN, _END, _RESTARTS = 0xC0, 0xDA, 0xD9, 0xDD
+_NOT_FRAMES = (0xC4, 0xC8, 0xCC)
+"""Markers among those of the frames (C0 to CF) that are something else."""
+
+
+def decode_rows(data: bytes, height: int, width: int, rows: int) -> npt.NDArray[np.uint8]:
+    """Return an RGB, YCbCr or grey JPEG of this size as (R, W, 3) uint8, its first rows: `rows` <= R <= `height`.
+
+    Raises:
+        ValueError: libjpeg-turbo objects to the file.
+    """
+    kept = rows + _SMOOTHED
+    at = _height_at(data) if kept < height else None
+    if at is None:
+        whole: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        return whole
+    pixels = np.empty((kept, width, 3), dtype=np.uint8)
+    lower = b"".join((data[:at], kept.to_bytes(2, "big"), data[at + 2 :]))
+    try:
+        simplejpeg.decode_jpeg(lower, colorspace="RGB", buffer=pixels)
+    except ValueError as error:
+        if _REST not in str(error):
+            raise
+    return pixels
+
+
+def _height_at(data: bytes) -> int | None:
+    """Return where the height stands in a file whose rows come in one scan, from top to bottom; None for any other.
+
+    None, too, with restart markers: complaints about one that is missing and about the rest would look alike.
+    """
+    at, height_at, components = 2, None, 0
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == _BASELINE:
+            height_at, components = at + 5, data[at + 9]
+        elif marker == _SCAN:
+            return height_at if data[at + 4] == components else None
+        elif marker in (_END, _RESTARTS) or (0xC0 <= marker <= 0xCF and marker not in _NOT_FRAMES):
+            return None
+        at += 2 + length
+    return None

@@ -17,7 +17,9 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,21 +76,16 @@ def bench_data(
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
     loader = _loader(source, recipe, micro, _Stamped(packer))
     files = {turn: _files(loader, source, recipe, turn) for turn in turns}
-    out = torch.empty(1, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last)[0]
+    made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last)
     worker = Worker(loader.dataset.make, loader.dataset.pixel_shape, slots=1)
-    try:
-        rounds = _measure(
-            {
-                "usual": lambda _, turn: [_usual(file, box, size) for file, box in turn],
-                "ours": lambda _, turn: [_ours(file, box, size, out) for file, box in turn],
-                "ours: decode": lambda _, turn: [_decoded(file, box) for file, box in turn],
-                "ours: loader": lambda number, _: _made(worker, number),
-            },
-            files,
-            repeats,
-        )
-    finally:
-        worker.end()
+    with _one_core(worker):
+        ways: dict[str, Way] = {
+            "usual": lambda _, turn: [_usual(file, box, size) for file, box in turn],
+            "ours": lambda _, turn: [_ours(*given, size, out) for given, out in zip(turn, made, strict=True)],
+            "ours: decode": lambda _, turn: deque((_decoded(file, box) for file, box in turn), maxlen=0),
+            "ours: loader": lambda number, _: _made(worker, number),
+        }
+        rounds = _measure(ways, files, repeats)
     psnr = np.array([_psnr(_ours(file, box, size), _exact(file, box, size)) for t in turns for file, box in files[t]])
     seconds = {name: float(np.median(values)) for name, values in rounds.items()}
     overhead = (rounds["ours: loader"] - rounds["ours"]) / rounds["ours: decode"]
@@ -151,27 +148,37 @@ def _made(worker: Worker, number: int) -> float:
     return float(worker.answer(number, 0, pin=False, timeout=None).replaced[0])
 
 
+@contextmanager
+def _one_core(worker: Worker) -> Iterator[None]:
+    """Keep this process, with one thread, and `worker`, which ends here, on one core: no two are equally quick."""
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    for process in (0, worker.process.pid or 0):
+        os.sched_setaffinity(process, {min(cores)})
+    try:
+        yield
+    finally:
+        worker.end()
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+
+
 def _measure(ways: dict[str, Way], files: dict[int, Files], repeats: int) -> dict[str, npt.NDArray[np.float64]]:
     """Return CPU-seconds an image of each way by repeat (repeats,); in each they take turns.
 
     A way that returns a float works in another process too, and tells how much that one has taken since its start.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     totals = np.zeros((repeats + 1, len(ways)))
     elsewhere = 0.0
-    try:
-        for repeat in range(repeats + 1):
-            for number, turn in files.items():
-                for column, way in enumerate(ways.values()):
-                    start = time.process_time()
-                    done = way(number, turn)
-                    totals[repeat, column] += time.process_time() - start
-                    if isinstance(done, float):
-                        totals[repeat, column] += done - elsewhere
-                        elsewhere = done
-    finally:
-        torch.set_num_threads(threads)
+    for repeat in range(repeats + 1):
+        for number, turn in files.items():
+            for column, way in enumerate(ways.values()):
+                start = time.process_time()
+                done = way(number, turn)
+                totals[repeat, column] += time.process_time() - start
+                if isinstance(done, float):
+                    totals[repeat, column] += done - elsewhere
+                    elsewhere = done
     images = sum(map(len, files.values()))
     return dict(zip(ways, totals[1:].T / images, strict=True))  # the first warms up
 
@@ -201,12 +208,13 @@ def _usual(file: bytes, box: Box, size: tuple[int, int]) -> Tensor:
     return pixels.to(torch.float32).div(255).sub_(_MEAN).div_(_STD)
 
 
-def _decoded(file: bytes, box: Box) -> npt.NDArray[np.uint8]:
-    return decode_for(file, lambda height, width: [box])[0]
+def _decoded(file: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], Box]:
+    pixels, (inside,) = decode_for(file, lambda height, width: [box])
+    return pixels, inside
 
 
 def _ours(file: bytes, box: Box, size: tuple[int, int], out: Tensor | None = None) -> Tensor:
-    return crop_resize(_decoded(file, box), box, size, out=out)
+    return crop_resize(*_decoded(file, box), size, out=out)
 
 
 def _psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-from ijepa.data.crop import Box
-from ijepa.data.jpeg import decode_rows
+from ijepa.data.crop import Box, hull
+from ijepa.data.jpeg import decode_part
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,10 +68,10 @@ def decode(data: bytes) -> Pixels:
 
 
 def decode_for(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]]:
-    """Return the image as `decode` does, and the boxes that `choose` wants of one of its (height, width).
+    """Return pixels as `decode` does, and the boxes in them that `choose` wants of an image of its (height, width).
 
-    Rows below the lowest box may be missing: a JPEG is decoded no further than it has to be. What is broken there
-    goes unseen, unless the file is cut short.
+    What lies outside the boxes may be missing: a JPEG is decoded no further than it has to be. What is broken below
+    them goes unseen, unless the file is cut short.
 
     Raises:
         DecodeError: as `decode`.
@@ -122,7 +122,8 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
         if colours not in ("YCbCr", "Gray", "RGB"):
             return None
         boxes = choose(height, width)
-        return decode_rows(data, height, width, max(box.top + box.height for box in boxes)), boxes
+        pixels, top, left = decode_part(data, height, width, hull(boxes))
+        return pixels, [Box(box.top - top, box.left - left, box.height, box.width) for box in boxes]
     except DecodeError:
         raise
     except ValueError:

@@ -41,8 +41,9 @@ def scaled(data: bytes, box: Box) -> Tensor:
     least = max(SIZE[0] / box.height, SIZE[1] / box.width)
     small = simplejpeg.decode_jpeg(data, "RGB", min_height=int(height * least), min_width=int(width * least))
     share = small.shape[0] / height
-    part = [min(round(side * share), small.shape[i % 2] - 1) for i, side in enumerate(box)]
-    return crop_resize(small, Box(part[0], part[1], max(part[2], 1), max(part[3], 1)), SIZE)
+    top, left, tall, wide = (max(1, round(side * share)) for side in box)
+    inside = Box(top, left, min(tall, small.shape[0] - top), min(wide, small.shape[1] - left))
+    return crop_resize(small, inside, SIZE)
 
 
 def draft(data: bytes, box: Box) -> Tensor:

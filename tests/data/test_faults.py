@@ -102,14 +102,14 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
 
 def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
     source = open_source(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
-    opened, failures = module.FileIO, [errno.ESTALE]
+    read, failures = module.os.read, [errno.ESTALE]
 
-    def failing(path):
+    def failing(descriptor, size):
         if failures:
             raise OSError(failures.pop(), "passing")
-        return opened(path)
+        return read(descriptor, size)
 
-    monkeypatch.setattr(module, "FileIO", failing)
+    monkeypatch.setattr(module.os, "read", failing)
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     assert source.image(2) == jpeg(2) and not failures
     failures += [errno.EIO, errno.EIO]
@@ -118,6 +118,14 @@ def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypat
     failures.append(errno.EACCES)  # this one does not pass
     with pytest.raises(Failed):
         source.image(2)
+
+
+def test_files_that_come_in_pieces(tmp_path, monkeypatch):
+    """As the system returns those beyond two gigabytes."""
+    read = module.os.read
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 40)
+    monkeypatch.setattr(module.os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
+    assert module.read_file(tmp_path / "file") == bytes(range(256)) * 40
 
 
 def test_more_shards_than_may_be_open(tmp_path):

@@ -33,7 +33,7 @@ from torch import Tensor
 from ijepa.allocator import keep_freed_memory
 from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.decode import decode_for, image_size
+from ijepa.data.decode import Pixels, decode_for, image_size
 from ijepa.data.loader import Collate, Loader
 from ijepa.data.opening import open_source
 from ijepa.data.sources import Source
@@ -76,7 +76,7 @@ def bench_data(
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
     loader = _loader(source, recipe, micro, _Stamped(packer))
     files = {turn: _files(loader, source, recipe, turn) for turn in turns}
-    made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last)
+    made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last).numpy()
     worker = Worker(loader.dataset.make, loader.dataset.pixel_shape, slots=1)
     with _one_core(worker):
         ways: dict[str, Way] = {
@@ -213,7 +213,7 @@ def _decoded(file: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], Box]:
     return pixels, inside
 
 
-def _ours(file: bytes, box: Box, size: tuple[int, int], out: Tensor | None = None) -> Tensor:
+def _ours(file: bytes, box: Box, size: tuple[int, int], out: Pixels | None = None) -> Tensor:
     return crop_resize(*_decoded(file, box), size, out=out)
 
 

@@ -46,10 +46,9 @@ def random_resized_crop_box(
 
     `words` (40,) uint32 are the draws; `scale` bounds the box's share of the area, `ratio` its width / height.
     """
-    draws = words.tolist()
     area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(0, WORDS, 4):
-        share, aspect, down, across = draws[attempt : attempt + 4]
+        share, aspect, down, across = words[attempt : attempt + 4].tolist()
         target = area * (scale[0] + (scale[1] - scale[0]) * share * _UNIT)
         shape = math.exp(low + (high - low) * aspect * _UNIT)
         w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
@@ -79,12 +78,12 @@ def crop_resize(
     size: tuple[int, int],
     interpolation: Interpolation = "bilinear",
     *,
-    out: Tensor | None = None,
+    out: npt.NDArray[np.uint8] | None = None,
 ) -> Tensor:
     """Return the box of an image (H, W, 3) uint8 as (3, h, w) uint8, `size` = (h, w), antialiased.
 
     Bicubic agrees with Pillow's to two levels; what it overshoots is clamped to bytes, after each axis as there.
-    With `out` (3, h, w) uint8 it is written there, and that is returned.
+    With `out` (3, h, w) uint8 it is written there, and what is returned shares its memory.
     """
     top, left, height, width = box
     # As four dense dimensions with the channels last, or torch takes its way for strided planes: half as long again.
@@ -95,8 +94,8 @@ def crop_resize(
         view = interpolate(view, size, mode=interpolation, antialias=True)
     if out is None:
         return view[0].contiguous()
-    np.copyto(out.numpy(), view.numpy()[0])
-    return out
+    np.copyto(out, view.numpy()[0])
+    return torch.from_numpy(out)
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

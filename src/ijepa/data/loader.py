@@ -117,13 +117,13 @@ class StepDataset(Dataset[Batch]):
         indices = self._indices(number)
         self.source.expect(indices, mark)
         draws = words(self.seed, Stream.CROP, positions, WORDS)
-        used, replaced = list[int](), list[str]()
+        into, used, replaced = pixels.numpy(), list[int](), list[str]()
         places = positions // self.crops_per_decode
         starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
         for start, stop in pairwise([*starts, len(places)]):
             image, boxes, sample, bad = self._readable(int(places[start]), int(indices[start]), draws[start:stop])
             for slot, box in enumerate(boxes, start):
-                crop_resize(image, box, self.image_size, out=pixels[slot])
+                crop_resize(image, box, self.image_size, out=into[slot])
                 used.append(sample)
                 replaced += bad
         return self.collate(positions, pixels, tuple(used), tuple(replaced))

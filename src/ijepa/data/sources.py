@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -305,11 +306,20 @@ def read_file(path: str | Path) -> bytes:
         Failed: it is gone or cannot be read.
     """
 
-    def read() -> bytes:
-        with FileIO(path) as file:  # a third quicker than Path.read_bytes
-            return file.readall()
-
     try:
-        return twice(read)
+        return twice(partial(_contents, path))
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}") from error
+
+
+def _contents(path: str | Path) -> bytes:
+    """Read the file in one piece: half the time of Path.read_bytes, which asks for more until there is no more."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):  # beyond 2 GB, or interrupted
+            data += more
+        return data
+    finally:
+        os.close(descriptor)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.evaluation import head_optimizers
-from ijepa.evaluation.heads import Heads
+from ijepa.evaluation.heads import FEW, Heads, softmax_
 
 GRID = ((3e-3, 0.0), (5e-2, 0.3), (1e-2, 0.01))
 
@@ -91,3 +91,13 @@ def test_the_start_is_the_seed_s():
     assert (first != other).any()
     assert float(first.std()) == pytest.approx(0.01, rel=0.1)
     assert (first[:, 0] == first[:, 2]).all()
+
+
+@pytest.mark.parametrize("classes", [2, 8, FEW, FEW + 1, 100])
+def test_softmax_of_few_and_of_many_classes(classes):
+    scores = 100 * torch.randn(7, 5, classes)
+    scores[0, 0] = 1e4  # would overflow as they are
+    wanted = torch.softmax(scores.double(), 2)
+    found = softmax_(scores)
+    assert found is scores or found.data_ptr() == scores.data_ptr()
+    assert (found - wanted).abs().max() < 1e-6

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from ijepa.evaluation.lars import Lars
+from ijepa.evaluation.lars import Lars, spread
 
 EPS = 1e-8
 
@@ -48,10 +48,10 @@ class AdamW:
     def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
         """Update the parameters by gradients of their shapes at rates (H, 1)."""
         self._steps += 1
-        kept = 1 - rate * self.decay
         for place, (values, gradient, moments) in enumerate(
             zip(self.parameters, gradients, self._moments, strict=True)
         ):
+            rates, kept = spread(rate, values), spread(1 - rate * self.decay, values)
             for part, slope, mean, square in slabs(values, gradient, *moments):
                 change = self._between[: part.numel()].view_as(part).zero_()
                 torch._fused_adamw_(
@@ -69,9 +69,10 @@ class AdamW:
                     amsgrad=False,
                     maximize=False,
                 )
+                flat = part.flatten(-2)
                 if place == 0:
-                    part.mul_(kept)
-                part.addcmul_(change, rate)
+                    flat.mul_(kept)
+                flat.addcmul_(change.flatten(-2), rates)
 
 
 class Sgd:
@@ -86,11 +87,13 @@ class Sgd:
         for place, (values, gradient, gathered) in enumerate(
             zip(self.parameters, gradients, self._gathered, strict=True)
         ):
-            for some, change, kept in slabs(values, gradient, gathered):
+            rates, decays = spread(rate, values), spread(self.decay, values)
+            for parts in slabs(values, gradient, gathered):
+                some, change, kept = (part.flatten(-2) for part in parts)
                 kept.mul_(self.momentum).add_(change)
                 if place == 0:
-                    kept.add_(some * self.decay)
-                some.sub_(kept * rate)
+                    kept.addcmul_(some, decays)
+                some.addcmul_(kept, rates, value=-1)
 
 
 def slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

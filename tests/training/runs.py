@@ -1,0 +1,33 @@
+"""A run small enough for a test, and all that it must reproduce."""
+
+from pathlib import Path
+
+from ijepa.data.opening import open_source
+from ijepa.recipe import Recipe
+from ijepa.training.checkpoint import list_checkpoints
+from tests.conftest import TINY
+
+FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")
+
+
+def recipe(scenes: Path, **overrides) -> Recipe:
+    values = {**TINY, "data": {**TINY["data"], "path": str(scenes)}}
+    for key, value in overrides.items():
+        section, _, field = key.partition("__")
+        values[section] = {**values[section], field: value} if field else value
+    return Recipe.read(values, "test")
+
+
+def source(scenes: Path):
+    return open_source(scenes, split="train")
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    last = list_checkpoints(run / "checkpoints")[-1]
+    return {name: (last / f"{name}.safetensors").read_bytes() for name in FILES} | {
+        "metrics": (run / "metrics.jsonl").read_bytes()
+    }
+
+
+class Kill(Exception):
+    pass

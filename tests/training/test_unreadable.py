@@ -1,0 +1,105 @@
+"""Images that cannot be decoded and steps that are void: counted, named, and too many stop the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ijepa.data.opening import open_source
+from ijepa.errors import Failed
+from ijepa.training import loop
+from ijepa.training.checkpoint import list_checkpoints
+from ijepa.training.loop import Callback, pretrain
+from tests.training.runs import bytes_of, recipe, source
+
+
+def folder_of_images(scenes: Path, out: Path, broken: int) -> Path:
+    data = source(scenes)
+    out.mkdir()
+    for index in range(40):
+        image = data[index].image
+        (out / f"{index:03d}.jpg").write_bytes(image[: len(image) // 2] if index < broken else image)
+    return out
+
+
+def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, capsys):
+    images = folder_of_images(scenes, tmp_path / "images", broken=1)
+    chosen = recipe(images, data__replaced_limit=0.2)
+    pretrain(chosen, open_source(images), tmp_path / "run")
+    assert capsys.readouterr().out.count("unreadable, replaced by the next image of its epoch: 000.jpg") == 1
+    state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
+    assert state["counts"]["replaced_names"] == ["000.jpg"] and 1 <= state["counts"]["replaced"] <= 3
+    pretrain(chosen, open_source(images), tmp_path / "again", quiet=True)
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
+
+
+def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp_path, capsys):
+    small = source(scenes)[0].image
+    (tmp_path / "images").mkdir()
+    for index in range(250):
+        (tmp_path / "images" / f"{index:03d}.jpg").write_bytes(small[:99] if index < 110 else small)
+    images = open_source(tmp_path / "images")
+    chosen = recipe(tmp_path / "images", data__replaced_limit=1.0, batch={"global": 25}, steps=20)
+    pretrain(chosen, images, tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unreadable")]
+    assert len(lines) == len(set(lines)) == 110
+    state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
+    assert len(state["counts"]["replaced_names"]) == 100
+
+
+def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
+    images = folder_of_images(scenes, tmp_path / "images", broken=12)
+    with pytest.raises(
+        Failed, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
+    ):
+        pretrain(recipe(images), open_source(images), tmp_path / "run", quiet=True)
+
+
+def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
+    def poison(model):
+        with torch.no_grad():
+            model.predictor.mask_token.fill_(float("nan"))
+        return {}
+
+    chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, checkpoint__every=100)
+    with pytest.raises(
+        Failed, match=r"^2 steps in a row had a non-finite gradient .*the last is step 2 with \S*train-\d+.*; lower the"
+    ):
+        pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["void"] and row["loss"] is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("every", "log_every", "diagnosed"), [(100, 10, False), (1, 10, False), (3, 7, False), (100, 10, True)]
+)
+def test_void_steps_are_counted_in_a_row_however_they_are_read(
+    scenes, tmp_path, monkeypatch, every, log_every, diagnosed
+):
+    """Whether a reading, a checkpoint or a measurement had the values read from the device."""
+    void: set[int] = set()
+
+    def poisoned(model, optimizer):
+        poisoned.step += 1
+        if poisoned.step in void:
+            model.predictor.mask_token.grad.fill_(float("nan"))
+        return real(model, optimizer)
+
+    def go(run: str) -> None:
+        poisoned.step = 0
+        callbacks = [Callback(2, lambda model: {})] if diagnosed else []
+        pretrain(chosen, source(scenes), tmp_path / run, callbacks=callbacks, quiet=True)
+
+    real = loop.gradient_norm
+    monkeypatch.setattr(loop, "gradient_norm", poisoned)
+    small = {"steps": 21, "batch": {"global": 2}, "optimizer": {"nonfinite_limit": 2}}
+    chosen = recipe(scenes, **small, checkpoint__every=every, log_every=log_every)
+    void |= {1, 2, 4, 5, 7, 10, 14, 20, 21}  # never three in a row
+    go("some")
+    state = json.loads((list_checkpoints(tmp_path / "some/checkpoints")[-1] / "state.json").read_text())
+    assert state["counts"]["void_in_a_row"] == 2
+    void |= {6}
+    with pytest.raises(Failed, match=r"^3 steps in a row .* the last is step 6 "):
+        go("many")
+    assert poisoned.step <= 6 + log_every

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -26,7 +27,6 @@ from torch import Tensor
 from ijepa.data.bench import _exact, _ours, _psnr
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.decode import decode, image_size
-from ijepa.data.jpeg import decode_rows
 from ijepa.data.opening import open_source
 from ijepa.randomness import Stream, words
 from ijepa.training.run import machine
@@ -61,7 +61,8 @@ def draft(data: bytes, box: Box) -> Tensor:
 
 def rows(data: bytes, box: Box) -> Tensor:
     """Ours where libjpeg-turbo's own library is not there: all rows down to the box's last."""
-    return crop_resize(decode_rows(data, *image_size(data), box.top + box.height), box, SIZE)
+    with patch("ijepa.data.turbojpeg.library", lambda: None):
+        return _ours(data, box, SIZE)
 
 
 def strided(data: bytes, box: Box) -> Tensor:

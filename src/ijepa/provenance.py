@@ -21,9 +21,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout this package runs from, None where it is installed from elsewhere."""
+    """Return the commit of the checkout this package runs from, None where it is installed from elsewhere.
+
+    None too where git cannot be run.
+    """
     here = Path(__file__).resolve().parent
     if not (here.parents[1] / ".git").exists():
         return None
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
     return done.stdout.strip() or None

@@ -170,6 +170,30 @@ def test_a_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_kit_or_table_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # compressed, not stored
+    folder = write_tree(tmp_path / "elsewhere/ILSVRC2012_devkit_t12", {"data/a.bin": digits}) / "data"
+    given = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+
+    def refused(file: Path, message: str) -> None:
+        with pytest.raises(Refused, match=f"--devkit: {message}") as caught:
+            open_set(str(root), where="--test", split="val", devkit=str(file), labelled=True)
+        assert "\n" not in str(caught.value)
+
+    for kind in ("gz", "xz"):
+        with tarfile.open(given, f"w:{kind}") as archive:  # type: ignore[call-overload]
+            archive.add(folder, "data")
+        whole = given.read_bytes()
+        given.write_bytes(whole[: len(whole) // 2])
+        refused(given, r".*t12.tar.gz is (damaged|no folder and no archive): ")
+        given.write_bytes(whole[:40_000] + b"\xff" * 20_000 + whole[60_000:])
+        refused(given, r".*t12.tar.gz is (damaged|no folder and no archive): ")
+    table = tmp_path / "LOC_val_solution.csv"
+    table.write_text("ImageId,PredictionString\n" + "x" * 200_000 + ",y\n")
+    refused(table, r".*solution.csv is not the table of the validation images: field larger")
+
+
 def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "val", val_files())
     write_tree(tmp_path, kit_files())

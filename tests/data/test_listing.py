@@ -25,6 +25,13 @@ def refusal(path: object, **options: str) -> str:
         ("a{0..2}", ["a0", "a1", "a2"]),
         ("{08..11}.tar", ["08.tar", "09.tar", "10.tar", "11.tar"]),
         ("{8..11}", ["8", "9", "10", "11"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{10..08}", ["10", "09", "08"]),
+        ("{0..10..5}", ["0..10..5"]),
+        ("{10..9}", ["10", "9"]),
+        ("{10..0}", [str(i) for i in range(10, -1, -1)]),
+        ("{8..010}", ["008", "009", "010"]),
+        ("{3..3}", ["3"]),
         ("x{a,bc}y", ["xay", "xbcy"]),
         ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
     ],
@@ -38,6 +45,7 @@ def test_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
     every = ["train-0000.tar", "train-0001.tar", "train-0002.tar"]
     assert names(find(tmp_path, "")) == every
     assert names(find(f"{tmp_path}/train-{{0000..0001}}.tar", "")) == every[:2]
+    assert names(find(f"{tmp_path}/train-{{0002..0000}}.tar", "")) == every[::-1]
     assert names(find(f"{tmp_path}/*-000[12].tar", "")) == every[1:]
     assert names(find(tmp_path / "train-0001.tar", "")) == every[1:2]
     monkeypatch.chdir(tmp_path)
@@ -53,6 +61,7 @@ def test_what_is_not_there(tmp_path):
     assert "no path given" in refusal("")
     assert "nowhere does not exist; give" in refusal(tmp_path / "nowhere")
     assert "train-0001.tar does not exist; 2 of 3 files" in refusal(f"{tmp_path}/train-{{0000..0002}}.tar")
+    assert "train-9.tar does not exist; 10 of 10 files" in refusal(f"{tmp_path}/train-{{9..0}}.tar")
     assert "matches nothing" in refusal(f"{tmp_path}/*.tgz")
     assert "is empty" in refusal(tmp_path / "empty")
     assert "a.txt is not a tar" in refusal(tmp_path / "a.txt")

@@ -74,3 +74,23 @@ def test_samples_of_other_shards_are_not_looked_at(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(overlap, "_places", lambda *given: pytest.fail("samples were looked at"))
     refuse_overlap(*sets)
     assert np.array_equal(sets[0].index.arrays["block"], sets[1].index.arrays["block"])
+
+
+def test_rows_of_parquet_files(tmp_path: Path) -> None:
+    """The same rows stand elsewhere in a set of several files than in a set of one."""
+    pytest.importorskip("pyarrow")
+    from tests.data.test_parquet import write
+
+    for name, rows in (("train-0", range(10)), ("train-1", range(20, 25)), ("val-0", range(30, 39))):
+        write(tmp_path / f"pq/{name}.parquet", rows)
+    every, train, val = (open_source(f"{tmp_path}/pq/{name}.parquet") for name in ("*", "train-*", "val-0"))
+    refuse_overlap(train, val)
+    with pytest.raises(Refused, match=r"--test: 9 of its 9 images .* the first is val-0\.parquet/row-0000000"):
+        refuse_overlap(every, val)
+    with pytest.raises(Refused, match=r"--test: 9 of its 24 images .* the first is val-0\.parquet/row-0000000"):
+        refuse_overlap(val, every)
+    row = "val-0.parquet/row-000000{}"
+    few = listed(f"{tmp_path}/pq/*.parquet", tmp_path, row.format(6), "train-1.parquet/row-0000004")
+    with pytest.raises(Refused, match=r"--test: 1 of its 3 images .* the first is val-0\.parquet/row-0000006"):
+        refuse_overlap(few, listed(tmp_path / "pq/val-0.parquet", tmp_path, *map(row.format, (2, 6, 7))))
+    refuse_overlap(few, listed(tmp_path / "pq/val-0.parquet", tmp_path, row.format(4)))

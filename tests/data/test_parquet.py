@@ -111,6 +111,27 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path, monkeypatch):
         open_source(file)
 
 
+def test_damaged_labels_are_one_line(tmp_path):
+    file = write(tmp_path / "x.parquet", range(6), group=6)
+    column = pq.ParquetFile(file).metadata.row_group(0).column(0)
+    assert column.path_in_schema == "label"
+    start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+    with file.open("rb+") as opened:
+        opened.seek(start)
+        opened.write(b"\xff" * column.total_compressed_size)
+    with pytest.raises(Refused, match="x.parquet: its column label cannot be read: .*; fetch it again") as error:
+        open_source(file)
+    assert "\n" not in str(error.value)
+
+
+def test_files_are_counted_down_too(tmp_path):
+    for number in range(2):
+        write(tmp_path / f"x-{number}.parquet", range(3))
+    assert len(open_source(f"{tmp_path}/x-{{1..0}}.parquet")) == 6
+    with pytest.raises(Refused, match="not all of .* exists"):
+        open_source(f"{tmp_path}/x-{{9..0}}.parquet")
+
+
 def test_a_table_beside_shards_is_passed_over(tmp_path):
     folder = write_shards(tmp_path / "shards", [3])
     write(folder / "x.parquet", range(2))

@@ -11,8 +11,9 @@ import pytest
 
 from ijepa.data import remote
 from ijepa.data.opening import open_source
+from ijepa.data.overlap import refuse_overlap
 from ijepa.errors import Failed, Refused
-from tests.data.making import jpeg, write_shards
+from tests.data.making import jpeg, write_shards, write_tar
 
 pytest.importorskip("aiohttp")
 
@@ -103,6 +104,34 @@ def test_a_remote_folder_holds_splits_apart(server, cache):
     assert len(open_source(url + "/", split="train")) == 12 and len(open_source(url + "/", split="val")) == 4
     with pytest.raises(Refused, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
         open_source(url + "/")
+
+
+def test_shards_of_one_name_in_several_folders(server, cache, monkeypatch):
+    url, asked, far = server
+    for number, name in enumerate(("a", "b")):
+        write_tar(far / f"{name}.tar", [(f"{name}{n}.jpg", jpeg(10 * number + n)) for n in range(3)])
+        (far / name).mkdir()
+        (far / f"{name}.tar").rename(far / name / "train-0.tar")
+    (far / "a/classes.txt").write_text("x\ny\n")
+    wanted = [jpeg(n) for n in (0, 1, 2, 10, 11, 12)]
+    for path in (url + "/{a,b}/train-0.tar", url + "/*/train-0.tar"):
+        source = pickle.loads(pickle.dumps(open_source(path)))
+        assert [source.image(i) for i in range(len(source))] == wanted and source.classes == ("x", "y")
+    assert [open_source(f"{url}/b/train-0.tar").image(i) for i in range(3)] == wanted[3:]
+    assert len([name for name in asked if name.endswith(".tar")]) == 2  # each is fetched once, for all three
+    with pytest.raises(Refused, match="--test: 3 of its 3 images are in the train set"):
+        refuse_overlap(open_source(url + "/{a,b}/train-0.tar"), open_source(url + "/b/train-0.tar"))
+
+
+def test_a_shard_named_twice_is_fetched_once(server, cache):
+    url, asked, _ = server
+    assert len(open_source(url + "/{train-0000,train-0000}.tar")) == 10
+    assert asked.count("/train-0000.tar") == 1
+
+
+def test_shards_are_counted_down_too(server, cache):
+    url, _, _ = server
+    assert open_source(url + "/train-{0001..0000}.tar").name(0).startswith("train-0001.tar/")
 
 
 def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):

@@ -2,6 +2,7 @@ import os
 import pickle
 import resource
 import tarfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,39 @@ def test_fingerprint(tmp_path):
 def test_errors_name_the_flag(tmp_path):
     with pytest.raises(Refused, match=r"^--test: .* does not exist"):
         open_source(tmp_path / "nothing", where="--test")
+
+
+def test_a_file_that_another_thread_closes_lives_until_a_read_ends(tmp_path, monkeypatch):
+    write_shards(tmp_path, [2] * 3)
+    source = open_source(tmp_path)
+    files, pread, advised = source._files, os.pread, []
+
+    def closed_meanwhile(descriptor: int, size: int, offset: int) -> bytes:
+        files.open.clear()
+        return pread(descriptor, size, offset)
+
+    def advice(descriptor: int, *more: int) -> None:
+        files.open.clear()
+        advised.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "pread", closed_meanwhile)
+    monkeypatch.setattr(os, "posix_fadvise", advice, raising=False)
+    assert [source.image(i) for i in range(6)] == [jpeg(i, 24 + i % 5 * 4, 24 + i % 7 * 3) for i in range(6)]
+    source.expect(np.arange(6))
+    assert len(advised) == 6
+
+
+def test_threads_that_close_each_others_files(tmp_path, monkeypatch):
+    write_shards(tmp_path, [2] * 6)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (4, 4))  # one file open
+    source = open_source(tmp_path)
+    wanted = everything(source)
+
+    class Vanishing(OrderedDict):
+        """Another thread closes a file just after it was found."""
+
+        def get(self, key, default=None):
+            return self.pop(key, default)
+
+    monkeypatch.setattr(source._files, "open", Vanishing(source._files.open))
+    assert everything(source) == wanted

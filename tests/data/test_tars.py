@@ -179,3 +179,25 @@ def test_sizes_beyond_the_octal_field(tmp_path):
     shard = scan_tar(path)
     assert shard.size.tolist() == [3, 4]
     assert shard.block.tolist() == [1, 1 + 1 + 1 + size // BLOCK + 1]
+
+
+@pytest.mark.parametrize("size", [b"abc", b"", b"-3072", b"1_0", b"9" * 5000])
+def test_a_pax_size_that_is_no_number(tmp_path, size):
+    """A negative one must not lead the walk back to where it came from."""
+    info = tarfile.TarInfo("b.jpg")
+    info.pax_headers = {"size": size.decode()}
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")])
+    first, end = path.read_bytes()[: 2 * BLOCK], bytes(2 * BLOCK)
+    path.write_bytes(first + info.tobuf(tarfile.PAX_FORMAT) + end)
+    with pytest.raises(TarError, match=f"damaged: a size that is no number in the header at byte {2 * BLOCK}"):
+        scan_tar(path)
+
+
+def test_a_pax_record_whose_length_is_no_length_ends_the_header(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")], format=tarfile.USTAR_FORMAT)
+    info = tarfile.TarInfo("pax")
+    data = b"9" * 5000 + b" size=1\n"
+    info.size, info.type = len(data), tarfile.XHDTYPE
+    header = info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % BLOCK)
+    path.write_bytes(header + path.read_bytes())
+    assert [s["jpg"] for s in read(path)] == [b"image"]

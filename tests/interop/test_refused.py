@@ -1,5 +1,6 @@
 """Weights that are damaged, of another model, or say one thing and hold another: one line each, nothing written."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.interop.exchange import export_weights, import_weights
+from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
 
 
@@ -41,7 +43,13 @@ def _cut(folder: Path, tiny: Path) -> Path:
 
 def _index(folder: Path, tiny: Path) -> Path:
     out = export_weights(tiny, folder / "index", "transformers")
-    (out / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    (out / "model.safetensors.index.json").write_text('{"weight_map": {"a": "1.safetensors"}}')
+    return out
+
+
+def _index_of_itself(folder: Path, tiny: Path) -> Path:
+    out = export_weights(tiny, folder / "itself", "transformers")
+    (out / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model.safetensors.index.json"}}')
     return out
 
 
@@ -50,6 +58,17 @@ def _tensor(form: str, **changed: torch.Tensor) -> Callable[[Path, Path], Path]:
         out = export_weights(tiny, folder / "tensor", form)
         values = load_file(out / "model.safetensors")
         save_file({**values, **changed}, out / "model.safetensors", {"format": "pt"})
+        return out
+
+    return make
+
+
+def _arguments(**changed: object) -> Callable[[Path, Path], Path]:
+    def make(folder: Path, tiny: Path) -> Path:
+        out = export_weights(tiny, folder / "arguments", "timm")
+        values = json.loads((out / "config.json").read_text())
+        values["model_args"] |= changed
+        (out / "config.json").write_text(json.dumps(values))
         return out
 
     return make
@@ -72,7 +91,8 @@ QUERY = "encoder.layer.0.attention.attention.{}.weight"
     ("make", "message"),
     [
         (_cut, r"cut.pth.tar: cannot be read"),
-        (_index, r"index/1: does not exist"),
+        (_index, r"index/1.safetensors: does not exist"),
+        (_index_of_itself, "names model.safetensors.index.json, which is no .safetensors"),
         (_short, "not a whole safetensors file"),
         (_without, "blocks.1.mlp.fc2.bias is missing"),
         (_tensor("timm", **{"blocks.0.ls1.gamma": torch.ones(32)}), "blocks.0.ls1.gamma is unknown"),
@@ -98,6 +118,10 @@ QUERY = "encoder.layer.0.attention.attention.{}.weight"
         (_config("timm", model_args=[1]), r"config.json: model_args = \[1\]; an object"),
         (_config("timm", model_args={"class_token": False, "num_heads": -4}), "num_heads = -4; a whole number"),
         (_config("timm", model_args={"class_token": False, "img_size": "x"}), "img_size = 'x'; one number of pixels"),
+        (_arguments(act_layer="relu"), "config.json: act_layer = relu; only encoders with gelu are read"),
+        (_arguments(act_layer="gelu_tanh"), "config.json: act_layer = gelu_tanh; only encoders with gelu are read"),
+        (_arguments(norm_layer="rmsnorm"), "config.json: norm_layer = rmsnorm; only encoders with layernorm are read"),
+        (_arguments(norm_layer=["layernorm", 1e-5]), "config.json: norm_layer = .*; only encoders with layernorm"),
         (_other_model, "model_type is bert"),
     ],
 )
@@ -113,3 +137,42 @@ def test_bad_files_are_one_line_and_write_nothing(tiny, tmp_path, make, message)
             act()
         assert "\n" not in str(error.value)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_what_timm_calls_its_own_layers_is_read(tiny, tmp_path):
+    for number, changed in enumerate(({"act_layer": None, "norm_layer": "layer_norm"}, {"act_layer": "gelu"})):
+        (tmp_path / str(number)).mkdir()
+        load_encoder(_arguments(**changed)(tmp_path / str(number), tiny))
+
+
+@pytest.mark.parametrize(
+    ("weight", "classes", "message"),
+    [
+        (torch.zeros(3), '["a", "b", "c"]', r"is no head \(weight \(3,\), bias \(3,\) and 3 classes"),
+        (torch.zeros(3, 32), "3", r"is no head \(its classes are no list\)"),
+        (torch.zeros(3, 32), '"abc"', r"is no head \(its classes are no list\)"),
+        (torch.zeros(3, 32), '["a"]', r"is no head \(weight \(3, 32\), bias \(3,\) and 1 classes"),
+        (torch.zeros(4, 32), '["a", "b", "c"]', r"is no head \(weight \(4, 32\), bias \(3,\) and 3 classes"),
+    ],
+)
+def test_what_is_no_head_is_one_line(tiny, tmp_path, weight, classes, message):
+    save_file({"weight": weight, "bias": torch.zeros(3)}, tmp_path / "head", {"classes": classes})
+    with pytest.raises(Refused, match=f"--head .*{message}"):
+        export_weights(tiny, tmp_path / "out", "timm", head=tmp_path / "head")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_is_complete_or_absent(tmp_path, monkeypatch):
+    head = Head(torch.ones(2, 4), torch.zeros(2), ("a", "b"))
+    head.write(tmp_path / "head.safetensors")
+    found = Head.read(tmp_path / "head.safetensors")
+    assert torch.equal(found.weight, head.weight) and found.classes == ("a", "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("ijepa.interop.heads.os.fsync", full)
+    with pytest.raises(Failed, match="other: the head cannot be saved: no space left"):
+        head.write(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]

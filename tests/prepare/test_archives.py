@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ijepa.data.opening import open_source
+from ijepa.data.sources import FolderSource
 from ijepa.errors import Refused
 from ijepa.prepare import progress
 from ijepa.prepare.archives import open_archives
@@ -103,3 +104,13 @@ def test_a_packing_of_a_list_without_labels(tmp_path):
     (tmp_path / "list.csv").write_text("path\ntree/a/i0.jpg\n")
     run("list", tmp_path / "list.csv", tmp_path / "out")
     assert open_source(tmp_path / "out").labels is None and "classes.txt" not in content(tmp_path / "out")
+
+
+def test_a_list_may_name_images_by_absolute_paths(tmp_path):
+    root = write_tree(tmp_path / "elsewhere", {"a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/list.csv").write_text(f"path,label\n{root}/b.jpg,1\n../elsewhere/a.jpg,0\n")
+    source = FolderSource(list_index(tmp_path / "lists/list.csv"))
+    assert [source.image(i) for i in range(2)] == [jpeg(2), jpeg(1)]
+    run("list", tmp_path / "lists/list.csv", tmp_path / "out")
+    assert held(tmp_path / "out") == {"a": (jpeg(1), "0"), "b": (jpeg(2), "1")}

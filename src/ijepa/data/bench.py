@@ -33,10 +33,12 @@ from torch import Tensor
 from ijepa.allocator import keep_freed_memory
 from ijepa.batch import Batch
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.decode import Pixels, decode_for, image_size
+from ijepa.data.decode import decode_for, image_size
+from ijepa.data.jpeg import Pixels
 from ijepa.data.loader import Collate, Loader
 from ijepa.data.opening import open_source
 from ijepa.data.sources import Source
+from ijepa.data.turbojpeg import library
 from ijepa.data.workers import Worker
 from ijepa.packing import Packer
 from ijepa.randomness import Stream, words
@@ -94,6 +96,7 @@ def bench_data(
         "images": len(turns) * micro,
         "micro": micro,
         "image_size": list(size),
+        "jpeg_boxes": library() is not None,
         "images_per_cpu_second": {name: 1 / value for name, value in seconds.items()},
         "ratio": float(np.median(rounds["usual"] / rounds["ours"])),
         "loader_overhead": float(np.median(overhead)),
@@ -223,6 +226,8 @@ def _psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:
 
 
 def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
+    if not result["jpeg_boxes"]:
+        echo("JPEGs are decoded down to the box's last row; with the extra turbojpeg, hardly more than the box")
     rates = result["images_per_cpu_second"]
     echo(f"{result['images']} images to {result['image_size'][0]} x {result['image_size'][1]}, images a CPU-second:")
     for name, rate in rates.items():

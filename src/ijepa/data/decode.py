@@ -6,8 +6,8 @@ and lose 30 dB. Everything else, and the JPEGs that libjpeg-turbo does not turn 
 bytes that harm nothing), goes to Pillow. Rotation noted in EXIF is ignored, as the field does; alpha is dropped; of
 an animation the first frame counts.
 
-Pillow tolerates what can be read in full and raises for what cannot, so a truncated file is a `DecodeError` on
-either path, never a picture with a grey half.
+A file that is cut short, or whose codes end before the picture does, is a `DecodeError` and never a picture with a grey
+half. Damage that leaves as many codes as there should be goes unseen, as everywhere.
 """
 
 import io
@@ -21,9 +21,7 @@ import simplejpeg
 from PIL import Image
 
 from ijepa.data.crop import Box, hull
-from ijepa.data.jpeg import decode_part
-
-Pixels = npt.NDArray[np.uint8]
+from ijepa.data.jpeg import Pixels, decode_part
 
 MaskColours = Literal["refuse", "accept", "only"]
 """What becomes of a mask's colours: RGB files are refused, accepted beside indices, or every file is read as RGB."""
@@ -37,6 +35,8 @@ BYTES_A_PIXEL = 18
 FORMATS = ("PNG", "WEBP", "JPEG", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may open. Named, because its full list holds formats that start other programs."""
 
+_ENDS_EARLY = "premature end of data segment"
+"""What libjpeg says where a picture's codes end before it does; Pillow would fill it up with grey."""
 _BAND = 2**18
 """Pixels that are converted together."""
 _JPEG = b"\xff\xd8\xff"
@@ -51,11 +51,10 @@ def image_size(data: bytes) -> tuple[int, int]:
     if data.startswith(_JPEG):
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except ValueError as error:
-            raise DecodeError(_line(error)) from error
+        except (ValueError, KeyError):  # KeyError: of samplings that simplejpeg has no name for
+            return _size_by_pillow(data)
         return int(height), int(width)
-    with _open(data) as image:
-        return image.height, image.width
+    return _size_by_pillow(data)
 
 
 def decode(data: bytes) -> Pixels:
@@ -126,8 +125,15 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
         return pixels, [Box(box.top - top, box.left - left, box.height, box.width) for box in boxes]
     except DecodeError:
         raise
-    except ValueError:
+    except (ValueError, KeyError) as error:  # KeyError: of samplings that simplejpeg has no name for
+        if _ENDS_EARLY in str(error):
+            raise DecodeError(_line(error)) from error
         return None
+
+
+def _size_by_pillow(data: bytes) -> tuple[int, int]:
+    with _open(data) as image:
+        return image.height, image.width
 
 
 def _open(data: bytes) -> Image.Image:

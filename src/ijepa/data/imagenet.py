@@ -11,9 +11,11 @@ Tiny-ImageNet's `val` is a folder of images beside `val_annotations.txt`.
 
 import csv
 import io
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,6 +142,8 @@ def _of_kit(kit: Path, name: str, where: str) -> bytes:
         raise Refused(where, f"{kit} cannot be read: {error.strerror or error}") from error
     except tarfile.TarError as error:
         raise Refused(where, f"{kit} is no folder and no archive: {error}", _MEND) from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise Refused(where, f"{kit} is damaged: {error}", "fetch it again") from error
     raise Refused(where, f"{kit} holds no {name}", _MEND)
 
 
@@ -151,7 +155,7 @@ def _table(file: Path, where: str) -> Truth:
         names = [rows[f"ILSVRC2012_val_{number:08d}"].split()[0] for number in range(1, len(rows) + 1)]
     except OSError as error:
         raise Refused(where, f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, LookupError) as error:
+    except (ValueError, LookupError, csv.Error) as error:
         raise Refused(where, f"{file} is not the table of the validation images: {error}", _MEND) from error
     return _numbered(names, sorted(set(names)))
 

@@ -81,9 +81,12 @@ def expand_braces(text: str) -> list[str]:
     if numbers is None:
         choices = body.split(",")
     else:
-        first, last = numbers.groups()
-        width = len(first) if first.startswith("0") or last.startswith("0") else 0
-        choices = [str(i).zfill(width) for i in range(int(first), int(last) + 1)]
+        ends = numbers.groups()
+        padded = any(end.startswith("0") and len(end) > 1 for end in ends)
+        width = max(map(len, ends)) if padded else 0
+        first, last = map(int, ends)
+        step = 1 if first <= last else -1
+        choices = [str(i).zfill(width) for i in range(first, last + step, step)]
     return [text[: match.start()] + choice + rest for choice in choices for rest in expand_braces(text[match.end() :])]
 
 

@@ -72,6 +72,11 @@ def _places(source: Source, chosen: Numbers | None, archives: list[str], shared:
         place = arrays["block"][samples].astype(np.int64)
     elif "offset" in arrays:
         file, place = arrays["file"][samples], arrays["offset"][samples]
+    elif "group" in arrays:  # rows of row groups, a file's groups one after another
+        ends = arrays["ends"]
+        group = np.searchsorted(ends, samples, side="right")
+        before = group - arrays["group"][group]  # each file's first group
+        file, place = arrays["file"][group], samples - np.where(before > 0, ends[before - 1], 0)
     else:  # rows of several files in one
         file, place = np.zeros(len(samples), dtype=np.int64), samples
     return np.where(numbers[file] < 0, -1, numbers[file] << 40 | place)

@@ -153,7 +153,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
                 rows.append(about.num_rows)
                 places.append((number, group))
             if label is not None:
-                labels += opened.read([label]).column(0).to_pylist()
+                labels += _read_labels(opened, label, path, where)
         if not sum(rows):
             raise Refused(where, f"{paths[0]} holds no rows")
         table = np.array(places, dtype=np.int32)
@@ -188,6 +188,21 @@ def open_file(path: Path, where: str) -> Any:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise Refused(where, f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _read_labels(file: Any, label: str, path: Path, where: str) -> list[Any]:
+    """Return a file's labels, None where a row has none.
+
+    Raises:
+        Refused: they cannot be read.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(file.read([label]).column(0).to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        problem = f"{path}: its column {label} cannot be read: {' '.join(str(error).split())}"
+        raise Refused(where, problem, "fetch it again") from None
 
 
 def _columns(file: Any, path: Path, where: str) -> tuple[str, str | None, list[str] | None]:

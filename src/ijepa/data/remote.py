@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -69,17 +70,21 @@ def find(path: str, where: str, split: str | None) -> list[Far]:
         raise Refused(where, f"{path} cannot be listed: {_line(error)}") from None
     if not found:
         raise Refused(where, f"{path} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
-    infos = {PurePosixPath(name).name: (system.unstrip_protocol(name), info) for name, info in sorted(found.items())}
-    names = listing.choose(root, list(infos), where, split, "*.tar") if folder else list(infos)
-    if all(infos[name][1].get("size") is not None for name in names):  # object stores list sizes and ETags
-        return [Far.of(*infos[name]) for name in names]
-    return _ask(system, [infos[name][0] for name in names], where)
+    infos = {system.unstrip_protocol(name): info for name, info in sorted(found.items())}
+    urls = list(infos)
+    if folder:  # of one folder, where names differ; a glob's folders may hold shards of the same name
+        named = {PurePosixPath(url).name: url for url in urls}
+        urls = [named[name] for name in listing.choose(root, list(named), where, split, "*.tar")]
+    if all(infos[url].get("size") is not None for url in urls):  # object stores list sizes and ETags
+        return [Far.of(url, infos[url]) for url in urls]
+    return _ask(system, urls, where)
 
 
 def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None) -> list[Path]:
     """Return local copies of shards, in `folder`; fetch those that are not there, or not as they are far away.
 
-    A `classes.txt` beside the first shard comes along.
+    Each far folder has a local one. A `classes.txt` beside the first shard comes along; all paths begin with that
+    shard's folder, so that those in others go on with `..`.
 
     Raises:
         Refused: too little room.
@@ -87,26 +92,27 @@ def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None)
     """
     say = tell or (lambda line: print(line, file=sys.stderr, flush=True))
     system = _system(shards[0].url, where)
-    parent = shards[0].url.rpartition("/")[0]
-    home = folder / hashlib.blake2b(parent.encode(), digest_size=8).hexdigest()
-    home.mkdir(parents=True, exist_ok=True)
-    classes = _info(system, f"{parent}/classes.txt", where)
-    named = shards if classes is None else [*shards, classes]
-    with _alone(home):
+    classes = _info(system, f"{_parent(shards[0].url)}/classes.txt", where)
+    local = {_local(folder, far.url): far for far in (shards if classes is None else [*shards, classes])}
+    home = _local(folder, shards[0].url).parent
+    with ExitStack() as alone:
+        for each in sorted({path.parent for path in local}):  # in one order, so that no two wait for each other
+            each.mkdir(parents=True, exist_ok=True)
+            alone.enter_context(_alone(each))
         if classes is None:
             (home / "classes.txt").unlink(missing_ok=True)
-        missing = [far for far in named if not _same(_local(home, far), far)]
-        need, free = sum(far.size for far in missing), shutil.disk_usage(home).free
+        missing = {path: far for path, far in local.items() if not _same(path, far)}
+        need, free = sum(far.size for far in missing.values()), shutil.disk_usage(home).free
         if need > free:
             raise Refused(
                 where, f"{need / 1e9:.1f} GB are to be fetched, {home} has room for {free / 1e9:.1f}", "set IJEPA_CACHE"
             )
         done = 0
         with ThreadPoolExecutor(_THREADS) as pool:
-            for far in pool.map(lambda far: _get(system, far, _local(home, far)), missing):
+            for far in pool.map(partial(_get, system), missing.values(), missing):
                 done += far.size
                 say(f"fetched {PurePosixPath(far.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
-    return [_local(home, far) for far in shards]
+    return [home / os.path.relpath(_local(folder, far.url), home) for far in shards]
 
 
 def _ask(system: Any, urls: list[str], where: str) -> list[Far]:
@@ -174,8 +180,13 @@ def _get(system: Any, far: Far, local: Path) -> Far:
     raise AssertionError("unreachable")
 
 
-def _local(home: Path, far: Far) -> Path:
-    return home / PurePosixPath(far.url).name
+def _parent(url: str) -> str:
+    return url.rpartition("/")[0]
+
+
+def _local(folder: Path, url: str) -> Path:
+    """Return the place of a file's copy: a folder for each far one, so that names may come again in another."""
+    return folder / hashlib.blake2b(_parent(url).encode(), digest_size=8).hexdigest() / PurePosixPath(url).name
 
 
 def _version(local: Path) -> Path:

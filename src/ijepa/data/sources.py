@@ -228,11 +228,12 @@ class FolderSource(Source):
         return text_item(self.index.arrays, "names", "ends", index)
 
     def _image(self, index: int) -> bytes:
-        return read_file(f"{self._root}/{self._name(index)}")
+        # Joined, since a list's names may be absolute, and not by Path, which takes four times as long.
+        return read_file(os.path.join(self._root, self._name(index)))  # noqa: PTH118
 
     def _mask(self, index: int) -> bytes | None:
         name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
-        return read_file(f"{self._masks}/{name}") if name else None
+        return read_file(os.path.join(self._masks, name)) if name else None  # noqa: PTH118
 
     def _without_mask(self) -> npt.NDArray[np.int64]:
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
@@ -272,11 +273,13 @@ class OpenFiles:
     def read(self, file: int, offset: int, size: int) -> bytes:
         """Return `size` bytes of a file, by its number."""
         path = self.paths[file]
+
+        def part() -> bytes:
+            handle = self._handle(file)  # held until the read ends
+            return os.pread(handle.fileno(), size, offset)
+
         try:
-            data = twice(
-                lambda: os.pread(self._handle(file).fileno(), size, offset),
-                lambda: self.open.pop(file, None),  # a file of before a remount stays broken
-            )
+            data = twice(part, lambda: self.open.pop(file, None))  # a file of before a remount stays broken
         except OSError as error:
             raise Failed(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
@@ -286,16 +289,19 @@ class OpenFiles:
     def expect(self, file: int, offset: int, size: int) -> None:
         """Begin to read a part of a file; what goes wrong is told when it is read."""
         with suppress(OSError):
-            os.posix_fadvise(self._handle(file).fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            handle = self._handle(file)
+            os.posix_fadvise(handle.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def _handle(self, file: int) -> FileIO:
         handle = self.open.get(file)
         if handle is None:
             handle = self.open[file] = FileIO(self.paths[file])
-            while len(self.open) > self.capacity:
-                self.open.popitem(last=False)
+            with suppress(KeyError):  # another thread was faster
+                while len(self.open) > self.capacity:
+                    self.open.popitem(last=False)
         else:
-            self.open.move_to_end(file)
+            with suppress(KeyError):  # another thread has just closed it
+                self.open.move_to_end(file)
         return handle
 
 

@@ -25,7 +25,8 @@ IMAGE_FIELDS = frozenset({b"jpg", b"jpeg", b"png", b"webp"})
 
 _WINDOW = 8 * BLOCK  # one read covers the small members (pax header, label) between two images
 _ZEROS = bytes(BLOCK)
-_UNSIGNED = 2**32
+_DIGITS = 20
+"""Longer is no file's size, and what is much longer Python would not take for a number."""
 _FILE = ord("0")
 _new = tuple.__new__  # a third of what a NamedTuple's own call costs
 _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders
@@ -191,7 +192,13 @@ def walk(window: _Window, length: int) -> Iterator[Member]:
         elif kind == ord("x"):
             records = _pax(window.read(offset + BLOCK, own_size))
             name = records.get(b"path", name)
-            size = int(records[b"size"]) if b"size" in records else size
+            if b"size" in records:
+                digits = records[b"size"]
+                if not digits.isdigit() or len(digits) > _DIGITS:
+                    raise TarError(
+                        f"is damaged: a size that is no number in the header at byte {offset}", "copy or pack it again"
+                    )
+                size = int(digits)
         elif kind not in b"Kg":
             if kind == ord("S"):
                 raise TarError(f"has a sparse member at byte {offset}", "write it without --sparse")
@@ -236,7 +243,7 @@ def _pax(data: bytes) -> dict[bytes, bytes]:
     records: dict[bytes, bytes] = {}
     while data:
         digits, _, _ = data.partition(b" ")
-        if not digits.isdigit() or int(digits) <= len(digits):
+        if not digits.isdigit() or len(digits) > _DIGITS or int(digits) <= len(digits):
             break
         key, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
         records[key], data = value, data[int(digits) :]

@@ -2,13 +2,12 @@
 
 simplejpeg carries libjpeg-turbo, but shows no call for a part of an image. Version 3 of the library has one: of what
 lies above the box and beside it only the codes are read, and nothing of what lies below. The library is the system's or
-that of the wheel `turbojpeg` (the extra of this name). Without it `decode_rows` has the same pixels, to the bit, a
-little later.
+that of the wheel `turbojpeg` (the extra of this name). Without it `jpeg` has the same pixels, to the bit, a little
+later.
 """
 
 import ctypes
 import importlib.util
-import threading
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +26,7 @@ _BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)
 """Pixels that are coded together, across, by chroma subsampling: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1."""
 
 _SMOOTHED = 2
-"""Pixels around the box that its chroma may depend on."""
+"""Pixels above and beside the box that its chroma may depend on."""
 
 
 class _Region(ctypes.Structure):
@@ -60,10 +59,16 @@ def decode_box(data: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], int, int] 
     found = library()
     if found is None:
         return None
-    if not hasattr(_local, "handle"):
-        _local.handle = found.tj3Init(_INIT_DECOMPRESS)
-        found.tj3Set(_local.handle, _STOP_ON_WARNING, 1)
-    handle = _local.handle
+    # One for each file: used again, it would lend the tables of the last to a file that lacks its own.
+    handle = found.tj3Init(_INIT_DECOMPRESS)
+    try:
+        return _decoded(found, handle, data, box)
+    finally:
+        found.tj3Destroy(handle)
+
+
+def _decoded(found: ctypes.CDLL, handle: int, data: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], int, int] | None:
+    found.tj3Set(handle, _STOP_ON_WARNING, 1)
     if found.tj3DecompressHeader(handle, data, len(data)):
         raise ValueError(found.tj3GetErrorStr(handle).decode())
     width, height, sampling = (found.tj3Get(handle, name) for name in (_WIDTH, _HEIGHT, _SUBSAMPLING))
@@ -71,7 +76,8 @@ def decode_box(data: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], int, int] 
         return None
     block = _BLOCK_WIDTHS[sampling]
     top, left = max(0, box.top - _SMOOTHED), max(0, (box.left - _SMOOTHED) // block * block)
-    bottom, right = min(height, box.top + box.height + _SMOOTHED), min(width, box.left + box.width + _SMOOTHED)
+    # No more rows than asked for: whether codes below are broken is not to matter.
+    bottom, right = min(height, box.top + box.height), min(width, box.left + box.width + _SMOOTHED)
     pixels = np.empty((bottom - top, right - left, 3), dtype=np.uint8)
     if found.tj3SetCroppingRegion(handle, _Region(left, top, right - left, bottom - top)):
         raise ValueError(found.tj3GetErrorStr(handle).decode())
@@ -80,13 +86,10 @@ def decode_box(data: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], int, int] 
     return pixels, top, left
 
 
-_local = threading.local()
-"""Each thread's handle: the library's state is not to be shared."""
-
-
 def _typed(found: ctypes.CDLL) -> ctypes.CDLL:
     handle, number = ctypes.c_void_p, ctypes.c_int
     found.tj3Init.restype, found.tj3Init.argtypes = handle, [number]
+    found.tj3Destroy.restype, found.tj3Destroy.argtypes = None, [handle]
     found.tj3Set.argtypes, found.tj3Get.argtypes = [handle, number, number], [handle, number]
     found.tj3DecompressHeader.argtypes = [handle, ctypes.c_char_p, ctypes.c_size_t]
     found.tj3SetCroppingRegion.argtypes = [handle, _Region]

@@ -5,14 +5,15 @@ that transformers' and timm's classifiers are this layer and nothing else.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from ijepa.errors import Refused
+from ijepa.errors import Failed, Refused
 from ijepa.recipe import Model
 
 
@@ -25,9 +26,24 @@ class Head:
     classes: tuple[str, ...]
 
     def write(self, file: Path) -> None:
-        """Write a safetensors file with the names in its metadata."""
+        """Write a safetensors file with the names in its metadata; it is complete or absent.
+
+        Raises:
+            Failed: the disk refuses.
+        """
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-        save_file(tensors, file, {"format": "pt", "classes": json.dumps(self.classes)})
+        data = save(tensors, {"format": "pt", "classes": json.dumps(self.classes)})
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            beside.replace(file)
+        except OSError as error:
+            raise Failed(f"{file}: the head cannot be saved: {error.strerror}") from error
+        finally:
+            beside.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, file: Path) -> "Head":
@@ -39,7 +55,13 @@ class Head:
         try:
             with safe_open(file, framework="pt") as content:
                 names = json.loads((content.metadata() or {}).get("classes", "[]"))
-                return cls(content.get_tensor("weight"), content.get_tensor("bias"), tuple(map(str, names)))
+                weight, bias = content.get_tensor("weight"), content.get_tensor("bias")
+            if not isinstance(names, list):
+                raise ValueError("its classes are no list")
+            if weight.ndim != 2 or bias.shape != weight.shape[:1] or len(names) != len(bias):
+                shapes = f"weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and {len(names)} classes"
+                raise ValueError(f"{shapes} do not fit one another")
+            return cls(weight, bias, tuple(map(str, names)))
         except (OSError, SafetensorError, ValueError) as error:
             raise Refused(
                 f"--head {file}", f"is no head ({error})", "`ijepa evaluate linear --save-head` writes one"
@@ -51,6 +73,6 @@ class Head:
         Raises:
             Refused: it does not.
         """
-        if self.weight.shape != (len(self.bias), model.encoder.width) or len(self.classes) != len(self.bias):
+        if self.weight.shape[1] != model.encoder.width:
             raise Refused("--head", f"reads {self.weight.shape[1]} channels, the encoder has {model.encoder.width}")
         return self

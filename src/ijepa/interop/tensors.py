@@ -69,6 +69,8 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
         for name in sorted(set(map(str, listed.values()))):
             if Path(name).name != name:
                 raise Refused(path, f"names {name}, which lies elsewhere", "an index names files beside it")
+            if not name.endswith(".safetensors"):  # an index, itself even
+                raise Refused(path, f"names {name}, which is no .safetensors", "is it an index of safetensors files?")
             found |= open_tensors(path.with_name(name))
         lost = sorted(set(listed) - set(found))
         if lost:

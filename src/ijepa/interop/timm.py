@@ -16,6 +16,8 @@ from ijepa.recipe import Model
 
 _ARCHITECTURE = "vit_base_patch16_gap_224"
 """timm's entry for a ViT that averages patches; every size is given beside it."""
+_FUNCTION = {"act_layer": "gelu", "norm_layer": "layernorm"}
+"""What decides the function and is in no tensor, where the file says it: timm's own are these, with our epsilon."""
 
 
 def config(model: Model, classes: int = 0) -> dict[str, Any]:
@@ -67,6 +69,10 @@ def read_timm(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, La
     arguments = table(values, "model_args", where)
     if arguments.get("class_token", "_gap_" not in str(values.get("architecture"))):
         raise Refused(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
+    for key, ours in _FUNCTION.items():
+        value = arguments.get(key)
+        if value and str(value).replace("_", "").lower() != ours:
+            raise Refused(where, f"{key} = {value}", f"only encoders with {ours} are read")
     tensors = {
         name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
     }

@@ -1,8 +1,9 @@
-"""Verifying a data set: every image is read and decoded as training would, and what is found is counted.
+"""Verifying a data set: every image is read and decoded whole, and what is found is counted.
 
-An image is bad where `decode` refuses it or its bytes cannot be read: those are exactly the images that pretraining
-would replace and evaluation would stop at. Masks are decoded too, and must have their image's height and width.
-Duplicates are images whose file contents are equal (SHA-256); the first of each group is not counted.
+An image is bad where `decode` refuses it or its bytes cannot be read: evaluation would stop at it. Pretraining replaces
+no other image, and may keep some of these: it decodes no further than its crop, so that damage below goes unseen. Masks
+are decoded too, and must have their image's height and width. Duplicates are images whose file contents are equal
+(SHA-256); the first of each group is not counted.
 
 Samples are handed to processes in runs of neighbours, so that shards are read forward, and results are joined in the
 samples' order: the outcome does not depend on the number of processes. Memory is a few numbers a sample, and 32 bytes

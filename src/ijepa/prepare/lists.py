@@ -1,4 +1,4 @@
-"""Lists of images: a CSV or a parquet file of paths from the list's folder on, and of labels where there are any.
+"""Lists of images: a CSV or a parquet file of paths (absolute, or from the list's folder on), and of labels if any.
 
 Columns go by their names, path (or filename, file, image) and label (or class); a CSV without such a first line is
 `path,label`.

@@ -52,7 +52,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
 
     Args:
         output: the run's folder; scenes are drawn into `output`-scenes beside it.
-        seed: draws the scenes and everything in the run.
+        seed: draws the scenes and everything in the run; evaluations have the same draws for all.
         images: scenes, training and validation together.
         overrides: dotted keys of the `scenes` recipe.
 

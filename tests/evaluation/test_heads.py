@@ -101,3 +101,11 @@ def test_softmax_of_few_and_of_many_classes(classes):
     found = softmax_(scores)
     assert found is scores or found.data_ptr() == scores.data_ptr()
     assert (found - wanted).abs().max() < 1e-6
+
+
+def test_a_head_that_diverged_is_always_wrong():
+    heads = Heads(6, 4, [(1.0, 0.0), (1.0, 0.0)])
+    heads.weight[:, 1] = float("nan")
+    x, y = torch.randn(50, 6), torch.zeros(50, dtype=torch.int64)  # argmax takes "no number" for class 0
+    assert (heads.ranks(x, y, 0) == 0).all()
+    assert (heads.ranks(x, y, 1) == 3).all()

@@ -83,3 +83,11 @@ class PooledColour(MeanColour):
 
     def forward_blocks(self, pixels, last):
         return [self(pixels) - 128.0]
+
+
+def test_no_vote_overflows_at_a_low_temperature():
+    """exp(s / T) is beyond float32 from T = .011 on, and all classes would tie."""
+    split = clouds(n=400, m=150, spread=0.35)
+    nearest = knn_accuracy(*flat(split), neighbours=(1,), classes=5)[1]
+    cold = knn_accuracy(*flat(split), neighbours=(150,), temperature=1e-4, classes=5)[150]
+    assert cold == pytest.approx(nearest, abs=0.02) and nearest > 0.4

@@ -65,7 +65,9 @@ def test_labels_taken_against_one_patch_at_a_time(frames: int, monkeypatch: pyte
     np.testing.assert_allclose(found, slow, atol=1e-5)
 
 
-def write_video(root: Path, name: str, *, frames: int = 6, labelled: int | None = None) -> None:
+def write_video(
+    root: Path, name: str, *, frames: int = 6, labelled: int | None = None, labels: tuple[int, ...] = (0, 1, 2)
+) -> None:
     """A square of class 1 goes right and one of class 2 goes down, 8 pixels a frame, over ground of 32 x 56."""
     images, masks = root / "images" / name, root / "masks" / name
     images.mkdir(parents=True)
@@ -78,7 +80,7 @@ def write_video(root: Path, name: str, *, frames: int = 6, labelled: int | None 
         image = (PALETTE[mask] + noise).clip(0, 255).astype(np.uint8)
         (images / f"{number:05d}.png").write_bytes(png(image))
         if labelled is None or number < labelled:
-            (masks / f"{number:05d}.png").write_bytes(png(mask))
+            (masks / f"{number:05d}.png").write_bytes(png(np.array(labels, np.uint8)[mask]))
 
 
 @pytest.fixture
@@ -108,6 +110,16 @@ def test_objects_that_move_are_followed(videos: tuple[Video, ...]) -> None:
 def test_features_that_know_nothing_lose_them(videos: tuple[Video, ...]) -> None:
     (row,) = evaluate(videos, Noise())["rows"]
     assert row["j"] < 0.35
+
+
+def test_objects_may_bear_any_numbers(videos: tuple[Video, ...], tmp_path: Path) -> None:
+    """Numbers that no pixel has are no objects, and would score 1 for being nowhere in either mask."""
+    for name in ("a", "b"):
+        write_video(tmp_path / "other", name, labels=(0, 70, 200))
+    (plain,), (other,) = (evaluate(some, Signed())["rows"] for some in (videos, find_videos(tmp_path / "other")))
+    assert other == plain and plain["objects"] == 4
+    empty = [np.asarray(videos[0].mask(0, (32, 56))) * 70, *[np.zeros((32, 56), np.uint8)] * 5]
+    assert len(p.score(videos[0], empty)) == 2
 
 
 def test_the_first_and_the_last_frame_are_not_scored(videos: tuple[Video, ...]) -> None:

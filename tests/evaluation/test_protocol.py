@@ -25,6 +25,21 @@ def test_file_over_a_preset(tmp_path):
     assert protocol.lrs == load_protocol("linear", "heldout").lrs
 
 
+def test_a_file_over_a_preset_never_passes_for_it(tmp_path):
+    """Its results would be filed over the preset's, and published figures of the preset stand beside them."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: ijepa\nepochs: 5\nselection: held-out\n")
+    protocol = load_protocol("linear", file)
+    assert protocol.name == "mine" and protocol.description == "As ijepa, but for epochs, selection."
+
+
+def test_sections_are_changed_field_by_field(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: demo-linear\nlinear: {lr: 0.01}\n")
+    mine, base = load_protocol("segmentation", file), load_protocol("segmentation", "demo-linear")
+    assert mine.linear == base.linear.model_copy(update={"lr": 0.01}) and base.linear.steps == 600
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -32,6 +47,9 @@ def test_file_over_a_preset(tmp_path):
         ("base: held-out\nname: x", "did you mean heldout?"),
         ("base: heldout\nlrs: [0.1, -1]", "lrs"),
         ("name: x\nweight_decays: [0]", "lrs: missing"),
+        ("base: heldout\nname: ijepa", "name = 'ijepa': is the name of a linear preset"),
+        ("name: dinov2\nlrs: [0.1]", "is the name of a linear preset"),
+        ("base: heldout\nname: a/b", "name = 'a/b': cannot be part of a file's name"),
         ("just words", "holds no keys"),
         ("a: [1", "is no YAML"),
     ],

@@ -1,14 +1,24 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from ijepa.batch import Batch
+from ijepa.data.loader import Loader
 from ijepa.data.opening import open_source
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe
-from ijepa.report.material import Images, Pair, affordable, load_encoders, varied
+from ijepa.report.gallery import mask_section
+from ijepa.report.maps import map_section
+from ijepa.report.markup import Section
+from ijepa.report.material import Images, Pair, affordable, first_batch, load_encoders, shown, varied
+from ijepa.report.pictures import picture
 from ijepa.report.record import read_record
+from ijepa.training import loop
+from tests.conftest import TINY
 
 
 def test_varied_takes_each_class_before_any_again(scenes: Path) -> None:
@@ -65,3 +75,49 @@ def test_encoders_are_the_checkpoint_s_and_the_seed_s(whole_run: Path) -> None:
 def test_large_models_encode_few_images() -> None:
     tiny, huge = (Recipe.load(name).model for name in ("scenes", "vit-huge-16-in22k"))
     assert affordable(tiny) == 1000 and affordable(huge) == 64
+
+
+def test_part_that_a_list_chose_is_opened_again(run: Path, tmp_path: Path, scenes: Path) -> None:
+    source, file = open_source(scenes, split="val"), run / "evaluations" / "knn-demo.json"
+    (tmp_path / "names.txt").write_text("".join(f"{source.name(index)}\n" for index in (3, 7)))
+    result = json.loads(file.read_text())
+    result["data"]["test"]["list"] = str(tmp_path / "names.txt")
+    file.write_text(json.dumps(result))
+    images = Images(read_record(run), None)
+    pair, whole = images.pair("knn"), images.pair("linear")
+    assert isinstance(pair, Pair) and isinstance(whole, Pair)
+    assert [pair.test.name(index) for index in range(len(pair.test))] == [source.name(3), source.name(7)]
+    assert (len(pair.train), len(whole.test)) == (60, 20)
+
+
+def test_first_samples_are_those_of_the_loop(
+    run: Path, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another order than the usual one, and with several crops of an image."""
+    seen: list[Batch] = []
+
+    class Recording(Loader):
+        def iterate(self, start_step: int, end_step: int) -> Iterator[Batch]:
+            for batch in super().iterate(start_step, end_step):
+                seen.append(batch)
+                yield batch
+
+    monkeypatch.setattr(loop, "Loader", Recording)
+    data = {"path": str(scenes), "workers": 0, "order": "blocks", "block": 4, "window": 3, "crops_per_decode": 2}
+    recipe = Recipe.read({**TINY, "steps": 2, "data": data, "schedule": {"warmup": "1 steps"}}, "tiny")
+    source = open_source(scenes, split="train")
+    loop.pretrain(recipe, source, tmp_path / "loop", quiet=True)
+    indices = [index for batch in seen[:2] for index in batch.indices]
+    pixels = torch.cat([batch.pixels for batch in seen[:2]])
+    assert len(indices) == 8 and indices[0] == indices[1] != indices[2]
+
+    batch = first_batch(recipe, source, 6)
+    assert list(batch.indices) == indices[:6] and batch.pixels.equal(pixels[:6])
+    (run / "recipe.yaml").write_text(recipe.dump())
+    record = read_record(run)
+    images = Images(record, None)
+    parts = mask_section(record, images), map_section(record, images, load_encoders(record))
+    for part, word in zip(parts, (f"Crop 1: {source.name(indices[0])}", "Crop 1, whose targets"), strict=True):
+        assert isinstance(part, Section) and word in part.body
+        for crop in shown(pixels[:6]):
+            assert picture(crop, "", most=160).partition('src="')[2].partition('"')[0] in part.body

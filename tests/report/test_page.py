@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ijepa.errors import Failed, Refused
-from ijepa.report.page import write_report
+from ijepa.report.markup import Gap
+from ijepa.report.page import _attempted, write_report
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 KEYS = ["glance", "curves", "masks", "features", "maps", "retrieval", "panels", "evaluations", "recipe"]
@@ -145,7 +146,7 @@ def test_numbers_are_those_of_the_files(page: Page, whole_run: Path) -> None:
     assert "top-1 by k 10: 22.2" in words and "blocks 4, lr 0.003, weight decay 0.1" in words
     assert "rates < 1 & decays" in words and "torch 9.8.7" in words and "Level 1:" in words
     assert "trained is run (step-00000060)" in words and "K = 200 is more than" in words
-    assert "chance the commonest class 13.6 13.6 –" in words
+    assert "chance an answer that sees nothing 13.6 the commonest class 13.6 the commonest class –" in words
     assert "resolved.autocast False" in words and "commit c0ffee" in words and "ijepa pretrain tiny" in words
 
 
@@ -244,6 +245,24 @@ def test_images_without_masks_leave_the_panels_out(run: Path, tmp_path: Path, sc
     assert "Images cropped by the recipe's rule" in page.words  # these are not what the run was trained on
     for attributes in page.of("img"):
         assert not (attributes["alt"] or "").endswith("class")
+
+
+def test_masks_that_do_not_fit_cost_their_panels_alone(run: Path) -> None:
+    file = run / "evaluations" / "segmentation-demo.json"
+    result = json.loads(file.read_text())
+    result["protocol"]["classes"] = 2
+    file.write_text(json.dumps(result))
+    page = page_of(run)
+    assert present(page) == {*KEYS} - {"panels"} and set(missing(page)) == {"panels"}
+    assert "in the mask is out of range, classes are 0 to 1" in page.words
+    assert f"ijepa evaluate segmentation {run}" in page.words
+
+
+def test_what_fails_in_a_section_is_its_gap() -> None:
+    def fail() -> Gap:
+        raise Failed("a.jpg: is cut short")
+
+    assert _attempted(("maps", "Maps"), "a command", fail) == Gap("maps", "Maps", "a.jpg: is cut short", "a command")
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:

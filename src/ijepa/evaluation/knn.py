@@ -134,7 +134,7 @@ def knn_ranks(
     chunks = (normalize((part.to(device).float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))
     queries = normalize((test_x.to(device).float() - shift) / scale, dim=1)
     similar, voters = nearest(chunks, train_y, queries, wanted[-1])
-    votes = (similar / temperature).exp()
+    votes = ((similar - similar[:, :1]) / temperature).exp()  # against the nearest's, so that none overflows
     ranks: dict[int, list[Tensor]] = {k: [] for k in wanted}
     for rows in torch.arange(len(queries), device=device).split(TEST_CHUNK):
         scores, voted = votes.new_zeros(len(rows), classes), 0

@@ -249,7 +249,8 @@ def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indic
         truth = y[torch.from_numpy(places[done : done + len(x)])]
         done += len(x)
         for count, group in zip(right, groups, strict=True):
-            count += (group.heads.logits(group.read(x)).argmax(2).cpu() == truth[:, None]).sum(0)
+            best, guess = group.heads.logits(group.read(x)).max(2)
+            count += ((guess.cpu() == truth[:, None]) & best.isfinite().cpu()).sum(0)  # one that diverged is wrong
     choices = [
         Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
         for count, group in zip(right, groups, strict=True)

@@ -104,25 +104,29 @@ def _factor(step: int, rule: LinearHead) -> float:
 
 
 class _Images:
-    """Patches (B, N, D) float32 and masks (B, S, S) int64 of images by their places, kept where they fit."""
+    """Patches (B, N, D) float32 and masks (B, S, S) int64 of images by their places, kept where they fit.
+
+    Patches are rounded to float16 whether they are kept or made anew, so that a set's size changes no number.
+    """
 
     def __init__(self, encoder: Encoder, support: Annotated, classes: Classes, batch: int) -> None:
         self.encoder, self.support, self.classes, self.batch = encoder, support, classes, batch
         patches, masks = self._made(np.arange(1))
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: tuple[Tensor, ...] | None = None
         if len(support) * (2 * patches.numel() + 8 * masks.numel()) <= KEPT:
-            made = [self._made(places) for places in np.array_split(np.arange(len(support)), -(-len(support) // batch))]
-            self._kept = torch.cat([x.half() for x, _ in made]), torch.cat([y for _, y in made])
+            self._kept = tuple(part.new_empty(len(support), *part.shape[1:]) for part in (patches, masks))
+            for places in np.array_split(np.arange(len(support)), -(-len(support) // batch)):
+                for kept, part in zip(self._kept, self._made(places), strict=True):
+                    kept[torch.from_numpy(places)] = part
 
     def __getitem__(self, places: Indices) -> tuple[Tensor, Tensor]:
-        if self._kept is None:
-            return self._made(places)
         chosen = torch.from_numpy(places)
-        return self._kept[0][chosen].float(), self._kept[1][chosen]
+        patches, masks = self._made(places) if self._kept is None else (part[chosen] for part in self._kept)
+        return patches.float(), masks
 
     def _made(self, places: Indices) -> tuple[Tensor, Tensor]:
         some = replace(self.support, indices=self.support.indices[places])
         made = list(patch_features(self.encoder, some, self.classes, self.batch))
         masks = torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for _, part in made]))
         ignored = torch.isin(masks, torch.tensor(self.classes.ignore))
-        return torch.cat([part for part, _ in made]), masks.masked_fill(ignored, _IGNORED)
+        return torch.cat([part.half() for part, _ in made]), masks.masked_fill(ignored, _IGNORED)

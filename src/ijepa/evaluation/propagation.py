@@ -102,8 +102,8 @@ def carry(encoder: Encoder, video: Video, protocol: PropagationProtocol) -> list
     first = _first(video)
     size = patch_size_of(first.shape, protocol.short_side, encoder.patch_size)
     grid = size[0] // encoder.patch_size, size[1] // encoder.patch_size
-    objects = int(first.max())
-    known = one_hot(torch.from_numpy(_cells(first, grid)).flatten().long(), objects + 1).float()
+    labels = np.unique(np.append(first, 0))  # the ground, and objects by whatever number the mask has for them
+    known = one_hot(torch.from_numpy(np.searchsorted(labels, _cells(first, grid))).flatten(), len(labels)).float()
     features = _features(encoder, video.frame(0), size)
     memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=protocol.memory)
     near, masks = within(grid, protocol.radius), [first]
@@ -115,7 +115,7 @@ def carry(encoder: Encoder, video: Video, protocol: PropagationProtocol) -> list
         seen = [(features, known), *memory]
         soft = taken(now, torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen]), near, protocol)
         memory.append((now, soft))
-        masks.append(_answer(soft, grid, size, first.shape))
+        masks.append(labels[_answer(soft, grid, size, first.shape)])
     return masks
 
 
@@ -147,7 +147,7 @@ def within(grid: tuple[int, int], radius: int) -> Tensor:
 
 def score(video: Video, masks: list[Labels]) -> Scores:
     """Return the mean J and F of each object over the labelled frames but the first and the last of the video."""
-    objects = range(1, int(masks[0].max()) + 1)
+    objects = [int(label) for label in np.unique(masks[0]) if label]
     last = len(masks) - 1 if len(masks) > 2 else len(masks)
     sums = np.zeros((len(objects), 2))
     frames = 0

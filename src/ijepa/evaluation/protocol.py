@@ -4,6 +4,7 @@
 file may build on a preset with `base: NAME`.
 """
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -186,10 +187,28 @@ def _values(kind: str, chosen: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Refused(chosen, "holds no keys and values", "see the presets in evaluation/protocols")
     base = values.pop("base", None)
-    if base is None:
-        return values
+    if base is not None:
+        values = _over(kind, chosen, base, values)
+    name = values.get("name")
+    if isinstance(name, str) and chosen not in presets(kind):
+        where, mend = f"{chosen}: name = {name!r}", "give it another: results are filed and compared by name"
+        if name in presets(kind):
+            raise Refused(where, f"is the name of a {kind} preset", mend)
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise Refused(where, "cannot be part of a file's name", mend)
+    return values
+
+
+def _over(kind: str, chosen: str, base: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's values over those of the preset `base`, section by section, under a name of their own."""
     if base not in presets(kind):
         raise Refused(
             f"{chosen}: base = {base!r}", f"no {kind} protocol of that name", did_you_mean(str(base), presets(kind))
         )
-    return {**_values(kind, base), **values}
+    below = _values(kind, base)
+    changed = ", ".join(key for key in values if key not in ("name", "description"))
+    both = {
+        key: {**below[key], **value} if isinstance(value, dict) and isinstance(below.get(key), dict) else value
+        for key, value in values.items()
+    }
+    return {**below, "name": Path(chosen).stem, "description": f"As {base}, but for {changed or 'nothing'}.", **both}

@@ -17,10 +17,13 @@ from ijepa.evaluation.bootstrap import LEVEL
 
 
 def ranks_of(scores: Tensor, truth: Tensor) -> Tensor:
-    """Return how many classes stand before the true one, (B,) int64, for scores (B, C); of equals, the lower first."""
+    """Return how many classes stand before the true one, (B,) int64, for scores (B, C); of equals, the lower first.
+
+    Scores that are no numbers put the true class last: a head that diverged is wrong.
+    """
     own = scores.gather(1, truth[:, None])
-    before = (scores == own) & (torch.arange(scores.shape[1], device=scores.device) < truth[:, None])
-    return ((scores > own) | before).sum(1)
+    behind = (scores == own) & (torch.arange(scores.shape[1], device=scores.device) > truth[:, None])
+    return scores.shape[1] - 1 - ((scores < own) | behind).sum(1)
 
 
 def accuracies(ranks: Tensor) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
+from ijepa.evaluation.filing import file_for
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.videos import find_videos
@@ -209,11 +210,13 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     result["which"] = task.which
     result["commit"] = commit()
     other = "" if task.which == "target" else f"-{task.which}"  # which must not take the target's place
-    file = task.folder / f"{kind}-{task.protocol.name}{other}.json"
+    stem = f"{kind}-{task.protocol.name}{other}"
+    file = task.folder / f"{stem}.json"
     if ranks.rank:
         return result, file
     try:
         task.folder.mkdir(parents=True, exist_ok=True)
+        file = file_for(task.folder, stem, result)
         write_json(file, result)
     except OSError as error:
         raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa.data.crop import Interpolation
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Labels, find_classes
@@ -86,10 +87,12 @@ def segment(
     shown: Sequence[int],
     *,
     image_size: int,
+    interpolation: Interpolation = "bilinear",
     support: int = 200,
     clustered: int = 100,
     k: int = 10,
     distance: Distance = "cosine",
+    classes: int | None = None,
     ignore: tuple[int, ...] = (255,),
     labels: str | None = None,
     seed: int = 0,
@@ -101,35 +104,45 @@ def segment(
         train: its masks are looked up, `support` of its images.
         test: where the images come from; clusters are fitted on them and on `clustered` others.
         shown: sample numbers in `test`.
-        image_size: side in pixels to which images are resized.
+        image_size, interpolation: side in pixels to which images are resized, and how.
         support, clustered: numbers of images, chosen by `seed`.
         k, distance: of the retrieval.
+        classes: number of mask labels; what `find_classes` finds if None.
         ignore: labels that say nothing.
         labels: label map of the masks; the sets' own if None.
         seed: chooses images and k-means' start.
+
+    Raises:
+        Refused: masks that are missing or hold a label out of range, or a size that the patches do not divide.
+        Failed: an image cannot be decoded, or features are not finite.
     """
     train.require_masks("--train")
     test.require_masks("--test")
     if image_size % encoder.patch_size:
         raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {image_size} pixels")
-    classes = find_classes([(train, "--train"), (test, "--test")], None, ignore, labels)
+    known = find_classes([(train, "--train"), (test, "--test")], classes, ignore, labels)
     wanted = np.asarray(shown, dtype=np.int64)
     others = np.setdiff1d(choose(len(test), clustered, seed), wanted)
-    bank_images = Annotated(train, choose(len(train), support, seed), "--train", image_size, image_size)
-    samples = Annotated(test, np.concatenate([wanted, others]), "--test", image_size, image_size)
-
-    features, truth = collect(encoder, samples, classes, 32)
-    bank = PatchBank(encoder, bank_images, classes, images=len(bank_images), seed=seed)
+    bank_images, samples, pictured = (
+        Annotated(source, chosen, flag, image_size, image_size, interpolation=interpolation)
+        for source, chosen, flag in (
+            (train, choose(len(train), support, seed), "--train"),
+            (test, np.concatenate([wanted, others]), "--test"),
+            (test, wanted, "--test"),
+        )
+    )
+    features, truth = collect(encoder, samples, known, 32)
+    bank = PatchBank(encoder, bank_images, known, images=len(bank_images), seed=seed)
     found = bank.masks(features[: len(wanted)], k, distance)
     side = image_size // encoder.patch_size
     state = int(words(seed, Stream.EVALUATION, [0], 1)[0, 0])
-    assigned = kmeans(reduced(features, 50), classes.scored, restarts=2, iterations=100, state=state)
-    clusters = named(assigned.reshape(-1, side, side), truth, classes, hungarian)
-    pixels = next(Annotated(test, wanted, "--test", image_size, image_size).batches(len(wanted), classes))[0]
+    assigned = kmeans(reduced(features, 50), known.scored, restarts=2, iterations=100, state=state)
+    clusters = named(assigned.reshape(-1, side, side), truth, known, hungarian)
+    pixels = next(pictured.batches(len(wanted), known))[0]
     images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    labels_of = classes.maps.get("--test")
-    palette = own_palette(test.mask(int(wanted[0])), classes.count) if labels_of is None else labels_of.palette
-    return Panels(images, truth[: len(wanted)], found, clusters[: len(wanted)], classes.names, palette)
+    labels_of = known.maps.get("--test")
+    palette = own_palette(test.mask(int(wanted[0])), known.count) if labels_of is None else labels_of.palette
+    return Panels(images, truth[: len(wanted)], found, clusters[: len(wanted)], known.names, palette)
 
 
 def own_palette(mask: bytes | None, count: int) -> tuple[Rgb, ...]:

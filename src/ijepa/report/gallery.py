@@ -5,13 +5,13 @@ its evaluations used; the same run gives the same pictures. Beside what training
 makes of the same images, because much of what looks learned is there before.
 """
 
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 import torch
 
-from ijepa.data.loader import LoaderPlan, StepDataset
-from ijepa.data.order import Order
+from ijepa.data.crop import Interpolation
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.clustering import require_extra
@@ -21,9 +21,8 @@ from ijepa.evaluation.result import statistics
 from ijepa.evaluation.retrieval import Distance
 from ijepa.evaluation.views import nearest, pca_rgb, segment
 from ijepa.masks import draw_masks
-from ijepa.packing import Packer
 from ijepa.report.markup import Gap, Part, Section, figure
-from ijepa.report.material import Encoders, Images, Pair, affordable, shown, varied
+from ijepa.report.material import Encoders, Images, Pair, affordable, first_batch, shown, varied
 from ijepa.report.pictures import (
     TARGETS,
     Pixels,
@@ -37,7 +36,11 @@ from ijepa.report.pictures import (
     picture,
     strips,
 )
-from ijepa.report.record import Record
+from ijepa.report.record import Record, Result
+
+MASKS, FEATURES = ("masks", "Masks"), ("features", "Patch features")
+RETRIEVAL, PANELS = ("retrieval", "Nearest neighbours"), ("panels", "Segmentation without training")
+"""Key and title of each section."""
 
 _SEED = 0
 _MASKED, _FEATURES, _FITTED, _QUERIES, _NEIGHBOURS, _SEGMENTED = 6, 8, 64, 6, 6, 6
@@ -47,16 +50,12 @@ _THUMBNAIL = 160
 
 def mask_section(record: Record, images: Images) -> Part:
     """Return the first training samples of the run, as step 1 saw them."""
-    title, source = "Masks", images.training()
+    source = images.training()
     if isinstance(source, str):
-        return Gap("masks", title, source, f"ijepa report {record.run.folder} --data IMAGES")
+        return Gap(*MASKS, source, f"ijepa report {record.run.folder} --data IMAGES")
     recipe, count = record.recipe, _MASKED
-    size, patch, (rows, columns) = recipe.model.image_hw, recipe.model.patch_size, recipe.model.grid
-    packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, count, recipe.model.encoder.depth)
-    scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
-    batch = StepDataset(
-        source, LoaderPlan(count, count), recipe.seed, size, scale, ratio, packer, Order(recipe.seed, len(source))
-    )[0]
+    patch, (rows, columns) = recipe.model.patch_size, recipe.model.grid
+    batch = first_batch(recipe, source, count)
     masks = draw_masks(recipe.mask, recipe.model.grid, recipe.seed, np.arange(count))
     plain, drawn = list[str](), list[str]()
     for number, pixels in enumerate(shown(batch.pixels)):
@@ -82,14 +81,14 @@ def mask_section(record: Record, images: Images) -> Part:
         [("var(--context)", "context"), *((c, f"target {i + 1}") for i, c in enumerate(TARGETS[: len(targets)]))]
     )
     body = grid([("crop", plain), ("masks", drawn)], "Training crops and their masks", cell=110)
-    return Section("masks", title, figure(body + key, caption, kind="wide"))
+    return Section(*MASKS, figure(body + key, caption, kind="wide"))
 
 
 def feature_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
     """Return principal components of patch features as colours, of both encoders."""
-    title, pair = "Patch features", images.pair("linear", "knn", "segmentation")
+    pair = images.pair("linear", "knn", "segmentation")
     if isinstance(pair, str) or isinstance(encoders, str):
-        return _gap(record, "features", title, pair, encoders)
+        return _gap(record, FEATURES, pair, encoders)
     chosen = varied(pair.test, _FEATURES, _SEED)
     others = np.setdiff1d(choose(len(pair.test), _FITTED, _SEED), chosen)
     pixels = crops(pair.test, np.concatenate([chosen, others]), encoders.image_size)
@@ -110,14 +109,14 @@ def feature_section(record: Record, images: Images, encoders: Encoders | str) ->
         "like features; between rows colours mean nothing. Look for colours that follow objects and their parts, and "
         "not a patch's place or brightness."
     )
-    return Section("features", title, figure(grid(rows, "Images and their patch features"), caption, kind="wide"))
+    return Section(*FEATURES, figure(grid(rows, "Images and their patch features"), caption, kind="wide"))
 
 
 def retrieval_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
     """Return test images with the most similar training images, by both encoders."""
-    title, pair = "Nearest neighbours", images.pair("knn", "linear", "segmentation")
+    pair = images.pair("knn", "linear", "segmentation")
     if isinstance(pair, str) or isinstance(encoders, str):
-        return _gap(record, "retrieval", title, pair, encoders)
+        return _gap(record, RETRIEVAL, pair, encoders)
     queries = varied(pair.test, _QUERIES, _SEED)
     pool = choose(len(pair.train), affordable(record.recipe.model), _SEED)
     pool = np.setdiff1d(pool, queries) if pair.same else pool
@@ -136,7 +135,7 @@ def retrieval_section(record: Record, images: Images, encoders: Encoders | str) 
             near = shown(crops(pair.train, hits[row], encoders.image_size))
             strip.append([_hit(pair, query, *one, name) for one in zip(hits[row], near, strict=True)])
         rows.append(strip)
-    body = strips(["query", *(f"nearest by the {name} encoder" for name in found)], rows, title)
+    body = strips(["query", *(f"nearest by the {name} encoder" for name in found)], rows, RETRIEVAL[1])
     known = pair.test.labels is not None and pair.train.labels is not None
     marks = "A green border with ✓ is the query's class, a red one with ✗ another. " if known else ""
     manner = ", standardised as in the kNN evaluation" if standardised else ""
@@ -145,18 +144,20 @@ def retrieval_section(record: Record, images: Images, encoders: Encoders | str) 
         f"patch features{manner}. {marks}Neighbours of an untrained encoder share colours and texture; a trained one's "
         "should share what the image shows."
     )
-    return Section("retrieval", title, figure(body, caption, kind="wide"))
+    return Section(*RETRIEVAL, figure(body, caption, kind="wide"))
 
 
 def segmentation_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
     """Return images beside their true masks and what is said of them without training."""
-    title, pair = "Segmentation without training", images.pair("segmentation", "linear", "knn")
+    result = _looked_up(record)
+    pair = images.pair_of(result or record.result("linear", "knn"))
     if isinstance(pair, str) or isinstance(encoders, str):
-        return _gap(record, "panels", title, pair, encoders)
+        return _gap(record, PANELS, pair, encoders)
     missing = _missing(record, pair)
     if missing is not None:
-        return Gap("panels", title, *missing)
-    size, ignore, label_map, settings = _segmentation_settings(record)
+        return Gap(*PANELS, *missing)
+    manner = _manner(record, result)
+    size, ignore = manner.image_size, manner.ignore
     afford = affordable(record.recipe.model, (size // record.recipe.model.patch_size) ** 2) // 2
     chosen = varied(pair.test, _SEGMENTED, _SEED).tolist()
     panels = {
@@ -166,12 +167,14 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
             pair.test,
             chosen,
             image_size=size,
+            interpolation=manner.interpolation,
             support=min(_SUPPORT, afford),
             clustered=min(_CLUSTERED, afford),
-            k=settings[name][0],
-            distance=settings[name][1],
+            k=manner.lookups[name][0],
+            distance=manner.lookups[name][1],
+            classes=manner.classes,
             ignore=ignore,
-            labels=label_map,
+            labels=manner.labels,
             seed=_SEED,
         )
         for name, encoder in encoders.items()
@@ -190,16 +193,21 @@ def segmentation_section(record: Record, images: Images, encoders: Encoders | st
         rows.append((name, cells))
     seen = [int(label) for labels in maps.values() for label in np.unique(labels)]
     scored = len(classes) - sum(label < len(classes) for label in ignore)
-    manner = "; ".join(f"{name}: k = {k}, {distance}" for name, (k, distance) in settings.items())
+    lookups = "; ".join(f"{name}: k = {k}, {distance}" for name, (k, distance) in manner.lookups.items())
     caption = (
         f"Test images at {size} × {size} pixels and their true masks. “Looked up”: each patch takes the labels of its "
-        f"nearest patches in {min(_SUPPORT, afford, len(pair.train))} annotated training images ({escape(manner)}). "
+        f"nearest patches in {min(_SUPPORT, afford, len(pair.train))} annotated training images ({escape(lookups)}). "
         f"“Clusters”: k-means over the patches of these and other test images, {scored} clusters matched one to "
         "one to classes afterwards, so that labels only score. Nothing is trained for either; the initial encoder "
         "stands beside."
     )
     body = grid(rows, "Images, true masks and predictions") + class_legend(seen, classes, palette)
-    return Section("panels", title, figure(body, caption, kind="wide"))
+    return Section(*PANELS, figure(body, caption, kind="wide"))
+
+
+def segmentation_command(record: Record) -> str:
+    """Return the command whose result the panels would follow."""
+    return f"ijepa evaluate segmentation {record.run.folder} --train PATH --test PATH"
 
 
 def _nearest(
@@ -229,23 +237,44 @@ def _hit(pair: Pair, query: np.integer, index: np.integer, pixels: Pixels, encod
     return hit(pixels, right, f"Near to the {encoder} encoder: {_called(pair.train, index)}{told}")
 
 
-def _segmentation_settings(
-    record: Record,
-) -> tuple[int, tuple[int, ...], str | None, dict[str, tuple[int, Distance]]]:
-    """Return image size, ignored labels, label map, k and distance by encoder: the evaluation's, if there is one."""
+@dataclass(frozen=True)
+class _Manner:
+    """How images are segmented; `lookups` holds k and distance by encoder, the rest is a protocol's."""
+
+    image_size: int
+    lookups: dict[str, tuple[int, Distance]]
+    interpolation: Interpolation = "bilinear"
+    classes: int | None = None
+    ignore: tuple[int, ...] = (255,)
+    labels: str | None = None
+
+
+def _looked_up(record: Record) -> Result | None:
+    """Return the segmentation that the panels follow: the first that looked labels up, else the first."""
     found = [result for result in record.results if result.kind == "segmentation"]
-    result = next((result for result in found if "k" in result.rows[0]), found[0] if found else None)
+    return next((result for result in found if "k" in result.rows[0]), found[0] if found else None)
+
+
+def _manner(record: Record, result: Result | None) -> _Manner:
+    """Return the evaluation's settings, if there is one."""
+    names = ("trained", "random")
     if result is None:
-        return record.recipe.model.image_hw[0], (255,), None, dict.fromkeys(("trained", "random"), (10, "cosine"))
-    rows = {name: result.row(name) or {} for name in ("trained", "random")}
-    settings = {name: (int(row.get("k", 10)), row.get("distance", "cosine")) for name, row in rows.items()}
+        return _Manner(record.recipe.model.image_hw[0], dict.fromkeys(names, (10, "cosine")))
+    rows = {name: result.row(name) or {} for name in names}
     protocol = result.values["protocol"]
-    return int(protocol["image_size"]), tuple(protocol["ignore"]), protocol.get("labels"), settings
+    return _Manner(
+        int(protocol["image_size"]),
+        {name: (int(row.get("k", 10)), row.get("distance", "cosine")) for name, row in rows.items()},
+        protocol.get("interpolation", "bilinear"),
+        protocol.get("classes"),
+        tuple(protocol["ignore"]),
+        protocol.get("labels"),
+    )
 
 
 def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
     """Return what is missing for segmentation and the command that would bring it, None where nothing is."""
-    command = f"ijepa evaluate segmentation {record.run.folder} --train PATH --test PATH"
+    command = segmentation_command(record)
     if not (pair.train.has_masks and pair.test.has_masks):
         return "the images have no masks", command
     if pair.same:
@@ -257,10 +286,10 @@ def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
     return None
 
 
-def _gap(record: Record, key: str, title: str, pair: Pair | str, encoders: Encoders | str) -> Gap:
+def _gap(record: Record, names: tuple[str, str], pair: Pair | str, encoders: Encoders | str) -> Gap:
     if isinstance(encoders, str):
-        return Gap(key, title, encoders, f"ijepa pretrain {record.recipe.name} --output {record.run.folder}")
-    return Gap(key, title, str(pair), f"ijepa report {record.run.folder} --data IMAGES")
+        return Gap(*names, encoders, f"ijepa pretrain {record.recipe.name} --output {record.run.folder}")
+    return Gap(*names, str(pair), f"ijepa report {record.run.folder} --data IMAGES")
 
 
 def _class(source: Source, index: int | np.integer) -> str | None:

@@ -8,19 +8,19 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ijepa.data.loader import LoaderPlan, StepDataset
-from ijepa.data.order import Order
 from ijepa.errors import Refused
 from ijepa.evaluation.pictures import choose, crops, encoded
 from ijepa.model.jepa import IJEPA, layer_norm
 from ijepa.model.vision_transformer import patchify
-from ijepa.packing import Packer
 from ijepa.report.drawing import COLORS, RULE, draw, tick
 from ijepa.report.markup import Gap, Part, Section, figure, number
-from ijepa.report.material import Encoders, Images, Pair, shown, varied
+from ijepa.report.material import Encoders, Images, Pair, first_batch, shown, varied
 from ijepa.report.pictures import Pixels, colours, grid, masked, picture
 from ijepa.report.record import Record
 from ijepa.training.checkpoint import list_checkpoints, load_part
+
+MAPS = "maps", "What patches resemble"
+"""The section's key and title."""
 
 _SEED, _IMAGES, _SPREAD, _THUMBNAIL = 0, 8, 64, 160
 _FLOOR = 1e-4
@@ -29,13 +29,13 @@ _FLOOR = 1e-4
 
 def map_section(record: Record, images: Images, encoders: Encoders | str) -> Part:
     """Return maps of cosines and the singular values of features."""
-    title, pair = "What patches resemble", images.pair("linear", "knn", "segmentation")
+    pair = images.pair("linear", "knn", "segmentation")
     if isinstance(encoders, str):
-        return Gap("maps", title, encoders, f"ijepa pretrain {record.recipe.name} --output {record.run.folder}")
+        return Gap(*MAPS, encoders, f"ijepa pretrain {record.recipe.name} --output {record.run.folder}")
     if isinstance(pair, str):
-        return Gap("maps", title, pair, f"ijepa report {record.run.folder} --data IMAGES")
+        return Gap(*MAPS, pair, f"ijepa report {record.run.folder} --data IMAGES")
     parts = [_similarity(record, pair, encoders), _prediction(record, images), _singular_values(pair, encoders)]
-    return Section("maps", title, "\n".join(part for part in parts if part))
+    return Section(*MAPS, "\n".join(part for part in parts if part))
 
 
 def heat(cosine: npt.NDArray[np.floating]) -> Pixels:
@@ -87,12 +87,7 @@ def _prediction(record: Record, images: Images) -> str:
     except Refused:  # weights alone, without what pretraining needs besides
         return ""
     count, (rows, columns) = min(_IMAGES, len(source)), recipe.model.grid
-    packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, count, recipe.model.encoder.depth)
-    plan, data = LoaderPlan(count, count), recipe.data
-    order = Order(recipe.seed, len(source))
-    batch = StepDataset(
-        source, plan, recipe.seed, recipe.model.image_hw, data.crop_scale, data.crop_ratio, packer, order
-    )[0]
+    batch = first_batch(recipe, source, count)
     model.eval()
     with torch.no_grad():
         patches = patchify(batch.pixels, recipe.model.patch_size)

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.data.opening import open_source
+from ijepa.batch import Batch
+from ijepa.data.loader import LoaderPlan, StepDataset
+from ijepa.data.opening import open_set, open_source
+from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 from ijepa.evaluation.features import Encoder
@@ -20,8 +23,9 @@ from ijepa.evaluation.pictures import Indices, choose
 from ijepa.interop.weights import load_encoder
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.model.flops import layers_flops
-from ijepa.recipe import Model
-from ijepa.report.record import Record
+from ijepa.packing import Packer
+from ijepa.recipe import Model, Recipe
+from ijepa.report.record import Record, Result
 from ijepa.training.checkpoint import list_checkpoints
 
 _OPERATIONS = 2e11
@@ -54,7 +58,7 @@ class Images:
 
     def __init__(self, record: Record, given: str | None) -> None:
         self.record, self.given = record, given
-        self._opened: dict[tuple[str, str], Source | Refused] = {}
+        self._opened: dict[tuple[str, str, str | None], Source | Refused] = {}
         if given is not None:
             open_source(given, where="--data", split="train")
 
@@ -77,25 +81,31 @@ class Images:
 
     def pair(self, *kinds: str) -> Pair | str:
         """Return the sets of the first evaluation of one of these kinds, else the training set, or why not."""
-        result = self.record.result(*kinds)
+        return self.pair_of(self.record.result(*kinds))
+
+    def pair_of(self, result: Result | None) -> Pair | str:
+        """Return the sets of an evaluation, else the training set, or why not."""
         if self.given is not None or result is None or not (result.path("train") and result.path("test")):
             train = self.training()
             if isinstance(train, str):
                 return train
             test = self._open(self.given, "val") if self.given is not None else train
             return Pair(train, train if isinstance(test, str) else test)
-        train, test = (self._open(str(result.path(role)), split) for role, split in _SPLITS.items())
+        train, test = (
+            self._open(str(result.path(role)), split, result.listed(role)) for role, split in _SPLITS.items()
+        )
         if isinstance(train, str) or isinstance(test, str):
             return train if isinstance(train, str) else str(test)
         return Pair(train, test)
 
-    def _open(self, path: str, split: str) -> Source | str:
-        if (path, split) not in self._opened:
+    def _open(self, path: str, split: str, listed: str | None = None) -> Source | str:
+        key = path, split, listed
+        if key not in self._opened:
             try:
-                self._opened[path, split] = open_source(path, where="data", split=split)
+                self._opened[key] = open_set(path, where="data", split=split, listed=listed)
             except Refused as refusal:
-                self._opened[path, split] = refusal
-        found = self._opened[path, split]
+                self._opened[key] = refusal
+        found = self._opened[key]
         return found if isinstance(found, Source) else str(found)
 
 
@@ -126,6 +136,22 @@ def load_encoders(record: Record) -> Encoders | str:
     trained = load_encoder(saved[-1]).to(device)
     random = FrozenEncoder.initial(model, record.recipe.seed).to(device)
     return Encoders(trained, random, saved[-1].name, model.image_hw)
+
+
+def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
+    """Return the first `count` samples of a recipe's run on `source`, in its order, cropped and masked as there."""
+    model, data = recipe.model, recipe.data
+    return StepDataset(
+        source,
+        LoaderPlan(count, count),
+        recipe.seed,
+        model.image_hw,
+        data.crop_scale,
+        data.crop_ratio,
+        Packer(recipe.mask, model.grid, recipe.seed, count, model.encoder.depth),
+        Order(recipe.seed, len(source), data.order, data.block, data.window),
+        crops_per_decode=data.crops_per_decode,
+    )[0]
 
 
 def affordable(model: Model, patches: int | None = None) -> int:

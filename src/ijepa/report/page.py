@@ -5,6 +5,7 @@ left out, and a line in its place says which command would fill it. Nothing on t
 was written, so the same run gives the same page.
 """
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -13,8 +14,18 @@ from ijepa.files import write_text
 from ijepa.interop.weights import shipped_folder, shipped_weights
 from ijepa.report.curves import Panel, longer_panels, training_panels
 from ijepa.report.drawing import require_extra
-from ijepa.report.gallery import feature_section, mask_section, retrieval_section, segmentation_section
-from ijepa.report.maps import map_section
+from ijepa.report.gallery import (
+    FEATURES,
+    MASKS,
+    PANELS,
+    RETRIEVAL,
+    feature_section,
+    mask_section,
+    retrieval_section,
+    segmentation_command,
+    segmentation_section,
+)
+from ijepa.report.maps import MAPS, map_section
 from ijepa.report.markup import Gap, Part, Section
 from ijepa.report.material import Images, load_encoders
 from ijepa.report.record import Record, read_record
@@ -31,19 +42,20 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
 
     Raises:
         Refused: the folder holds no run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
-        Failed: an image cannot be decoded, or the page cannot be written.
+        Failed: the page cannot be written.
     """
     require_extra()
     record = read_record(run)
     images, encoders = Images(record, data), load_encoders(record)
+    command, measured = f"ijepa report {run} --data IMAGES", segmentation_command(record)
     parts = [
         glance_section(record),
         _curve_section(record),
-        mask_section(record, images),
-        feature_section(record, images, encoders),
-        map_section(record, images, encoders),
-        retrieval_section(record, images, encoders),
-        segmentation_section(record, images, encoders),
+        _attempted(MASKS, command, lambda: mask_section(record, images)),
+        _attempted(FEATURES, command, lambda: feature_section(record, images, encoders)),
+        _attempted(MAPS, command, lambda: map_section(record, images, encoders)),
+        _attempted(RETRIEVAL, command, lambda: retrieval_section(record, images, encoders)),
+        _attempted(PANELS, measured, lambda: segmentation_section(record, images, encoders)),
         evaluation_section(record),
         recipe_section(record),
     ]
@@ -53,6 +65,14 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
     except OSError as error:
         raise Failed(f"{page}: cannot be written: {error.strerror}") from None
     return page
+
+
+def _attempted(names: tuple[str, str], command: str, make: Callable[[], Part]) -> Part:
+    """Return a section of pictures; where what it is made of is at fault, its gap, which says so."""
+    try:
+        return make()
+    except Failed as failure:
+        return Gap(*names, str(failure), command)
 
 
 def _curve_section(record: Record) -> Part:

@@ -75,6 +75,12 @@ class Result:
         path = part.get("path") if isinstance(part, dict) else None
         return str(path) if path else None
 
+    def listed(self, role: str) -> str | None:
+        """Return the list that chose a part of the `train` or `test` set, where the result names one."""
+        part = self.values.get("data", {}).get(role)
+        listed = part.get("list") if isinstance(part, dict) else None
+        return str(listed) if listed else None
+
 
 @dataclass(frozen=True)
 class Record:

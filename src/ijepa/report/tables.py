@@ -34,6 +34,17 @@ _SHARES = {
 }
 """Keys of rows that are shares, by what a table calls them."""
 
+_CHANCE = {
+    "linear": ("the commonest class", "the share of the commonest class"),
+    "knn": ("the commonest class", "the share of the commonest class"),
+    "segmentation": ("one class everywhere", "the mIoU of giving every pixel the commonest class"),
+    "propagation": ("first mask left in place", "J&F of the first mask left in place"),
+}
+"""What chance is in each kind of evaluation, in a table's few words and in a sentence's."""
+
+_DRAWN = {"propagation": "videos"}
+"""What a kind's sets are made of and its intervals draw, where these are no images."""
+
 _LONGEST = 28
 """Letters of a class's name that a plot has room for."""
 
@@ -88,12 +99,11 @@ def glance_section(record: Record) -> Part:
             cells.append(f"<strong>{shown}</strong>" if row is not None and row[key] == most else shown)
         rows.append(cells)
     if any("chance" in result.values for result in results):
-        cells = [percent(result.values["chance"]) if "chance" in result.values else "–" for result in results]
-        rows.append(["chance<small>the commonest class</small>", *cells])
+        rows.append(["chance<small>an answer that sees nothing</small>", *map(_chance, results)])
     head = ["encoder"]
     for result, key in zip(results, keys, strict=True):
         kind, _, protocol = result.title.partition(", ")
-        head.append(f"{escape(kind)}<small>{escape(protocol)}</small><small>{_SHARES[key]}, %</small>")
+        head.append(f"{escape(kind)}<small>{escape(protocol)}</small><small>{escape(_SHARES[key])}, %</small>")
     caption = (
         "One figure for each evaluation, in per cent; the best of each column is bold. Only a trained encoder that "
         "beats both the initial encoder and raw pixels has learned something of use. Protocols decide such numbers: "
@@ -181,18 +191,24 @@ def _settings(row: Mapping[str, Any]) -> str:
     return "; ".join(told)
 
 
+def _chance(result: Result) -> str:
+    """Return the cell of an evaluation's chance, which says what answer reaches it."""
+    chance = result.values.get("chance")
+    return "–" if chance is None else f"{percent(chance)}<small>{escape(_CHANCE[result.kind][0])}</small>"
+
+
 def _told(result: Result) -> str:
     """Return what one has to know to read the table, in sentences."""
     values, data = result.values, result.values.get("data", {})
-    told = ["In per cent."]
+    told, drawn = ["In per cent."], _DRAWN.get(result.kind, "images")
     if values.get("level") is not None:
         told.append(f"{_LEVELS.get(values['level'], 'Level ' + str(values['level']))}.")
     if any("ci" in row for row in result.rows):
-        told.append(f"Below {_SHARES[MAIN[result.kind]]} its 95 % interval over test images.")
+        told.append(f"Below {_SHARES[MAIN[result.kind]]} its 95 % interval over test {drawn}.")
     if values.get("chance") is not None:
-        told.append(f"Chance, the share of the commonest class: {percent(values['chance'])}.")
+        told.append(f"Chance, {_CHANCE[result.kind][1]}: {percent(values['chance'])}.")
     sets = [
-        f"{role} {number(data[role]['n'])} images" + (f" ({data[role]['path']})" if data[role].get("path") else "")
+        f"{role} {number(data[role]['n'])} {drawn}" + (f" ({data[role]['path']})" if data[role].get("path") else "")
         for role in ("train", "test")
         if isinstance(data.get(role), Mapping) and data[role].get("n")
     ]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ijepa.batch import Batch
-from ijepa.data.workers import mark, produce
+from ijepa.data.workers import LoaderDefect, mark, produce
 from ijepa.errors import Failed
 from tests.data.making import bare_batch
 
@@ -119,7 +119,7 @@ def test_what_fails_in_a_worker_fails_here_in_its_place():
 
 
 def test_a_defect_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="making micro-batch 1") as error:
+    with pytest.raises(LoaderDefect, match="making micro-batch 1") as error:
         produced(range(3), 2, trouble={1: "defect"})
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
 

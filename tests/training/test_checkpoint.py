@@ -11,6 +11,7 @@ from ijepa.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.training import checkpoint
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from ijepa.training.optimizer import apply_step, make_optimizer
+from tests.training.runs import Kill
 
 
 def built(width: int = 16, seed: int = 0):
@@ -107,10 +108,29 @@ def test_missing_damaged_and_unknown_parts_are_refused(tmp_path):
 
 def test_a_partial_folder_is_no_checkpoint(tmp_path):
     path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
-    shutil.copytree(path, tmp_path / ".step-00000009.partial")
+    for left in (".step-00000009.partial", ".step-00000937.partial"):  # a signal saves at any step; a resume goes back
+        shutil.copytree(path, tmp_path / left)
     assert list_checkpoints(tmp_path) == [path]
     save_checkpoint(tmp_path, 9, *built(), {}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000009"]
+
+
+def test_a_kill_while_old_checkpoints_are_removed_leaves_whole_ones(tmp_path, monkeypatch):
+    def killed(folder, **how):
+        next(folder.glob("*.safetensors")).unlink()
+        raise Kill
+
+    model, optimizer = built()
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+    with monkeypatch.context() as patched, pytest.raises(Kill):
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)
+    there = list_checkpoints(tmp_path)
+    assert [path.name for path in there] == ["step-00000002", "step-00000003"]
+    assert all(load_checkpoint(path, *built(seed=9))["step"] for path in there)
+    save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)  # once more in its own place
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_state_of_another_format_is_refused(tmp_path):

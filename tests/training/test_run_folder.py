@@ -9,7 +9,7 @@ from ijepa.training import run as training_run
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import pretrain
 from ijepa.training.monitor import VALUES, Monitor, StepRecord, cut_back
-from ijepa.training.run import Run
+from ijepa.training.run import Run, open_run
 from ijepa.training.schedules import Rates
 from tests.training.runs import Kill, recipe, source
 
@@ -25,6 +25,12 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
     with pytest.raises(Refused, match="schedule.warmup"):
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_what_changes_no_result_may_change_on_resume(scenes, whole):
+    limits = {"optimizer": {"nonfinite_limit": 3}, "data__replaced_limit": 0.5, "data__images": 60}
+    _, exists = open_run(whole, recipe(scenes, name="new", description="as before", **limits), resume=True)
+    assert exists
 
 
 def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from ijepa.errors import Failed
 from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
-from tests.training.runs import bytes_of, recipe, source
+from ijepa.training.world import World
+from tests.training.runs import Kill, bytes_of, recipe, source
 
 
 def folder_of_images(scenes: Path, out: Path, broken: int) -> Path:
@@ -69,6 +70,50 @@ def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["void"] and row["loss"] is None for row in rows)
+
+
+def test_the_images_of_a_void_step_are_those_that_were_loaded(scenes, tmp_path, monkeypatch):
+    """Half as many as a batch has slots, with two crops of each; and none twice."""
+    loaded: list[int] = []
+
+    def count(self, batch):
+        loaded.extend(batch.indices)
+        real(self, batch)
+
+    def poison(model):
+        with torch.no_grad():
+            model.predictor.mask_token.fill_(float("nan"))
+        return {}
+
+    real = loop._Loop._count
+    monkeypatch.setattr(loop._Loop, "_count", count)
+    chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, data__crops_per_decode=2, log_every=1)
+    with pytest.raises(Failed) as caught:
+        pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
+    names = dict.fromkeys(source(scenes).name(index) for index in loaded[8:16])
+    assert len(names) == 4 and f"step 2 with {', '.join(names)}; lower the" in str(caught.value)
+    assert str(caught.value).endswith("set --precision.autocast none, which takes a new --output")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, rank):
+    """Else ranks would stop after different steps; what is summed over ranks, the first alone goes on with."""
+    pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    state = json.loads((saved / "state.json").read_text())
+    state["counts"]["void_in_a_row"] = 5
+    (saved / "state.json").write_text(json.dumps(state))
+    found: list[loop.Counts] = []
+
+    def stop(*arguments):
+        found.extend(each for each in arguments if isinstance(each, loop.Counts))
+        raise Kill
+
+    monkeypatch.setattr(loop, "join", lambda *facts: World(rank=rank))
+    monkeypatch.setattr(loop, "_Loop", stop)
+    with pytest.raises(Kill):
+        pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
+    assert [(each.void_in_a_row, each.seen) for each in found] == [(5, 0 if rank else 24)]
 
 
 @pytest.mark.parametrize(

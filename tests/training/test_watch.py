@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,20 +46,24 @@ def test_blame_names_the_silent_then_those_behind():
 
 
 SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
+TOLD = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
 UNKNOWN = "other ranks, of which the launcher's store knows nothing any more"
 
 
 @pytest.mark.parametrize(
-    ("body", "waits_for"),
+    ("body", "waits_for", "cause"),
     [
-        ("time.sleep(60)", SILENT),
-        ("raise RuntimeError('[gloo] Timed out waiting 300ms for recv')", SILENT),
-        ("del store; time.sleep(60)", UNKNOWN),
+        ("time.sleep(60)", SILENT, ""),
+        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, TOLD),
+        ("del store; time.sleep(60)", UNKNOWN, ""),
     ],
     ids=["stuck", "told", "without a store"],
 )
-def test_what_waits_for_a_device_is_never_asked_again(body, waits_for):
-    """Stuck in a step, or told by gloo while the device is stuck: one line, and the end before anything is closed."""
+def test_what_waits_for_a_device_is_never_asked_again(body, waits_for, cause):
+    """Stuck in a step, or told by gloo while the device is stuck: one line, and the end before anything is closed.
+
+    What gloo has told comes after that line.
+    """
     port = free_port()
     script = [sys.executable, "-c", WAITS.replace("BODY", body), str(port)]
     began = time.monotonic()
@@ -66,6 +71,36 @@ def test_what_waits_for_a_device_is_never_asked_again(body, waits_for):
     assert done.returncode == 1 and time.monotonic() - began < 40
     lines = [line for line in done.stderr.splitlines() if line.startswith("ijepa: ")]  # torch speaks of its store too
     assert lines == [f"ijepa: step 7 waits for {waits_for}; there is no checkpoint yet"]
+    assert done.stderr.partition(lines[0])[2].startswith(f"\n{cause}") and "and where" not in done.stderr
+
+
+def test_of_nccl_the_cause_is_told_and_not_only_its_code():
+    from ijepa.training.watch import _cause
+
+    said = "NCCL error in: utils.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call failed.\nLast error:\n"
+    assert _cause(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
+    assert _cause(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
+        "77, unhandled cuda error (Cuda failure 2 'out of memory')"
+    )
+    assert _cause(RuntimeError()) == "RuntimeError: "
+
+
+def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
+    """Its text holds a traceback, through multiprocessing/connection.py, for example."""
+    from ijepa.data.workers import LoaderDefect
+    from ijepa.training.watch import Watch
+    from ijepa.training.world import World
+
+    def leave(self, error):
+        raise AssertionError("left")
+
+    monkeypatch.setattr(Watch, "leave", leave)
+    seen = Watch(World(), 1.0, Path("none"))
+    seen._store = object()
+    with pytest.raises(LoaderDefect), seen.naming():
+        raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')
+    with pytest.raises(AssertionError, match="left"), seen.naming():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
 
 
 def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path):

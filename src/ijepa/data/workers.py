@@ -62,6 +62,7 @@ def produce(
 
     Raises:
         Failed: what `make` raised as such, or that two workers died or hung at the same item.
+        LoaderDefect: anything else that `make` raised.
     """
     team: list[Worker] = []
     replaced: set[int] = set()
@@ -105,6 +106,10 @@ def _close(team: list["Worker"]) -> None:
         worker.process.join(_PATIENCE)
         worker.end()
     team.clear()
+
+
+class LoaderDefect(RuntimeError):
+    """What went wrong in a worker without being `Failed`; `str()` holds its traceback."""
 
 
 class _Lost(Exception):
@@ -203,7 +208,7 @@ def _answer(make: Make, item: int, pixels: Tensor) -> Batch | Exception:
     except Failed as error:
         return Failed(str(error))
     except Exception:
-        return RuntimeError(f"in a loader process, making micro-batch {item}:\n{traceback.format_exc()}")
+        return LoaderDefect(f"in a loader process, making micro-batch {item}:\n{traceback.format_exc()}")
     if batch.pixels.data_ptr() != pixels.data_ptr():
         pixels.copy_(batch.pixels)
     return replace(batch, pixels=torch.empty(0, dtype=torch.uint8))

@@ -3,7 +3,7 @@
 Every number here stands in a file of the run; none is computed but sums of seconds and percentages of shares.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -92,7 +92,7 @@ def glance_section(record: Record) -> Part:
     best = [max(row[key] for row in result.rows) for result, key in zip(results, keys, strict=True)]
     rows = []
     for name in names:
-        cells = [f"{escape(name)}{_note(name)}"]
+        cells = [f"{escape(name)}{_note(name, results)}"]
         for result, key, most in zip(results, keys, best, strict=True):
             row = result.row(name)
             shown = "–" if row is None else percent(row[key])
@@ -256,8 +256,11 @@ def _evaluate(record: Record) -> str:
     return f"ijepa evaluate linear {record.run.folder} --train PATH --test PATH"
 
 
-def _note(name: str) -> str:
-    return f"<small>{_ENCODERS[name]}</small>" if name in _ENCODERS else ""
+def _note(name: str, results: Sequence[Result] = ()) -> str:
+    """Return what an encoder is: in words of ours, or else what weights the results say it has."""
+    labels = (result.values.get("weights", {}).get(name) for result in results)
+    told = _ENCODERS.get(name) or escape(next(filter(None, labels), ""))
+    return f"<small>{told}</small>" if told else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

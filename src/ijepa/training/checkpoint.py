@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,9 +70,13 @@ def save_checkpoint(
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make the empty folder in which a step's checkpoint is written, beside its place."""
+    """Make the empty folder in which a step's checkpoint is written, beside its place; remove what kills have left.
+
+    One checkpoint at a time is under way in `folder`, and no rank writes to it before this has returned.
+    """
+    for left in [*folder.glob(".step-*.partial")]:
+        shutil.rmtree(left, ignore_errors=True)
     beside = folder / f".{checkpoint_name(step)}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     return beside
 
@@ -83,12 +87,19 @@ def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     write_json(beside / "state.json", {"format": FORMAT, "step": step, **state})
     _flush(beside)
     if whole.exists():
-        shutil.rmtree(whole)
+        _drop(whole)
     beside.rename(whole)
     _flush(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            _drop(old)
     return whole
+
+
+def _drop(old: Path) -> None:
+    """Remove a checkpoint, which is none from the first moment on: a kill leaves what `begin` removes."""
+    aside = old.rename(old.with_name(f".{old.name}.old.partial"))
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

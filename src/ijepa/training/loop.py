@@ -120,8 +120,9 @@ def pretrain(
     if saved:
         state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
-        # What was counted before is rank 0's to carry on.
-        counts = Counts(**state["counts"]) if world.rank == 0 else counts
+        # What was counted before is rank 0's to carry on; how many steps were void, all have to know alike.
+        carried = Counts(**state["counts"])
+        counts = carried if world.rank == 0 else Counts(void_in_a_row=carried.void_in_a_row)
     elif initial:
         all_or_none(world, lambda: place(model, initial))
 
@@ -357,14 +358,15 @@ class _Loop:
             return
         self.counts.void_in_a_row += 1
         if self.counts.void_in_a_row > self.recipe.optimizer.nonfinite_limit:
-            whole = self.recipe.batch.total
-            first = (row["step"] - 1) * whole
-            indices = self.order.indices(range(first, first + whole)).tolist()
+            whole, crops = self.recipe.batch.total, self.recipe.data.crops_per_decode
+            places = range((row["step"] - 1) * whole // crops, row["step"] * whole // crops)  # crops divide a batch
+            indices = list(dict.fromkeys(self.order.indices(places).tolist()))
             names = ", ".join(self.source.name(index) for index in indices[:8])
-            more = f" and {whole - 8} more" if whole > 8 else ""
+            more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
             raise Failed(
                 f"{self.counts.void_in_a_row} steps in a row had a non-finite gradient (each was void), the last is "
-                f"step {row['step']} with {names}{more}; lower the learning rates or set --precision.autocast none"
+                f"step {row['step']} with {names}{more}; lower the learning rates or set --precision.autocast none, "
+                f"which takes a new --output"
             )
 
 

@@ -20,13 +20,18 @@ from ijepa.provenance import commit, versions
 from ijepa.recipe import Recipe
 
 _FREE = {
+    "name",
+    "description",
     "data.workers",
     "data.prefetch",
     "data.path",
+    "data.images",
+    "data.replaced_limit",
     "batch.micro",
     "checkpoint.every",
     "checkpoint.keep",
     "log_every",
+    "optimizer.nonfinite_limit",
     "parallel.strategy",
     "parallel.shard",
     "parallel.timeout",

@@ -68,7 +68,7 @@ def build(
     """
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
-        prepare(model, recipe, device)
+        prepare(model, recipe, device, autocast=autocast)
         if world.strategy == "ddp" and compiles(recipe, device):
             from torch._dynamo import config
 
@@ -77,7 +77,7 @@ def build(
         return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
-    prepare(model, recipe, device)
+    prepare(model, recipe, device, autocast=autocast)
     _shard(model, world, autocast)
     # `to_empty` would empty the constants too.
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))

@@ -7,13 +7,17 @@ from contextlib import contextmanager
 
 @contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a second one acts at once."""
+    """Collect SIGTERM and SIGINT instead of dying of them; a second SIGINT acts at once.
+
+    A second SIGTERM does not: torchrun hands its own on to workers that a scheduler has signalled as well.
+    """
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
-        if caught:
+        if number == signal.SIGINT and number in caught:
             raise KeyboardInterrupt
-        caught.append(number)
+        if number not in caught:
+            caught.append(number)
 
     try:
         before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}

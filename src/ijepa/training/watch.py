@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from ijepa.data.workers import LoaderDefect
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.world import World, under_torchrun
 
@@ -75,12 +77,13 @@ class Watch:
         except RuntimeError as error:
             if self._store is None or not _of_a_collective(error):
                 raise
-            self.leave()
+            self.leave(error)
 
-    def leave(self) -> NoReturn:
+    def leave(self, error: RuntimeError | None = None) -> NoReturn:
         """Name the ranks that this one waits for, unless one has said why it ended, and end this process: exit code 1.
 
-        Nothing is closed or flushed; a resume cuts the run's files back to its checkpoint in any case.
+        What a collective has failed with is a line of its own after that. Nothing is closed or flushed; a resume cuts
+        the run's files back to its checkpoint in any case.
         """
         signs: list[tuple[Sign, bool]] = []
         with suppress(Exception):
@@ -89,7 +92,8 @@ class Watch:
         if sys.stdout.isatty():
             print("\033[?25h", end="", flush=True)  # the progress bar has hidden the cursor
         if first_to_say(line, only_if_silent=True):
-            print(f"ijepa: {line}", file=sys.stderr, flush=True)
+            cause = f"\n  {_cause(error)}" if error is not None else ""
+            print(f"ijepa: {line}{cause}", file=sys.stderr, flush=True)
         os._exit(1)
 
     def _run(self) -> None:
@@ -165,7 +169,16 @@ def _key(name: str) -> str:
     return f"ijepa/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
+def _cause(error: RuntimeError) -> str:
+    """Return the first line of a collective's error and, as that of NCCL's says little, what it calls its last one."""
+    first, *more = str(error).strip().splitlines() or [""]
+    last = next((after.strip() for line, after in pairwise(more) if line.strip() == "Last error:"), "")
+    return f"{type(error).__name__}: {first.strip()}" + (f" ({last})" if last else "")
+
+
 def _of_a_collective(error: RuntimeError) -> bool:
+    if isinstance(error, LoaderDefect):  # the modules in its traceback speak of connections, too
+        return False
     words = str(error).lower()
     return isinstance(error, dist.DistError) or any(
         word in words for word in ("gloo", "nccl", "connection", "timed out")

@@ -42,14 +42,14 @@ class TestRankMe:
 
 class TestPosition:
     def test_pure_position_is_one(self) -> None:
-        assert d.position_r2(randn(1, 16, 8).expand(20, -1, -1)) == pytest.approx(1)
+        assert d.Moments.of(randn(1, 16, 8).expand(20, -1, -1)).position_r2 == pytest.approx(1)
 
     def test_noise_is_one_over_n(self) -> None:
-        assert d.position_r2(randn(200, 16, 8)) == pytest.approx(1 / 200, abs=0.002)
+        assert d.Moments.of(randn(200, 16, 8)).position_r2 == pytest.approx(1 / 200, abs=0.002)
 
     def test_mixture_against_the_definition(self) -> None:
         features = randn(30, 9, 5) + 2 * randn(1, 9, 5, seed=1) + 50
-        assert d.position_r2(features) == pytest.approx(position_r2_reference(features.numpy()), rel=1e-9)
+        assert d.Moments.of(features).position_r2 == pytest.approx(position_r2_reference(features.numpy()), rel=1e-9)
 
     def test_constant_features_have_nothing_to_explain(self) -> None:
         assert d.position_r2(torch.full((4, 9, 5), 3.7)) == 0
@@ -87,8 +87,8 @@ def test_mean_cosine_against_all_pairs() -> None:
 
 def test_patch_spread_of_equal_patches_is_zero_and_of_opposite_ones_is_one() -> None:
     same = randn(5, 1, 4).expand(-1, 6, -1)
-    assert d.patch_spread(same) == pytest.approx(0, abs=1e-12)
-    assert d.patch_spread(torch.cat([same, -same], 1)) == pytest.approx(1)
+    assert d.Moments.of(same).patch_spread == pytest.approx(0, abs=1e-12)
+    assert d.Moments.of(torch.cat([same, -same], 1)).patch_spread == pytest.approx(1)
 
 
 class TestNearestVote:

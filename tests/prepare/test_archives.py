@@ -60,6 +60,19 @@ def test_a_parquet_list_is_a_list(tmp_path):
             list_index(tmp_path / "bad.parquet")
 
 
+def test_a_parquet_list_with_damaged_pages_is_refused(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"path": [f"{number:04d}.jpg" for number in range(4000)]}
+    file = tmp_path / "list.parquet"
+    pq.write_table(pa.table(columns), file, use_dictionary=False, compression="snappy")
+    data = bytearray(file.read_bytes())
+    data[40:400] = b"\xff" * 360
+    file.write_bytes(data)
+    with pytest.raises(Refused, match="list.parquet: cannot be read") as refused:
+        list_index(file)
+    assert "\n" not in str(refused.value)
+
+
 def test_parquet_files_are_packed_to_the_bytes_in_them(tmp_path):
     pytest.importorskip("pyarrow")
     from tests.data.test_parquet import write

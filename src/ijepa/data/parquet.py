@@ -210,7 +210,10 @@ def _columns(file: Any, path: Path, where: str) -> tuple[str, str | None, list[s
     import pyarrow as pa
 
     schema = file.schema_arrow
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):  # none, or nothing that we know: its types say enough
+        told = {}
     kinds = {name: kind.get("_type") for name, kind in told.items() if isinstance(kind, dict)}
 
     def holds_images(kind: Any) -> bool:

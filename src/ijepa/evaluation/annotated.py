@@ -80,7 +80,7 @@ class Annotated:
                 check_labels(mask, classes, self.flag, self.source, int(index))
                 size_wanted = self.image_size, self.image_size
                 pixels[row] = crop_resize(image, Box(0, 0, *mask.shape), size_wanted, self.interpolation)
-                masks[row] = nearest_resize(mask, self.mask_size)
+                masks[row] = nearest_resize(mask, (self.mask_size, self.mask_size))
             yield pixels, masks
 
 
@@ -128,11 +128,14 @@ def check_labels(mask: npt.NDArray[np.integer], classes: Classes, flag: str, sou
         )
 
 
-def nearest_resize(values: npt.NDArray[np.integer], size: int) -> npt.NDArray[np.integer]:
-    """Return values (..., H, W) at `size` x `size`, each the one nearest to the new pixel's centre."""
-    if values.shape[-2:] == (size, size):
+def nearest_resize(values: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.integer]:
+    """Return values (..., H, W) at another height and width, each the one nearest to the new pixel's centre."""
+    if values.shape[-2:] == size:
         return values
-    rows, columns = (np.minimum(((np.arange(size) + 0.5) * n / size).astype(np.intp), n - 1) for n in values.shape[-2:])
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
+        for new, old in zip(size, values.shape[-2:], strict=True)
+    )
     return values[..., rows[:, None], columns]
 
 

@@ -62,9 +62,12 @@ def mean_interval(
         counts: how many values are in each sum; one if None.
         resamples, level: as in `miou_interval`.
     """
-    drawn = times_drawn(np.arange(resamples), len(sums), seed)
-    means = drawn @ np.asarray(sums, dtype=np.float64) / (drawn @ np.asarray(counts or np.ones(len(sums))))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    values, each = np.asarray(sums, dtype=np.float64), np.asarray(counts or np.ones(len(sums)), dtype=np.float64)
+    found = []
+    for start in range(0, resamples, _AT_ONCE):
+        drawn = times_drawn(np.arange(start, min(start + _AT_ONCE, resamples)), len(sums), seed)
+        found.append((drawn @ values) / (drawn @ each))
+    low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -117,7 +117,7 @@ def named(assigned: Labels, masks: Labels, classes: Classes, match: Callable[[Co
     """Give clusters (n, g, g) of patches their classes, matched by `match` on masks (n, M, M): (n, M, M)."""
     ignore = np.array(classes.ignore, dtype=np.int64)
     scored = np.setdiff1d(np.arange(classes.count), ignore)
-    clusters = nearest_resize(assigned, masks.shape[-1])
+    clusters = nearest_resize(assigned, masks.shape[-2:])
     counts = tabulate(masks, clusters, (classes.count, int(assigned.max()) + 1), ignore)[scored]
     return scored[match(counts)][clusters]
 

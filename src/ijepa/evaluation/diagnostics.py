@@ -68,19 +68,6 @@ def mean_cosine(features: Tensor) -> float:
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 1.0
 
 
-def patch_spread(features: Tensor) -> float:
-    """Return the mean distance of a patch from its image's mean, relative to the mean length of a patch: (n, N, D)."""
-    return Moments.of(features).patch_spread
-
-
-def position_r2(features: Tensor) -> float:
-    """Return the share of the variance of patch features (n, N, D) that each position's mean explains, in [0, 1].
-
-    Pure noise gives 1 / n, not 0. Features without any variance give 0: nothing is there to explain.
-    """
-    return Moments.of(features).position_r2
-
-
 def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
     """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature)."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)

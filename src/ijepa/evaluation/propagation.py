@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from ijepa.data.crop import Box, crop_resize
 from ijepa.errors import Refused
+from ijepa.evaluation.annotated import nearest_resize
 from ijepa.evaluation.bootstrap import mean_interval
 from ijepa.evaluation.clustering import require_extra
 from ijepa.evaluation.contours import contour, region
@@ -103,7 +104,9 @@ def carry(encoder: Encoder, video: Video, protocol: PropagationProtocol) -> list
     size = patch_size_of(first.shape, protocol.short_side, encoder.patch_size)
     grid = size[0] // encoder.patch_size, size[1] // encoder.patch_size
     labels = np.unique(np.append(first, 0))  # the ground, and objects by whatever number the mask has for them
-    known = one_hot(torch.from_numpy(np.searchsorted(labels, _cells(first, grid))).flatten(), len(labels)).float()
+    known = one_hot(
+        torch.from_numpy(np.searchsorted(labels, nearest_resize(first, grid))).flatten(), len(labels)
+    ).float()
     features = _features(encoder, video.frame(0), size)
     memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=protocol.memory)
     near, masks = within(grid, protocol.radius), [first]
@@ -205,13 +208,4 @@ def _answer(soft: Tensor, grid: tuple[int, int], size: tuple[int, int], shape: t
     maps = interpolate(soft.T.unflatten(1, grid)[None], size, mode="bilinear")[0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     stretched = torch.where(high > 0, (maps - low) / (high - low).clamp_min(1e-12), maps)
-    return _cells(stretched.argmax(0).numpy(), (shape[0], shape[1]))
-
-
-def _cells(labels: Labels, grid: tuple[int, int]) -> Labels:
-    """Return labels (H, W) at another size, each the one nearest to the new cell's centre."""
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.intp), old - 1)
-        for new, old in zip(grid, labels.shape, strict=True)
-    )
-    return labels[rows[:, None], columns]
+    return nearest_resize(stretched.argmax(0).numpy(), (shape[0], shape[1]))

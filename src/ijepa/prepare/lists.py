@@ -8,6 +8,7 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def _parquet(file: Path) -> Iterator[_Row]:
         raise Refused(file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one {_PATHS[0]}")
     wanted = [columns[place] for place in (path, label) if place >= 0]
     row = 0
-    for batch in opened.iter_batches(columns=wanted):
+    for batch in _batches(opened, file, wanted):
         paths = batch.column(wanted[0]).to_pylist()
         labels = batch.column(wanted[-1]).to_pylist() if label >= 0 else [None] * len(paths)
         for name, of in zip(paths, labels, strict=True):
@@ -93,6 +94,16 @@ def _parquet(file: Path) -> Iterator[_Row]:
                 mend = "where it holds the images themselves, `ijepa data pack folder` takes it"
                 raise Refused(file, f"its column {wanted[0]} holds no paths", mend)
             yield f"row {row}", (name or "").strip(), None if label < 0 else "" if of is None else str(of).strip()
+
+
+def _batches(opened: Any, file: Path, columns: list[str]) -> Iterator[Any]:
+    """Yield a parquet file's batches of rows; damaged pages are refused."""
+    import pyarrow as pa
+
+    try:
+        yield from opened.iter_batches(columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(file, f"cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def _column(names: list[str], wanted: tuple[str, ...]) -> int:

@@ -52,7 +52,7 @@ class TestPosition:
         assert d.Moments.of(features).position_r2 == pytest.approx(position_r2_reference(features.numpy()), rel=1e-9)
 
     def test_constant_features_have_nothing_to_explain(self) -> None:
-        assert d.position_r2(torch.full((4, 9, 5), 3.7)) == 0
+        assert d.Moments.of(torch.full((4, 9, 5), 3.7)).position_r2 == 0
 
     def test_batches_add_up(self) -> None:
         features = randn(30, 9, 5) + randn(1, 9, 5, seed=1)

@@ -183,6 +183,18 @@ def test_pretraining_from_the_command_line(tmp_path, scenes):
     assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # told line by line where nobody watches
 
 
+def test_what_is_measured_on_instead_of_a_damaged_validation_split_is_said(tmp_path, scenes):
+    for shard in scenes.glob("train-*.tar"):
+        (tmp_path / shard.name).symlink_to(shard)
+    (tmp_path / "val-00000.tar").write_bytes(b"damaged")
+    found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", str(tmp_path), "--steps", "2", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    (line,) = (line for line in found.stdout.splitlines() if "training images" in line)
+    assert line.startswith("measured on training images: data.path: ") and "val-00000.tar" in line
+    damaged = ["--data.path", str(tmp_path), "--diagnose-data", str(tmp_path)]
+    refused(ijepa("pretrain", "vit-tiny-64", *SMALL, *damaged, cwd=tmp_path), "--diagnose-data", "val-00000.tar")
+
+
 def test_one_truncated_image_stops_no_run(tmp_path, scenes):
     """Neither training nor the diagnosis, at the start and the end, of the very images it trains on."""
     source = open_source(scenes, split="train")

@@ -120,6 +120,13 @@ def test_a_run_of_unknown_length_has_a_speed_and_no_cost():
     assert found.row.course.days is None and "--data.images" in text.getvalue()
 
 
+@pytest.mark.parametrize(("length", "shown"), [({}, True), ({"images": 1_000_000}, False), ({"steps": 500}, False)])
+def test_epochs_are_shown_where_they_count(length, shown):
+    text = io.StringIO()
+    show(outlook(Recipe.load("vit-huge-16-in22k", {"schedule.warmup": "5 %", **length})), Console(file=text))
+    assert ("460 epochs" in text.getvalue()) is shown
+
+
 def test_a_model_that_fits_nowhere_is_said_to():
     found = outlook(Recipe.load("vit-huge-16-in22k", {"model.encoder.width": 8192}), gpu="a100", devices=1)
     text = io.StringIO()

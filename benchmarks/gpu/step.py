@@ -83,7 +83,7 @@ def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
 
 
 def apply_choice(model: IJEPA, recipe: Recipe, choice: Choice, device: torch.device) -> None:
-    prepare(model, recipe, device)
+    prepare(model, recipe, device, autocast=choice.autocast)
     if choice.compile:  # on a CPU the graphs alone are exercised: its compiler would take minutes
         compile_blocks(model, "inductor" if device.type == "cuda" else "eager")
 

@@ -7,9 +7,10 @@ import torch
 from ijepa.batch import Sequences
 from ijepa.budget import Budget
 from ijepa.masks import MaskRule
+from ijepa.model import padded_attention
 from ijepa.model.attention import attention
 from ijepa.model.blocks import compile_blocks, recompute_blocks, set_attention
-from ijepa.model.jepa import IJEPA
+from ijepa.model.jepa import IJEPA, whole_images
 from ijepa.model.linear import Linear
 from ijepa.packing import Packer, layer_rates
 from ijepa.recipe import Encoder, Model, Predictor
@@ -64,7 +65,9 @@ def sequences(lengths, empty=0, limit=0):
 
 @pytest.mark.parametrize("kernel", ["auto", "math"])
 @pytest.mark.parametrize(
-    ("lengths", "empty", "limit", "beyond"), [((5, 9, 1), 0, 0, 3), ((7, 7), 0, 7, 0), ((5, 12), 3, 16, 0)]
+    ("lengths", "empty", "limit", "beyond"),
+    # Of the last, with its row beyond, there are as many rows as of two sequences of the longest's length.
+    [((5, 9, 1), 0, 0, 3), ((7, 7), 0, 7, 0), ((5, 12), 3, 16, 0), ((61, 62), 0, 0, 1)],
 )
 def test_every_kernel_is_attention_written_out(kernel, lengths, empty, limit, beyond):
     where = sequences(lengths, empty, limit)
@@ -81,6 +84,14 @@ def test_every_kernel_is_attention_written_out(kernel, lengths, empty, limit, be
     (found,) = torch.autograd.grad((out.flatten(1) * weight).sum(), qkv, retain_graph=True)
     (expected,) = torch.autograd.grad((wanted * weight).sum(), qkv)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_whole_images_are_not_padded(monkeypatch):
+    monkeypatch.setattr(padded_attention, "_places", lambda *given: pytest.fail("padded"))
+    where = whole_images(torch.empty(21, 5), 3)
+    qkv = torch.randn(21, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    out, plain = (attention(qkv, where, where, backend=kernel) for kernel in ("math", "auto"))
+    torch.testing.assert_close(out, plain)
 
 
 def test_flash_on_a_cpu_is_said_to_be_impossible():

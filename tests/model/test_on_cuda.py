@@ -77,7 +77,7 @@ def prepared(kernel: str) -> tuple[IJEPA, Batch]:
         values |= {f"model.{part}.depth": 3, f"model.{part}.heads": heads}
     recipe = Recipe.load("vit-small-16", {**values, "model.encoder.width": 80, "model.predictor.width": 24})
     model, encoder = IJEPA(recipe.model), recipe.model.encoder
-    prepare(model, recipe, CUDA)
+    prepare(model, recipe, CUDA, autocast=True)
     budget = token_budget(recipe, 4, CUDA)
     packer = Packer(recipe.mask, recipe.model.grid, 0, 4, encoder.depth, encoder.drop_path, budget=budget)
     return model, packer(np.arange(4), torch.zeros(4, 3, 64, 64, dtype=torch.uint8))
@@ -126,6 +126,20 @@ def test_flash_attention_takes_the_heads_of_both_parts_with_and_without_rows(wid
             out = attention(qkv, keys, keys, rows, "flash")
     assert out.shape == (asked or 100, 4, width) and out.dtype == torch.bfloat16 and out.is_cuda
     assert [name for name in operations.count if "_varlen_attn" in name]
+
+
+@pytest.mark.parametrize("width", [12, 264])
+@pytest.mark.parametrize("asked", [None, 12])
+def test_heads_that_flash_attention_does_not_take_are_attended_to_without_it(width, asked):
+    with torch.no_grad(), FakeTensorMode():
+        qkv = torch.empty(100, 3, 4, width, dtype=torch.bfloat16, device=CUDA)
+        starts = torch.empty(5, dtype=torch.int32, device=CUDA)
+        keys = Sequences(torch.empty(100, dtype=torch.int64, device=CUDA), starts, (20, 30, 25), limit=40)
+        rows = None if asked is None else torch.empty(asked, dtype=torch.int64, device=CUDA)
+        with Operations() as operations:
+            out = attention(qkv, keys, keys, rows, "auto")
+    assert out.shape == (asked or 100, 4, width) and out.is_cuda
+    assert not [name for name in operations.count if "_varlen_attn" in name or "_flash_attention" in name]
 
 
 def test_flash_attention_refuses_what_it_would_round():

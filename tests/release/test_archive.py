@@ -22,6 +22,7 @@ from ijepa.interop import tensors as lazy
 from ijepa.interop.weights import load_encoder
 from ijepa.planning.hardware import grids
 from ijepa.recipe import Recipe
+from ijepa.release import card
 from ijepa.release.archive import verify_archive, write_archive
 from ijepa.release.card import About
 from ijepa.training.loop import pretrain
@@ -245,6 +246,11 @@ def test_every_change_is_noticed_in_one_line(archive, damage):
     with pytest.raises(Failed, match=message) as error:
         verify_archive(archive)
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
+
+
+def test_the_card_counts_parameters_whatever_the_warm_up():
+    recipe = Recipe.load("vit-tiny-64", {"schedule.warmup": "1000 steps"})
+    assert card._model(recipe) == card._model(Recipe.load("vit-tiny-64"))
 
 
 def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ijepa.errors import Refused
+from ijepa.planning import size
 from ijepa.planning.memory import USABLE
 from ijepa.recipe import Recipe
 from ijepa.training import fitting
@@ -71,6 +72,31 @@ def test_the_plan_and_the_run_agree(monkeypatch):
     planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
     # A CPU's attention keeps its probabilities, FlashAttention does not.
     assert flash <= planned <= 4 * flash
+
+
+def test_the_length_of_the_run_is_not_asked(monkeypatch):
+    """It hangs on the data set: a warm-up in steps would be too long for that of one image. Masks are drawn once."""
+    drawn, draw = [], size.draw_masks
+    monkeypatch.setattr(size, "draw_masks", lambda *given: drawn.append(given) or draw(*given))
+    recipe = Recipe.load("vit-tiny-64", {"schedule.warmup": "1000 steps"})
+    with pytest.raises(Refused, match="1000 steps of warm-up in a run of 1;"):
+        recipe.lengths(1)
+    assert fitted(recipe, 16, monkeypatch) == fitted(Recipe.load("vit-tiny-64"), 16, monkeypatch) > 1
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("same", "recipe", "autocast"),
+    [
+        ("math", {"parallel.compile": True}, False),
+        ("math", {"model.encoder.heads": 64}, True),  # 12 wide
+        ("flash", {}, True),
+    ],
+)
+def test_room_is_made_for_the_kernel_that_auto_becomes(same, recipe, autocast, monkeypatch):
+    kernels = [Recipe.load("vit-base-16-in1k", {**recipe, "precision.attention": kernel}) for kernel in ("auto", same)]
+    found = [fitted(each, 60, monkeypatch, device=torch.device("cuda"), autocast=autocast) for each in kernels]
+    assert found[0] == found[1] > 0
 
 
 def test_one_image_too_many_is_refused_in_one_line(monkeypatch):

@@ -26,5 +26,15 @@ def test_auto_is_measured_once_and_kept(monkeypatch):
     assert resolve(recipe, first.as_json()) == first
 
 
+def test_the_caches_are_bounded_before_the_first_product(monkeypatch):
+    """They are made by it: what the environment says later goes unread."""
+    order = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(parallel, "bound_kernel_caches", lambda: order.append("bounded"))
+    monkeypatch.setattr(parallel, "_product_seconds", lambda dtype: order.append("product") or 1.0)
+    resolve(Recipe.load("vit-tiny-64", {"precision.autocast": "auto", "batch.micro": 1}))
+    assert order[0] == "bounded" and "product" in order
+
+
 def test_a_product_takes_time():
     assert 0 < parallel._product_seconds(torch.float32) < 60

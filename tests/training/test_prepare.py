@@ -6,10 +6,10 @@ import torch
 from ijepa.errors import Refused
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Recipe
-from ijepa.training.prepare import compiles, prepare, token_budget
+from ijepa.training.prepare import attention_of, compiles, prepare, token_budget
 from tests.conftest import TINY
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def recipe(**changes) -> Recipe:
@@ -20,7 +20,7 @@ def test_nothing_is_done_unless_asked():
     chosen = recipe()
     model = IJEPA(chosen.model)
     kinds = [type(module) for module in model.modules()]
-    prepare(model, chosen, CPU)
+    prepare(model, chosen, CPU, autocast=False)
     assert [type(module) for module in model.modules()] == kinds
     assert not any("forward" in vars(module) or "finish" in vars(module) for module in model.modules())
     assert token_budget(chosen, 4, CPU) is None
@@ -40,7 +40,7 @@ def test_switches_reach_the_model():
         precision={"autocast": "none", "fp8": "tensorwise", "attention": "math"}, parallel={"recompute": "full"}
     )
     model = IJEPA(chosen.model)
-    prepare(model, chosen, CPU)
+    prepare(model, chosen, CPU, autocast=False)
     block = model.context_encoder.blocks[0]
     assert block.attn.backend == "math" and "forward" in vars(block)
     assert type(block.mlp.fc1).__name__ == "Float8Linear"
@@ -48,16 +48,58 @@ def test_switches_reach_the_model():
 
 
 def test_budgets_follow_the_recipe():
-    assert token_budget(recipe(), 4, torch.device("cuda")).context % 128 == 0
+    assert token_budget(recipe(), 4, CUDA).context % 128 == 0
     static = token_budget(recipe(parallel={"compile": True}), 4, CPU)
     assert static.context > 0 and static.granule == 16
     aligned = token_budget(recipe(precision={"fp8": "rowwise"}), 4, CPU)
     assert (aligned.context, aligned.granule) == (0, 16)
-    assert token_budget(recipe(parallel={"static": False}), 4, torch.device("cuda")) is None
+    assert token_budget(recipe(parallel={"static": False}), 4, CUDA) is None
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
 def test_kernels_of_a_gpu_are_refused_on_a_cpu(kernel):
     chosen = recipe(precision={"attention": kernel})
     with pytest.raises(Refused, match=f"precision.attention = {kernel}: needs a GPU"):
-        prepare(IJEPA(chosen.model), chosen, CPU)
+        prepare(IJEPA(chosen.model), chosen, CPU, autocast=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "autocast", "compiled", "heads", "kernel"),
+    [
+        (CPU, True, False, 2, "auto"),
+        (CPU, True, True, 2, "math"),
+        (CUDA, True, "auto", 2, "auto"),
+        (CUDA, False, False, 2, "auto"),
+        (CUDA, False, "auto", 2, "math"),  # compiled: a CPU's buckets have another shape at every step
+        (CUDA, True, False, 16, "math"),  # heads of 2: not FlashAttention's
+        (CPU, True, False, 16, "auto"),
+    ],
+)
+def test_auto_becomes_a_kernel_that_suits_what_was_resolved(device, autocast, compiled, heads, kernel):
+    """Not what the recipe says: its `auto` may become none, as on a GPU without bfloat16."""
+    model = {**TINY["model"], "encoder": {**TINY["model"]["encoder"], "heads": heads}}
+    for wanted in ("auto", "bf16" if autocast else "none"):
+        chosen = recipe(precision={"autocast": wanted}, parallel={"compile": compiled}, model=model)
+        assert attention_of(chosen, device, autocast=autocast) == kernel
+
+
+def test_attention_follows_what_autocast_was_resolved_to():
+    chosen = recipe(precision={"autocast": "auto"}, parallel={"compile": False})
+    model = IJEPA(chosen.model)
+    prepare(model, chosen, CUDA, autocast=True)
+    assert model.predictor.predictor_blocks[0].attn.backend == "auto"
+    with pytest.raises(Refused, match="flash: computes in 16 bits only; .*precision.autocast bf16"):
+        prepare(model, recipe(precision={"autocast": "auto", "attention": "flash"}), CUDA, autocast=False)
+
+
+@pytest.mark.parametrize(
+    ("part", "width", "heads", "said"),
+    [("encoder", 48, 4, "encoder's 12"), ("predictor", 48, 4, "predictor's 12"), ("encoder", 528, 2, "encoder's 264")],
+)
+def test_flash_is_refused_for_heads_of_other_widths(part, width, heads, said):
+    model = {**TINY["model"], part: {**TINY["model"][part], "width": width, "heads": heads}}
+    with pytest.raises(Refused) as refused:
+        attention_of(recipe(precision={"attention": "flash"}, model=model), CUDA, autocast=True)
+    line = str(refused.value)
+    assert line.startswith("precision.attention = flash: takes heads") and f"model.{said};" in line and "math" in line
+    assert attention_of(recipe(precision={"attention": "flash"}), CUDA, autocast=True) == "flash"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ijepa.allocator import bound_kernel_caches, keep_freed_memory
+from ijepa.allocator import keep_freed_memory
 from ijepa.model.flops import batch_flops
 from ijepa.model.jepa import IJEPA
 from ijepa.packing import Packer
@@ -60,7 +60,6 @@ def bench_step(
     torch.set_num_threads(threads or before)
     try:
         keep_freed_memory()
-        bound_kernel_caches()
         rows = _measure(recipe, micro, steps, device, resolved.autocast)
     finally:
         torch.set_num_threads(before)
@@ -82,7 +81,7 @@ def bench_step(
 def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autocast: bool) -> list[dict[str, Any]]:
     shape = recipe.model
     model = IJEPA(shape, recipe.seed).to(device)
-    prepare(model, recipe, device)
+    prepare(model, recipe, device, autocast=autocast)
     optimizer = make_optimizer(model, recipe.optimizer)
     budget, encoder = token_budget(recipe, micro, device), shape.encoder
     packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)

@@ -103,12 +103,15 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     from ijepa.evaluation.trends import new_warnings
     from ijepa.training.loop import Callback
 
+    where = "data.path" if data is None else "--diagnose-data"
     try:
-        held_out = open_source(data or str(recipe.data.path), where="--diagnose-data", split="val")
-    except Refused:
+        held_out = open_source(data or str(recipe.data.path), where=where, split="val")
+    except Refused as error:
         if data is not None:
             raise
         held_out = open_images(str(recipe.data.path))
+        if first_process():
+            click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
     return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
@@ -171,7 +174,7 @@ def plan(
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run's folder."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Scenes, weights, masks: all.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws scenes, weights, masks.")
 @debug_option
 def demo(output: Path, seed: int) -> None:
     """Go the whole journey on the built-in scenes: data, pretraining, evaluation, report."""

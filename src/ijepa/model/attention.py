@@ -27,7 +27,15 @@ Backend = Literal["auto", "flash", "cudnn", "efficient", "math"]
 _GRANULE, _WIDE_GRANULE = 32, 8
 """Sequences are padded to a multiple of so many tokens outside FlashAttention: in bfloat16, and in wider types."""
 
+_WIDEST_HEAD = 256
+"""FlashAttention-2 has kernels up to this width of a head."""
+
 Integers = npt.NDArray[np.int64]
+
+
+def flash_takes(head_width: int) -> bool:
+    """Return whether FlashAttention-2 has a kernel for heads of this width."""
+    return head_width % 8 == 0 and head_width <= _WIDEST_HEAD
 
 
 def attention(
@@ -41,16 +49,19 @@ def attention(
         keys: where each sequence's keys start; the same S sequences.
         rows: (Tq,) the tokens whose queries are asked, the last of them for no sequence; None for all.
         backend: `flash` is FlashAttention-2 over packed sequences, in 16 bits on CUDA only; `cudnn`, `efficient` and
-            `math` are torch's kernels over padded ones; `auto` is flash where it runs, else the buckets below.
+            `math` are torch's kernels over padded ones; `auto` is flash where it runs, `math` where only the heads'
+            width is not flash's, else the buckets below.
 
     Returns:
         (Tq or T, H, d), in qkv's dtype; zeros in rows that belong to no sequence.
     """
+    flash = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)
+    if backend == "auto" and flash and not flash_takes(qkv.shape[-1]):
+        backend = "math"
     if backend in ("cudnn", "efficient", "math"):
         from ijepa.model.padded_attention import padded_attention
 
         return padded_attention(qkv, queries, keys, rows, backend)
-    flash = qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16)
     if backend == "flash" and not flash:
         raise ValueError(f"FlashAttention computes in 16 bits on CUDA, not {qkv.dtype} on {qkv.device.type}")
     if flash:

@@ -4,8 +4,8 @@ Which row of the dense batch is which token follows from `cu_seqlens` on the dev
 it; with `Sequences.limit` shapes are the same at every step. Padding rows hold zeros, padding keys are masked. To pad
 and to take the padding away are each other's inverses, and each other's gradients: both are one gather.
 
-The kernels are cuDNN's, xFormers' memory-efficient one and plain matrix products; sequences of one length take them
-without padding or mask. FlashAttention needs none of this (`ijepa.model.attention`).
+The kernels are cuDNN's, xFormers' memory-efficient one and plain matrix products; sequences that fill their limit, as
+whole images do, take them without padding or mask. FlashAttention needs none of this (`ijepa.model.attention`).
 """
 
 from typing import Any
@@ -29,8 +29,9 @@ _GRANULE = 8
 def padded_attention(qkv: Tensor, queries: Sequences, keys: Sequences, rows: Tensor | None, kernel: str) -> Tensor:
     """Attend as `ijepa.model.attention.attention` does, by one of `KERNELS`."""
     sequences = len(keys.cu_seqlens) - 1
-    if rows is None and len(qkv) == sequences * keys.longest:
-        q, k, v = qkv.unflatten(0, (sequences, keys.longest)).permute(2, 0, 3, 1, 4)
+    # Only a limit bounds every length: rows beyond the last sequence may make up for a shorter one by accident.
+    if rows is None and keys.limit and len(qkv) == sequences * keys.limit:
+        q, k, v = qkv.unflatten(0, (sequences, keys.limit)).permute(2, 0, 3, 1, 4)
         return _kernel(q, k, v, None, kernel).transpose(1, 2).flatten(0, 1)
     back, held, there, real = _places(keys.cu_seqlens, keys.longest, len(qkv))
     if rows is None:

@@ -147,7 +147,9 @@ def _run(found: "Outlook") -> Table:
     if length is None or found.images is None or run.days is None:
         rows.append(("the run", "length unknown without the data: add --data.images"))
         return _pairs("The run", rows)
-    epochs = f", {found.recipe.epochs:g} epochs" if found.recipe.epochs and not found.recipe.steps else ""
+    recipe = found.recipe
+    by_epochs = recipe.epochs and recipe.steps is None and recipe.images is None  # else they do not count
+    epochs = f", {recipe.epochs:g} epochs" if by_epochs else ""
     rows += [
         ("the run", f"{length.total:,} steps, {found.images / 1e6:,.4g} M images{epochs}"),
         ("time", f"{_time(run.days)}, {run.device_hours:,.0f} GPU-hours"),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ijepa.masks import draw_masks
+from ijepa.masks import Masks, draw_masks
 from ijepa.model.flops import Flops, batch_flops, layers_flops
 from ijepa.model.jepa import build_encoder
 from ijepa.model.predictor import Predictor
@@ -91,27 +92,19 @@ class Plan:
 def plan(recipe: Recipe, images: int | None = None) -> Plan:
     """Plan a recipe for a data set of `images` images (the recipe's own figure if not given)."""
     shape = recipe.model
-    positions = np.arange(_MASKS)
-    masks = draw_masks(recipe.mask, shape.grid, recipe.seed, positions)
-    depth = draw_depth(recipe.seed, positions, shape.encoder.depth, shape.encoder.drop_path)
+    masks, depth = _draw(recipe)
     batch = pack(masks, torch.empty(0), _MASKS)
     full = batch_flops(shape, batch)
     executed = full if depth is None else batch_flops(shape, pack(masks, torch.empty(0), _MASKS, depth))
     layers = layers_flops(batch.predictor.lengths, shape.predictor.width, shape.predictor.mlp_ratio)
     projections = 2 * shape.encoder.width * shape.predictor.width * sum(batch.predictor.lengths)
     plain = Flops(full.target, full.context, 3 * (shape.predictor.depth * layers + projections))
-    tokens = Tokens(
-        patches=shape.grid[0] * shape.grid[1],
-        context=masks.context.sum(1).astype(np.int64),
-        blocks=masks.targets.sum(2).astype(np.int64),
-        kept=np.ones((_MASKS, shape.encoder.depth), dtype=np.bool_) if depth is None else depth,
-    )
     count = images or recipe.data.images
     known = recipe.steps is not None or recipe.images is not None
     parameters = count_parameters(recipe)
     return Plan(
         parameters=parameters,
-        tokens=tokens,
+        tokens=_tokens(recipe, masks, depth),
         plain=_each(plain),
         full=_each(full),
         executed=_each(executed),
@@ -142,6 +135,28 @@ def count_parameters(recipe: Recipe) -> Parameters:
         block=inside // shape.encoder.depth,
         predictor=_count([predictor]),
         autocast=_count([*linear, encoder.patch_embed]),
+    )
+
+
+def count_tokens(recipe: Recipe) -> Tokens:
+    """Count the tokens of 2,048 images as the run will draw them."""
+    return _tokens(recipe, *_draw(recipe))
+
+
+def _draw(recipe: Recipe) -> tuple[Masks, npt.NDArray[np.bool_] | None]:
+    """Masks and stochastic depth of the run's first images."""
+    shape, positions = recipe.model, np.arange(_MASKS)
+    masks = draw_masks(recipe.mask, shape.grid, recipe.seed, positions)
+    return masks, draw_depth(recipe.seed, positions, shape.encoder.depth, shape.encoder.drop_path)
+
+
+def _tokens(recipe: Recipe, masks: Masks, depth: npt.NDArray[np.bool_] | None) -> Tokens:
+    grid, layers = recipe.model.grid, recipe.model.encoder.depth
+    return Tokens(
+        patches=grid[0] * grid[1],
+        context=masks.context.sum(1).astype(np.int64),
+        blocks=masks.targets.sum(2).astype(np.int64),
+        kept=np.ones((_MASKS, layers), dtype=np.bool_) if depth is None else depth,
     )
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from ijepa.interop.weights import Weights
 from ijepa.planning.hardware import Grid, find_country, gpus, grids
-from ijepa.planning.size import plan
+from ijepa.planning.size import count_parameters
 from ijepa.recipe import Recipe
 from ijepa.release.evaluations import data_name, evaluation_section, index_entries, of_release
 from ijepa.release.loading import loading_section
@@ -88,7 +88,7 @@ def card(found: Weights, about: About, *, step: int, total: int, results: Sequen
 
 
 def _model(recipe: Recipe) -> str:
-    model, size = recipe.model, plan(recipe, 1).parameters
+    model, size = recipe.model, count_parameters(recipe)
     encoder, predictor = model.encoder, model.predictor
     rows = [
         ("architecture", f"Vision Transformer, {encoder.width} wide, {encoder.depth} layers, {encoder.heads} heads"),

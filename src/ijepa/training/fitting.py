@@ -15,8 +15,9 @@ from ijepa.errors import Refused
 from ijepa.model.padded_attention import KERNELS
 from ijepa.planning.activations import activations
 from ijepa.planning.memory import USABLE, Strategy, divisors, fit, state
-from ijepa.planning.size import plan
+from ijepa.planning.size import count_parameters, count_tokens
 from ijepa.recipe import Recipe
+from ijepa.training.prepare import attention_of
 
 _USABLE_ON_CPU = 0.5
 """Share of a computer's memory that a step may take: workers, page cache and other people's work lie there too."""
@@ -35,14 +36,14 @@ def largest_micro(recipe: Recipe, device: torch.device, *, share: int, ranks: in
         autocast: linear layers compute in bfloat16.
 
     Raises:
-        Refused: where not even one image fits.
+        Refused: where not even one image fits, or the device does not have the recipe's attention.
     """
     strategy = strategy_of(recipe, ranks)
     group, float8 = _group(recipe, strategy, ranks), recipe.precision.fp8 != "none"
-    held = state(plan(recipe, 1).parameters, strategy, group, autocast=autocast, float8=float8)
-    kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
-    with_scores = kernel == "math" or (kernel in ("auto", "flash") and not (on_gpu and autocast))
-    tokens = plan(recipe, 1).tokens
+    held = state(count_parameters(recipe), strategy, group, autocast=autocast, float8=float8)
+    kernel, on_gpu = attention_of(recipe, device, autocast=autocast), device.type == "cuda"
+    with_scores = kernel == "math" or (kernel == "auto" and not (on_gpu and autocast))
+    tokens = count_tokens(recipe)
     if on_gpu and kernel in KERNELS:
         # These take sequences padded to an image's patches; as if all else were padded too, it is an upper bound.
         tokens = replace(tokens, context=np.full_like(tokens.context, tokens.patches))

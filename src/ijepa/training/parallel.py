@@ -43,6 +43,8 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
         Refused: where the recipe asks for what this machine or version does not have.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        bound_kernel_caches()  # before `_autocast` multiplies matrices
     kept = {key: earlier[key] for key in ("autocast", "threads") if key in earlier} if earlier else {}
     autocast = kept["autocast"] if "autocast" in kept else _autocast(recipe, device)
     if recipe.precision.fp8 != "none":
@@ -72,7 +74,7 @@ def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
     torch.set_num_threads(resolved.threads)
     if resolved.device == "cpu":
         keep_freed_memory()
-        bound_kernel_caches()
+        bound_kernel_caches()  # only the first rank resolves
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)

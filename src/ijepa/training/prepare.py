@@ -8,6 +8,7 @@ import torch
 
 from ijepa.budget import GRANULE, Budget
 from ijepa.errors import Refused
+from ijepa.model.attention import Backend, flash_takes
 from ijepa.model.blocks import compile_blocks, recompute_blocks, set_attention
 from ijepa.model.jepa import IJEPA
 from ijepa.model.precision import TOKENS, check_float8, to_float8
@@ -15,26 +16,50 @@ from ijepa.packing import layer_rates
 from ijepa.recipe import Recipe
 
 
-def prepare(model: IJEPA, recipe: Recipe, device: torch.device) -> None:
+def prepare(model: IJEPA, recipe: Recipe, device: torch.device, *, autocast: bool) -> None:
     """Make `model`, which lies on `device`, attend, compute and remember as the recipe says, in place.
+
+    `autocast` is what the recipe's was resolved to: linear layers compute in bfloat16.
 
     Raises:
         Refused: where the device cannot.
     """
-    backend = recipe.precision.attention
-    if device.type != "cuda" and backend not in ("auto", "math"):
-        raise Refused(f"precision.attention = {backend}", f"needs a GPU, not a {device.type}", "use auto or math")
-    if backend == "flash" and recipe.precision.autocast == "none":
-        raise Refused("precision.attention = flash", "computes in 16 bits only", "add --precision.autocast bf16")
-    if backend == "auto" and device.type != "cuda" and compiles(recipe, device):
-        backend = "math"  # the buckets of a CPU have another shape at every step
-    set_attention(model, backend)
+    set_attention(model, attention_of(recipe, device, autocast=autocast))
     if recipe.precision.fp8 != "none":
-        check_float8(device, recipe.precision.fp8, autocast=recipe.precision.autocast != "none")
+        check_float8(device, recipe.precision.fp8, autocast=autocast)
         to_float8(model, recipe.precision.fp8, recipe.precision.fp8_weight_gradient)
     recompute_blocks(model, recipe.parallel.recompute)
     if compiles(recipe, device):
         compile_blocks(model)
+
+
+def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Backend:
+    """Return what a recipe's attention is on `device`: the kernel it names, or for `auto` one that suits its switches.
+
+    Raises:
+        Refused: where the device does not have the kernel, or the kernel not the heads' width.
+    """
+    kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
+    if not on_gpu and kernel not in ("auto", "math"):
+        raise Refused(f"precision.attention = {kernel}", f"needs a GPU, not a {device.type}", "use auto or math")
+    if kernel not in ("auto", "flash"):
+        return kernel
+    if kernel == "flash" and not autocast:
+        mend = "add --precision.autocast bf16, or use auto"
+        raise Refused("precision.attention = flash", "computes in 16 bits only", mend)
+    if not (on_gpu and autocast):
+        return "math" if compiles(recipe, device) else "auto"  # the buckets have another shape at every step
+    for name, part in (("encoder", recipe.model.encoder), ("predictor", recipe.model.predictor)):
+        width = part.width // part.heads
+        if not flash_takes(width):
+            if kernel == "auto":
+                return "math"
+            raise Refused(
+                "precision.attention = flash",
+                f"takes heads whose width is a multiple of 8 and at most 256, not model.{name}'s {width}",
+                f"use auto or math, or another model.{name}.heads",
+            )
+    return kernel
 
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:

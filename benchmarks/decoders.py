@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import click
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ijepa.data import turbojpeg
 from ijepa.data.bench import _exact, _ours, _psnr
 from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.decode import decode, image_size
@@ -59,10 +59,18 @@ def draft(data: bytes, box: Box) -> Tensor:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
 
 
+def _none() -> None:
+    """No library."""
+
+
 def rows(data: bytes, box: Box) -> Tensor:
     """Ours where libjpeg-turbo's own library is not there: all rows down to the box's last."""
-    with patch("ijepa.data.turbojpeg.library", lambda: None):
+    library = turbojpeg.library
+    turbojpeg.library = _none  # type: ignore[assignment]
+    try:
         return _ours(data, box, SIZE)
+    finally:
+        turbojpeg.library = library
 
 
 def strided(data: bytes, box: Box) -> Tensor:

@@ -322,8 +322,8 @@ def test_classes_are_counted_where_they_have_no_names(pairs: Any) -> None:
 
 
 def test_nearest_resize_takes_the_pixel_at_the_new_centre() -> None:
-    assert nearest_resize(np.arange(4)[None].repeat(4, 0), 2).tolist() == [[1, 3], [1, 3]]
-    assert nearest_resize(np.array([[1, 2], [3, 4]]), 4)[0].tolist() == [1, 1, 2, 2]
+    assert nearest_resize(np.arange(4)[None].repeat(4, 0), (2, 2)).tolist() == [[1, 3], [1, 3]]
+    assert nearest_resize(np.array([[1, 2], [3, 4]]), (4, 4))[0].tolist() == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("name", presets("segmentation"))

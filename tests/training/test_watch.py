@@ -105,7 +105,7 @@ def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
 
 def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path):
     out, port = tmp_path / "run", free_port()
-    whole = command(scenes, out, "--parallel.timeout", "8")
+    whole = command(scenes, out, "--parallel.timeout", "5")
     ranks = [
         subprocess.Popen(
             whole, env=environment(rank, 2, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

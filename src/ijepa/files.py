@@ -10,10 +10,15 @@ from ijepa.errors import Refused
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is complete or absent."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is complete or absent."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -172,7 +172,7 @@ def test_a_head_is_complete_or_absent(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("ijepa.interop.heads.os.fsync", full)
+    monkeypatch.setattr("ijepa.files.os.fsync", full)
     with pytest.raises(Failed, match="other: the head cannot be saved: no space left"):
         head.write(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]

@@ -113,33 +113,33 @@ def test_a_value_that_the_host_waits_for_would_be_noticed():
         torch.ops.aten._local_scalar_dense(torch.empty((), device=CUDA))  # what float() and item() come to
 
 
-@pytest.mark.parametrize("width", [80, 24])
-@pytest.mark.parametrize("asked", [None, 12])
-def test_flash_attention_takes_the_heads_of_both_parts_with_and_without_rows(width, asked):
-    """Whatever the mission asks of it: 80 wide in its encoders, 24 in its predictor, and the last layer's queries."""
+def attended(width: int, asked: int | None, backend: str) -> tuple[torch.Tensor, list[str]]:
+    """The attention of `asked` of 100 tokens, or of all, on a GPU that is not there, and the operations called."""
     with torch.no_grad(), FakeTensorMode():
         qkv = torch.empty(100, 3, 4, width, dtype=torch.bfloat16, device=CUDA)
         starts = torch.empty(5, dtype=torch.int32, device=CUDA)
         keys = Sequences(torch.empty(100, dtype=torch.int64, device=CUDA), starts, (20, 30, 25), limit=40)
         rows = None if asked is None else torch.empty(asked, dtype=torch.int64, device=CUDA)
         with Operations() as operations:
-            out = attention(qkv, keys, keys, rows, "flash")
+            out = attention(qkv, keys, keys, rows, backend)
+    return out, list(operations.count)
+
+
+@pytest.mark.parametrize("width", [80, 24])
+@pytest.mark.parametrize("asked", [None, 12])
+def test_flash_attention_takes_the_heads_of_both_parts_with_and_without_rows(width, asked):
+    """Whatever the mission asks of it: 80 wide in its encoders, 24 in its predictor, and the last layer's queries."""
+    out, called = attended(width, asked, "flash")
     assert out.shape == (asked or 100, 4, width) and out.dtype == torch.bfloat16 and out.is_cuda
-    assert [name for name in operations.count if "_varlen_attn" in name]
+    assert [name for name in called if "_varlen_attn" in name]
 
 
 @pytest.mark.parametrize("width", [12, 264])
 @pytest.mark.parametrize("asked", [None, 12])
 def test_heads_that_flash_attention_does_not_take_are_attended_to_without_it(width, asked):
-    with torch.no_grad(), FakeTensorMode():
-        qkv = torch.empty(100, 3, 4, width, dtype=torch.bfloat16, device=CUDA)
-        starts = torch.empty(5, dtype=torch.int32, device=CUDA)
-        keys = Sequences(torch.empty(100, dtype=torch.int64, device=CUDA), starts, (20, 30, 25), limit=40)
-        rows = None if asked is None else torch.empty(asked, dtype=torch.int64, device=CUDA)
-        with Operations() as operations:
-            out = attention(qkv, keys, keys, rows, "auto")
+    out, called = attended(width, asked, "auto")
     assert out.shape == (asked or 100, 4, width) and out.is_cuda
-    assert not [name for name in operations.count if "_varlen_attn" in name or "_flash_attention" in name]
+    assert not [name for name in called if "_varlen_attn" in name or "_flash_attention" in name]
 
 
 def test_flash_attention_refuses_what_it_would_round():

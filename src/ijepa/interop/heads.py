@@ -5,7 +5,6 @@ that transformers' and timm's classifiers are this layer and nothing else.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ijepa.errors import Failed, Refused
+from ijepa.files import write_bytes
 from ijepa.recipe import Model
 
 
@@ -33,17 +33,10 @@ class Head:
         """
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         data = save(tensors, {"format": "pt", "classes": json.dumps(self.classes)})
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            with beside.open("wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            beside.replace(file)
+            write_bytes(file, data)
         except OSError as error:
             raise Failed(f"{file}: the head cannot be saved: {error.strerror}") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, file: Path) -> "Head":

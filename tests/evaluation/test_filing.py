@@ -28,6 +28,9 @@ def filed(folder: Path, what: dict[str, Any]) -> str:
 def test_the_same_evaluation_again_takes_its_own_place(tmp_path):
     assert [filed(tmp_path, result(seconds=n)) for n in (1, 2)] == ["knn-p.json"] * 2
     assert filed(tmp_path, result(weights_sha256={"trained": "1"})) == "knn-p.json"  # without the baselines
+    elsewhere = {"test": {"fingerprint": "a", "path": "another/way/to/it"}}
+    assert filed(tmp_path, result(data=elsewhere)) == "knn-p.json"
+    assert filed(tmp_path, result(protocol={"name": "p", "description": "other words"})) == "knn-p.json"
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 

@@ -41,15 +41,23 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any], *keys: str) -> bool:
-    """Whether both have the same; of weights, of the encoders that were trained and are named in both."""
     return all(_plain(one, key) == _plain(other, key) for key in keys)
 
 
 def _plain(result: Mapping[str, Any], key: str) -> Any:
+    """Return what stands under `key` as far as it decides a result: not how a set's path was written, nor words."""
     value = result.get(key)
+    if key == "data" and isinstance(value, dict):
+        value = {role: _without(of, "path") for role, of in value.items()}
+    if key == "protocol":
+        value = _without(value, "description")
     if key == "weights_sha256" and isinstance(value, dict):
         value = {name: sha for name, sha in value.items() if name in result.get("weights", value)}
     return json.loads(json.dumps(value))
+
+
+def _without(value: Any, name: str) -> Any:
+    return {key: each for key, each in value.items() if key != name} if isinstance(value, dict) else value
 
 
 def _hash(result: Mapping[str, Any], *keys: str) -> str:

@@ -115,10 +115,11 @@ def health(**changed: float) -> d.Health:
     ("changed", "words"),
     [
         ({}, "healthy"),
-        ({"relative_std": 1e-4}, "collapsed: every image gets nearly the same features"),
-        ({"rankme_centred": 1.2}, "collapsed into few directions"),
-        ({"position_r2": 0.95}, "position only"),
-        ({"patch_spread": 0.001}, "flat"),
+        ({"relative_std": 1e-4}, "collapsed: every image has nearly the same features"),
+        ({"rankme_centred": 1.2}, "collapsed into one direction"),
+        ({"rankme_centred": 3.0}, "watch: few directions"),
+        ({"position_r2": 0.95}, "watch: position only"),
+        ({"patch_spread": 0.001}, "watch: flat"),
     ],
 )
 def test_verdicts(changed: dict[str, float], words: str) -> None:

@@ -9,7 +9,6 @@ from ijepa.data.opening import open_source
 from ijepa.evaluation.diagnostics import diagnose
 from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar, norm_of
 from ijepa.evaluation.pictures import choose, crops
-from ijepa.evaluation.trends import new_warnings, run_warnings, warnings_of
 from ijepa.model.encoder import Encoder
 from ijepa.recipe import Recipe
 from tests.conftest import TINY
@@ -112,51 +111,6 @@ def test_the_verdict_knows_what_the_norm_hides_and_what_views_say(
     assert found["verdict"].startswith("collapsed before the final norm")
     assert not diagnose(hidden, source, images=20, image_size=SIZE, seed=0)["verdict"].startswith("collapsed before")
     monkeypatch.setattr("ijepa.evaluation.layers.lidar", lambda views: 1.2)
-    assert diagnose_fully(encoder, source, **settings)["verdict"].startswith("images are hardly told apart: LiDAR 1.2")
-
-
-def figures(*ranks: float, **fixed: float) -> list[dict[str, float]]:
-    return [{"rankme_centred": rank, "std": 1.0, "mean_cosine": 0.3, **fixed} for rank in ranks]
-
-
-def test_warnings_say_what_curves_say_together(tmp_path: Path) -> None:
-    falling, rising = [{"loss": 1 - step / 100} for step in range(50)], [{"loss": step / 100} for step in range(50)]
-    assert warnings_of(falling, figures(30, 35, 40)) == []
-    assert warnings_of(falling, figures(40, 10)) == [], "two points are no trend"
-    (said,) = warnings_of(falling, figures(30, 40, 10))
-    assert said.startswith("loss falls while rank falls: centred RankMe went from 40.0 to 10.0")
-    assert warnings_of(rising, figures(30, 40, 10))[0].startswith("rank falls")
-    dying = [{**row, "std": std} for row, std in zip(figures(30, 30, 30), (1.0, 0.5, 0.01), strict=True)]
-    assert warnings_of(falling, dying)[0].startswith("images grow alike")
-    alike = [{**row, "mean_cosine": c} for row, c in zip(figures(30, 30, 30), (0.2, 0.6, 0.99), strict=True)]
-    assert warnings_of(falling, alike)[0].startswith("all images point one way")
-    always = figures(30, 30, 30, 30, 30, 30, position_r2=0.99)
-    (only,) = warnings_of(falling, always)
-    assert only.startswith("position explains the features: 99%")
-    assert warnings_of(falling, [*always[:4], *figures(30, position_r2=0.3), *always[:1]]) == [], "it does not stay so"
-    collapsed = figures(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, mean_cosine=1.0)
-    assert [line.partition(":")[0] for line in warnings_of(falling, collapsed)] == ["features have one direction"]
-    dead = [{**row, "std": 1e-5} for row in collapsed]
-    constant = [{**step, "target_std": 1e-4} for step in falling]
-    heads = [line.partition(":")[0] for line in warnings_of(constant, dead)]
-    assert heads == ["targets are constant", "images are all alike"]
-    assert run_warnings(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in falling) + '{"loss": 0.')
-    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in figures(30, 40, 10)))
-    assert run_warnings(tmp_path) == [said]
-
-
-def test_a_run_on_its_way_is_warned_of_each_thing_once(tmp_path: Path) -> None:
-    fresh = new_warnings(tmp_path)
-    assert fresh() == []
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"loss": 1 - s / 100}) + "\n" for s in range(50)))
-    diagnoses = figures(30, 40, 10)
-    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
-    (said,) = fresh()
-    assert said.startswith("warning: loss falls while rank falls")
-    diagnoses += figures(9)
-    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
-    assert fresh() == [], "the same, a little further"
-    diagnoses += [{"rankme_centred": 8, "std": 0.001, "mean_cosine": 0.3}]
-    (tmp_path / "diagnostics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in diagnoses))
-    assert [line.partition(":")[2][:18] for line in fresh()] == [" images grow alike"]
+    assert diagnose_fully(encoder, source, **settings)["verdict"].startswith(
+        "watch: images are hardly distinguished: LiDAR 1.2"
+    )

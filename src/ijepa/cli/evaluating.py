@@ -182,7 +182,7 @@ def diagnose(
 ) -> None:
     """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
 
-    Of a run, its figures on the way are read too, and warned of where they say together what none says alone.
+    If WEIGHTS is a run, its curves are checked too, and what they show is listed under "warnings".
     """
     import json
 

@@ -178,55 +178,64 @@ class Health:
 
 
 CONSTANT = 0.01
-"""Pooled features whose deviation is below this share of their size say nothing of the image."""
+"""Pooled features whose deviation is below this share of their size say nothing about the image."""
 FLAT = 0.05
-"""Patches that lie closer than this to their image's mean, relative to their length, say nothing of the place."""
+"""Patches that are closer than this to the mean of their image, relative to their length, say nothing about places."""
 NARROW = 0.02
-"""A centred RankMe below this share of what is attainable (or below 2) is a collapse into few directions."""
+"""A centered RankMe below this share of the attainable one is suspicious."""
 POSITIONAL = 0.7
 """Above this share of the variance, features are mostly the position embedding."""
 
+_RESTART = (
+    "lower optimizer.lr_encoder, raise schedule.momentum_start or lengthen schedule.warmup, and start again from "
+    "before the collapse"
+)
+
 
 def verdict(health: Health) -> str:
-    """Say in words what the figures show and what to change."""
-    rank = f"centred RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
+    """Return one sentence that begins with "collapsed", "watch" or "healthy", with figures and what to change.
+
+    "collapsed" is what training does not recover from: features that are constant, or have one direction. Anything
+    else can also be seen in a healthy run on its way, so it is "watch".
+    """
+    rank = f"centered RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
     if health.relative_std < CONSTANT:
         return (
-            f"collapsed: every image gets nearly the same features (deviation {health.relative_std:.2g} of their "
-            "size); the target encoder has lost its input: lower optimizer.lr_encoder, raise the momentum "
-            "(schedule.momentum_start) or lengthen the warm-up, and start again from before the collapse"
+            "collapsed: every image has nearly the same features, their deviation is "
+            f"{health.relative_std:.2g} of their size; {_RESTART}"
         )
     if health.std_before_norm is not None and health.std_before_norm < CONSTANT:
         return (
-            "collapsed before the final norm, which hides it: what goes in deviates by "
-            f"{health.std_before_norm:.2g} of its size; lower optimizer.lr_encoder, raise the momentum "
-            "(schedule.momentum_start) or lengthen the warm-up, and start again from before the collapse"
+            "collapsed before the final norm, which hides it: the deviation of the norm's input is "
+            f"{health.std_before_norm:.2g} of its size; {_RESTART}"
         )
-    if health.rankme_centred < max(2.0, NARROW * health.attainable):
+    if health.rankme_centred < 2.0 <= health.attainable:
+        return f"collapsed into one direction: {rank}; check the masks, then {_RESTART}"
+    if health.rankme_centred < NARROW * health.attainable:
         return (
-            f"collapsed into few directions: {rank}; check that targets are layer-normalised and masks leave much to "
-            "predict (larger or more target blocks), then lower the learning rate or raise the momentum"
+            f"watch: few directions: {rank}; healthy runs fall early and recover, so compare with earlier and later "
+            "checkpoints and with a kNN or linear probe"
         )
     if health.lidar is not None and health.lidar < 2.0:
         return (
-            f"images are hardly told apart: LiDAR {health.lidar:.1f}, contexts of one image differ as much as images "
-            "in all directions but one; train on, and if it stays so, give contexts more patches or raise the "
-            "learning rate"
+            f"watch: images are hardly distinguished: LiDAR {health.lidar:.1f}, so contexts of one image differ as "
+            "much as images do; train longer, and if it stays so, use a larger mask.context_scale or a higher "
+            "optimizer.lr_encoder"
         )
     if health.position_r2 > POSITIONAL:
         return (
-            f"position only: where a patch lies explains {health.position_r2:.0%} of its features, the image little; "
-            "usual at the start of training: train on, and if it stays so, lower model.encoder.position_scale or "
-            "raise the learning rate"
+            f"watch: position only: the position of a patch explains {health.position_r2:.0%} of its features; this is "
+            "usual at the start of training; if it stays so, lower model.encoder.position_scale or raise "
+            "optimizer.lr_encoder"
         )
     if health.patch_spread < FLAT:
         return (
-            f"flat: patches of one image differ by {health.patch_spread:.2g} of their length, so that places cannot "
-            "be told apart; use smaller target blocks, or weights from earlier in training"
+            f"watch: flat: patches of one image differ by {health.patch_spread:.2g} of their length, so places are not "
+            "distinguished; use smaller target blocks, or weights from earlier in training"
         )
     return (
-        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; "
-        "nothing to change by these figures, which do not say how useful the features are: run a probe"
+        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these figures do not say "
+        "how useful the features are: run a probe"
     )
 
 

@@ -1,121 +1,204 @@
-"""What a run's figures say together over time, in plain language: single figures do not show a collapse that sets in.
+"""Warnings from the curves of a run: "watch" for what may still recover, "collapse" for what will not.
 
-Read from `metrics.jsonl` (a loss a step) and `diagnostics.jsonl` (figures every so many steps) of a run's folder.
+A curve is read from `metrics.jsonl` (loss and target deviation of each step) and `diagnostics.jsonl` (figures every N
+steps) of a run folder.
+
+In a healthy run RankMe falls at first, to a third or less of its value at the start, the mean cosine between images
+rises to .95, and both recover later while accuracy rises. So a fall is a warning only if it goes on in the second half
+of the run so far, and it is never a collapse by itself. Where the images have labels and kNN is well above zero, its
+accuracy decides and trends of other figures give no warning: "watch" if it drops below its best, "collapse" if it stays
+below. `tests/evaluation/curves` holds measured curves of healthy and of collapsed runs, which the limits are set by.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ijepa.evaluation.diagnostics import CONSTANT, POSITIONAL
+from ijepa.evaluation.monitoring import KNN_IMAGES
 
 FALL = 0.7
-"""A figure below this share of its highest value has fallen."""
-
+"""A figure below this share of its highest value in the second half of the run has fallen."""
+VANISHED = 0.1
+"""The same for the deviation between images, which a healthy run lowers to a quarter."""
+ALIGNED = 0.98
+"""Mean cosine between images above which they nearly share one direction; healthy runs reach .96."""
 RECENT = 3
-"""Diagnoses that a trend takes, and in all of which a level has to show."""
+"""Number of last diagnoses that must all show a level."""
+TREND = 8
+"""Least number of diagnoses of a trend."""
+KNN_ERRORS = 3.0
+"""Standard errors by which two accuracies of kNN must differ."""
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-def warnings_of(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return warnings, each a sentence with what to change, from records of steps and of diagnoses in order.
+@dataclass(frozen=True)
+class Finding:
+    """One warning: how serious it is, what it is about, and a sentence with the figures and what to change."""
 
-    Fewer than three diagnoses say nothing. What has been bad from the beginning shows no trend: the last three are
-    looked at by themselves, too.
+    level: Literal["watch", "collapse"]
+    topic: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.topic}: {self.text}"
+
+
+def findings(steps: Rows, diagnoses: Rows) -> list[Finding]:
+    """Return what the curves show, from records of steps and of diagnoses in order.
+
+    Fewer than three diagnoses give nothing, fewer than eight no trend.
     """
-    if len(figures) < RECENT:
+    if len(diagnoses) < RECENT:
         return []
-    losses = [float(step["loss"]) for step in steps if isinstance(step.get("loss"), int | float)]
-    tenth = max(1, len(losses) // 10)
-    falling = len(losses) > 1 and sum(losses[-tenth:]) < sum(losses[:tenth])
-    said = []
-    rank = _fall(figures, "rankme_centred")
-    if rank is not None and falling:
-        said.append(
-            f"loss falls while rank falls: centred RankMe went from {rank[0]:.1f} to {rank[1]:.1f}, so that targets "
-            "become easier to predict by saying less; raise schedule.momentum_start, lower optimizer.lr_encoder, "
-            "or lengthen the warm-up, from a checkpoint before the fall"
-        )
-    elif rank is not None:
-        said.append(
-            f"rank falls: centred RankMe went from {rank[0]:.1f} to {rank[1]:.1f}, features narrow; check the masks "
-            "and the learning rate"
-        )
-    deviation = _fall(figures, "std")
-    if deviation is not None and deviation[1] < 0.1 * deviation[0]:
-        said.append(
-            f"images grow alike: the deviation of their features fell from {deviation[0]:.2g} to {deviation[1]:.2g}; "
-            "lower optimizer.lr_encoder or raise the momentum"
-        )
-    cosine = [float(record["mean_cosine"]) for record in figures if record.get("mean_cosine") is not None]
-    if cosine and cosine[-1] > 0.95 and cosine[-1] > min(cosine) + 0.1:
-        said.append(
-            f"all images point one way: their mean cosine rose from {min(cosine):.2f} to {cosine[-1]:.2f}; a common "
-            "offset grows, or the encoder loses its input"
-        )
-    return said + _levels(steps, figures, bool(said))
+    found = _levels(steps, diagnoses)
+    if len(diagnoses) < TREND or any(finding.level == "collapse" for finding in found):
+        return found
+    accuracy = _values(diagnoses, "knn")
+    informative = len(accuracy) >= TREND and max(accuracy) > 2 * _margin(max(accuracy))
+    return [*(_accuracy(accuracy) if informative else _trends(diagnoses)), *found]
 
 
-def _levels(steps: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[str, Any]], fallen: bool) -> list[str]:
-    """Return what the last figures say by themselves; of a collapse only what no trend has `fallen` to say."""
-    said = []
-    targets = [float(step["target_std"]) for step in steps if isinstance(step.get("target_std"), int | float)]
+def _levels(steps: Rows, diagnoses: Rows) -> list[Finding]:
+    """Return what the last values show by themselves, whatever came before."""
+    found = []
+    targets = _values(steps, "target_std")
     last = targets[-max(1, len(targets) // 10) :]
     if targets and sum(last) / len(last) < CONSTANT:
-        said.append(
-            f"targets are constant: their deviation is {sum(last) / len(last):.2g}, so that there is nothing to "
-            "predict; raise schedule.momentum_start or lower optimizer.lr_encoder, from the start"
+        found.append(
+            Finding(
+                "collapse",
+                "targets are constant",
+                f"their standard deviation is {sum(last) / len(last):.2g}, so there is nothing to predict; start "
+                "again with a higher schedule.momentum_start or a lower optimizer.lr_encoder",
+            )
         )
-    std, rank, position = (_recent(figures, key) for key in ("std", "rankme_centred", "position_r2"))
-    if not fallen and std and max(std) < CONSTANT:
-        said.append(
-            f"images are all alike: the deviation of their features is {std[-1]:.2g} and has been for {RECENT} "
-            "measurements; lower optimizer.lr_encoder or raise the momentum, from the start"
+    std, rank, position = (_recent(diagnoses, key) for key in ("std", "rankme_centred", "position_r2"))
+    if std and max(std) < CONSTANT:
+        found.append(
+            Finding(
+                "collapse",
+                "all images have the same features",
+                f"the standard deviation between images is {std[-1]:.2g} in the last {RECENT} measurements; start "
+                "again with a lower optimizer.lr_encoder or a higher schedule.momentum_start",
+            )
         )
-    elif not fallen and rank and max(rank) < 2:
-        said.append(
-            f"features have one direction: centred RankMe is {rank[-1]:.1f} and has been for {RECENT} measurements; "
-            "check the masks, then lower the learning rate or raise the momentum"
+    elif rank and max(rank) < 2:
+        found.append(
+            Finding(
+                "collapse",
+                "features have one direction",
+                f"centered RankMe is {rank[-1]:.1f} in the last {RECENT} measurements; check the masks, then start "
+                "again with a lower optimizer.lr_encoder or a higher schedule.momentum_start",
+            )
         )
     if position and min(position) > POSITIONAL:
-        said.append(
-            f"position explains the features: {position[-1]:.0%} of them, and little of the image; usual in the first "
-            "steps: if it stays so, lower model.encoder.position_scale or raise the learning rate"
+        found.append(
+            Finding(
+                "watch",
+                "position explains the features",
+                f"it explains {position[-1]:.0%} of their variance; this is usual in the first steps; if it stays so, "
+                "lower model.encoder.position_scale or raise optimizer.lr_encoder",
+            )
         )
-    return said
+    return found
 
 
-def _recent(figures: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """Return a figure of the last diagnoses; none where one of them lacks it."""
-    values = [record.get(key) for record in figures[-RECENT:]]
-    return [] if None in values else [float(value) for value in values if value is not None]
+def _accuracy(values: Sequence[float]) -> list[Finding]:
+    """Return whether the accuracies of kNN have dropped below the best one."""
+    best, now = max(values), sum(values[-RECENT:]) / RECENT
+    limit = min(best - _margin(best), FALL * best)
+    if now >= limit:
+        return []
+    text = f"the accuracy of kNN on the diagnosis images fell from {best:.1%} to {now:.1%}; "
+    if len(values) >= TREND + RECENT and max(values[len(values) // 2 :]) < limit:
+        text += (
+            "it has been low for half of the run; start again from before the fall with a lower optimizer.lr_encoder "
+            "or a higher schedule.momentum_start"
+        )
+        return [Finding("collapse", "accuracy falls", text)]
+    return [
+        Finding("watch", "accuracy falls", text + "it can fall early and recover; keep the checkpoint with the best")
+    ]
+
+
+def _margin(accuracy: float) -> float:
+    """Return how far another accuracy must be from this one to differ by more than chance."""
+    return KNN_ERRORS * (accuracy * (1 - accuracy) / KNN_IMAGES) ** 0.5
+
+
+def _trends(diagnoses: Rows) -> list[Finding]:
+    """Return the falls that go on in the second half of the run so far."""
+    found = []
+    half = diagnoses[len(diagnoses) // 2 :]
+    rank, std, cosine = (_values(half, key) for key in ("rankme_centred", "std", "mean_cosine"))
+    if rank and rank[-1] < FALL * max(rank):
+        found.append(
+            Finding(
+                "watch",
+                "rank falls",
+                f"centered RankMe went from {max(rank):.1f} to {rank[-1]:.1f} in the second half of the run so far; "
+                "healthy runs fall early and recover; if it goes on, compare a kNN or linear probe with an earlier "
+                "checkpoint",
+            )
+        )
+    if std and std[-1] < VANISHED * max(std):
+        found.append(
+            Finding(
+                "watch",
+                "images grow alike",
+                f"the standard deviation between images fell from {max(std):.2g} to {std[-1]:.2g} in the second half "
+                "of the run so far; if it goes on, lower optimizer.lr_encoder or raise schedule.momentum_start",
+            )
+        )
+    if cosine and min(cosine[-RECENT:]) > ALIGNED:
+        found.append(
+            Finding(
+                "watch",
+                "all images point in one direction",
+                f"the mean cosine between them is {cosine[-1]:.3f}; if it does not fall again, compare a kNN or linear "
+                "probe with an earlier checkpoint",
+            )
+        )
+    return found
+
+
+def _values(rows: Rows, key: str) -> list[float]:
+    """Return a key's values in the rows that have it as a number."""
+    return [float(row[key]) for row in rows if isinstance(row.get(key), int | float)]
+
+
+def _recent(rows: Rows, key: str) -> list[float]:
+    """Return a key's values in the last rows; none where one of them lacks it."""
+    values = _values(rows[-RECENT:], key)
+    return values if len(values) == RECENT else []
 
 
 def run_warnings(run: Path) -> list[str]:
-    """Return `warnings_of` a run's folder; none where it holds no figures yet."""
-    return warnings_of(_records(run / "metrics.jsonl"), _records(run / "diagnostics.jsonl"))
+    """Return the findings of a run folder as lines; none where it holds no figures yet."""
+    return [str(finding) for finding in _read(run)]
 
 
 def new_warnings(run: Path) -> Callable[[], list[str]]:
-    """Return a function that returns those of `run_warnings` that it has not returned before, for a run on its way.
+    """Return a function that returns the lines of `run_warnings` that it has not returned before.
 
-    A warning whose figures alone have moved on is the same warning.
+    A finding on the same topic and level is the same finding, even if its figures have changed.
     """
-    said: set[str] = set()
+    known: set[tuple[str, str]] = set()
 
     def fresh() -> list[str]:
-        found = {line.partition(":")[0]: line for line in run_warnings(run)}
-        new = [f"warning: {line}" for head, line in found.items() if head not in said]
-        said.update(found)
-        return new
+        new = [finding for finding in _read(run) if (finding.level, finding.topic) not in known]
+        known.update((finding.level, finding.topic) for finding in new)
+        return [str(finding) for finding in new]
 
     return fresh
 
 
-def _fall(figures: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float] | None:
-    """Return a figure's highest and last value where it has fallen since."""
-    values = [float(record[key]) for record in figures if record.get(key) is not None]
-    return (max(values), values[-1]) if values and values[-1] < FALL * max(values) else None
+def _read(run: Path) -> list[Finding]:
+    return findings(_records(run / "metrics.jsonl"), _records(run / "diagnostics.jsonl"))
 
 
 def _records(file: Path) -> list[dict[str, Any]]:

@@ -215,7 +215,7 @@ _MEASURED: tuple[tuple[str, dict[str, str], str], ...] = (
         "RankMe",
         {"rankme": "as it is", "rankme_centred": "centred"},
         "Effective number of directions that the features of images use; centred: after their mean is taken out. "
-        "Falling to a few while the loss falls, it is a collapse.",
+        "It falls early in healthy runs and recovers. Near 1 it is a collapse.",
     ),
     (
         "kNN on the way",

@@ -135,7 +135,7 @@ def test_full_recomputation_keeps_less():
     assert saved_bytes(full) < 0.6 * saved_bytes(plain)
 
 
-@pytest.mark.parametrize("what", ["none", "selective"])
+@pytest.mark.parametrize("what", ["none", pytest.param("selective", marks=pytest.mark.slow)])
 def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -64,6 +64,7 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kills_at_any_time_change_no_byte(tmp_path):
     plain = nested(tmp_path / "plain.tar", each=20, folder="winter21_whole/")
     archive = tmp_path / "winter21_whole.tar.gz"
@@ -93,7 +94,11 @@ def test_kills_at_any_time_change_no_byte(tmp_path):
 
 @pytest.mark.parametrize(
     ("compressed", "processes", "file"),
-    [(True, 1, "archives/whole-"), (False, 1, "train-0000.tar"), (False, 2, "train-000")],
+    [
+        (True, 1, "archives/whole-"),
+        (False, 1, "train-0000.tar"),
+        pytest.param(False, 2, "train-000", marks=pytest.mark.slow),
+    ],
 )
 def test_a_disk_that_fills_is_one_line_and_the_packing_goes_on(tmp_path, compressed, processes, file):
     """While an archive is expanded, in a shard, and in a process of several."""

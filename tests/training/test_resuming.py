@@ -72,7 +72,9 @@ def never_killed(scenes, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
     """Killed twice at random steps, then run to its end: equal to the uninterrupted run."""
     context = multiprocessing.get_context("forkserver")  # processes that need not import torch again

@@ -103,6 +103,8 @@ def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
         raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path):
     out, port = tmp_path / "run", free_port()
     whole = command(scenes, out, "--parallel.timeout", "5")

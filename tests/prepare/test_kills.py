@@ -17,6 +17,7 @@ from ijepa.errors import Failed
 from ijepa.prepare import shards, under_way
 from ijepa.prepare.pack import Settings, pack
 from tests.prepare.test_pack import content, nested, run, tree
+from tests.waiting import wait_until
 
 LIMITED = """
 import resource, sys
@@ -48,18 +49,13 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path
     run("folder", root, tmp_path / "whole", "--shard-size", 1)
     words = ("folder", root, tmp_path / "out", "--shard-size", 1, "--processes", 2)
     first = start(*words)
-    while not list((tmp_path / "out").glob("*.tar")):
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.002)
+    wait_until(lambda: any((tmp_path / "out").glob("*.tar")), lambda: first.poll() is None)
     workers = children(first)
     first.kill()
     first.wait()
     (tmp_path / "out/.train-0029.tar.1.part").write_bytes(b"left")
     again = start(*words)
-    deadline = time.monotonic() + 10
-    while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "its processes live on"
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(alive, workers)))
     assert len(workers) >= 2 and again.wait() == 0, again.stderr.read()
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from ijepa.training.optimizer import make_optimizer
 from ijepa.training.world import join
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
+from tests.waiting import LIMIT, count_lines, wait_until
 
 DOUBLE = {"double": True}
 CLIP = 1e-3
@@ -340,14 +340,11 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
         text=True,
     )
     try:
-        for _ in range(1200):
-            if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= 12:
-                break
-            time.sleep(0.1)
+        wait_until(lambda: count_lines(out / "metrics.jsonl") >= 12, lambda: launcher.poll() is None)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         second = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
         os.kill(int(second), signal.SIGKILL)
-        _, said = launcher.communicate(timeout=60)
+        _, said = launcher.communicate(timeout=LIMIT)
     finally:
         launcher.kill()
     ours = [line for line in said.splitlines() if line.startswith("ijepa: ")]

@@ -43,6 +43,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc")
 def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path):
     root = tree(tmp_path / "tree")

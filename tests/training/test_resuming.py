@@ -83,7 +83,9 @@ def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
     assert bytes_of(run) == bytes_of(never_killed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_step_saves_and_says_so(scenes, tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(command(scenes, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

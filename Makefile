@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-all matrix check clean
 
 install: .venv/installed
 
@@ -20,7 +20,15 @@ demo: install
 	GOMP_SPINCOUNT=20000 $(BIN)/ijepa demo --output runs/demo
 
 test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+# Hours, and 6 GB of disk for each CUDA build of torch; ENVIRONMENTS keeps the virtual environments.
+ENVIRONMENTS ?= .cache/environments
+matrix: install
+	$(BIN)/python benchmarks/matrix.py --environments $(ENVIRONMENTS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -9,7 +9,6 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,15 @@ import torch
 
 from ijepa.prepare.scenes import write_scenes
 
-# Beside a torch built for CPUs torchvision lacks its operators and cannot be imported, as timm and transformers do.
-# With these names defined it does; a torchvision that has them is left as it is.
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-for _schema in (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-):
-    with suppress(RuntimeError):
-        _OPERATORS.define(_schema)
+# torchvision from the package index fails to import with a CPU build of torch, because its operators do not load; timm
+# and transformers then fail too. They import once the names exist. Define them only after the import has failed: a
+# library that loads later and registers the same name aborts the process.
+try:
+    import torchvision  # noqa: F401
+except (ImportError, RuntimeError):
+    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 TINY = {
     "name": "tiny",

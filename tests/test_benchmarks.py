@@ -42,6 +42,7 @@ def test_seeds_gathers_margins(demo: Path, tmp_path: Path) -> None:
         assert found[kind]["margin"] == [found[kind]["least_margin"]] * 2
 
 
+@pytest.mark.slow
 def test_kills_compares_bit_for_bit(scenes: Path, tmp_path: Path) -> None:
     small = ["--model.encoder.width", 16, "--model.encoder.heads", 2, "--model.encoder.depth", 1]
     small += ["--model.predictor.depth", 1, "--batch.global", 4, "--kills", 1, "--workers", 0, "--checkpoint.every", 9]

@@ -5,7 +5,6 @@ and raw pixels, and the encoder that comes with the package, trained by the same
 table and one HTML page.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from ijepa import randomness
 from ijepa.data.opening import open_source
+from ijepa.environment import available_cores
 from ijepa.errors import Refused
 from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.evaluation.run import evaluate
@@ -98,7 +98,7 @@ def draw(folder: Path, *, images: int, seed: int) -> None:
         return
     beside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    write_scenes(beside, images=images, seed=seed, processes=min(2, os.cpu_count() or 1))
+    write_scenes(beside, images=images, seed=seed, processes=min(2, available_cores()))
     beside.rename(folder)
 
 

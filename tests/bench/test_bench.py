@@ -1,4 +1,4 @@
-"""The measurements' structure, their plausibility and what they compare; no test looks at how long anything took."""
+"""The structure of the measurements and what they compare. No test looks at how long anything took."""
 
 import json
 
@@ -87,11 +87,21 @@ def test_evaluation_is_measured_by_parts(monkeypatch):
     assert json.loads(json.dumps(result)) == result
     assert result.keys() == {"threads", "forward", "cached", "knn", "bank"} and len(lines) == 4
     assert result["forward"]["heads"] == 52 and result["forward"]["ratio"] > 0
+    assert len(result["cached"]) == 3
     for each in result["cached"].values():
-        assert 0 < each["times faster than modules"] < each["times faster at most"]["modules"]
+        assert each["cpu_seconds"].keys() == {"together", "one by one", "modules", "products"}
+        assert each["times faster at most"].keys() == {"one by one", "modules"}
     assert len(decoded) == 2 * 2 * 2, "two images, one head and many, two rounds: each goes through the augmentation"
     assert result["knn"]["train"] == 3000 and result["knn"]["planned bytes at full size"]["sum"] > 0
     assert 0 < result["bank"]["recall"]["8"] <= result["bank"]["recall"]["64"] == 1
+
+
+def test_ratio_is_the_median_of_the_ratios_of_each_round():
+    from ijepa.bench.evaluation import ratio, told
+
+    seconds = {"ours": [1.0, 2.0, 1.0], "theirs": [3.0, 4.0, 50.0]}
+    assert ratio(seconds, "theirs", "ours") == 3
+    assert told(seconds) == {"cpu_seconds": {"ours": 1, "theirs": 4}}
 
 
 def test_knn_at_full_size_is_planned_below_eight_gigabytes():
@@ -113,5 +123,5 @@ def test_the_index_is_measured_at_two_sizes_and_extended(tmp_path):
 def test_the_order_is_measured_for_both_kinds(tmp_path):
     found = bench_order(images=50_000, folder=tmp_path, echo=lambda line: None)
     assert set(found["orders"]) == {"global", "blocks"} and found["images"] == 50_000
-    assert all(0 < row["resume_seconds"] < row["epoch_seconds"] * 50 for row in found["orders"].values())
+    assert all(row.keys() == {"resume_seconds", "epoch_seconds"} for row in found["orders"].values())
     assert not list(tmp_path.iterdir())

@@ -32,6 +32,7 @@ def module(monkeypatch: pytest.MonkeyPatch):
     return load
 
 
+@pytest.mark.slow
 def test_every_part_that_a_cpu_can_run_ends(tmp_path):
     pytest.importorskip("torchao")
     file = tmp_path / "gpu.json"

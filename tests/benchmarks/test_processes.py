@@ -19,6 +19,8 @@ def processes(monkeypatch):
     return importlib.import_module("processes")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_the_demos_losses_under_torchrun_are_those_of_one_process(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     file = tmp_path / "losses.json"

@@ -28,6 +28,15 @@ def test_bench(tmp_path, recipe):
     assert any(f"{result['ratio']:.2f} x" in line for line in lines)
 
 
+def test_bench_data_without_cpu_affinity(tmp_path, recipe, monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    files = {f"{i:02d}.jpg": jpeg(i, 120, 100) for i in range(8)}
+    result = bench_data(write_tree(tmp_path, files), recipe, micro=8, repeats=1, echo=lambda line: None)
+    assert set(result["images_per_second_by_workers"]) == {"1"}
+
+
 def test_nothing_to_measure(tmp_path, recipe):
     with pytest.raises(Failed, match="in a row cannot be decoded"):
         bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), recipe, echo=lambda _: None)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -19,6 +18,7 @@ from ijepa.batch import Batch
 from ijepa.data.workers import LoaderDefect, mark, produce
 from ijepa.errors import Failed
 from tests.data.making import bare_batch
+from tests.waiting import LIMIT, wait_until
 
 SHAPE = (2, 3, 4, 4)
 
@@ -51,15 +51,6 @@ def make(
 
 def produced(items: range, workers: int, prefetch: int = 2, **trouble: object) -> list[Batch]:
     return list(produce(partial(make, **trouble), items, shape=SHAPE, workers=workers, prefetch=prefetch))
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def alive(process: int) -> bool:
@@ -225,8 +216,8 @@ def test_no_worker_outlives_its_parent(tmp_path, how, code):
         if how == "kill":
             assert all(map(alive, workers))
             parent.kill()
-        assert parent.wait(60) == code
-        assert until(lambda: not any(map(alive, workers)))
+        assert parent.wait(LIMIT) == code
+        wait_until(lambda: not any(map(alive, workers)))
     finally:
         parent.kill()
         parent.wait()

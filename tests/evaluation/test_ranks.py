@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ PROTOCOLS = {
     "trained": ("segmentation", "base: demo-linear\ntrain_images: 9\ntest_images: 7\nbatch: 3\nlinear: {steps: 3}"),
     "videos": ("propagation", "base: demo\nshort_side: 32"),
 }
+FEW = {"neighbours", "videos"}
+"""What the fast tests evaluate."""
 EVALUATE = """
 import json, os, sys
 from pathlib import Path
@@ -51,19 +54,34 @@ for name, (kind, _) in chosen.items():
 """
 
 
+@pytest.fixture
+def results(request) -> dict[int, Path]:
+    """The folder of results by the number of processes that made them; all protocols for a slow test, else two."""
+    slow = request.node.get_closest_marker("slow")
+    return request.getfixturevalue("all_results" if slow else "few_results")
+
+
 @pytest.fixture(scope="module")
-def results(scenes, tmp_path_factory) -> dict[int, Path]:
-    """The folder of results by the number of processes that made them."""
-    found, videos = {}, tmp_path_factory.mktemp("videos")
+def few_results(scenes, tmp_path_factory) -> dict[int, Path]:
+    return evaluated(scenes, tmp_path_factory, FEW)
+
+
+@pytest.fixture(scope="module")
+def all_results(scenes, tmp_path_factory) -> dict[int, Path]:
+    return evaluated(scenes, tmp_path_factory, PROTOCOLS.keys() - FEW)
+
+
+def evaluated(scenes: Path, tmp_path_factory, names: Collection[str]) -> dict[int, Path]:
+    found, videos, chosen = {}, tmp_path_factory.mktemp("videos"), {name: PROTOCOLS[name] for name in sorted(names)}
     for name in ("a", "b", "c"):
         write_video(videos / "whole", name, frames=4)
         write_video(videos / "broken", name, frames=3)
     (videos / "broken/images/b/00001.png").write_bytes(b"no image")
     for size in (1, 2):
         found[size] = folder = tmp_path_factory.mktemp(f"by-{size}")
-        for name, (_, text) in PROTOCOLS.items():
+        for name, (_, text) in chosen.items():
             (folder / f"{name}.yaml").write_text(f"{text}\nname: {name}\n")
-        given = [str(folder), str(scenes), str(videos), json.dumps(PROTOCOLS)]
+        given = [str(folder), str(scenes), str(videos), json.dumps(chosen)]
         said = spawn(size, [sys.executable, "-c", EVALUATE, *given])
         assert [code for code, _ in said] == [0] * size, said
         assert all("images/b/00001.png: " in text for _, text in said), "all say what one of them met"
@@ -71,7 +89,10 @@ def results(scenes, tmp_path_factory) -> dict[int, Path]:
     return found
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in PROTOCOLS]
+)
 def test_processes_change_no_digit(results, name):
     one, several = (json.loads(next((results[size] / name).glob("*.json")).read_text()) for size in (1, 2))
     assert one.pop("seconds") > 0 and several.pop("seconds") > 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ijepa.masks import MaskRule, draw_masks
-from ijepa.model.jepa import IJEPA
+from ijepa.model.jepa import IJEPA, skill_of
 from ijepa.packing import draw_depth, pack
 from ijepa.recipe import Encoder, Model, Predictor
 from tests.reference.dense import baseline_of, goal_of, loss_of, normalised
@@ -116,17 +116,35 @@ def test_the_baseline_agrees(dtype):
     torch.testing.assert_close(outcome.position_sums, torch.stack(goals).sum(0), rtol=1e-4, atol=1e-5)
 
 
-def test_skill_is_nought_for_the_mean_of_a_position():
-    """Predicting each position's mean target exactly is the baseline, whatever the images."""
+class Fixed(torch.nn.Module):
+    """A predictor that knows the prediction of every patch of every image, (B, N, D)."""
+
+    def __init__(self, predictions: torch.Tensor) -> None:
+        super().__init__()
+        self.predictions = predictions.flatten(0, 1)
+
+    def forward(self, context: torch.Tensor, batch) -> torch.Tensor:
+        return self.predictions[batch.targets.index]
+
+
+def test_skill_of_the_position_mean_is_zero_and_of_the_targets_one():
+    """The predictions are computed by the reference: its targets (B, N, D) and their mean over images (N, D)."""
     shape = shape_of()
     masks, kept, pixels = case(shape)
     model = stirred(shape)
-    with torch.no_grad():
-        batch = pack(masks, pixels, 5, kept)
-        model.position_mean.copy_(model(batch).position_sums / 5)
-        model.predictor.predictor_proj.weight.zero_()
-        model.predictor.predictor_proj.bias.zero_()
-        outcome = model(batch)
-        assert outcome.baseline < outcome.loss  # zeros are a worse guess than the mean
-        spread = (outcome.target_sums[2] / outcome.target_sums[0]).sqrt()
-    assert torch.isfinite(spread).all()
+    weights = dict(model.target_encoder.named_parameters())
+    targets = torch.stack([goal_of(weights, shape, normalised(image)) for image in pixels])
+    mean = targets.mean(0)
+    model.position_mean = mean
+    batch = pack(masks, pixels, 5, kept)
+
+    def skill(predictions: torch.Tensor) -> float:
+        model.predictor = Fixed(predictions)
+        with torch.no_grad():
+            outcome = model(batch)
+        return skill_of(outcome.loss, outcome.baseline).item()
+
+    assert skill(mean.expand_as(targets)) == pytest.approx(0, abs=1e-9)
+    assert skill(targets) == pytest.approx(1, abs=1e-9)
+    assert skill(torch.zeros_like(targets)) < -0.1
+    assert 0.1 < skill((mean + targets) / 2) < 0.9

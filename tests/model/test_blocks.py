@@ -7,7 +7,7 @@ import torch
 from ijepa.batch import Sequences
 from ijepa.budget import Budget
 from ijepa.masks import MaskRule
-from ijepa.model import padded_attention
+from ijepa.model import blocks, padded_attention
 from ijepa.model.attention import attention
 from ijepa.model.blocks import compile_blocks, recompute_blocks, set_attention
 from ijepa.model.jepa import IJEPA, whole_images
@@ -135,7 +135,7 @@ def test_full_recomputation_keeps_less():
     assert saved_bytes(full) < 0.6 * saved_bytes(plain)
 
 
-@pytest.mark.parametrize("what", ["none", "selective"])
+@pytest.mark.parametrize("what", ["none", pytest.param("selective", marks=pytest.mark.slow)])
 def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -153,6 +153,13 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
         model(batch_of(step)).loss.backward()
     assert counter.frame_count == warm
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_lengths_of_sequences_reach_no_compiled_block_that_has_a_limit():
+    bounded, unbounded = sequences((3, 2), 0, 4), sequences((3, 2), 0, 0)
+    given = blocks._call(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
+    assert (given[1].lengths, given[1].longest) == ((), 4) and given[1].cu_seqlens is bounded.cu_seqlens
+    assert given[2] is unbounded
 
 
 def test_a_compiled_layer_is_a_plain_one():

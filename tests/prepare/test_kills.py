@@ -17,6 +17,7 @@ from ijepa.errors import Failed
 from ijepa.prepare import shards, under_way
 from ijepa.prepare.pack import Settings, pack
 from tests.prepare.test_pack import content, nested, run, tree
+from tests.waiting import wait_until
 
 LIMITED = """
 import resource, sys
@@ -42,28 +43,25 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc")
 def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path):
     root = tree(tmp_path / "tree")
     run("folder", root, tmp_path / "whole", "--shard-size", 1)
     words = ("folder", root, tmp_path / "out", "--shard-size", 1, "--processes", 2)
     first = start(*words)
-    while not list((tmp_path / "out").glob("*.tar")):
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.002)
+    wait_until(lambda: any((tmp_path / "out").glob("*.tar")), lambda: first.poll() is None)
     workers = children(first)
     first.kill()
     first.wait()
     (tmp_path / "out/.train-0029.tar.1.part").write_bytes(b"left")
     again = start(*words)
-    deadline = time.monotonic() + 10
-    while any(map(alive, workers)):
-        assert time.monotonic() < deadline, "its processes live on"
-        time.sleep(0.02)
+    wait_until(lambda: not any(map(alive, workers)))
     assert len(workers) >= 2 and again.wait() == 0, again.stderr.read()
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kills_at_any_time_change_no_byte(tmp_path):
     plain = nested(tmp_path / "plain.tar", each=20, folder="winter21_whole/")
     archive = tmp_path / "winter21_whole.tar.gz"
@@ -93,7 +91,11 @@ def test_kills_at_any_time_change_no_byte(tmp_path):
 
 @pytest.mark.parametrize(
     ("compressed", "processes", "file"),
-    [(True, 1, "archives/whole-"), (False, 1, "train-0000.tar"), (False, 2, "train-000")],
+    [
+        (True, 1, "archives/whole-"),
+        (False, 1, "train-0000.tar"),
+        pytest.param(False, 2, "train-000", marks=pytest.mark.slow),
+    ],
 )
 def test_a_disk_that_fills_is_one_line_and_the_packing_goes_on(tmp_path, compressed, processes, file):
     """While an archive is expanded, in a shard, and in a process of several."""

@@ -168,6 +168,7 @@ pack({"train": source}, Path(sys.argv[2]), Settings(shard_size=4, hold_out=2))
 """
 
 
+@pytest.mark.slow
 def test_five_kills_change_no_byte(tmp_path):
     root = tree(tmp_path / "tree")
     pack({"train": open_source(root)}, tmp_path / "whole", Settings(shard_size=4, hold_out=2))

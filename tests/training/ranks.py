@@ -29,6 +29,7 @@ from ijepa.model.blocks import compile_blocks
 from ijepa.recipe import Recipe
 from ijepa.training import loop, prepare
 from ijepa.training.optimizer import make_optimizer
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,7 +123,7 @@ def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
         for rank in range(size)
     ]
     try:
-        said = [rank.communicate(timeout=150)[1] for rank in ranks]
+        said = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

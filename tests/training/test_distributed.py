@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from ijepa.training.optimizer import make_optimizer
 from ijepa.training.world import join
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
+from tests.waiting import LIMIT, count_lines, wait_until
 
 DOUBLE = {"double": True}
 CLIP = 1e-3
@@ -42,45 +42,64 @@ def last(run: Path) -> Path:
     return list_checkpoints(run / "checkpoints")[-1]
 
 
+def job(output: Path, values: dict, **how) -> dict:
+    return {"recipe": values, "output": str(output), **how}
+
+
+@pytest.fixture
+def runs(request) -> Path:
+    """The folder of runs on 1, 2 and 4 processes, each under its name; all of them for a slow test, else a few."""
+    slow = request.node.get_closest_marker("slow")
+    return request.getfixturevalue("all_runs" if slow else "few_runs")
+
+
 @pytest.fixture(scope="module")
-def runs(scenes, tmp_path_factory) -> Path:
-    """Runs on 1, 2 and 4 processes, each in the folder of its name."""
+def few_runs(scenes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("worlds")
-
-    def job(name: str, values: dict, **how) -> dict:
-        return {"recipe": values, "output": str(out / name), **how}
-
-    run(job("one-double", recipe(scenes, micro=4), **DOUBLE))
-    run(job("one-20", recipe(scenes, micro=4, steps=20)))
-    clip = {"optimizer": {"clip_norm": CLIP}}
-    run(job("one-clipped", recipe(scenes, micro=4, **clip), **DOUBLE))
+    run(job(out / "one-double", recipe(scenes, micro=4), **DOUBLE))
     run_jobs(
         2,
         [
-            job("ddp", recipe(scenes, "ddp"), unfused=True),
-            job("zero2", recipe(scenes, "zero2", checkpoint={"every": 3}), unfused=True),
-            job("ddp-fused", recipe(scenes, "ddp")),
-            job("zero2-20", recipe(scenes, steps=20)),
-            job("ddp-bf16", recipe(scenes, "ddp", precision={"autocast": "bf16"}), unfused=True),
-            job("zero2-bf16", recipe(scenes, "zero2", precision={"autocast": "bf16"}), unfused=True),
-            job("two-double", recipe(scenes, "zero2", micro=1), **DOUBLE),
-            job("zero3-double", recipe(scenes, "zero3", micro=4), **DOUBLE),
-            job("stopped", recipe(scenes, "zero2", micro=1), stop_after=4, **DOUBLE),
-            job("resumed-two", recipe(scenes, "zero2", micro=1), copy=str(out / "stopped"), **DOUBLE),
-            job("two-clipped", recipe(scenes, "zero2", **clip), **DOUBLE),
-            job("ddp-clipped", recipe(scenes, "ddp", **clip), **DOUBLE),
-            job("four-micros", recipe(scenes, "zero2", micro=1, steps=3), reductions=str(out / "four-micros.txt")),
-            job("one-micro", recipe(scenes, "zero2", micro=4, steps=3), reductions=str(out / "one-micro.txt")),
+            job(out / "ddp", recipe(scenes, "ddp"), unfused=True),
+            job(out / "zero2", recipe(scenes, "zero2", checkpoint={"every": 3}), unfused=True),
+            job(out / "two-double", recipe(scenes, "zero2", micro=1), **DOUBLE),
         ],
     )
-    run(job("resumed-one", recipe(scenes, "none", micro=2), copy=str(out / "stopped"), **DOUBLE))
+    return out
+
+
+@pytest.fixture(scope="module")
+def all_runs(scenes, few_runs) -> Path:
+    out = few_runs
+    run(job(out / "one-20", recipe(scenes, micro=4, steps=20)))
+    clip = {"optimizer": {"clip_norm": CLIP}}
+    run(job(out / "one-clipped", recipe(scenes, micro=4, **clip), **DOUBLE))
+    run_jobs(
+        2,
+        [
+            job(out / "ddp-fused", recipe(scenes, "ddp")),
+            job(out / "zero2-20", recipe(scenes, steps=20)),
+            job(out / "ddp-bf16", recipe(scenes, "ddp", precision={"autocast": "bf16"}), unfused=True),
+            job(out / "zero2-bf16", recipe(scenes, "zero2", precision={"autocast": "bf16"}), unfused=True),
+            job(out / "zero3-double", recipe(scenes, "zero3", micro=4), **DOUBLE),
+            job(out / "stopped", recipe(scenes, "zero2", micro=1), stop_after=4, **DOUBLE),
+            job(out / "resumed-two", recipe(scenes, "zero2", micro=1), copy=str(out / "stopped"), **DOUBLE),
+            job(out / "two-clipped", recipe(scenes, "zero2", **clip), **DOUBLE),
+            job(out / "ddp-clipped", recipe(scenes, "ddp", **clip), **DOUBLE),
+            job(
+                out / "four-micros", recipe(scenes, "zero2", micro=1, steps=3), reductions=str(out / "four-micros.txt")
+            ),
+            job(out / "one-micro", recipe(scenes, "zero2", micro=4, steps=3), reductions=str(out / "one-micro.txt")),
+        ],
+    )
+    run(job(out / "resumed-one", recipe(scenes, "none", micro=2), copy=str(out / "stopped"), **DOUBLE))
     hsdp = recipe(scenes, "hsdp", micro=1, parallel={"shard": 2})
     run_jobs(
         4,
         [
-            job("hsdp-double", hsdp, **DOUBLE),
-            job("four-clipped", recipe(scenes, "zero3", **clip), **DOUBLE),
-            job("resumed-four", recipe(scenes, "zero2", micro=2), copy=str(out / "stopped"), **DOUBLE),
+            job(out / "hsdp-double", hsdp, **DOUBLE),
+            job(out / "four-clipped", recipe(scenes, "zero3", **clip), **DOUBLE),
+            job(out / "resumed-four", recipe(scenes, "zero2", micro=2), copy=str(out / "stopped"), **DOUBLE),
         ],
     )
     return out
@@ -95,7 +114,11 @@ def parameters(run: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", ["", "-bf16"])  # where weights travel in bfloat16, they are used in it
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "kind",
+    ["", pytest.param("-bf16", marks=pytest.mark.slow)],  # where weights travel in bfloat16, they are used in it
+)
 def test_ddp_and_zero2_are_equal_to_the_bit(runs, kind):
     for ours, theirs in zip(rows(runs / f"ddp{kind}"), rows(runs / f"zero2{kind}"), strict=True):
         assert {**ours, "grad_norm": 0} == {**theirs, "grad_norm": 0}
@@ -105,13 +128,23 @@ def test_ddp_and_zero2_are_equal_to_the_bit(runs, kind):
     assert all(torch.equal(ddp[name], zero2[name]) for name in ddp)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_the_fused_optimiser_changes_rounding_only(runs):
     for ours, theirs in zip(rows(runs / "ddp"), rows(runs / "ddp-fused"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
-    "name", ["two-double", "zero3-double", "hsdp-double", "resumed-one", "resumed-two", "resumed-four"]
+    "name",
+    [
+        "two-double",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("zero3-double", "hsdp-double", "resumed-one", "resumed-two", "resumed-four")
+        ),
+    ],
 )
 def test_worlds_micro_batches_and_resumption_change_nothing_in_double_precision(runs, name):
     one, other = rows(runs / "one-double"), rows(runs / name)
@@ -121,6 +154,8 @@ def test_worlds_micro_batches_and_resumption_change_nothing_in_double_precision(
             assert ours[key] == pytest.approx(theirs[key], rel=1e-10), (key, ours["step"])
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["ddp-clipped", "two-clipped", "four-clipped"])
 def test_the_norm_that_clips_is_that_of_all_shards(runs, name):
     one, other, free = rows(runs / "one-clipped"), rows(runs / name), rows(runs / "one-double")
@@ -131,17 +166,23 @@ def test_the_norm_that_clips_is_that_of_all_shards(runs, name):
     assert max(abs(ours["loss"] - plain["loss"]) for ours, plain in zip(one, free, strict=True)) > 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_gradients_travel_once_a_step_however_many_micro_batches(runs):
     several, one = ((runs / f"{name}.txt").read_text() for name in ("four-micros", "one-micro"))
     assert several == one and int(one) >= 3 * 2 and int(one) % 3 == 0
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_float32_on_two_processes_gives_the_losses_of_one(runs):
     one, two = rows(runs / "one-20"), rows(runs / "zero2-20")
     assert len(one) == len(two) == 20
     assert max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in zip(one, two, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(runs):
     """It comes after step 4, while that is measured. A step later or two, because none waits for the others' answer;
     resumed on two, to the same bits."""
@@ -150,11 +191,13 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(runs):
     assert (runs / "resumed-two/metrics.jsonl").read_bytes() == (runs / "two-double/metrics.jsonl").read_bytes()
 
 
+@pytest.mark.distributed
 def test_ranks_load_no_sample_twice(runs):
     counts = json.loads((last(runs / "zero2") / "state.json").read_text())["counts"]
     assert counts["seen"] == 8 * 8
 
 
+@pytest.mark.distributed
 def test_a_sharded_checkpoint_holds_no_pickle_and_torch_reads_it_too(runs):
     import torch.distributed.checkpoint as dcp
 
@@ -172,6 +215,7 @@ def built(scenes: Path):
     return model, make_optimizer(model, Optimizer())
 
 
+@pytest.mark.distributed
 def test_one_process_reads_the_moments_of_two(runs, scenes):
     (ours, optimizer), (theirs, other) = built(scenes), built(scenes)
     load_checkpoint(last(runs / "ddp"), ours, optimizer)
@@ -183,6 +227,7 @@ def test_one_process_reads_the_moments_of_two(runs, scenes):
     assert torch.equal(ours.position_mean, theirs.position_mean) and ours.position_mean.any()
 
 
+@pytest.mark.distributed
 def test_a_missing_or_short_shard_is_refused_in_one_line(runs, scenes, tmp_path):
     folder = tmp_path / "step-00000008"
     shutil.copytree(last(runs / "zero2"), folder)
@@ -249,6 +294,7 @@ def one_line(ranks: list[tuple[int, str]]) -> str:
     return line
 
 
+@pytest.mark.distributed
 def test_seeds_that_differ_are_one_line_from_one_rank(scenes, tmp_path):
     whole = command(scenes, tmp_path / "run")
     ranks = spawn(2, ["sh", "-c", 'exec "$@" --seed $RANK', "sh", *whole])
@@ -257,6 +303,8 @@ def test_seeds_that_differ_are_one_line_from_one_rank(scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_checkpoint_with_a_shard_missing_is_one_line_from_one_rank(runs, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(runs / "zero2", out)
@@ -266,6 +314,8 @@ def test_a_checkpoint_with_a_shard_missing_is_one_line_from_one_rank(runs, tmp_p
     assert line.endswith("does not exist; the checkpoint is not whole; use an earlier one")
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_float8_that_cannot_be_had_is_one_line_from_one_rank(scenes, tmp_path):
     without = (
         "import importlib.util as util; plain = util.find_spec; from ijepa.__main__ import main; "
@@ -277,6 +327,8 @@ def test_float8_that_cannot_be_had_is_one_line_from_one_rank(scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(scenes, tmp_path):
     out = tmp_path / "run"
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
@@ -288,14 +340,11 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
         text=True,
     )
     try:
-        for _ in range(1200):
-            if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= 12:
-                break
-            time.sleep(0.1)
+        wait_until(lambda: count_lines(out / "metrics.jsonl") >= 12, lambda: launcher.poll() is None)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         second = next(pid for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
         os.kill(int(second), signal.SIGKILL)
-        _, said = launcher.communicate(timeout=60)
+        _, said = launcher.communicate(timeout=LIMIT)
     finally:
         launcher.kill()
     ours = [line for line in said.splitlines() if line.startswith("ijepa: ")]

@@ -135,6 +135,7 @@ def test_micro_batches_change_rounding_only(scenes, whole, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(scenes, tmp_path):
     """Resident memory over 500 steps, after the first two hundred, of this process and of the loader's, in bfloat16."""
     seen: dict[int, list[int]] = defaultdict(list)

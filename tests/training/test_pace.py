@@ -47,6 +47,8 @@ def pace(others, rank: int = 0) -> Pace:
     return Pace(Ranks(rank=rank, size=len(others) + 1, others=others), IJEPA(SHAPE), torch.device("cpu"))
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_slow_rank_is_named_in_timings_and_after_three_readings_in_a_line(scenes, tmp_path):
     whole = command(scenes, tmp_path / "run", "--steps", "10", "--parallel.timeout", "60")
     ranks = spawn(2, [sys.executable, "-c", SLOW, *whole[3:]])

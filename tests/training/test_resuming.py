@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +14,7 @@ import pytest
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, Stopped, pretrain
 from tests.training.runs import Kill, bytes_of, recipe, source
+from tests.waiting import LIMIT, count_lines, wait_until
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
@@ -51,14 +51,6 @@ def command(scenes: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "ijepa", "pretrain", str(file), "--output", str(run), *more]
 
 
-def wait_for_steps(run: Path, steps: int) -> None:
-    for _ in range(6000):
-        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= steps:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the run did not get going")
-
-
 def go_on(scenes: Path, run: Path, workers: int) -> None:
     chosen = recipe(scenes, steps=27, checkpoint__every=9, log_every=1, data__workers=workers)
     with patch("os.fsync"):  # half of the time, and what SIGKILL takes is no page of the kernel's
@@ -72,7 +64,9 @@ def never_killed(scenes, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
     """Killed twice at random steps, then run to its end: equal to the uninterrupted run."""
     context = multiprocessing.get_context("forkserver")  # processes that need not import torch again
@@ -81,7 +75,7 @@ def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
     for steps in sorted(random.Random(workers).sample(range(1, 22), 2)):
         process = context.Process(target=go_on, args=(scenes, run, workers))
         process.start()
-        wait_for_steps(run, steps)
+        wait_until(lambda: count_lines(run / "metrics.jsonl") >= steps, process.is_alive)  # noqa: B023 - used at once
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -89,13 +83,15 @@ def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
     assert bytes_of(run) == bytes_of(never_killed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_finishes_the_step_saves_and_says_so(scenes, tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(command(scenes, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_steps(run, 6)
+    wait_until(lambda: count_lines(run / "metrics.jsonl") >= 6, lambda: process.poll() is None)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == code
     assert len(stderr.strip().splitlines()) == 1 and "state saved" in stderr
     last = list_checkpoints(run / "checkpoints")[-1]

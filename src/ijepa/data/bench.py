@@ -40,6 +40,7 @@ from ijepa.data.opening import open_source
 from ijepa.data.sources import Source
 from ijepa.data.turbojpeg import library
 from ijepa.data.workers import Worker
+from ijepa.environment import available_cores
 from ijepa.packing import Packer
 from ijepa.randomness import Stream, words
 from ijepa.recipe import Recipe
@@ -153,16 +154,21 @@ def _made(worker: Worker, number: int) -> float:
 
 @contextmanager
 def _one_core(worker: Worker) -> Iterator[None]:
-    """Keep this process, with one thread, and `worker`, which ends here, on one core: no two are equally quick."""
-    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    """Keep this process, with one thread, and `worker`, which ends here, on one core: no two are equally fast.
+
+    Only the number of threads is set where a process has no CPU affinity (macOS).
+    """
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
     torch.set_num_threads(1)
-    for process in (0, worker.process.pid or 0):
+    for process in (0, worker.process.pid or 0) if cores else ():
         os.sched_setaffinity(process, {min(cores)})
     try:
         yield
     finally:
         worker.end()
-        os.sched_setaffinity(0, cores)
+        if cores:
+            os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
 
 
@@ -189,7 +195,7 @@ def _measure(ways: dict[str, Way], files: dict[int, Files], repeats: int) -> dic
 def _scaling(source: Source, recipe: Recipe, micro: int, packer: Packer, steps: int) -> dict[str, float]:
     """Return images a second of wall time by number of loader processes, up to the machine's cores."""
     found = {}
-    for workers in range(1, len(os.sched_getaffinity(0)) + 1):
+    for workers in range(1, available_cores() + 1):
         batches = _loader(source, recipe, micro, packer, workers).iterate(0, steps + workers)
         for _ in range(workers):  # starting the processes is not their speed
             next(batches)

@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from ijepa.data.listing import Folder, Shards
 from ijepa.data.tars import Shard, TarError, scan_tar
+from ijepa.environment import available_cores
 from ijepa.errors import Refused
 
 VERSION = 1
@@ -131,7 +132,7 @@ def _shard_index(files: Shards, where: str) -> Index:
 
 def _scan_all(paths: tuple[Path, ...], where: str) -> list[Shard]:
     """Scan shards, many of them by several processes: the disk answers many questions at once better than one."""
-    processes = min(_MOST_SCANNERS, len(os.sched_getaffinity(0)))
+    processes = min(_MOST_SCANNERS, available_cores())
     if len(paths) < _MANY or processes < 2:
         return [_scan(path, where) for path in paths]
     context = multiprocessing.get_context("spawn")

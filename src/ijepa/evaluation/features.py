@@ -31,6 +31,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ijepa.data.crop import Interpolation, center_crop_box, crop_resize
 from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
+from ijepa.environment import available_cores
 from ijepa.errors import Failed
 from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.model.vision_transformer import patchify
@@ -229,7 +230,7 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
     starts = [*range(0, len(indices), batch), len(indices)]
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         waiting: list[Future[Tensor]] = []
         try:
             for start, stop in pairwise(starts):

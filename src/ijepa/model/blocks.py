@@ -8,12 +8,14 @@ sequences not at all. So nothing is compiled again after the first steps, provid
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ijepa.batch import Sequences
 from ijepa.model.attention import Backend
 from ijepa.model.jepa import IJEPA
 from ijepa.model.vision_transformer import Attention, Block
@@ -67,7 +69,11 @@ def _parts(model: IJEPA, *, target: bool) -> Iterator[tuple[Block, str]]:
 
 
 def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *arguments: Any) -> Tensor:
-    """Call with numbers as tensors on the device, made once, and with every width a constant."""
+    """Call with numbers as tensors on the device, made once, every width a constant, and no lengths of sequences.
+
+    The lengths differ at every step. Nothing needs them where `limit` bounds them, and torch 2.11 compiles again for
+    each that it has not seen, if activations are recomputed selectively.
+    """
     device = arguments[0].device
     given = []
     for argument in arguments:
@@ -75,6 +81,8 @@ def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *argument
             if (argument, device) not in numbers:
                 numbers[argument, device] = torch.tensor(argument, device=device)
             argument = numbers[argument, device]
+        elif isinstance(argument, Sequences) and argument.limit:
+            argument = replace(argument, lengths=())
         elif isinstance(argument, Tensor) and argument.dim() == 2:
             torch._dynamo.mark_static(argument, 1)
         given.append(argument)

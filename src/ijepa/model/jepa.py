@@ -104,6 +104,11 @@ class Outcome:
     position_sums: Tensor
 
 
+def skill_of(loss: Tensor, baseline: Tensor) -> Tensor:
+    """Skill () of a global batch, from its loss () and its baseline ()."""
+    return 1 - loss / baseline
+
+
 class IJEPA(nn.Module):
     """Both encoders, the predictor and the loss. `seed` draws the initial weights, name by name."""
 

@@ -40,7 +40,7 @@ def check_float8(device: torch.device, scaling: Scaling = "tensorwise", *, autoc
 
     Raises:
         Refused: a GPU without float8 units (compute capability below 8.9), or no torchao; scales by row in float32 on
-            a GPU, whose units then give bfloat16 only.
+            a GPU, whose units then give bfloat16 only; scales by row on a CPU with a torch that lacks them there.
     """
     key = "precision.fp8"
     if device.type == "cuda":
@@ -52,8 +52,21 @@ def check_float8(device: torch.device, scaling: Scaling = "tensorwise", *, autoc
             name = torch.cuda.get_device_name(device)
             problem = f"{name} has no float8 units (compute capability {major}.{minor}, 8.9 is needed)"
             raise Refused(key, problem, f"add --{key} none")
+    elif scaling == "rowwise" and not cpu_scales_rows():
+        problem = f"torch {torch.__version__} computes it on a GPU only"
+        raise Refused(f"{key} = rowwise", problem, f"add --{key} tensorwise, or install a later torch")
     if importlib.util.find_spec("torchao") is None:
         raise Refused(key, "torchao is not installed", f"pip install 'ijepa-pretrain[fp8]', or add --{key} none")
+
+
+def cpu_scales_rows() -> bool:
+    """Return whether this torch multiplies float8 matrices with a scale for each row on a CPU; torch 2.11 does not."""
+    x, scale = torch.zeros(16, 16, dtype=_E4M3), torch.ones(16, 1)
+    try:
+        torch._scaled_mm(x, x.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.float32)
+    except RuntimeError:
+        return False
+    return True
 
 
 def to_float8(model: IJEPA, scaling: Scaling = "tensorwise", weight_gradient: WeightGradient = "fp8") -> None:

@@ -23,7 +23,7 @@ from ijepa.data.order import Order
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA
+from ijepa.model.jepa import IJEPA, skill_of
 from ijepa.packing import Packer
 from ijepa.recipe import Lengths, Recipe
 from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
@@ -312,7 +312,7 @@ class _Loop:
         with record_function("ijepa: optimiser and EMA"):
             norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
-        values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void])
+        values = torch.stack([loss, skill_of(loss, baseline), norm, _mean_std(target_sums), void])
         record = StepRecord(
             step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
         )

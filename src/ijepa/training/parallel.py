@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ijepa.allocator import bound_kernel_caches, keep_freed_memory
+from ijepa.environment import available_cores
 from ijepa.model.precision import check_float8
 from ijepa.recipe import Recipe
 from ijepa.training.fitting import largest_micro
@@ -89,8 +90,7 @@ def computing(device: torch.device, autocast: bool) -> AbstractContextManager[An
 
 def _cores() -> int:
     """Cores that this process may use, shared with the other ranks of its machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> bool:

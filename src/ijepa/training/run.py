@@ -3,7 +3,6 @@
 RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-00001000/  evaluations/*.json  report.html
 """
 
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from ijepa.environment import available_cores
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json, write_json, write_text
 from ijepa.provenance import commit, versions
@@ -141,7 +141,7 @@ def machine() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        or [f"{platform.machine()} CPU, {os.cpu_count()} cores"],
+        or [f"{platform.machine()} CPU, {available_cores()} cores"],
     }
 
 

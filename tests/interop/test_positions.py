@@ -8,7 +8,7 @@ from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.positions import Positions, read_positions
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import load_encoder, resolve_weights
-from tests.interop.peers import recipe, write_weights
+from tests.interop.peers import averaged, recipe, write_weights
 from tests.reference.dense import positions
 
 FORMS = {"transformers": "hf", "timm": "timm", "official": "jepa.pth.tar", "safetensors": "one.safetensors"}
@@ -50,15 +50,6 @@ def test_learned_ones_are_refused_however_small_they_are(noise):
     table = 1e-5 * (positions(32, (6, 6)).float() + noise * torch.randn(36, 32, generator=draw))
     with pytest.raises(Refused, match="not the sin-cos table of 36 patches; learned ones are not read"):
         read(table[None])
-
-
-def averaged(exact: torch.Tensor, steps: int) -> torch.Tensor:
-    """The target encoder's table after the original's training, which averages the fixed table with itself."""
-    table = exact.clone()
-    for step in range(steps):
-        momentum = 0.996 + step * (1 - 0.996) / steps
-        table.mul_(momentum).add_((1 - momentum) * exact)
-    return table
 
 
 @pytest.mark.parametrize(("steps", "drift"), [(187_500, 1.4e-4), (300_000, 1.8e-4)])

@@ -48,8 +48,8 @@ def encoder_shape(
     if heads is None and width not in HEADS:
         heads = _guessed(width, where)
         notes.append(
-            f"{width} channels in {where} do not say how many attention heads they have: {heads} heads of "
-            f"{width // heads} channels are assumed; --heads N sets another number"
+            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed, "
+            "--heads N sets another number"
         )
     encoder = {
         "width": width,

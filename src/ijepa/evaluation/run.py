@@ -29,7 +29,7 @@ from ijepa.files import write_json
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
-from ijepa.provenance import commit
+from ijepa.provenance import machine
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
@@ -215,7 +215,7 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["which"] = task.which
-    result["commit"] = commit()
+    result |= {key: value for key, value in machine().items() if key in ("commit", "devices", "cpu")}
     other = "" if task.which == "target" else f"-{task.which}"  # which must not take the target's place
     stem = f"{kind}-{task.protocol.name}{other}"
     file = task.folder / f"{stem}.json"

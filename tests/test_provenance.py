@@ -57,9 +57,31 @@ def test_a_cpu_that_emulates_bfloat16_is_measured_in_one_round() -> None:
     assert provenance.measured_rates(lambda dtype: left[dtype].pop(0)) == {"float32": 120.8, "bfloat16": 3.0}
 
 
-def test_a_cpu_whose_name_torch_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True, "sse2": True})
-    monkeypatch.setattr(provenance, "_model_name", lambda: "A CPU")
-    assert provenance.cpu()["name"] == "A CPU" and provenance.cpu()["instructions"] == ["avx2"]
-    monkeypatch.setattr(provenance, "_model_name", lambda: None)
-    assert provenance.cpu()["name"] == (platform.processor() or platform.machine())
+INFO = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n\nprocessor\t: 1\nmodel name\t: other\n"
+
+
+@pytest.mark.parametrize(
+    ("by_torch", "info", "name"),
+    [
+        ("AMD EPYC 9575F", INFO, "AMD EPYC 9575F (family 26, model 2)"),
+        (None, INFO, "AMD EPYC (family 26, model 2)"),
+        ("Neoverse-V2", "processor\t: 0\nCPU part\t: 0xd4f\n", "Neoverse-V2"),
+        ("Apple M4", None, "Apple M4"),
+        (None, None, platform.processor() or platform.machine()),
+    ],
+)
+def test_what_a_cpu_is_called(
+    by_torch: str | None, info: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`info` is what Linux says in /proc/cpuinfo; without it the system is another one."""
+
+    def read(path: Path, **more: str) -> str:
+        if info is None:
+            raise FileNotFoundError(path)
+        return info
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": by_torch, "avx2": True, "sse2": True})
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(provenance.sys, "platform", "linux" if info else "other")
+    assert provenance.cpu()["name"] == name
+    assert provenance.cpu()["instructions"] == ["avx2"]

@@ -44,7 +44,7 @@ def cpu() -> dict[str, Any]:
     """
     has = torch.cpu.get_capabilities()
     found: dict[str, Any] = {
-        "name": has.get("cpu_name") or _model_name() or platform.processor() or platform.machine(),
+        "name": _name(),
         "instructions": sorted(name for name, value in has.items() if value is True and name.startswith(_INSTRUCTIONS)),
         "torch": torch.backends.cpu.get_cpu_capability(),
     }
@@ -81,16 +81,20 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return time.process_time() - begun
 
 
-def _model_name() -> str | None:
-    """Return the CPU's model as the system calls it, None where it does not say."""
-    if sys.platform == "darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        return done.stdout.strip() or None
+def _name() -> str:
+    """Return the CPU's model, with its family where Linux says it: some clouds hide which "AMD EPYC" theirs is."""
+    named: dict[str, str] = {}
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+        named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    except OSError:  # not Linux
+        pass
+    name = torch.cpu.get_capabilities().get("cpu_name") or named.get("model name")
+    if not name and sys.platform == "darwin":
+        sysctl = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        name = subprocess.run(sysctl, capture_output=True, text=True, check=False).stdout.strip()
+    family = f" (family {named['cpu family']}, model {named.get('model')})" if "cpu family" in named else ""
+    return (name or platform.processor() or platform.machine()) + family
 
 
 def versions() -> dict[str, str]:

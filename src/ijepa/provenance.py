@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        or [f"{described['name']}, {os.cpu_count()} cores"],
+        or [f"{described['name']} CPU, {os.cpu_count()} cores"],
         "cpu": described,
     }
 

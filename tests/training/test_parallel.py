@@ -5,7 +5,7 @@ import torch
 
 from ijepa.recipe import Recipe
 from ijepa.training import parallel
-from ijepa.training.parallel import bfloat16_pays, resolve
+from ijepa.training.parallel import Resolved, bfloat16_pays, resolve, set_up
 
 
 @pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
@@ -32,3 +32,12 @@ def test_the_caches_are_bounded_before_the_first_product(monkeypatch):
     monkeypatch.setattr(parallel, "gemm_rates", lambda: order.append("product") or rates)
     resolve(Recipe.load("vit-tiny-64", {"precision.autocast": "auto", "batch.micro": 1}))
     assert order[0] == "bounded" and "product" in order
+
+
+@pytest.mark.parametrize(("autocast", "precision"), [(True, "high"), (False, "highest")])
+def test_without_autocast_a_gpu_multiplies_in_float32_and_not_in_tf32(autocast, precision, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # restores it
+    set_up(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
+    assert chosen == [precision]

@@ -76,7 +76,8 @@ def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-        torch.set_float32_matmul_precision("high")
+        # TF32 only beside bfloat16: without autocast, float32 products are what was asked for.
+        torch.set_float32_matmul_precision("high" if resolved.autocast else "highest")
     return torch.device(resolved.device)
 
 

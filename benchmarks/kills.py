@@ -18,8 +18,8 @@ from typing import Any
 import click
 
 from ijepa.files import write_json
+from ijepa.provenance import machine
 from ijepa.training.checkpoint import list_checkpoints
-from ijepa.training.run import machine
 
 
 def killed(command: list[str], run: Path, at: list[int]) -> list[int]:

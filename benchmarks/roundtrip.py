@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from ijepa.files import write_json
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.model.jepa import IJEPA
+from ijepa.provenance import machine
 from ijepa.recipe import Recipe
-from ijepa.training.run import Run, machine, start_run
+from ijepa.training.run import Run, start_run
 from ijepa.training.stored import FORMAT
 
 FORMS = {

@@ -19,7 +19,7 @@ def gather(runs: list[Path]) -> dict[str, Any]:
     found: dict[str, Any] = {"runs": []}
     for run in runs:
         info = json.loads((run / "run.json").read_text())
-        about = {key: info[key] for key in ("seed", "versions", "commit", "devices")}
+        about = {key: info[key] for key in ("seed", "versions", "commit", "devices", "cpu") if key in info}
         times = run / "demo.json"  # there unless the demo was interrupted
         about["wall"] = json.loads(times.read_text()) if times.is_file() else None
         found["runs"].append(about)

@@ -49,7 +49,7 @@ def main(run: Path, train: str, test: str, output: Path | None, every: int) -> N
         "what": f"target encoder of the {recipe.name} recipe after {max(saved)} of {recipe.steps} steps",
         "images": info["images"],
         "hours": round(hours, 2),
-        **{key: info[key] for key in ("versions", "commit", "devices", "seed")},
+        **{key: info[key] for key in ("versions", "commit", "devices", "cpu", "seed") if key in info},
     }
     (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     click.echo(f"shipped: {out}")

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from ijepa.evaluation.run import evaluate
 from ijepa.model.encoder import Encoder
+from ijepa.provenance import machine
 from ijepa.recipe import Recipe
-from ijepa.training.run import machine
 
 HERE = Path(__file__).parent
 SETS = {

@@ -24,7 +24,7 @@ from original import original
 from step import Choice, measure
 
 from ijepa.files import read_json, write_json
-from ijepa.training.run import machine
+from ijepa.provenance import machine
 
 CHOICES = {
     "fp8 compiled": Choice(fp8="tensorwise", compile=True),
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--official", type=Path, help="a checkout of the original code, to be measured too")
     parser.add_argument("--only", action="append", help="parts whose names start so; may be given several times")
     parser.add_argument("--images", type=int, help="images a step; 256, or 4 with --tiny")
-    parser.add_argument("--minutes", type=float, default=9.5, help="the whole command's time")
+    parser.add_argument("--minutes", type=float, default=9.5, help="all parts' time")
     parser.add_argument("--part", help="run this part alone and write nothing else")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -136,8 +136,8 @@ def main() -> int:
     if arguments.part:
         run_here(arguments.part, arguments)
         return 0
-    begun = time.perf_counter()
     result: dict[str, Any] = {**machine(), "device": arguments.device, "tiny": arguments.tiny, "parts": {}, "took": {}}
+    begun = time.perf_counter()
     for name in parts_of(arguments, lambda found: None):
         if arguments.only and not any(name.startswith(each) for each in arguments.only):
             continue

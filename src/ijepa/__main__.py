@@ -2,16 +2,19 @@
 
 import os
 import sys
+import warnings
+from typing import TextIO
 
 import click
 
-from ijepa.errors import Failed
+from ijepa.errors import Failed, Notice
 
 
 def main() -> None:
     """Run the command line; 0 done, 1 failed in running, 2 refused, 130/143 stopped by a signal."""
     from ijepa.cli import cli
 
+    warnings.showwarning = _show_warning
     try:
         code = cli.main(standalone_mode=False)
     except Failed as error:
@@ -36,6 +39,24 @@ def main() -> None:
         _complain(f"{what}; run again with --debug for the traceback, and please report it")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+_python_shows = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say a notice in one line, from the first of several ranks; show other warnings as Python does."""
+    if not issubclass(category, Notice):
+        _python_shows(message, category, filename, lineno, file, line)
+    elif os.environ.get("RANK", "0") == "0":
+        print(f"ijepa: {message}", file=sys.stderr)
 
 
 def _complain(line: str) -> None:

@@ -1,8 +1,8 @@
-"""The two ways a command ends badly on purpose, each as one line for the person who typed it.
+"""The two ways a command ends badly on purpose, and what it warns of, each as one line for the person who typed it.
 
 `Refused` is bad input, found before anything was written: exit code 2. `Failed` is something that went wrong
 in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours:
-one line too, exit code 1, and `--debug` shows its traceback.
+one line too, exit code 1, and `--debug` shows its traceback. `Notice` is a warning: the command goes on.
 """
 
 from collections.abc import Iterable
@@ -32,6 +32,10 @@ class Refused(Failed):
     def __reduce__(self) -> tuple[type["Refused"], tuple[str, str, str]]:
         """Rebuild from the three parts, not from the line: errors cross process borders."""
         return type(self), (self.where, self.problem, self.mend)
+
+
+class Notice(UserWarning):
+    """Something that the user should know about a result; `str()` is one line. The command line prints it once."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -183,7 +183,7 @@ class Precision(Section):
     """What is computed in which precision; parameters, EMA and optimiser state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
-    """bf16 for matrix products; auto asks what the machine does fast, once, and records it."""
+    """bf16 for matrix products; none: float32, without TF32; auto measures once what is fast here, and records it."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
     """float8 linear layers in both encoders, scaled by tensor or by row."""
     fp8_weight_gradient: Literal["fp8", "bf16"] = "fp8"

@@ -80,6 +80,7 @@ def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes
     assert len(set(digests.values())) == 3
     assert all(len(digest) == 64 for digest in digests.values())
     assert "commit" in result
+    assert result["devices"] and result["cpu"]["name"]
     text = table(result)
     assert all(word in text for word in ("trained", "random", "pixels", "small", "chance: "))
     assert ("IoU by class" in text) == (kind == "segmentation")

@@ -67,6 +67,15 @@ def write_weights(folder: Path, chosen: Recipe) -> Path:
     return folder
 
 
+def averaged(exact: torch.Tensor, steps: int) -> torch.Tensor:
+    """The target encoder's table after the original's training, which averages the fixed table with itself."""
+    table = exact.clone()
+    for step in range(steps):
+        momentum = 0.996 + step * (1 - 0.996) / steps
+        table.mul_(momentum).add_((1 - momentum) * exact)
+    return table
+
+
 @torch.no_grad()
 def theirs_of(folder: Path, form: str, normalised: Tensor) -> Tensor:
     """What the other library makes of our export, by eager attention."""

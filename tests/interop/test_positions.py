@@ -8,7 +8,7 @@ from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.positions import Positions, read_positions
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import load_encoder, resolve_weights
-from tests.interop.peers import recipe, write_weights
+from tests.interop.peers import averaged, recipe, write_weights
 from tests.reference.dense import positions
 
 FORMS = {"transformers": "hf", "timm": "timm", "official": "jepa.pth.tar", "safetensors": "one.safetensors"}
@@ -50,6 +50,40 @@ def test_learned_ones_are_refused_however_small_they_are(noise):
     table = 1e-5 * (positions(32, (6, 6)).float() + noise * torch.randn(36, 32, generator=draw))
     with pytest.raises(Refused, match="not the sin-cos table of 36 patches; learned ones are not read"):
         read(table[None])
+
+
+@pytest.mark.parametrize(("steps", "drift"), [(187_500, 1.4e-4), (300_000, 1.8e-4)])
+def test_a_table_that_the_moving_average_has_rounded_is_read_as_the_exact_one(steps, drift):
+    """187,500 steps are the published 300 epochs of ImageNet-1k in batches of 2,048."""
+    exact = Positions((14, 14)).table(32)
+    table = averaged(exact, steps)
+    assert (table - exact).abs().max().item() == pytest.approx(drift, rel=0.1)
+    for scale in (1.0, 0.25, 0.3):
+        found = read(scale * table)
+        assert found == Positions((14, 14), None, scale)
+        assert found.drift == pytest.approx(drift, rel=0.1)
+        assert torch.equal(found.table(32), scale * exact)
+
+
+@pytest.mark.parametrize(("off", "read_"), [(1.9e-3, True), (2.1e-3, False)])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_how_far_a_table_may_be_off(off, read_, scale):
+    table = Positions((14, 14), None, scale).table(32)
+    table[0, 5, 3] += off * scale
+    if read_:
+        found = read(table)
+        assert found.scale == scale and found.drift == pytest.approx(off, rel=1e-3)
+    else:
+        with pytest.raises(Refused, match="is not the sin-cos table"):
+            read(table)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 1 / 3, 0.123456789])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_rounding_of_a_type_is_no_drift(scale, kind):
+    found = read((scale * positions(32, (14, 14)))[None].to(kind))
+    assert found.drift == 0
+    assert found.scale == pytest.approx(scale, rel=1e-6 if kind.itemsize >= 4 else 4e-3)
 
 
 CHANGES = {

@@ -5,24 +5,21 @@ import torch
 
 from ijepa.recipe import Recipe
 from ijepa.training import parallel
-from ijepa.training.parallel import bfloat16_pays, resolve
+from ijepa.training.parallel import Resolved, bfloat16_pays, resolve, set_up
 
 
 @pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
 def test_bfloat16_is_taken_where_its_products_are_faster(ratio, pays):
-    """The first product of each dtype, which compiles, does not count; nor does one that was disturbed."""
-    left = {torch.float32: [9.0, 1.0, 1.0, 5.0, 1.0], torch.bfloat16: [0.01, *(each / ratio for each in (7, 1, 1, 1))]}
-    assert bfloat16_pays(lambda dtype: left[dtype].pop(0)) is pays
-    assert not any(left.values())
+    assert bfloat16_pays({"float32": 100.0, "bfloat16": 100.0 * ratio}) is pays
 
 
 def test_auto_is_measured_once_and_kept(monkeypatch):
     recipe = Recipe.load("vit-tiny-64")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(parallel, "bfloat16_pays", lambda seconds: True)
+    monkeypatch.setattr(parallel, "bfloat16_pays", lambda rates: True)
     first = resolve(recipe)
     assert first.autocast
-    monkeypatch.setattr(parallel, "bfloat16_pays", lambda seconds: pytest.fail("measured again"))
+    monkeypatch.setattr(parallel, "bfloat16_pays", lambda rates: pytest.fail("measured again"))
     assert resolve(recipe, first.as_json()) == first
 
 
@@ -31,6 +28,16 @@ def test_the_caches_are_bounded_before_the_first_product(monkeypatch):
     order = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(parallel, "bound_kernel_caches", lambda: order.append("bounded"))
-    monkeypatch.setattr(parallel, "_product_seconds", lambda dtype: order.append("product") or 1.0)
+    rates = {"float32": 1.0, "bfloat16": 2.0}
+    monkeypatch.setattr(parallel, "gemm_rates", lambda: order.append("product") or rates)
     resolve(Recipe.load("vit-tiny-64", {"precision.autocast": "auto", "batch.micro": 1}))
     assert order[0] == "bounded" and "product" in order
+
+
+@pytest.mark.parametrize(("autocast", "precision"), [(True, "high"), (False, "highest")])
+def test_without_autocast_a_gpu_multiplies_in_float32_and_not_in_tf32(autocast, precision, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # restores it
+    set_up(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
+    assert chosen == [precision]

@@ -21,7 +21,7 @@ from ijepa.batch import Sequences
 from ijepa.masks import MaskRule, draw_masks
 from ijepa.model.attention import attention
 from ijepa.packing import pack
-from ijepa.training.run import machine
+from ijepa.provenance import machine
 
 Way = Callable[[Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from typing import Any
 from ijepa.data.index import cache_root
 from ijepa.data.opening import open_source
 from ijepa.errors import Failed
-from ijepa.training.run import machine
+from ijepa.provenance import machine
 
 BYTES = 12_000
 IMAGENET_22K = 14_146_391

@@ -9,7 +9,7 @@ import torch
 
 from ijepa.masks import MaskRule, draw_masks
 from ijepa.packing import pack
-from ijepa.training.run import machine
+from ijepa.provenance import machine
 
 GOAL_MS = 10.0
 

@@ -18,8 +18,8 @@ from ijepa.data.index import Index, load
 from ijepa.data.order import Order
 from ijepa.data.sources import TarSource
 from ijepa.files import write_json
+from ijepa.provenance import machine
 from ijepa.randomness import Stream, words
-from ijepa.training.run import machine
 
 IMAGES = 14_146_391
 _BATCH, _EPOCHS, _LOOKUPS = 2048, 460, 100

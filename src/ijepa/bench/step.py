@@ -22,12 +22,12 @@ from ijepa.allocator import keep_freed_memory
 from ijepa.model.flops import batch_flops
 from ijepa.model.jepa import IJEPA
 from ijepa.packing import Packer
+from ijepa.provenance import machine
 from ijepa.randomness import Stream, words
 from ijepa.recipe import Recipe
 from ijepa.training.optimizer import apply_step, make_optimizer
 from ijepa.training.parallel import computing, resolve
 from ijepa.training.prepare import prepare, token_budget
-from ijepa.training.run import machine
 
 PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimiser, EMA")
 _WARM_UP = 2

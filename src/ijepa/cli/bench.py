@@ -130,7 +130,7 @@ def bench_evaluation(parts: tuple[Any, ...], output: Path | None, **options: Any
 
 def _keep(result: dict[str, Any], output: Path | None) -> None:
     from ijepa.files import write_json
-    from ijepa.training.run import machine
+    from ijepa.provenance import machine
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

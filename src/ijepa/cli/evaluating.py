@@ -43,6 +43,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Also evaluate the initial encoder and raw pixels.",
         ),
+        heads_option,
         debug_option,
     )
     for option in reversed(options):
@@ -135,6 +136,7 @@ def _evaluate(
     which: Any,
     seed: int,
     baselines: bool,
+    heads: int | None,
     **data: Any,
 ) -> None:
     from ijepa.evaluation.run import evaluate as run
@@ -149,6 +151,7 @@ def _evaluate(
             which=which,
             seed=seed,
             baselines=baselines,
+            heads=heads,
             output=output,
             progress=tell,
             **data,

@@ -91,8 +91,8 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --heads, for weights whose width is not one of the field's and that do not say how many heads they have."""
-    text = "Attention heads, where the weights do not say."
+    """Add --heads, for weights that do not say how many attention heads they have."""
+    text = "Attention heads of the encoder, if WEIGHTS does not say; else known models of its width, or a guess."
     return click.option("--heads", type=click.IntRange(min=1), help=text)(command)
 
 

@@ -27,9 +27,9 @@ from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.videos import find_videos
 from ijepa.files import write_json
 from ijepa.interop.heads import Head
-from ijepa.interop.weights import Which, load_encoder, resolve_weights
+from ijepa.interop.weights import Weights, Which, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
-from ijepa.provenance import commit
+from ijepa.provenance import machine
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,
@@ -48,6 +48,7 @@ def evaluate(
     which: Which = "target",
     seed: int = 0,
     baselines: bool = True,
+    heads: int | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
     train_list: str | None = None,
@@ -66,6 +67,7 @@ def evaluate(
         which: the encoder of a run that is evaluated.
         seed: of held-out splits and initial heads.
         baselines: also evaluate the initial encoder and raw pixels.
+        heads: attention heads of weights that do not say how many they have.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
         train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
@@ -82,7 +84,7 @@ def evaluate(
     """
     sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
-        task = _prepare(kind, weights, protocol, which, baselines, output, labels)
+        task = _prepare(kind, weights, protocol, which, baselines, output, labels, heads=heads)
         if getattr(task.protocol, "level", None) == 0:  # looks at one set alone
             sets = replace(sets, train=None, train_list=None)
         elif train is None:
@@ -146,12 +148,13 @@ def evaluate_videos(
     which: Which = "target",
     seed: int = 0,
     baselines: bool = True,
+    heads: int | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
     with joined() as ranks:
-        task = _prepare("propagation", weights, protocol, which, baselines, output)
+        task = _prepare("propagation", weights, protocol, which, baselines, output, heads=heads)
         result = propagation.evaluate_propagation(
             task.encoders,
             find_videos(Path(data)),
@@ -168,7 +171,7 @@ def evaluate_videos(
 class _Task:
     """What is evaluated by which protocol, and where the result goes."""
 
-    weights: Mapping[str, str]
+    weights: Mapping[str, Weights]
     which: Which
     protocol: Any
     folder: Path
@@ -183,15 +186,18 @@ def _prepare(
     baselines: bool,
     output: Path | None,
     labels: str | None = None,
+    *,
+    heads: int | None = None,
 ) -> _Task:
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
     if labels is not None:
         chosen = chosen.model_copy(update={"labels": labels})
-    first = resolve_weights(next(iter(named.values())))
+    found = {name: resolve_weights(path, heads=heads) for name, path in named.items()}
+    first = next(iter(found.values()))
     folder = output or (first.run / "evaluations" if first.run else Path())
     _check_folder(folder)
-    encoders: dict[str, Encoder] = {name: load_encoder(path, which) for name, path in named.items()}
+    encoders: dict[str, Encoder] = {name: each.encoder(which) for name, each in found.items()}
     if baselines:
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
@@ -199,16 +205,17 @@ def _prepare(
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
             encoder.to(device())
-    return _Task(named, which, chosen, folder, encoders)
+    return _Task(found, which, chosen, folder, encoders)
 
 
 def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
     """Add to a result what tells the weights apart, and let the first process write it."""
-    result["weights"] = {name: resolve_weights(path).label for name, path in task.weights.items()}
+    result["weights"] = {name: found.label for name, found in task.weights.items()}
+    result["notes"] = [*result.get("notes", []), *(note for found in task.weights.values() for note in found.notes)]
     modules = {name: encoder for name, encoder in task.encoders.items() if isinstance(encoder, nn.Module)}
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["which"] = task.which
-    result["commit"] = commit()
+    result |= {key: value for key, value in machine().items() if key in ("commit", "devices", "cpu")}
     other = "" if task.which == "target" else f"-{task.which}"  # which must not take the target's place
     stem = f"{kind}-{task.protocol.name}{other}"
     file = task.folder / f"{stem}.json"

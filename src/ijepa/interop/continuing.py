@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ijepa.errors import Refused
+from ijepa.interop.geometry import HEADS
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import resolve_weights
 from ijepa.recipe import Recipe
@@ -43,8 +44,10 @@ def beginning(recipe: Recipe) -> Beginning | None:
     """
     if recipe.init.source is None:
         return None
-    found = resolve_weights(recipe.init.source)
-    ours, theirs = recipe.model, found.recipe.model
+    ours = recipe.model
+    # Where neither the file nor its width says how many heads there are, the recipe does.
+    found = resolve_weights(recipe.init.source, heads=None if ours.encoder.width in HEADS else ours.encoder.heads)
+    theirs = found.recipe.model
     if ours.patch_size != theirs.patch_size:
         _refuse(recipe, "model.patch_size", theirs.patch_size, ours.patch_size)
     _compare(recipe, "model.encoder", ours.encoder, theirs.encoder)

@@ -2,33 +2,36 @@
 
 Weights from elsewhere come without a recipe. Width, depth, patch, MLP and grid stand in the tensors' shapes; the number
 of attention heads does not, because q, k and v of all heads are one matrix. It is what the file says beside its
-tensors, or what the field's models of that width have.
+tensors, what the user says, what known models of that width have, or a guess that the user is told of.
 """
 
 import re
 
 from ijepa.errors import Refused
-from ijepa.interop.positions import PREDICTOR_POSITIONS, read_positions
+from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, TOLERANCE, Positions, read_positions
 from ijepa.interop.tensors import Tensors
 from ijepa.recipe import Model
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Attention heads by width: ViT-Ti, S, B, L, H, g and G of the original, timm and transformers."""
+_HEAD_WIDTHS = (64, 80, 88, 96, 104, 72, 112, 128, 48, 32)
+"""Channels of an attention head in known Vision Transformers, the most common first."""
 
 
 def encoder_shape(
     tensors: Tensors, where: object, *, heads: int | None = None, image_size: tuple[int, int] | None = None
-) -> Model:
-    """Return the `model` section of a recipe that fits an encoder's tensors, named as the original names them.
+) -> tuple[Model, list[str]]:
+    """Return the `model` section of a recipe that fits an encoder's tensors, and what the user should know about it.
 
     Args:
-        tensors: of one encoder; without `image_size`, `pos_embed` (1, N, D) gives the grid.
+        tensors: of one encoder, named as the original names them; without `image_size`, `pos_embed` (1, N, D) gives
+            the grid.
         where: the file, for errors.
         heads: attention heads, where they are known.
         image_size: native height and width in pixels, where they are known.
 
     Raises:
-        Refused: tensors that are no such encoder's, positions other than sin-cos ones, heads that cannot be told.
+        Refused: tensors that are no such encoder's, positions other than sin-cos ones, heads that cannot be guessed.
     """
     kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)
     if kernel[1] != 3 or kernel[2] != kernel[3] or 0 in kernel:
@@ -41,6 +44,13 @@ def encoder_shape(
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     positions = read_positions(tensors, width, where, grid=grid)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]
+    notes = _drift(positions, where)
+    if heads is None and width not in HEADS:
+        heads = _guessed(width, where)
+        notes.append(
+            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed, "
+            "--heads N sets another number"
+        )
     encoder = {
         "width": width,
         "depth": _depth(tensors, r"blocks\.(\d+)\.", where),
@@ -54,7 +64,7 @@ def encoder_shape(
         "position_grid": positions.native,
         "encoder": encoder,
     }
-    return Model.read(values, str(where))
+    return Model.read(values, str(where)), notes
 
 
 def with_predictor(model: Model, tensors: Tensors, where: object) -> Model:
@@ -82,23 +92,40 @@ def with_predictor(model: Model, tensors: Tensors, where: object) -> Model:
     return Model.read({**model.model_dump(), "predictor": predictor}, str(where))
 
 
-def check_positions(model: Model, tensors: Tensors, where: object) -> None:
-    """Refuse a second encoder whose table of positions is not the model's."""
+def check_positions(model: Model, tensors: Tensors, where: object) -> list[str]:
+    """Compare a second encoder's table of positions with the model's; return what the user should know about it.
+
+    Raises:
+        Refused: the table is another one.
+    """
     found = read_positions(tensors, model.encoder.width, where, grid=model.grid)
-    if "pos_embed" in tensors and (found.native, found.scale) != (model.position_grid, model.encoder.position_scale):
-        raise Refused(where, "the two encoders have different positions", "they must agree")
+    if POSITIONS in tensors:
+        scale = model.encoder.position_scale
+        if found.native != model.position_grid or abs(found.scale - scale) > TOLERANCE * scale:
+            raise Refused(where, "the two encoders have different positions", "they must agree")
+    return _drift(found, where)
+
+
+def _drift(positions: Positions, where: object) -> list[str]:
+    if not positions.drift:
+        return []
+    return [
+        f"the positions in {where} are up to {positions.drift:.1e} off the sin-cos table, as rounding in the "
+        "original's moving average leaves them; the exact table is used"
+    ]
+
+
+def _guessed(width: int, where: object) -> int:
+    for each in _HEAD_WIDTHS:
+        if width % each == 0:
+            return width // each
+    raise Refused(where, f"does not say how many attention heads {width} channels have", "add --heads N")
 
 
 def _heads(width: int, given: int | None, where: object) -> int:
-    heads = given or HEADS.get(width)
-    if heads is None:
-        raise Refused(
-            where,
-            f"does not say how many attention heads {width} channels have",
-            "import it: `ijepa import FILE OUT --heads N`",
-        )
+    heads = given or HEADS[width]
     if heads < 0 or width % heads:
-        raise Refused(where, f"{heads} attention heads do not divide the width {width}", "give --heads, or mend it")
+        raise Refused(where, f"{heads} attention heads do not divide the width {width}", "give the right number")
     return heads
 
 

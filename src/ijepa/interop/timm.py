@@ -59,8 +59,15 @@ def config(model: Model, classes: int = 0) -> dict[str, Any]:
     }
 
 
-def read_timm(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, Lazy]]:
-    """Return shape and tensors of a folder whose `config.json` holds `values`; a head is left out.
+def read_timm(
+    folder: Path, values: dict[str, Any], *, heads: int | None = None
+) -> tuple[Model, dict[str, Lazy], list[str]]:
+    """Return shape, tensors and notes of a folder whose `config.json` holds `values`; a classifier is left out.
+
+    Args:
+        folder: the folder.
+        values: its configuration.
+        heads: attention heads, where the configuration does not say.
 
     Raises:
         Refused: another kind of model.
@@ -76,5 +83,6 @@ def read_timm(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, La
     tensors = {
         name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
     }
-    heads, image_size = whole(arguments, "num_heads", None, where), size(arguments, "img_size", None, where)
-    return encoder_shape(tensors, file, heads=heads, image_size=image_size), tensors
+    heads, image_size = whole(arguments, "num_heads", heads, where), size(arguments, "img_size", None, where)
+    model, notes = encoder_shape(tensors, file, heads=heads, image_size=image_size)
+    return model, tensors, notes

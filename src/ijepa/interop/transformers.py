@@ -134,8 +134,8 @@ def processor(model: Model) -> dict[str, Any]:
     }
 
 
-def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, Lazy]]:
-    """Return shape and tensors, under our names, of a folder whose `config.json` holds `values`.
+def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, Lazy], list[str]]:
+    """Return shape, tensors under our names, and notes of a folder whose `config.json` holds `values`.
 
     Raises:
         Refused: another kind of model, or a config that says other than its tensors.
@@ -149,10 +149,10 @@ def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     tensors = to_ours(open_tensors(index if index.is_file() else single), single)
     heads, image_size = whole(values, "num_attention_heads", 12, where), size(values, "image_size", 224, where)
-    shape = encoder_shape(tensors, single, heads=heads, image_size=image_size)
+    shape, notes = encoder_shape(tensors, single, heads=heads, image_size=image_size)
     if values.get("hidden_size", shape.encoder.width) != shape.encoder.width:
         raise Refused(where, f"hidden_size is {values['hidden_size']}, the tensors' width {shape.encoder.width}")
-    return shape, tensors
+    return shape, tensors, notes
 
 
 def _joined(parts: list[Lazy]) -> Lazy:

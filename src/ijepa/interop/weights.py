@@ -8,8 +8,10 @@
 * the name of weights that come with the package (`scenes`).
 
 What comes from elsewhere has no recipe: its `model` section is read from the tensors, the rest stands at its defaults.
+What had to be guessed or replaced on the way is in `Weights.notes`, and a warning.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from ijepa.errors import Refused, did_you_mean
+from ijepa.errors import Notice, Refused, did_you_mean
 from ijepa.files import read_json
 from ijepa.interop.configs import table
 from ijepa.interop.geometry import check_positions, encoder_shape, with_predictor
@@ -51,6 +53,8 @@ class Weights:
     """The run they belong to, if they do."""
     foreign: Parts | None = None
     """Their tensors by part, where they come from elsewhere."""
+    notes: tuple[str, ...] = ()
+    """What was guessed or replaced, in one line each."""
 
     @property
     def parts(self) -> list[str]:
@@ -102,9 +106,18 @@ class Weights:
 def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights:
     """Find out what WEIGHTS stands for; `heads` are the attention heads of tensors that do not say how many they have.
 
+    What was guessed or replaced is a `Notice`.
+
     Raises:
         Refused: where it is nothing of the kind.
     """
+    found = _resolve(weights, heads)
+    for note in found.notes:
+        warnings.warn(note, Notice, stacklevel=2)
+    return found
+
+
+def _resolve(weights: str | Path, heads: int | None) -> Weights:
     path = Path(weights)
     if not path.exists():
         if str(weights) in shipped_weights():
@@ -123,7 +136,7 @@ def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights
             run = recipe_file.parent if recipe_file.parent != path else None
             return Weights(path, Recipe.load(recipe_file), path.name, run)
     if (path / "config.json").is_file():
-        return _from_config(path)
+        return _from_config(path, heads)
     raise Refused(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
 
 
@@ -139,21 +152,24 @@ def _from_file(path: Path, heads: int | None) -> Weights:
         parts = read_official(path)
     else:
         raise Refused(path, "is no file of weights", "give a run, a folder of weights, .safetensors or .pth.tar")
-    encoder = next(parts[part] for part in ("target_encoder", "context_encoder") if part in parts)
-    model = encoder_shape(encoder, path, heads=heads)
+    # The context encoder's positions come first: no moving average has rounded them.
+    first, *others = (parts[part] for part in ("context_encoder", "target_encoder") if part in parts)
+    model, notes = encoder_shape(first, path, heads=heads)
     if "predictor" in parts:
         model = with_predictor(model, parts["predictor"], path)
-    for part in {"target_encoder", "context_encoder"} & set(parts):
-        check_positions(model, parts[part], path)
-    return Weights(path, _recipe(path, model), path.name, foreign=parts)
+    for other in others:
+        notes += check_positions(model, other, path)
+    return Weights(path, _recipe(path, model), path.name, foreign=parts, notes=tuple(notes))
 
 
-def _from_config(path: Path) -> Weights:
+def _from_config(path: Path, heads: int | None) -> Weights:
     values = read_json(path / "config.json")
-    read = read_timm if "architecture" in values else read_transformers
-    model, tensors = read(path, values)
+    if "architecture" in values:
+        model, tensors, notes = read_timm(path, values, heads=heads)
+    else:
+        model, tensors, notes = read_transformers(path, values)
     part = _part(table(values, "ijepa", path / "config.json"))
-    return Weights(path, _recipe(path, model), path.name, foreign={part: tensors})
+    return Weights(path, _recipe(path, model), path.name, foreign={part: tensors}, notes=tuple(notes))
 
 
 def _part(about: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """What this process computes on, and what `auto` means there: resolved once, recorded in the run, kept on resume."""
 
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from math import gcd
@@ -13,10 +12,9 @@ import torch
 from ijepa.allocator import bound_kernel_caches, keep_freed_memory
 from ijepa.environment import available_cores
 from ijepa.model.precision import check_float8
+from ijepa.provenance import gemm_rates
 from ijepa.recipe import Recipe
 from ijepa.training.fitting import largest_micro
-
-_PRODUCTS = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,8 @@ def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-        torch.set_float32_matmul_precision("high")
+        # TF32 only beside bfloat16: without autocast, float32 products are what was asked for.
+        torch.set_float32_matmul_precision("high" if resolved.autocast else "highest")
     return torch.device(resolved.device)
 
 
@@ -99,27 +98,13 @@ def _autocast(recipe: Recipe, device: torch.device) -> bool:
         return wanted == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bfloat16_pays(_product_seconds)
+    return bfloat16_pays(gemm_rates())
 
 
-def bfloat16_pays(seconds: Callable[[torch.dtype], float]) -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 faster than in float32, by a quarter at least.
+def bfloat16_pays(rates: Mapping[str, float]) -> bool:
+    """Whether a CPU of these rates multiplies matrices in bfloat16 faster than in float32, by a quarter at least.
 
-    Instruction sets do not tell: with AMX it is four times as fast, with AVX-512's bfloat16 alone twice or half as
-    fast, and without either several times slower. Nobody's machine is near enough to the limit for noise to decide.
-
-    Args:
-        seconds: CPU time of one product in a dtype.
+    Instruction sets do not say: bfloat16 is from several times slower (without them) to several times faster, and with
+    AVX-512's bfloat16 alone it depends on the CPU. No known CPU is near enough to the limit for noise to decide.
     """
-    times = [
-        (seconds(torch.float32), seconds(torch.bfloat16)) for _ in range(_PRODUCTS)
-    ]  # in turns; the first warms up
-    float32, bfloat16 = (min(each) for each in zip(*times[1:], strict=True))
-    return 1.25 * bfloat16 < float32
-
-
-def _product_seconds(dtype: torch.dtype) -> float:
-    x, weight = torch.ones(1024, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
-    begun = time.process_time()
-    x @ weight
-    return time.process_time() - begun
+    return rates["bfloat16"] > 1.25 * rates["float32"]

@@ -3,20 +3,16 @@
 RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-00001000/  evaluations/*.json  report.html
 """
 
-import platform
-import sys
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from ijepa.environment import available_cores
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json, write_json, write_text
-from ijepa.provenance import commit, versions
+from ijepa.provenance import machine
 from ijepa.recipe import Recipe
 
 _FREE = {
@@ -132,17 +128,6 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
 def _begun(run: Run) -> set[Path]:
     """What a start leaves that was cut short before the recipe was written."""
     return {*run.folder.glob("run.json"), *run.folder.glob(".run.json.*"), *run.folder.glob(".recipe.yaml.*")}
-
-
-def machine() -> dict[str, Any]:
-    """Return command, versions, commit and devices of this process."""
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions(),
-        "commit": commit(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        or [f"{platform.machine()} CPU, {available_cores()} cores"],
-    }
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

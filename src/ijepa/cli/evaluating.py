@@ -43,6 +43,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Also evaluate the initial encoder and raw pixels.",
         ),
+        click.option(
+            "--autocast",
+            type=click.Choice(["auto", "none", "bf16"]),
+            default=None,
+            help="Precision of the encoder: auto is bf16 on a GPU, none is float32; the protocol's if not given.",
+        ),
         debug_option,
     )
     for option in reversed(options):

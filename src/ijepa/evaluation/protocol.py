@@ -16,6 +16,7 @@ from ijepa.data.crop import Interpolation
 from ijepa.errors import Refused, did_you_mean
 from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
+from ijepa.evaluation.precision import Autocast
 from ijepa.evaluation.propagation_protocol import PropagationProtocol
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.section import Section, Shares
@@ -44,6 +45,8 @@ class ImageProtocol(Section):
     """Test images used at most, chosen by seed; all if null."""
     forward_batch: int = Field(64, ge=1)
     """Images a forward pass."""
+    autocast: Autocast = "auto"
+    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
 
 
 class LinearProtocol(ImageProtocol):

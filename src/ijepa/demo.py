@@ -83,6 +83,9 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     if whole:
         write_json(output / TIMES, clock.as_json())
     Console().print(summary(results))
+    for kind, result in results.items():
+        for note in result.get("notes", []):
+            print(f"note, {kind}: {note}")
     clock.say(f"done; open {report}")
     return Journey(results, report)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ijepa.data.crop import WORDS, Box, center_crop_box, crop_resize, random_resized_crop_box
+from ijepa.data.crop import WORDS, Box, center_crop_box, clamped_crop_box, crop_resize, random_resized_crop_box
 from ijepa.randomness import Stream, uniform, words
 from tests.data.making import picture
 from tests.reference import crop as reference
@@ -33,6 +33,32 @@ def test_agrees_with_the_definition_and_fits(height, width, position, scale, rat
     assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
     assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
     assert box.top + box.height <= height and box.left + box.width <= width
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 600),
+    st.integers(1, 600),
+    st.integers(0, 10**9),
+    st.sampled_from([(0.08, 1.0), (0.05, 0.2), (1.0, 1.0)]),
+)
+def test_clamped_crops_agree_with_the_definition_and_fit(height, width, position, scale):
+    draw = words(7, Stream.CROP, position, WORDS)[0]
+    box = clamped_crop_box(draw, height, width, scale, RATIO)
+    expected = reference.clamped_crop(uniform(draw)[:4].tolist(), height, width, scale, RATIO)
+    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
+    assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
+    assert box.top + box.height <= height and box.left + box.width <= width
+
+
+def test_clamped_crops_are_larger_than_redrawn_ones():
+    draws = words(0, Stream.CROP, np.arange(4000), WORDS)
+    area = {}
+    for rule in (random_resized_crop_box, clamped_crop_box):
+        found = np.array([rule(draw, 375, 500, (0.08, 1.0), RATIO) for draw in draws])
+        area[rule] = (found[:, 2] * found[:, 3]).mean() / (375 * 500)
+    assert area[random_resized_crop_box] == pytest.approx(0.43, abs=0.01)
+    assert area[clamped_crop_box] == pytest.approx(0.52, abs=0.01)
 
 
 def test_distribution_of_areas_aspects_and_places():

@@ -73,6 +73,15 @@ def test_standardise_against_numpy() -> None:
     np.testing.assert_allclose(scale, expected, rtol=1e-5)
 
 
+def test_a_scaler_s_batches_change_nothing() -> None:
+    features = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1000
+    scaler = c.Scaler()
+    for part in features.split([1, 200, 299]):
+        scaler.add(part)
+    for found, whole in zip(scaler.figures(), c.standardise(features), strict=True):
+        torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
+
+
 def test_principal_against_the_singular_values() -> None:
     features = torch.randn(300, 10, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 11)
     features = features - features.mean(0)

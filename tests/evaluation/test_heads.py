@@ -55,6 +55,49 @@ def test_against_modules_trained_one_after_the_other(norm, optimizer):
         torch.testing.assert_close(heads.logits(probe)[:, head], module(probe).detach(), atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_biases_decay_where_it_is_said(optimizer):
+    heads = Heads(6, 4, GRID, optimizer=optimizer, decay_bias=True, initial_std=0.1)
+    for head, (lr, decay) in enumerate(GRID):
+        module = module_of(Heads(6, 4, GRID, initial_std=0.1), head, "none")
+        kind, settings = {
+            "adamw": (torch.optim.AdamW, {"betas": (0.9, 0.95)}),
+            "sgd": (torch.optim.SGD, {"momentum": 0.9}),
+        }[optimizer]
+        own = kind(module.parameters(), lr=lr, weight_decay=decay, **settings)
+        for x, y in data():
+            if head == 0:
+                heads.step(x, y, 1.0)
+            own.zero_grad()
+            nn.functional.cross_entropy(module(x), y).backward()
+            own.step()
+        torch.testing.assert_close(heads.bias[head], module[0].bias.detach(), atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(heads.weight[:, head], module[0].weight.detach().T, atol=5e-5, rtol=1e-4)
+
+
+def test_a_batch_norm_over_parts_is_one_module_for_each_part():
+    """As several devices without synchronisation: each normalises its own images, the first one's figures are kept."""
+    heads = Heads(6, 4, [(5e-2, 0.0)], norm="batch", optimizer="sgd", norm_batch=8, initial_std=0.1)
+    linear = module_of(heads, 0, "none")
+    norms = [nn.BatchNorm1d(6, affine=False) for _ in range(3)]
+    own = torch.optim.SGD(linear.parameters(), lr=5e-2, momentum=0.9)
+    batches = data(batch=20)  # 7, 7 and 6 images: equal parts of at most 8
+    for x, y in batches:
+        heads.step(x, y, 1.0)
+        own.zero_grad()
+        parts = [norm(part) for norm, part in zip(norms, x.tensor_split(3), strict=True)]
+        nn.functional.cross_entropy(linear(torch.cat(parts)), y).backward()
+        own.step()
+    norms[0].eval()
+    probe = batches[0][0]
+    expected = linear(norms[0](probe)).detach()
+    torch.testing.assert_close(heads.logits(probe)[:, 0], expected, atol=5e-5, rtol=1e-4)
+    whole = Heads(6, 4, [(5e-2, 0.0)], norm="batch", optimizer="sgd", norm_batch=20, initial_std=0.1)
+    for x, y in batches:
+        whole.step(x, y, 1.0)
+    assert (whole.logits(probe)[:, 0] - expected).abs().max() > 0.01, "or parts would not matter"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("norm", ["none", "batch-affine"])
 def test_together_as_alone(optimizer, norm):
@@ -91,6 +134,17 @@ def test_the_start_is_the_seed_s():
     assert (first != other).any()
     assert float(first.std()) == pytest.approx(0.01, rel=0.1)
     assert (first[:, 0] == first[:, 2]).all()
+
+
+def test_the_start_of_a_linear_layer_is_torch_s():
+    """Weights and biases uniform within 1 / sqrt(width), as `torch.nn.Linear.reset_parameters` leaves them."""
+    heads, module = Heads(400, 50, GRID, initial_std="linear", seed=1), nn.Linear(400, 50)
+    for found, expected in ((heads.weight[:, 1], module.weight.data), (heads.bias[1], module.bias.data)):
+        assert float(found.abs().max()) <= 1 / 400**0.5
+        assert float(found.abs().max()) > 0.9 / 400**0.5
+        assert float(found.std()) == pytest.approx(float(expected.std()), rel=0.3)
+    assert float(heads.weight[:, 0].std()) == pytest.approx(1 / (3 * 400) ** 0.5, rel=0.02)
+    assert (heads.bias[0] == heads.bias[2]).all()
 
 
 @pytest.mark.parametrize("classes", [2, 8, FEW, FEW + 1, 100])

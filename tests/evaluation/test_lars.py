@@ -52,3 +52,11 @@ def test_every_head_as_by_itself():
         expected = lars_steps(weight[:, head], bias[head], own, factors, decays[head], 0.9, 0.001)
         np.testing.assert_allclose(together[0][:, head].numpy(), expected[0], rtol=1e-6)
         np.testing.assert_allclose(together[1][head].numpy(), expected[1], rtol=1e-6)
+
+
+def test_a_decayed_bias_is_not_scaled():
+    weight, bias = torch.tensor([3.0, 4.0]).view(2, 1, 1), torch.full((1, 1), 8.0)
+    optimizer = Lars([weight, bias], torch.full((1, 1), 0.5), momentum=0.5, trust=0.1, decayed=2)
+    for expected in (8 - 4 - 1, 3 - (2.5 + 2.5)):  # the change is 1 + w / 2, and half of the one before
+        optimizer.step([torch.ones(2, 1, 1), torch.ones(1, 1)], torch.ones(1, 1))
+        assert bias.item() == pytest.approx(expected)

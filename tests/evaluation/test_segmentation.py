@@ -12,7 +12,7 @@ from ijepa.data.opening import open_source
 from ijepa.data.sources import Source
 from ijepa.errors import Failed, Refused
 from ijepa.evaluation import segmentation as s
-from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize
+from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize, patch_features
 from ijepa.evaluation.bank import PatchBank, hold_out
 from ijepa.evaluation.protocol import load_protocol, presets
 from ijepa.evaluation.segmentation_memory import planned_memory
@@ -307,6 +307,22 @@ def test_a_bank_grows_by_the_rule_it_began_with(pairs: Any) -> None:
     assert len(bank) == 320
     assert (bank.mean == mean).all()
     assert bank.nbytes == size == 320 * (3 * 4 + 64)
+
+
+@pytest.mark.parametrize("patches", [None, 30])
+def test_a_bank_is_standardised_by_all_patches_of_its_images(tmp_path: Path, patches: int | None) -> None:
+    """Those that are ignored, and those that a bounded bank does not keep, count for mean and deviation."""
+    masks = [block_mask(i) for i in range(10)]
+    for mask in masks:
+        mask[:16] = 255
+    source = open_source(write_pairs(tmp_path / "half", masks))
+    classes = Classes(4, ("a", "b", "c", "d"), (255,))
+    images = Annotated(source, np.arange(10), "--train", 32, 32)
+    bank = PatchBank(MeanColour(), images, classes, images=10, patches=patches, batch=3)
+    every = np.concatenate([x.flatten(0, 1) for x, _ in patch_features(MeanColour(), images, classes, 3)])
+    assert len(bank) < len(every) == 160
+    np.testing.assert_allclose(bank.mean, every.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(1 / bank.scale, every.std(0), rtol=1e-5)
 
 
 def test_scenes_have_ground_and_their_names(scenes: Path) -> None:

@@ -10,11 +10,12 @@ from torch.nn.functional import cross_entropy, interpolate
 from ijepa.data.opening import open_source
 from ijepa.data.sources import Source
 from ijepa.evaluation.annotated import Annotated, Classes
-from ijepa.evaluation.hummingbird import SoftBank, class_shares, largest
+from ijepa.evaluation.hummingbird import SoftBank, class_shares, draw_rare, largest
 from ijepa.evaluation.linear_segmentation import loss_of, train_layer
 from ijepa.evaluation.segmentation_protocol import LinearHead, SoftRetrieval
+from ijepa.randomness import Stream, uniform, words
 from tests.evaluation.toys import MeanColour, block_mask, write_pairs
-from tests.reference.segmentation import soft_labels
+from tests.reference.segmentation import rare_patches, soft_labels
 
 CLASSES = Classes(4, ("a", "b", "c", "d"), (255,))
 
@@ -50,6 +51,29 @@ def test_the_bank_is_bounded(train: Source) -> None:
     bank = SoftBank(MeanColour(), annotated(train), CLASSES, SoftRetrieval(bank_patches=40))
     assert 8 * 5 - 1 <= len(bank) <= 8 * 5
     assert bank.nbytes == 2 * 40 * (3 + 4)
+
+
+def test_patches_are_drawn_by_how_rare_their_classes_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = torch.rand(6, 40, 5, generator=generator) < torch.tensor([0.9, 0.5, 0.2, 0.05, 0.02])
+    held[:, :3] = False  # patches without a scored class
+    shares = held / held.sum(2, keepdim=True).clamp_min(1)
+    indices = np.array([4, 0, 9, 11, 12, 300])
+    chosen = draw_rare(shares, indices, 7, seed=3)
+    draws = uniform(words(3, Stream.EVALUATION, indices, 40))
+    for image in range(6):
+        classes = [set(np.flatnonzero(patch).tolist()) for patch in held[image].numpy()]
+        assert chosen[image].tolist() == rare_patches(classes, draws[image].tolist(), 7)
+
+
+def test_a_bounded_bank_holds_more_of_rare_classes(tmp_path: Path) -> None:
+    """One of an image's 16 patches is of another class: drawn uniformly, a quarter of the images would keep it."""
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[8:16, 8:16] = 1
+    source = open_source(write_pairs(tmp_path / "rare", [mask] * 40))
+    bank = SoftBank(MeanColour(), annotated(source, 40), CLASSES, SoftRetrieval(bank_patches=160))
+    assert len(bank) == 160
+    assert int((bank.labels[:, 1] > 0).sum()) > 30
 
 
 def test_scores_are_interpolated_and_then_compared() -> None:

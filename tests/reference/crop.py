@@ -23,6 +23,18 @@ def random_resized_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def clamped_crop(
+    uniforms: list[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of one draw, sides cut to the image's; `uniforms` holds four numbers in [0, 1)."""
+    share, aspect, down, across = uniforms
+    area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+    shape = ratio[0] * (ratio[1] / ratio[0]) ** aspect
+    w = min(width, max(1, round((area * shape) ** 0.5)))
+    h = min(height, max(1, round((area / shape) ** 0.5)))
+    return math.floor(down * (height - h + 1)), math.floor(across * (width - w + 1)), h, w
+
+
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, C) to (h, w, C) in float64: a triangle as wide as an output pixel, at least one input pixel."""
 

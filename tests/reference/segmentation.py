@@ -61,3 +61,13 @@ def soft_labels(queries, keys, labels, k, temperature):
         weights = [np.exp((cosine[i] - cosine[near[0]]) / temperature) for i in near]
         found.append(sum(w * labels[i].astype(np.float64) for w, i in zip(weights, near, strict=True)) / sum(weights))
     return np.array(found)
+
+
+def rare_patches(classes: list[set[int]], uniforms: list[float], count: int) -> list[int]:
+    """Return which patches of an image are taken: the lowest frequencies of the classes in a patch times a draw."""
+    holding = Counter(label for found in classes for label in found)
+    scores = [
+        u * sum(holding[label] for label in found) if found else float("inf")
+        for found, u in zip(classes, uniforms, strict=True)
+    ]
+    return sorted(sorted(range(len(classes)), key=lambda patch: scores[patch])[:count])

@@ -44,6 +44,12 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Also evaluate the initial encoder and raw pixels.",
         ),
         heads_option,
+        click.option(
+            "--autocast",
+            type=click.Choice(["auto", "none", "bf16"]),
+            default=None,
+            help="Precision of the encoder: auto is bf16 on a GPU, none is float32; the protocol's if not given.",
+        ),
         debug_option,
     )
     for option in reversed(options):

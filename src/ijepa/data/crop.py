@@ -46,15 +46,25 @@ def random_resized_crop_box(
 
     `words` (40,) uint32 are the draws; `scale` bounds the box's share of the area, `ratio` its width / height.
     """
-    area, low, high = height * width, math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(0, WORDS, 4):
         share, aspect, down, across = words[attempt : attempt + 4].tolist()
-        target = area * (scale[0] + (scale[1] - scale[0]) * share * _UNIT)
-        shape = math.exp(low + (high - low) * aspect * _UNIT)
-        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
+        h, w = _drawn_sides(share, aspect, height * width, scale, ratio)
         if 0 < w <= width and 0 < h <= height:
-            return Box((height - h + 1) * down >> 32, (width - w + 1) * across >> 32, h, w)
+            return _placed(h, w, height, width, down, across)
     return _central(height, width, min(max(width / height, ratio[0]), ratio[1]))
+
+
+def clamped_crop_box(
+    words: Words, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Return the box that `random_resized_crop_box` tries first, its sides cut to the image's where they are longer.
+
+    It is the rule of MAE's linear probe (arXiv 2111.06377, `util/crop.py`). Crops are larger on average, because none
+    is drawn again. Only the first 4 words are used.
+    """
+    share, aspect, down, across = words[:4].tolist()
+    h, w = _drawn_sides(share, aspect, height * width, scale, ratio)
+    return _placed(max(1, min(h, height)), max(1, min(w, width)), height, width, down, across)
 
 
 def hull(boxes: Sequence[Box]) -> Box:
@@ -96,6 +106,21 @@ def crop_resize(
         return view[0].contiguous()
     np.copyto(out, view.numpy()[0])
     return torch.from_numpy(out)
+
+
+def _drawn_sides(
+    share: int, aspect: int, area: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int]:
+    """Return height and width by a word for the share of the area and one for the aspect ratio."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    target = area * (scale[0] + (scale[1] - scale[0]) * share * _UNIT)
+    shape = math.exp(low + (high - low) * aspect * _UNIT)
+    return round(math.sqrt(target / shape)), round(math.sqrt(target * shape))
+
+
+def _placed(h: int, w: int, height: int, width: int, down: int, across: int) -> Box:
+    """Return a box of `h` x `w` within an image, placed by a word for each axis."""
+    return Box((height - h + 1) * down >> 32, (width - w + 1) * across >> 32, h, w)
 
 
 def _central(height: int, width: int, aspect: float, fraction: float = 1.0) -> Box:

@@ -1,8 +1,8 @@
 """A bank of labelled patches and its answers: the state of segmentation by retrieval.
 
 The bank is one block of memory, allocated for the number of patches it may hold and filled image by image, so that
-nothing is held twice. Features are standardised by the mean and deviation of the patches it begins with: patches
-that come later, and all queries, are measured by the same rule.
+nothing is held twice. Features are standardised by the mean and deviation of all patches of the images it begins with,
+those that it does not keep among them: images that come later, and all queries, are measured by the same rule.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
-from ijepa.evaluation.clustering import standardise
+from ijepa.evaluation.clustering import Scaler
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.inverted import InvertedIndex
 from ijepa.evaluation.pictures import Indices
@@ -85,10 +85,11 @@ class PatchBank:
         self._capacity, self._count = images * self.per_image, 0
         self._keys: Tensor = torch.empty(0)
         self._labels: Tensor = torch.empty(0)
-        self._fill(support)
+        scaler = Scaler()
+        self._fill(support, scaler)
         if not self._count:
             raise Refused(support.flag, "no patch of the masks has a class that is scored")
-        self.mean, self.scale = standardise(self.keys)
+        self.mean, self.scale = scaler.figures()
         self.keys.sub_(self.mean).mul_(self.scale)
 
     def __len__(self) -> int:
@@ -146,9 +147,12 @@ class PatchBank:
         voted = vote(self.neighbours(patches, k, distance), self.classes.count)
         return whole_masks(voted.unflatten(0, patches.shape[:2]), self.encoder.patch_size).numpy()
 
-    def _fill(self, support: Annotated) -> None:
+    def _fill(self, support: Annotated, scaler: Scaler | None = None) -> None:
+        """Add the labelled patches of images; `scaler` sees all patches."""
         start = 0
         for patches, masks in patch_features(self.encoder, support, self.classes, self.batch):
+            if scaler is not None:
+                scaler.add(patches.flatten(0, 1))
             labels = patch_labels(torch.from_numpy(masks), self.encoder.patch_size)
             if self.per_image < patches.shape[1]:
                 some = support.indices[start : start + len(patches)]

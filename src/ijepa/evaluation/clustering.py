@@ -52,18 +52,35 @@ def reduced(features: Tensor, components: int) -> npt.NDArray[np.float32]:
     return principal(flat, components).numpy()
 
 
+class Scaler:
+    """Running mean and deviation of every channel, in float64; features come batch by batch and are not kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean, self._square = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Take features (n, D) into account."""
+        for rows in features.split(_ROWS):
+            mean = rows.mean(0, dtype=torch.float64)
+            square = (rows.double() - mean).square().sum(0)
+            before, self.count = self.count, self.count + len(rows)
+            away = mean - self._mean
+            self._mean = self._mean + away * (len(rows) / self.count)
+            self._square = self._square + square + away.square() * (before * len(rows) / self.count)
+
+    def figures(self) -> tuple[Tensor, Tensor]:
+        """Return mean and 1 / deviation (D,) float32; constant channels get 1."""
+        deviation = (self._square / self.count).sqrt()
+        deviation[deviation <= 1e-7 * (1 + self._mean.abs())] = 1.0
+        return self._mean.float(), (1 / deviation).float()
+
+
 def standardise(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and 1 / deviation (D,) float32 of features (n, D), in float64 inside; constant channels get 1."""
-    total = torch.zeros(features.shape[1], dtype=torch.float64)
-    for rows in features.split(_ROWS):
-        total += rows.sum(0, dtype=torch.float64)
-    mean = total / len(features)
-    square = torch.zeros_like(total)
-    for rows in features.split(_ROWS):
-        square += (rows.double() - mean).square().sum(0)
-    deviation = (square / len(features)).sqrt()
-    deviation[deviation <= 1e-7 * (1 + mean.abs())] = 1.0
-    return mean.float(), (1 / deviation).float()
+    """Return mean and 1 / deviation (D,) float32 of features (n, D); constant channels get 1."""
+    scaler = Scaler()
+    scaler.add(features)
+    return scaler.figures()
 
 
 def principal(features: Tensor, components: int) -> Tensor:

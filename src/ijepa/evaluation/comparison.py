@@ -1,9 +1,9 @@
 """Many results in one table, the published figures beside them, and never two protocols in one column.
 
 A column is one figure of one protocol on one pair of sets: results share it where kind, every setting of the protocol,
-image size, the sets' fingerprints, their classes and what their label maps hold are the same. Two files of a protocol's
-name whose settings differ have two columns. Published figures (`published.yaml`, a source for each) have columns of
-their own, headed by their data: no result here can prove that it was made as they were.
+image size, precision, the sets' fingerprints, their classes and what their label maps hold are the same. Two files of a
+protocol's name whose settings differ have two columns. Published figures (`published.yaml`, a source for each) have
+columns of their own, headed by their data: no result here can prove that it was made as they were.
 
 A row is an encoder, told apart by its weights' hash where the result has it. A figure that occurs twice in a cell, as
 of two seeds, is shown twice.
@@ -127,7 +127,7 @@ def _column(result: dict[str, Any], figure: str) -> str:
     counts = [data.get(role, {}).get("n") for role in ("train", "test")]
     classes = [data.get("classes"), data.get("labels_sha256")]  # of a label map the protocol has the name alone
     protocol = {key: value for key, value in result["protocol"].items() if key != "description"}
-    key = [result["kind"], protocol, result.get("image_size"), sets, counts, classes, figure]
+    key = [result["kind"], protocol, result.get("image_size"), result.get("precision"), sets, counts, classes, figure]
     return json.dumps(key, sort_keys=True)
 
 
@@ -138,7 +138,8 @@ def _head(result: dict[str, Any], figure: str) -> list[str]:
     protocol = f"{result['kind']} {result['protocol'].get('name')}"
     classes = result["data"].get("classes")
     counted = [f"{len(classes)} classes"] if classes else []
-    return [protocol, *level, f"{where}, n = {test.get('n')}", *counted, FIGURES[figure]]
+    precision = [] if result.get("precision", "float32") == "float32" else [result["precision"]]
+    return [protocol, *level, f"{where}, n = {test.get('n')}", *counted, *precision, FIGURES[figure]]
 
 
 def _shown(row: dict[str, Any], figure: str) -> str:

@@ -1,8 +1,8 @@
 """Images to features of whole images, once: what linear probe and kNN read, cached under a hash of what made it.
 
 An image's features are its patches' mean, for each of the last blocks: (n, L, D), earliest block first, so that
-`x[:, -1]` is the last block and `x.flatten(1)` the field's "last 4 concatenated". They are computed in float32 and
-stored in float16, cached or not: a result must not depend on whether a file was there.
+`x[:, -1]` is the last block and `x.flatten(1)` the field's "last 4 concatenated". They are computed in the encoder's
+precision (`precision`) and stored in float16, cached or not: a result must not depend on whether a file was there.
 
 A cached file's name holds the hash and how many blocks are in it, and a file with more blocks serves for fewer: the
 linear probe's serves kNN. Encoders that are no `nn.Module` are not cached: nobody knows what decides their output.
@@ -33,6 +33,7 @@ from ijepa.data.decode import DecodeError, decode
 from ijepa.data.sources import Sample, Source
 from ijepa.environment import available_cores
 from ijepa.errors import Failed
+from ijepa.evaluation.precision import name_of
 from ijepa.evaluation.ranks import ALONE, Ranks
 from ijepa.model.vision_transformer import patchify
 
@@ -149,7 +150,8 @@ def extract(
     stem = ""
     if cache is not None and isinstance(encoder, nn.Module):
         images = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
-        setting = (FORMAT, image_size, crop_fraction, interpolation, "float16", source.fingerprint, images)
+        computed = name_of(getattr(encoder, "precision", torch.float32))
+        setting = (FORMAT, image_size, crop_fraction, interpolation, computed, "float16", source.fingerprint, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
         saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]

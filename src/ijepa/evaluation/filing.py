@@ -1,8 +1,9 @@
 """Where a result is filed, so that none takes the place of another.
 
-A result is called after its kind and protocol. Whoever evaluates the same weights again under that name on other data
-or with another seed finds it beside the first, its name longer by a hash of what differs. A result of other weights, as
-of an earlier checkpoint, is moved to `earlier/`: what lies in the folder itself is of one encoder.
+A result is called after its kind and protocol. A second evaluation of the same weights under that name, on other data,
+with another seed or in another precision, is filed beside the first, its name longer by a hash of what differs. A
+result of other weights, as of an earlier checkpoint, is moved to `earlier/`: what lies in the folder itself is of one
+encoder.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ def file_for(folder: Path, stem: str, result: Mapping[str, Any]) -> Path:
     return file
 
 
-_WHAT = ("protocol", "data", "seed")
+_WHAT = ("protocol", "data", "seed", "precision")
 """What makes a result of the same weights another one."""
 
 

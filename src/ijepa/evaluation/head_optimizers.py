@@ -1,6 +1,7 @@
 """AdamW and SGD for many heads at once, with a rate and a decay for each; LARS stands in `lars`.
 
-Layout as there: heads on the second axis from the end, the first parameter is the matrix and alone decays.
+Layout as there: heads on the second axis from the end. The first parameter is the matrix, the second the bias. The
+first `decayed` parameters decay: 1 is the matrix alone, 2 is matrix and bias.
 
 An update goes over many heads' weights several times, operation by operation. It does so slab by slab, so that a slab
 and its moments stay in the cache meanwhile, and what is computed on the way has one place: taking fresh memory for
@@ -39,8 +40,10 @@ class AdamW:
     rate of 1, and what it leaves there joins the weights at each head's own.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float]) -> None:
-        self.parameters, self.decay, self.betas = parameters, decay, betas
+    def __init__(
+        self, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float], decayed: int = 1
+    ) -> None:
+        self.parameters, self.decay, self.betas, self.decayed = parameters, decay, betas, decayed
         self._moments = [(torch.zeros_like(values), torch.zeros_like(values)) for values in parameters]
         self._between = parameters[0].new_empty(max(_slab(values) for values in parameters))
         self._steps = parameters[0].new_zeros(())
@@ -70,7 +73,7 @@ class AdamW:
                     maximize=False,
                 )
                 flat = part.flatten(-2)
-                if place == 0:
+                if place < self.decayed:
                     flat.mul_(kept)
                 flat.addcmul_(change.flatten(-2), rates)
 
@@ -78,8 +81,8 @@ class AdamW:
 class Sgd:
     """Stochastic gradient descent with momentum, the decay joining the gradient."""
 
-    def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, momentum: float) -> None:
-        self.parameters, self.decay, self.momentum = parameters, decay, momentum
+    def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, momentum: float, decayed: int = 1) -> None:
+        self.parameters, self.decay, self.momentum, self.decayed = parameters, decay, momentum, decayed
         self._gathered = [torch.zeros_like(values) for values in parameters]
 
     def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
@@ -91,7 +94,7 @@ class Sgd:
             for parts in slabs(values, gradient, gathered):
                 some, change, kept = (part.flatten(-2) for part in parts)
                 kept.mul_(self.momentum).add_(change)
-                if place == 0:
+                if place < self.decayed:
                     kept.addcmul_(some, decays)
                 some.addcmul_(kept, rates, value=-1)
 
@@ -112,11 +115,17 @@ def _slab(values: Tensor) -> int:
 
 
 def head_optimizer(
-    name: Name, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float], momentum: float
+    name: Name,
+    parameters: Sequence[Tensor],
+    decay: Tensor,
+    *,
+    betas: tuple[float, float],
+    momentum: float,
+    decayed: int = 1,
 ) -> HeadOptimizer:
-    """Return the optimiser of that name."""
+    """Return the optimizer of that name."""
     if name == "adamw":
-        return AdamW(parameters, decay, betas=betas)
+        return AdamW(parameters, decay, betas=betas, decayed=decayed)
     if name == "sgd":
-        return Sgd(parameters, decay, momentum=momentum)
-    return Lars(parameters, decay, momentum=momentum)
+        return Sgd(parameters, decay, momentum=momentum, decayed=decayed)
+    return Lars(parameters, decay, momentum=momentum, decayed=decayed)

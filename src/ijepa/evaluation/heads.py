@@ -39,8 +39,12 @@ class Heads:
         norm: what stands before them: nothing, a batch norm, or one with gain and offset.
         eps: of the batch norm.
         fixed: mean and deviation (F,) to bring features to first, instead of a batch norm.
+        norm_batch: images that a batch norm takes its figures from; a step's images are cut into equal parts of at most
+            so many, and each part is normalised by itself. All images of the step if None.
         optimizer, betas, momentum: see `head_optimizers`.
-        initial_std: deviation of the weights at the start, 0 for zero. All heads start at the same draw.
+        decay_bias: biases decay, too.
+        initial_std: deviation of the weights at the start, 0 for zero, biases 0; "linear" is the start of
+            `torch.nn.Linear`, weights and biases uniform within 1 / sqrt(F). All heads start at the same draw.
         seed: of that draw.
         device: where they are trained.
 
@@ -59,19 +63,25 @@ class Heads:
         *,
         norm: Norm = "none",
         eps: float = 1e-5,
+        norm_batch: int | None = None,
         fixed: tuple[Tensor, Tensor] | None = None,
         optimizer: Name = "adamw",
         betas: tuple[float, float] = (0.9, 0.95),
         momentum: float = 0.9,
-        initial_std: float = 0.0,
+        decay_bias: bool = False,
+        initial_std: float | Literal["linear"] = 0.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.norm, self.eps, self.device = norm, eps, torch.device(device)
-        self.weight = torch.zeros(width, len(grid), classes)
-        if initial_std:
-            self.weight += normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
-        self.weight, self.bias = self.weight.to(device), torch.zeros(len(grid), classes, device=device)
+        self.norm, self.eps, self.norm_batch, self.device = norm, eps, norm_batch, torch.device(device)
+        weight, bias = torch.zeros(width, len(grid), classes), torch.zeros(len(grid), classes)
+        if initial_std == "linear":
+            drawn = symmetric((width + 1) * classes, seed).div_(math.sqrt(width)).float()
+            weight += drawn[:-classes].view(width, 1, classes)
+            bias += drawn[-classes:]
+        elif initial_std:
+            weight += normal(width * classes, seed).mul_(initial_std).view(width, 1, classes)
+        self.weight, self.bias = weight.to(device), bias.to(device)
         self.shift, self.scale = (v.to(device) for v in fixed or (torch.zeros(width), torch.ones(width)))
         parameters = [self.weight, self.bias]
         if norm == "batch-affine":
@@ -81,7 +91,9 @@ class Heads:
         self._variance = torch.ones(width, device=device)
         self._logits, self._matrix = torch.empty(0), torch.empty(0)  # the places of both products, taken once
         self.rate, decay = torch.tensor(grid, dtype=torch.float32, device=device).T[..., None]  # (H, 1) each
-        self._optimizer = head_optimizer(optimizer, parameters, decay, betas=betas, momentum=momentum)
+        self._optimizer = head_optimizer(
+            optimizer, parameters, decay, betas=betas, momentum=momentum, decayed=2 if decay_bias else 1
+        )
 
     def __len__(self) -> int:
         return len(self.bias)
@@ -132,14 +144,22 @@ class Heads:
         return (x.to(self.device, torch.float32) - self.shift) / self.scale
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """Return a training batch (B, F) normalised by itself, and gather its figures."""
+        """Return a training batch (B, F), each part of it normalised by itself, and gather the first part's figures.
+
+        Where devices normalise their own images, the running figures that count are those of the first one.
+        """
         if self.norm == "none":
             return self._prepared(x)
-        mean, variance = x.mean(0), x.var(0, correction=0)
+        parts = x.tensor_split(-(-len(x) // (self.norm_batch or len(x))))
+        figures = [(part.mean(0), part.var(0, correction=0)) for part in parts]
+        (mean, variance), count = figures[0], len(parts[0])
         self.shift = KEEP * self.shift + (1 - KEEP) * mean
-        self._variance = KEEP * self._variance + (1 - KEEP) * variance * (len(x) / max(1, len(x) - 1))
+        self._variance = KEEP * self._variance + (1 - KEEP) * variance * (count / max(1, count - 1))
         self.scale = (self._variance + self.eps).sqrt()
-        return (x - mean) / (variance + self.eps).sqrt()
+        normalised = [
+            (part - mean) / (variance + self.eps).sqrt() for part, (mean, variance) in zip(parts, figures, strict=True)
+        ]
+        return normalised[0] if len(normalised) == 1 else torch.cat(normalised)
 
 
 def softmax_(scores: Tensor) -> Tensor:
@@ -152,5 +172,10 @@ def softmax_(scores: Tensor) -> Tensor:
 
 def normal(count: int, seed: int) -> Tensor:
     """Return draws (count,) of the standard normal distribution, the start of a head's weights."""
+    return torch.erfinv(symmetric(count, seed)).mul_(math.sqrt(2)).float()
+
+
+def symmetric(count: int, seed: int) -> Tensor:
+    """Return draws (count,) float64, uniform in (-1, 1)."""
     word = words(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
-    return torch.erfinv(torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)).mul_(math.sqrt(2)).float()
+    return torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)

@@ -3,7 +3,8 @@
 Level 1, after Balazevic et al. ("Towards in-context scene understanding", arXiv 2306.01667) and its open evaluation: a
 patch's label is how often each class occurs among its pixels, a test patch takes the mean of its neighbours' labels
 weighted by softmax(cosine / T), and the shares are upsampled bilinearly before the largest is taken. Ignored pixels
-count for no class; a patch of ignored pixels alone is not kept.
+count for no class; a patch of ignored pixels alone is not kept. Where the bank cannot hold all patches, it takes the
+same number of every image, rare classes first (`draw_rare`).
 
 The bank takes 2 (D + C) bytes a patch, of width D and C classes, in float16; it is filled into one block of memory.
 """
@@ -14,11 +15,13 @@ from torch.nn.functional import interpolate, normalize
 
 from ijepa.errors import Refused
 from ijepa.evaluation.annotated import Annotated, Classes, Labels, patch_features
-from ijepa.evaluation.bank import RECALLED, draw_patches
+from ijepa.evaluation.bank import RECALLED
 from ijepa.evaluation.features import Encoder
 from ijepa.evaluation.inverted import InvertedIndex
+from ijepa.evaluation.pictures import Indices
 from ijepa.evaluation.retrieval import QUERIES, patch_labels, search
 from ijepa.evaluation.segmentation_protocol import SoftRetrieval
+from ijepa.randomness import Stream, uniform, words
 
 
 class SoftBank:
@@ -30,7 +33,7 @@ class SoftBank:
         classes: of their masks.
         rule: see `SoftRetrieval`.
         batch: images a forward pass.
-        seed: chooses each image's patches where not all are kept.
+        seed: draws each image's patches where not all are kept.
 
     Raises:
         Refused: masks without a scored class.
@@ -55,7 +58,7 @@ class SoftBank:
         for patches, masks in patch_features(encoder, support, classes, batch):
             shares = class_shares(patch_labels(torch.from_numpy(masks), encoder.patch_size), classes)
             if count < whole:
-                chosen = draw_patches(support.indices[seen : seen + len(patches)], whole, count, seed)[..., None]
+                chosen = draw_rare(shares, support.indices[seen : seen + len(patches)], count, seed)[..., None]
                 patches, shares = (x.gather(1, chosen.expand(-1, -1, x.shape[2])) for x in (patches, shares))
             seen += len(patches)
             if not self.keys.numel():
@@ -102,6 +105,26 @@ class SoftBank:
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""
         return largest(self.shares(patches.flatten(0, 1)).unflatten(0, patches.shape[:2]), size)
+
+
+def draw_rare(shares: Tensor, indices: Indices, count: int, seed: int) -> Tensor:
+    """Return which `count` patches of each image are taken, ascending, those of rare classes more often: (B, count).
+
+    A patch's score is the sum, over its classes, of the number of the image's patches that hold the class, times a
+    uniform draw. The lowest scores are taken. Patches without a scored class come last.
+
+    Args:
+        shares: classes' shares in each patch (B, N, C).
+        indices: sample numbers (B,), which the draws are made by.
+        count: of patches, at most N.
+        seed: of the draws.
+    """
+    there = shares > 0
+    patches_with = there.sum(1, keepdim=True)  # (B, 1, C)
+    frequency = (there * patches_with).sum(2).double()  # (B, N)
+    draw = torch.from_numpy(uniform(words(seed, Stream.EVALUATION, indices, shares.shape[1])))
+    score = (frequency * draw).masked_fill_(frequency == 0, torch.inf)
+    return score.argsort(dim=1, stable=True)[:, :count].sort(1).values
 
 
 def class_shares(labels: Tensor, classes: Classes) -> Tensor:

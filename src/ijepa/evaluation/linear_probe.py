@@ -11,11 +11,11 @@ compared with those numbers, say it in their result's notes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -58,8 +58,9 @@ def evaluate_linear(
 
     Returns:
         See `classification.compare`; a row has `top1`, `top5`, `ci`, `heads` (how many were trained), `head` (`blocks`,
-        `norm`, `lr`, `weight_decay` of the chosen one; `epoch` where that was chosen too) and, where it was chosen on a
-        held-out part, `held_out`, its accuracy there, a little flattered by the choice.
+        `norm`, `lr`, `weight_decay` of the chosen one; `epoch` where that was chosen too; `edge` where its rate is the
+        highest or lowest of the grid, and no other as good) and, where it was chosen on a held-out part, `held_out`,
+        its accuracy there, a little flattered by the choice.
 
     Raises:
         Refused, Failed: as `classification.compare`; or `keep`, and the protocol has no such head.
@@ -68,7 +69,7 @@ def evaluate_linear(
         mend = "use a protocol with blocks: [1] that chooses its head at the end"
         raise Refused("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", mend)
     first = next(iter(encoders.values()))
-    return compare(
+    result = compare(
         "linear",
         encoders,
         train,
@@ -84,6 +85,30 @@ def evaluate_linear(
         ranks=ranks,
         notes=(FLATTERED,) if protocol.flatters else (),
     )
+    result["notes"] += edge_notes(result["rows"])
+    return result
+
+
+def edge_of(rates: Set[float], lrs: Sequence[float]) -> str | None:
+    """Return the end of a grid of learning rates, highest or lowest, that the best heads' `rates` lie at, else None.
+
+    Where a head within the grid is as good, a wider grid promises nothing. A grid of two rates is all ends.
+    """
+    if len(set(lrs)) < 3:
+        return None
+    return "highest" if rates == {max(lrs)} else "lowest" if rates == {min(lrs)} else None
+
+
+def edge_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each end of the grid of learning rates that rows' heads lie at."""
+    notes = []
+    for end in ("highest", "lowest"):
+        at = [row for row in rows if row["head"].get("edge") == end]
+        if at:
+            names, rate = ", ".join(str(row["encoder"]) for row in at), at[0]["head"]["lr"]
+            what = f"has the {end} learning rate of the grid, {rate:g}"
+            notes.append(f"the head chosen for {names} {what}; a wider grid may score higher")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,8 @@ class Choice:
     accuracy: float
     group: Group
     head: int
+    equals: frozenset[int]
+    """Numbers of the heads, in any group, that are as often right; its own is among them."""
 
 
 def probe(
@@ -155,8 +182,13 @@ def probe(
         )
         assert isinstance(alone.group.heads, Heads)
         keep(*alone.group.heads.plain(alone.head))
-    lr, weight_decay = tuple(product(protocol.lrs, protocol.weight_decays))[best.head]
-    chosen = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr, "weight_decay": weight_decay}
+    grid = tuple(product(protocol.lrs, protocol.weight_decays))
+    lr, weight_decay = grid[best.head]
+    chosen: dict[str, Any] = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr}
+    chosen["weight_decay"] = weight_decay
+    edge = edge_of({grid[head][0] for head in best.equals}, protocol.lrs)
+    if edge is not None:
+        chosen["edge"] = edge
     return {
         **accuracies(ranks),
         **({"held_out": best.accuracy} if honest else {}),
@@ -204,10 +236,12 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
                 grid,
                 norm=norm,
                 eps=protocol.norm_eps,
+                norm_batch=protocol.norm_batch,
                 fixed=fixed,
                 optimizer=protocol.optimizer,
                 betas=protocol.betas,
                 momentum=protocol.momentum,
+                decay_bias=protocol.decay_bias,
                 initial_std=protocol.initial_std,
                 seed=seed,
                 device=device,
@@ -226,19 +260,51 @@ def train_heads(
     groups: list[Group], reading: Reading, y: Tensor, kept: Indices, protocol: LinearProtocol, seed: int
 ) -> Iterator[int]:
     """Train all heads in one pass over the train images `kept` of classes `y`; yield each epoch's number at its end."""
-    n, batch = len(kept), min(protocol.batch, len(kept))
-    steps = math.ceil(protocol.epochs * n / batch)
-    steps = steps if protocol.steps is None else min(protocol.steps, steps)
-    for step in range(1, steps + 1):
-        first = (step - 1) * batch
-        positions = np.arange(first, first + batch)
-        chosen = kept[sample_indices(seed, positions, n)]
+    walk = Walk.of(len(kept), protocol)
+    for step in range(1, walk.steps + 1):
+        positions = walk.positions(step)
+        chosen = kept[sample_indices(seed, positions, len(kept))]
         x, truth = reading.training(positions, chosen), y[torch.from_numpy(chosen)]
-        factor = rate_factor(step, steps, protocol, epoch=first / n)
+        factor = rate_factor(step, walk.steps, protocol, epoch=walk.epochs(step - 1))
         for group in groups:
-            group.step(x, truth, factor, (step - 1) / steps)
-        if step == steps or (first + batch) // n > first // n:
-            yield max(1, (first + batch) // n)
+            group.step(x, truth, factor, (step - 1) / walk.steps)
+        done = int(walk.epochs(step))
+        if step == walk.steps or done > int(walk.epochs(step - 1)):
+            yield max(1, done)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How steps walk through a train set: `steps` of them, `batch` of `images` at a time, `epoch` batches' images each.
+
+    Images stand in one endless sequence, epoch after epoch, each in an order of its own.
+    """
+
+    images: int
+    batch: int
+    epoch: int
+    steps: int
+    wraps: bool
+
+    @classmethod
+    def of(cls, images: int, protocol: LinearProtocol) -> Self:
+        """Return a protocol's walk through so many images."""
+        batch = min(protocol.batch, images)
+        batches = {"keep": -(-images // batch), "drop": images // batch}
+        wraps = protocol.last_batch == "wrap"
+        epoch = images if wraps else batch * batches[protocol.last_batch]
+        steps = math.ceil(protocol.epochs * epoch / batch)
+        return cls(images, batch, epoch, steps if protocol.steps is None else min(protocol.steps, steps), wraps)
+
+    def epochs(self, steps: int) -> float:
+        """Return how many epochs are done after so many steps."""
+        return steps * self.batch / self.epoch
+
+    def positions(self, step: int) -> Indices:
+        """Return the places (B,) in the sequence that a step of 1 to `steps` reads."""
+        epoch, first = divmod((step - 1) * self.batch, self.epoch)
+        last = first + self.batch if self.wraps else min(first + self.batch, self.images)
+        return np.arange(first, last) + epoch * self.images
 
 
 def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indices, y: Tensor) -> Choice:
@@ -251,11 +317,12 @@ def choose_head(groups: list[Group], reading: Reading, role: Role, places: Indic
         for count, group in zip(right, groups, strict=True):
             best, guess = group.heads.logits(group.read(x)).max(2)
             count += ((guess.cpu() == truth[:, None]) & best.isfinite().cpu()).sum(0)  # one that diverged is wrong
-    choices = [
-        Choice(int(count.max()) / len(places), group, int(np.argmax(count.numpy())))
-        for count, group in zip(right, groups, strict=True)
+    most = int(torch.cat(right).max())
+    heads = [
+        (group, int(head)) for count, group in zip(right, groups, strict=True) for head in (count == most).nonzero()
     ]
-    return max(choices, key=lambda choice: choice.accuracy)
+    group, first = heads[0]
+    return Choice(most / len(places), group, first, frozenset(head for _, head in heads))
 
 
 def ranks_by(choice: Choice, reading: Reading, places: Indices, y: Tensor) -> Tensor:
@@ -269,10 +336,10 @@ def ranks_by(choice: Choice, reading: Reading, places: Indices, y: Tensor) -> Te
 
 
 def rate_factor(step: int, steps: int, protocol: LinearProtocol, *, epoch: float) -> float:
-    """Return the factor on the learning rates at a step of 1 to `steps`, `epoch` passes after the first."""
-    rise = round(protocol.warmup * steps)
-    if step <= rise:
-        return step / rise
+    """Return the factor on the learning rates at a step of 1 to `steps`, after `epoch` passes."""
+    rise, done, closed = round(protocol.warmup * steps), step - 1, protocol.ramp == "closed"
+    if done < rise:
+        return step / rise if protocol.ramp == "open" else done / max(1, rise - closed)
     if protocol.milestones:
         return float(0.1 ** sum(epoch >= milestone for milestone in protocol.milestones))
-    return (1 + math.cos(math.pi * (step - 1 - rise) / (steps - rise))) / 2
+    return (1 + math.cos(math.pi * (done - rise) / max(1, steps - rise - closed))) / 2

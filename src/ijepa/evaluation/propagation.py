@@ -4,8 +4,8 @@ Level 1 in the terms of `segmentation`: nothing is trained, and the first frame'
 that of Jabri et al. (arXiv 2006.14613) as DINO (arXiv 2104.14294) uses it: a patch takes the mean of the labels of its
 `neighbours` most similar patches, weighted by exp(cosine / temperature), from the first frame and the last
 `memory` ones, no farther than `radius` patches away. Soft labels are carried, upsampled bilinearly, each object's map
-stretched to [0, 1], and the largest is the answer. From memory: the stretching, and that the long side is cut down to
-whole patches.
+stretched to [0, 1], and the largest is the answer. The long side is cut down to whole patches; in DINO's code to a
+multiple of 64 pixels.
 
 Scores are DAVIS's J and F (`contours`): means over an object's frames but the first and the last of a video, then over
 all objects. The interval draws whole videos. Scores of a frame go through (QUERIES, frames * patches) at a time.

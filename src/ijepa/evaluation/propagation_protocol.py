@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from ijepa.evaluation.precision import Autocast
 from ijepa.section import Section
 
 
@@ -22,3 +23,5 @@ class PropagationProtocol(Section):
     """Rows and columns of patches that those are away at most."""
     temperature: float = Field(0.1, gt=0)
     """T of their weights, exp(cosine / T)."""
+    autocast: Autocast = "auto"
+    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""

@@ -16,6 +16,7 @@ from ijepa.data.crop import Interpolation
 from ijepa.errors import Refused, did_you_mean
 from ijepa.evaluation.head_optimizers import Name
 from ijepa.evaluation.heads import Norm
+from ijepa.evaluation.precision import Autocast
 from ijepa.evaluation.propagation_protocol import PropagationProtocol
 from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
 from ijepa.section import Section, Shares
@@ -44,6 +45,8 @@ class ImageProtocol(Section):
     """Test images used at most, chosen by seed; all if null."""
     forward_batch: int = Field(64, ge=1)
     """Images a forward pass."""
+    autocast: Autocast = "auto"
+    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
 
 
 class LinearProtocol(ImageProtocol):
@@ -63,18 +66,24 @@ class LinearProtocol(ImageProtocol):
     """What stands before the linear layer: none, batch (a batch norm without gain and offset), batch-affine."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of the batch norm."""
+    norm_batch: int | None = Field(None, ge=2)
+    """Images that a batch norm takes its figures from: those of one device or machine; the whole step's if null."""
     lrs: tuple[Positive, ...] = Field(min_length=1)
     """Peak learning rates per 256 images a step, one head for each with each weight decay and each norm."""
     weight_decays: tuple[NotNegative, ...] = Field(min_length=1)
-    """Weight decays, decoupled in AdamW; biases and norms have none."""
+    """Weight decays, decoupled in AdamW; norms have none."""
+    decay_bias: bool = False
+    """Decay biases of linear heads, too."""
     optimizer: Name = "adamw"
     """adamw, sgd or lars."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay of its moment estimates."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of sgd and lars."""
-    initial_std: float = Field(0.0, ge=0)
-    """Deviation of the weights at the start; 0 starts at zero, which a convex problem allows."""
+    initial_std: NotNegative | Literal["linear"] = 0.0
+    """Deviation of a linear head's weights at the start, biases at 0; 0 is zero, which a convex problem allows.
+
+    linear is the start of torch's nn.Linear: weights and biases uniform within 1 / sqrt(features)."""
     batch: int = Field(1024, ge=1)
     """Images a step."""
     steps: int | None = Field(12500, ge=1)
@@ -83,12 +92,23 @@ class LinearProtocol(ImageProtocol):
     """Passes over the train set at most: a small set ends here."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the rate rises linearly."""
+    ramp: Literal["open", "from-zero", "closed"] = "open"
+    """How warm-up and cosine begin and end.
+
+    open: the first rate is one step above 0, the last one step above the cosine's end. from-zero: the first rate of the
+    warm-up is 0. closed: that, and the last rates of warm-up and cosine are the peak and 0."""
+    last_batch: Literal["wrap", "keep", "drop"] = "wrap"
+    """The end of an epoch whose images the batch does not divide.
+
+    wrap fills the batch with the next epoch's first images, keep trains on a smaller one, drop leaves the rest out."""
     milestones: tuple[Positive, ...] = ()
     """Epochs at which the rate is divided by 10; if none, it falls to 0 by a cosine."""
     augment: bool = False
     """Train on random resized crops, flipped half of the time, their features made as heads train, not cached."""
     crop_scale: Shares = (0.08, 1.0)
     """Bounds of a crop's share of the image's area."""
+    crop_rule: Literal["retry", "clamp"] = "retry"
+    """What happens to a random crop that does not fit: retry draws it again, clamp cuts its sides to the image's."""
     standardise: bool = True
     """Bring every dimension to mean 0 and deviation 1 over the train set."""
     selection: Literal["held-out", "test", "test-epochs"] = "held-out"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
+from ijepa.data.crop import WORDS, clamped_crop_box, crop_resize, random_resized_crop_box
 from ijepa.errors import Failed
 from ijepa.evaluation.classification import Origin, Split
 from ijepa.evaluation.features import Indices, View, central_view, device_of, image_features, pixel_batches
@@ -119,10 +119,11 @@ class _Views:
     def random(self, positions: Indices, chosen: Indices) -> Iterator[Tensor]:
         draws = words(self.seed, Stream.CROP, positions, WORDS + 1)
         mirrored = uniform(draws[:, WORDS]) < FLIP
+        box_of = clamped_crop_box if self.protocol.crop_rule == "clamp" else random_resized_crop_box
 
         def view(image: npt.NDArray[np.uint8], place: int) -> Tensor:
             height, width = image.shape[:2]
-            box = random_resized_crop_box(draws[place, :WORDS], height, width, self.protocol.crop_scale, RATIO)
+            box = box_of(draws[place, :WORDS], height, width, self.protocol.crop_scale, RATIO)
             pixels = crop_resize(image, box, self.origin.image_size, self.protocol.interpolation)
             return pixels.flip(2) if mirrored[place] else pixels
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.evaluation import knn, linear_probe, propagation, segmentation
 from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.filing import file_for
+from ijepa.evaluation.precision import Autocast, name_of, resolved
 from ijepa.evaluation.protocol import load_protocol
 from ijepa.evaluation.ranks import Ranks, device, joined
 from ijepa.evaluation.videos import find_videos
@@ -56,6 +58,7 @@ def evaluate(
     devkit: str | None = None,
     labels: str | None = None,
     save_head: Path | None = None,
+    autocast: Autocast | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by one protocol and write the result; under torchrun, together.
 
@@ -74,6 +77,7 @@ def evaluate(
         devkit: where ImageNet's validation classes are, if not beside the images.
         labels: label map of the masks, in the place of the protocol's and the sets' own.
         save_head: file for a linear probe's head, as `interop.heads` writes it.
+        autocast: precision of the encoders, in the place of the protocol's.
 
     Returns:
         The result and its file.
@@ -84,7 +88,9 @@ def evaluate(
     """
     sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
-        task = _prepare(kind, weights, protocol, which, baselines, output, labels, heads=heads)
+        task = _prepare(
+            kind, weights, protocol, which, baselines, output, heads=heads, labels=labels, autocast=autocast
+        )
         if getattr(task.protocol, "level", None) == 0:  # looks at one set alone
             sets = replace(sets, train=None, train_list=None)
         elif train is None:
@@ -151,10 +157,11 @@ def evaluate_videos(
     heads: int | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
+    autocast: Autocast | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
     with joined() as ranks:
-        task = _prepare("propagation", weights, protocol, which, baselines, output, heads=heads)
+        task = _prepare("propagation", weights, protocol, which, baselines, output, heads=heads, autocast=autocast)
         result = propagation.evaluate_propagation(
             task.encoders,
             find_videos(Path(data)),
@@ -176,6 +183,8 @@ class _Task:
     protocol: Any
     folder: Path
     encoders: dict[str, Encoder]
+    dtype: torch.dtype
+    """What encoders compute in."""
 
 
 def _prepare(
@@ -185,14 +194,14 @@ def _prepare(
     which: Which,
     baselines: bool,
     output: Path | None,
-    labels: str | None = None,
     *,
     heads: int | None = None,
+    **instead: Any,
 ) -> _Task:
+    """Return what is evaluated; `instead` are fields that take the place of the protocol's, where they are not None."""
     named = {"trained": weights} if isinstance(weights, str) else dict(weights)
     chosen = load_protocol(kind, protocol)
-    if labels is not None:
-        chosen = chosen.model_copy(update={"labels": labels})
+    chosen = chosen.model_copy(update={key: value for key, value in instead.items() if value is not None})
     found = {name: resolve_weights(path, heads=heads) for name, path in named.items()}
     first = next(iter(found.values()))
     folder = output or (first.run / "evaluations" if first.run else Path())
@@ -202,10 +211,14 @@ def _prepare(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+    place = device()
+    dtype = resolved(chosen.autocast, place)
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
-            encoder.to(device())
-    return _Task(found, which, chosen, folder, encoders)
+            encoder.to(place)
+        if isinstance(encoder, FrozenEncoder):
+            encoder.compute_in(dtype)
+    return _Task(found, which, chosen, folder, encoders, dtype)
 
 
 def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
@@ -216,6 +229,7 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     result["weights_sha256"] = {name: weights_hash(encoder) for name, encoder in modules.items()}
     result["which"] = task.which
     result |= {key: value for key, value in machine().items() if key in ("commit", "devices", "cpu")}
+    result["precision"] = name_of(task.dtype)
     other = "" if task.which == "target" else f"-{task.which}"  # which must not take the target's place
     stem = f"{kind}-{task.protocol.name}{other}"
     file = task.folder / f"{stem}.json"
@@ -258,7 +272,9 @@ def table(result: dict[str, Any]) -> str:
     rows = result["rows"]
     keys = [key for key, value in rows[0].items() if isinstance(value, float)]
     level = "" if result.get("level") is None else f", level {result['level']}"
-    shown = Table(title=f"{result['kind']}, protocol {result['protocol']['name']}{level}", title_justify="left")
+    precision = f", {result['precision']}" if "precision" in result else ""
+    title = f"{result['kind']}, protocol {result['protocol']['name']}{level}{precision}"
+    shown = Table(title=title, title_justify="left")
     shown.add_column("encoder")
     for key in keys:
         shown.add_column(key, justify="right")

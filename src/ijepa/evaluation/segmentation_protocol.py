@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ijepa.data.crop import Interpolation
+from ijepa.evaluation.precision import Autocast
 from ijepa.evaluation.retrieval import Distance
 from ijepa.section import Section
 
@@ -63,7 +64,7 @@ class SoftRetrieval(Searched):
     temperature: float = Field(0.02, gt=0)
     """T of the neighbours' weights, softmax(cosine / T)."""
     bank_patches: int | None = Field(10_240_000, ge=1)
-    """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
+    """Patches in the bank at most, as many of every image, rare classes first; all if null. Bounds the memory."""
 
 
 class LinearHead(Section):
@@ -119,6 +120,8 @@ class SegmentationProtocol(Section):
     """Test images used at most, chosen by seed; all if null."""
     batch: int = Field(32, ge=1)
     """Images a forward pass."""
+    autocast: Autocast = "auto"
+    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
     kmeans: Clustering = Clustering()
     tokencut: TokenCut = TokenCut()
     retrieval: Retrieval = Retrieval()

@@ -1,6 +1,7 @@
 """An encoder as everyone but pretraining uses it: images in, patch features out, frozen, in eval mode."""
 
-from typing import Self
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ class Encoder(nn.Module):
 
     `pixels` are uint8, normalised inside, or floating-point, taken as normalised already (ImageNet's mean and
     deviation). H and W are any multiples of the patch; positions are stretched over another grid than the native.
+    Features are float32, in whatever dtype `compute_in` lets the layers compute.
 
     Attributes:
         embed_dim: D.
@@ -27,7 +29,18 @@ class Encoder(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.pixel_norm = PixelNorm()
         self.embed_dim, self.patch_size, self.grid = vit.embed_dim, vit.patch_size, vit.grid
+        self._dtype = torch.float32
         self.eval()
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What linear layers and attention compute in."""
+        return self._dtype
+
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Let linear layers and attention compute in a dtype by autocast from now on; float32 is without autocast."""
+        self._dtype = dtype
+        return self
 
     @classmethod
     def initial(cls, shape: ModelShape, seed: int) -> Self:
@@ -49,8 +62,13 @@ class Encoder(nn.Module):
         patches = patchify(pixels, self.patch_size)
         patches = patches if pixels.is_floating_point() else self.pixel_norm(patches)
         grid = (height // self.patch_size, width // self.patch_size)
-        outputs = self.vit(patches, whole_images(patches, images), grid=grid, last=last)
+        with self._autocast(patches.device):
+            outputs = self.vit(patches, whole_images(patches, images), grid=grid, last=last)
         return [output.float().unflatten(0, (images, -1)) for output in outputs]
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        # Without a dtype of its own, the caller's autocast stays: pretraining measures its encoder on the way.
+        return nullcontext() if self._dtype == torch.float32 else torch.autocast(device.type, self._dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the last block's output (B, N, D), the final norm applied."""

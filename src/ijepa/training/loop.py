@@ -8,7 +8,7 @@ the device, to the monitor.
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.prepare import token_budget
 from ijepa.training.profiling import Profile, Window
-from ijepa.training.run import Run, open_run, settings, start_run
+from ijepa.training.run import Run, claim, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
@@ -102,13 +102,35 @@ def pretrain(
     weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
-        Refused: before anything is written: a folder with another run, a recipe this machine cannot follow.
+        Refused: before anything is written: a folder with another run, or one that another process writes; a recipe
+            that this machine cannot follow.
         Stopped: a signal came; the state is saved.
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
     facts = {**settings(recipe), "data": getattr(source, "fingerprint", len(source))}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
+    with ExitStack() as held:
+        by_first(world, lambda: held.enter_context(claim(output)))
+        model = _train(recipe, source, output, world, lengths, resume, callbacks, quiet, info, profile, initial)
+    leave(world)
+    return model
+
+
+def _train(
+    recipe: Recipe,
+    source: Source,
+    output: Path,
+    world: World,
+    lengths: Lengths,
+    resume: bool,
+    callbacks: Sequence[Callback],
+    quiet: bool,
+    info: dict[str, Any] | None,
+    profile: Window | None,
+    initial: Mapping[str, Callable[[], Tensor]] | None,
+) -> IJEPA:
+    """Pretrain in a folder that this process holds; see `pretrain`."""
     run, exists, saved, resolved = by_first(
         world, lambda: _open(recipe, len(source), output, resume=resume, ranks=world.size)
     )
@@ -169,7 +191,6 @@ def pretrain(
             if stop and step < lengths.total:
                 raise Stopped(stop, step)
             garbage.after(step)
-    leave(world)
     return model
 
 

@@ -127,7 +127,7 @@ class Data(Section):
     crop_ratio: Ratios = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop, width over height."""
     replaced_limit: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable images above which the run stops."""
+    """The run stops when the share of unreadable images is certain, or all but certain, to be larger."""
 
 
 class BatchSize(Section):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -40,6 +41,7 @@ from ijepa.training.sharding import Spread, build
 from ijepa.training.shards import place
 from ijepa.training.signals import caught_signals
 from ijepa.training.steady import Feed, collecting
+from ijepa.training.unreadable import too_many
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
@@ -76,9 +78,12 @@ class Stopped(Failed):
 
 @dataclass
 class Counts:
-    """What a run counts besides its metrics; saved with every checkpoint."""
+    """What a run counts besides its metrics; saved with every checkpoint. The names are this rank's, all else is known
+    to all ranks.
+    """
 
     replaced: int = 0
+    """Crops of an image that was unreadable."""
     seen: int = 0
     void_in_a_row: int = 0
     replaced_names: list[str] = field(default_factory=list)
@@ -142,9 +147,7 @@ def _train(
     if saved:
         state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
-        # What was counted before is rank 0's to carry on; how many steps were void, all have to know alike.
-        carried = Counts(**state["counts"])
-        counts = carried if world.rank == 0 else Counts(void_in_a_row=carried.void_in_a_row)
+        counts = Counts(**state["counts"])
     elif initial:
         all_or_none(world, lambda: place(model, initial))
 
@@ -214,15 +217,9 @@ def _open(
 
 
 def _together(world: World, counts: Counts) -> dict[str, Any]:
-    """Return the counts of all ranks as one, for JSON."""
-    every = world.gathered(counts)
-    names = dict.fromkeys(name for each in every for name in each.replaced_names)
-    return {
-        "replaced": sum(each.replaced for each in every),
-        "seen": sum(each.seen for each in every),
-        "void_in_a_row": counts.void_in_a_row,
-        "replaced_names": list(names)[:100],
-    }
+    """Return the counts with the names of all ranks, for JSON."""
+    names = dict.fromkeys(name for each in world.gathered(counts.replaced_names) for name in each)
+    return {**vars(counts), "replaced_names": list(names)[:100]}
 
 
 @dataclass
@@ -310,6 +307,7 @@ class _Loop:
         device = self.model.position_mean.device
         sums: list[tuple[Tensor, ...]] = []
         waited = flops = 0.0
+        replaced = 0
         micros = whole // self.world.size // self.resolved.micro
         for micro in range(micros):
             self.watch.at(step + 1, "loading data")
@@ -318,7 +316,7 @@ class _Loop:
                 batch = next(batches)
             waited += time.perf_counter() - begun
             self.watch.at(step + 1, "computing")
-            self._count(batch)
+            replaced += self._replaced(batch)
             flops += batch_flops(recipe.model, batch).total
             forward = computing(device, self.resolved.autocast)
             with record_function("ijepa: forward and backward"):
@@ -326,14 +324,15 @@ class _Loop:
             sums.append((outcome.loss.detach(), outcome.baseline, outcome.target_sums, outcome.position_sums))
         norm = gradient_norm(self.model, self.optimizer)
         mine = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
+        mine.append(norm.new_full((), replaced))
         # The step's one reduction besides the gradients': figures, and the norm of sharded gradients.
         *figures, square = summed(self.world, [*mine, norm.square() / self.world.copies])
-        loss, baseline, target_sums, position_sums = figures
+        loss, baseline, target_sums, position_sums, bad = figures
         norm = norm if self.world.size == 1 else square.sqrt()
         with record_function("ijepa: optimiser and EMA"):
             norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
-        values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void])
+        values = torch.stack([loss, 1 - loss / baseline, norm, _mean_std(target_sums), void, bad])
         record = StepRecord(
             step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
         )
@@ -344,9 +343,10 @@ class _Loop:
         """Have the monitor read and write what is pending, and act on it.
 
         Raises:
-            Failed: too many void steps in a row.
+            Failed: too many void steps in a row, or too many unreadable images.
         """
         for row in self.monitor.flush():
+            self._check_images(row)
             self._watch(row)
 
     @torch.no_grad()
@@ -354,23 +354,32 @@ class _Loop:
         weight = max(_MEAN_WEIGHT, 1 / (step + 1)) * (1 - void)
         self.model.position_mean.lerp_(torch.nan_to_num(mean), weight)
 
-    def _count(self, batch: Batch) -> None:
-        counts = self.counts
-        counts.seen += len(batch.positions)
-        if batch.replaced:
-            counts.replaced += len(batch.replaced)
-            new = [name for name in dict.fromkeys(batch.replaced) if name not in self.named]
-            self.named.update(new)
-            counts.replaced_names += new[: max(0, 100 - len(counts.replaced_names))]
-            for name in new:
-                self.monitor.say(f"unreadable, replaced by the next image of its epoch: {name}")
-            share, limit = counts.replaced / counts.seen, self.recipe.data.replaced_limit
-            # Below a few hundred images a share says little: one bad file would be more than a per cent.
-            if share > limit and counts.seen >= min(len(self.source), 200) and counts.replaced > 1:
-                raise Failed(
-                    f"{counts.replaced} of {counts.seen} images are unreadable, more than data.replaced_limit = "
-                    f"{limit}; the first: {', '.join(counts.replaced_names[:5])}"
-                )
+    def _replaced(self, batch: Batch) -> int:
+        """Name the unreadable images of a batch, and return how many of its crops should have shown one."""
+        if not batch.replaced:
+            return 0
+        new = [name for name in dict.fromkeys(batch.replaced) if name not in self.named]
+        self.named.update(new)
+        self.counts.replaced_names += new[: max(0, 100 - len(self.counts.replaced_names))]
+        for name in new:
+            self.monitor.say(f"unreadable, replaced by the next image of its epoch: {name}")
+        places = np.array(batch.positions) // self.recipe.data.crops_per_decode
+        return int((self.order.indices(places) != np.array(batch.indices)).sum())
+
+    def _check_images(self, row: dict[str, Any]) -> None:
+        """Stop after a step of which all ranks know that too many images have been unreadable."""
+        counts, data = self.counts, self.recipe.data
+        counts.seen += self.recipe.batch.total
+        if "replaced" not in row:
+            return
+        counts.replaced += row["replaced"]
+        bad, seen = (count // data.crops_per_decode for count in (counts.replaced, counts.seen))
+        if too_many(bad, seen, len(self.source), data.replaced_limit, shuffled=data.order == "global"):
+            names = _together(self.world, counts)["replaced_names"]
+            raise Failed(
+                f"{bad} of {seen} images are unreadable, more than data.replaced_limit = {data.replaced_limit}; "
+                f"the first: {', '.join(names[:5])}"
+            )
 
     def _watch(self, row: dict[str, Any]) -> None:
         """Stop after too many void steps in a row, naming the samples of the last."""

@@ -27,7 +27,7 @@ from ijepa.training.pace import Pace
 from ijepa.training.run import Run
 from ijepa.training.schedules import Rates
 
-VALUES = ("loss", "skill", "grad_norm", "target_std", "void")
+VALUES = ("loss", "skill", "grad_norm", "target_std", "void", "replaced")
 """What a step hands over as one device tensor, in this order."""
 
 
@@ -187,7 +187,8 @@ def _metrics(record: StepRecord, values: dict[str, float]) -> dict[str, Any]:
     }
     # JSON has no NaN: a value that is not finite is null, and the step says that it was void.
     row = {key: value if value - value == 0 else None for key, value in row.items()}
-    return row | ({"void": True} if values["void"] else {})
+    replaced = int(values["replaced"])
+    return row | ({"void": True} if values["void"] else {}) | ({"replaced": replaced} if replaced else {})
 
 
 def _append(file: TextIO, rows: list[dict[str, Any]]) -> None:

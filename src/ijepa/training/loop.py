@@ -5,11 +5,12 @@ takes one optimiser step that a non-finite gradient voids, moves the target enco
 the device, to the monitor.
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
-from ijepa.training.prepare import token_budget
+from ijepa.training.prepare import compiles, token_budget
 from ijepa.training.profiling import Profile, Window
 from ijepa.training.run import Run, claim, open_run, settings, start_run
 from ijepa.training.saver import Saver
@@ -66,14 +67,24 @@ class Callback:
     """Lines to show after a measurement has been written, in the light of what the run's files then hold."""
 
 
+_LAUNCHER_LOST, _OUTPUT_LOST = 1000, 2000
+"""What ranks ask to stop for besides signals, as numbers above those of signals; an errno is added to the second."""
+
+
 class Stopped(Failed):
-    """A signal ended the run after a finished, saved step. Exit code 128 + signal."""
+    """The run ended early, after a finished, saved step.
+
+    Exit code 128 + signal; 1 if no signal was the cause, but the end of torchrun or of standard output.
+    """
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}, state saved; the same command resumes"
-        )
-        self.exit_code = 128 + number
+        if number >= _OUTPUT_LOST:
+            cause = f"standard output cannot be written ({os.strerror(number - _OUTPUT_LOST)}): stopped"
+        elif number >= _LAUNCHER_LOST:
+            cause = "torchrun has ended: stopped"
+        else:
+            cause, self.exit_code = f"stopped by {signal.Signals(number).name}", 128 + number
+        super().__init__(f"{cause} after step {step}, state saved; the same command resumes")
 
 
 @dataclass
@@ -169,7 +180,8 @@ def _train(
     )
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
-    watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
+    watch = Watch(world, recipe.parallel.timeout, run.checkpoints, compiles=compiles(recipe, device))
+    world.watched()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
     with (
@@ -181,13 +193,15 @@ def _train(
         collecting() as garbage,
     ):
         loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
-        flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
+        flag = world.stop_flag()
+        # Saving is not watched: what it exchanges goes through the group that keeps parallel.timeout as its limit.
+        saver = Saver(run.checkpoints, recipe.checkpoint.keep, replace(world, host=world.files))
         for step in loop.steps(start, callbacks, measured):
-            stop = flag.agreed(caught[0] if caught else 0)
+            stop = flag.agreed(caught[0] if caught else _failing(monitor, watch))
             if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                 loop.read()  # the device has finished the step then: saving waits for nothing on it
-                watch.at(step, "saving")
                 state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                watch.at(step, "saving")
                 saver.save(step, model, optimizer, state)
             if stop or step == lengths.total:
                 saver.finish()
@@ -214,6 +228,13 @@ def _open(
     saved = list_checkpoints(run.checkpoints)
     resolved = resolve(recipe, earlier["resolved"] if earlier else None, ranks)
     return run, exists, saved[-1] if saved else None, resolved
+
+
+def _failing(monitor: Monitor, watch: Watch) -> int:
+    """Return what this rank asks to stop for, besides signals; 0 for nothing."""
+    if monitor.output_lost:
+        return _OUTPUT_LOST + monitor.output_lost
+    return _LAUNCHER_LOST if watch.orphaned else 0
 
 
 def _together(world: World, counts: Counts) -> dict[str, Any]:

@@ -69,3 +69,11 @@ def test_the_ends_of_the_range():
     assert too_many(1, 10**6, IMAGES, 0.0, shuffled=True)
     assert not too_many(0, 10**6, IMAGES, 0.0, shuffled=True)
     assert not too_many(10**6, 10**6, IMAGES, 1.0, shuffled=True)
+
+
+def test_one_image_is_within_every_limit_but_none():
+    """One of 40, in each of many passes, is 2.5 %."""
+    for passes in (1, 2, 500):
+        assert not too_many(passes, 40 * passes, 40, 0.01, shuffled=True)
+        assert too_many(passes + 1, 40 * passes, 40, 0.01, shuffled=True)
+        assert too_many(passes, 40 * passes, 40, 0.0, shuffled=True)

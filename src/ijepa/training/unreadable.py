@@ -23,9 +23,12 @@ def too_many(bad: int, seen: int, images: int, limit: float, *, shuffled: bool) 
         bad: how many of the images seen were unreadable.
         seen: images seen since the run began, over all ranks.
         images: size of the data set; each pass sees every image once.
-        limit: the largest share that is allowed, in [0, 1].
+        limit: the largest share that is allowed, in [0, 1]. Unless it is 0, one unreadable image is within it, however
+            small the data set.
         shuffled: whether each pass is a random permutation of all images, so that those seen are a random sample.
     """
+    if limit > 0:
+        limit = max(limit, 1 / images)
     allowed = limit * images * ceil(seen / images)
     if bad > allowed * (1 + 1e-12):  # rounded, the limit itself must not count as above it
         return True

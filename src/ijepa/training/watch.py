@@ -84,8 +84,9 @@ class Watch:
             self._give_sign()
             if compiles:
                 self._notice_compilation()
+        self._thread = Thread(target=self._run, daemon=True)
         if self._store is not None or world.launcher is not None:
-            Thread(target=self._run, daemon=True).start()
+            self._thread.start()
 
     @property
     def orphaned(self) -> bool:
@@ -100,6 +101,8 @@ class Watch:
         """Say that this rank has ended, and give no more signs."""
         self._closed.set()
         self._closing.close()
+        if self._thread.is_alive():  # Python aborts when it exits while a thread talks to the store
+            self._thread.join(_PATIENCE)
         if self._store is not None:
             self._doing = _ENDED
             with suppress(Exception):

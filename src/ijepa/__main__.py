@@ -3,11 +3,13 @@
 import os
 import sys
 import warnings
+from contextlib import redirect_stdout, suppress
 from typing import TextIO
 
 import click
 
 from ijepa.errors import Failed, Notice
+from ijepa.output import Output, OutputLost
 
 
 def main() -> None:
@@ -15,8 +17,11 @@ def main() -> None:
     from ijepa.cli import cli
 
     warnings.showwarning = _show_warning
+    output = Output(sys.stdout, raises=True)
     try:
-        code = cli.main(standalone_mode=False)
+        with redirect_stdout(output):
+            code = cli.main(standalone_mode=False)
+        output.finish()
     except Failed as error:
         if "--debug" in sys.argv:
             raise
@@ -29,15 +34,14 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 1
     except Exception as error:  # a defect of ours, or a machine that gave out: still one line
         if "--debug" in sys.argv:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
         _complain(f"{what}; run again with --debug for the traceback, and please report it")
         code = 1
+    with suppress(OutputLost):  # the error that is told came first
+        output.flush()
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -66,7 +70,7 @@ def _complain(line: str) -> None:
 
         if not first_to_say(line):
             return
-    print(f"ijepa: {line}", file=sys.stderr)
+    print(f"ijepa: {line}", file=Output(sys.stderr), flush=True)
 
 
 if __name__ == "__main__":

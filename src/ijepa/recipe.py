@@ -127,7 +127,7 @@ class Data(Section):
     crop_ratio: Ratios = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop, width over height."""
     replaced_limit: float = Field(0.01, ge=0, le=1)
-    """Share of unreadable images above which the run stops."""
+    """The run stops when the share of unreadable images is certain, or all but certain, to be larger."""
 
 
 class BatchSize(Section):
@@ -201,7 +201,8 @@ class Parallel(Section):
     shard: int | Auto = "auto"
     """Ranks that share one copy with hsdp; auto takes those of a node."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds without progress after which a run gives up and names the rank that others wait for."""
+    """Seconds without progress, except in measuring and compiling, after which a run gives up and names the rank that
+    others wait for."""
     compile: bool | Auto = False
     """torch.compile, block by block; auto does on a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"

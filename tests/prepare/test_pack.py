@@ -228,7 +228,10 @@ def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypa
 
 def test_one_packing_at_a_time(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
-    with under_way.claim(tmp_path / "out"), pytest.raises(Refused, match="is being packed by another process"):
+    with (
+        under_way.claim(tmp_path / "out"),
+        pytest.raises(Refused, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
+    ):
         pack(source, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
     pack(source, tmp_path / "out", Settings())

@@ -1,10 +1,13 @@
 """Images that cannot be decoded and steps that are void: counted, named, and too many stop the run."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from ijepa.data.opening import open_source
 from ijepa.errors import Failed
@@ -12,6 +15,7 @@ from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.world import World
+from tests.training.ranks import run_jobs, spawn
 from tests.training.runs import Kill, bytes_of, recipe, source
 
 
@@ -57,6 +61,70 @@ def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
         pretrain(recipe(images), open_source(images), tmp_path / "run", quiet=True)
 
 
+class Killer:
+    """Measures nothing at step 0, and kills the run at the next measurement."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, model):
+        self.calls += 1
+        if self.calls == 2:
+            raise Kill
+        return {}
+
+
+def counted(run: Path) -> tuple[int, int, list[int]]:
+    """Unreadable and seen, by the last checkpoint, and unreadable by step, by the log."""
+    counts = json.loads((list_checkpoints(run / "checkpoints")[-1] / "state.json").read_text())["counts"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return counts["replaced"], counts["seen"], [row.get("replaced", 0) for row in rows]
+
+
+def test_counts_of_unreadable_images_do_not_depend_on_how_a_batch_is_cut(scenes, tmp_path):
+    """Nor on resuming: micro-batches of 4, 2 and 1 cut pairs of crops of one image; a run stops and goes on."""
+    images = folder_of_images(scenes, tmp_path / "images", broken=12)
+    found = []
+    for micro in (4, 2, 1):
+        chosen = recipe(
+            images, data__replaced_limit=1.0, data__crops_per_decode=2, batch={"global": 8, "micro": micro}, log_every=3
+        )
+        out = tmp_path / f"run-{micro}"
+        if micro == 2:  # killed after step 4, with a checkpoint of step 3
+            with pytest.raises(Kill):
+                pretrain(chosen, open_source(images), out, callbacks=[Callback(4, Killer())], quiet=True)
+        pretrain(chosen, open_source(images), out, quiet=True)
+        found.append(counted(out))
+    assert found[0] == found[1] == found[2] and found[0][0] == sum(found[0][2]) and found[0][1] == 64
+    assert 10 <= found[0][0] <= 30 and found[0][0] % 2 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_ranks_count_the_unreadable_images_of_both(scenes, tmp_path):
+    images = folder_of_images(scenes, tmp_path / "images", broken=12)
+    values = {"batch": {"global": 8, "micro": 2}, "data__replaced_limit": 1.0}
+    pretrain(recipe(images, **values), open_source(images), tmp_path / "one", quiet=True)
+    stops = recipe(images, **values | {"data__replaced_limit": 0.1}, log_every=8)
+    jobs = [{"recipe": yaml.safe_load(recipe(images, **values).dump()), "output": str(tmp_path / "two")}]
+    run_jobs(2, jobs)
+    assert counted(tmp_path / "two") == counted(tmp_path / "one")
+    (tmp_path / "stops.yaml").write_text(stops.dump())
+    line = [
+        sys.executable,
+        "-m",
+        "ijepa",
+        "pretrain",
+        str(tmp_path / "stops.yaml"),
+        "--output",
+        str(tmp_path / "stops"),
+    ]
+    ranks = spawn(2, line)
+    (said,) = [text for text in "".join(text for _, text in ranks).splitlines() if text.startswith("ijepa: ")]
+    assert [code for code, _ in ranks] == [1, 1]
+    assert re.match(r"ijepa: \d+ of \d+ images are unreadable, more than data.replaced_limit = 0.1; the first: ", said)
+
+
 def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
     def poison(model):
         with torch.no_grad():
@@ -78,15 +146,15 @@ def test_the_images_of_a_void_step_are_those_that_were_loaded(scenes, tmp_path, 
 
     def count(self, batch):
         loaded.extend(batch.indices)
-        real(self, batch)
+        return real(self, batch)
 
     def poison(model):
         with torch.no_grad():
             model.predictor.mask_token.fill_(float("nan"))
         return {}
 
-    real = loop._Loop._count
-    monkeypatch.setattr(loop._Loop, "_count", count)
+    real = loop._Loop._replaced
+    monkeypatch.setattr(loop._Loop, "_replaced", count)
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, data__crops_per_decode=2, log_every=1)
     with pytest.raises(Failed) as caught:
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
@@ -97,7 +165,7 @@ def test_the_images_of_a_void_step_are_those_that_were_loaded(scenes, tmp_path, 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, rank):
-    """Else ranks would stop after different steps; what is summed over ranks, the first alone goes on with."""
+    """Else ranks would stop after different steps. The same holds for the images seen, which are those of all ranks."""
     pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
     (saved,) = list_checkpoints(tmp_path / "checkpoints")
     state = json.loads((saved / "state.json").read_text())
@@ -113,7 +181,7 @@ def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, r
     monkeypatch.setattr(loop, "_Loop", stop)
     with pytest.raises(Kill):
         pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
-    assert [(each.void_in_a_row, each.seen) for each in found] == [(5, 0 if rank else 24)]
+    assert [(each.void_in_a_row, each.seen) for each in found] == [(5, 24)]
 
 
 @pytest.mark.parametrize(

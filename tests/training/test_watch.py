@@ -1,5 +1,6 @@
 """A rank that is lost or stuck is named, and the others end: also where nothing that a device holds comes back."""
 
+import json
 import os
 import re
 import signal
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import environment, free_port
-from tests.training.test_distributed import command
+from tests.training.ranks import environment, free_port, spawn
+from tests.training.test_distributed import command, last, recipe, rows
 from tests.waiting import LIMIT, count_lines, wait_until
 
 WAITS = """
 import sys
+import time
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -125,3 +127,129 @@ def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path)
     assert ranks[0].returncode == 1
     assert re.match(r"ijepa: step \d+ waits for rank 1, which gives no sign \(last seen at step \d+, \w", line), line
     assert "the same command resumes from step-0" in line
+
+
+SLOW = """
+import json, os, sys, time
+from pathlib import Path
+from ijepa.data.opening import open_source
+from ijepa.recipe import Recipe
+from ijepa.training import loop, prepare
+from ijepa.training.loop import Callback
+
+mine = int(os.environ["RANK"])
+recipe = Recipe.read(json.loads(sys.argv[1]), "test")
+calls = []
+BODY
+loop.pretrain(recipe, open_source(recipe.data.path, split="train"), Path(sys.argv[2]), callbacks=calls, quiet=True)
+"""
+
+MEASURE = """
+def measure(model):
+    time.sleep(14 if mine in {ranks} else 0)
+    return dict(answer=1.0)
+calls = [Callback(100, measure)]
+"""
+
+COMPILE = """
+from functools import partial
+from ijepa.model.blocks import compile_blocks
+
+def backend(graph, inputs):
+    backend.calls += 1
+    time.sleep(14 if mine == 0 and backend.calls == 1 else 0)
+    return graph
+
+backend.calls = 0
+prepare.compile_blocks = partial(compile_blocks, backend=backend)
+"""
+
+HANG = """
+def measure(model):
+    if mine == 1:
+        os.kill(os.getpid(), 19)  # SIGSTOP: the process is there and gives no sign
+    return dict(answer=1.0)
+calls = [Callback(100, measure)]
+"""
+
+
+def slow_ranks(scenes: Path, out: Path, body: str, **parallel) -> list[tuple[int, str]]:
+    values = recipe(scenes, steps=3, parallel={"timeout": 5, **parallel})
+    return spawn(2, [sys.executable, "-c", SLOW.replace("BODY", body), json.dumps(values), str(out)])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "strategy"), [((0,), "zero2"), ((0,), "ddp"), ((0, 1), "zero2")])
+def test_a_measurement_longer_than_the_timeout_ends_no_run(scenes, tmp_path, ranks, strategy):
+    found = slow_ranks(scenes, tmp_path / "run", MEASURE.replace("{ranks}", str(ranks)), strategy=strategy)
+    assert [code for code, _ in found] == [0, 0], found
+    assert len(rows(tmp_path / "run")) == 3 and len((tmp_path / "run/diagnostics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_compilation_longer_than_the_timeout_ends_no_run(scenes, tmp_path):
+    found = slow_ranks(scenes, tmp_path / "run", COMPILE, compile=True)
+    assert [code for code, _ in found] == [0, 0], found
+    assert len(rows(tmp_path / "run")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_is_frozen_while_it_measures_is_named(scenes, tmp_path):
+    values = recipe(scenes, steps=3, parallel={"timeout": 5})
+    script = [sys.executable, "-c", SLOW.replace("BODY", HANG), json.dumps(values), str(tmp_path / "run")]
+    port = free_port()
+    ranks = [
+        subprocess.Popen(script, env=environment(rank, 2, port), stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    try:
+        _, said = ranks[0].communicate(timeout=90)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    (line,) = [line for line in said.splitlines() if line.startswith("ijepa: ")]
+    assert ranks[0].returncode == 1
+    assert "waits for rank 1, which gives no sign (last seen at step 0, " in line
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_end_with_a_torchrun_that_was_killed_and_lose_no_step(scenes, tmp_path, size):
+    out = tmp_path / "run"
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
+    launcher = subprocess.Popen(
+        [*launched, "-m", *command(scenes, out, "--checkpoint.every", "100000")[2:]],
+        env={**os.environ, "PYTHONPATH": environment(0, size, 0)["PYTHONPATH"], "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "said").open("w"),
+    )
+    ranks = []
+    try:
+        wait_until(lambda: count_lines(out / "metrics.jsonl") >= 12, lambda: launcher.poll() is None)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        ranks = [int(child) for child in children]
+        launcher.kill()
+        launcher.wait()
+        assert len(ranks) == size
+        wait_until(lambda: not any(alive(pid) for pid in ranks))
+    finally:
+        launcher.kill()
+        for pid in filter(alive, ranks):
+            os.kill(pid, signal.SIGKILL)
+    said = (tmp_path / "said").read_text()
+    step = int(last(out).name[-8:])
+    assert len(rows(out)) == step >= 12
+    line = f"ijepa: torchrun has ended: stopped after step {step}, state saved; the same command resumes"
+    assert [line for line in said.splitlines() if line.startswith("ijepa: ")] == [line]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one whose exit code nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -7,7 +7,6 @@ record states, and the record is written after it. What a killed process was wri
 removed at the next start. A folder with a manifest is whole: at most `.packing` is still to be removed.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from ijepa.errors import Refused
 from ijepa.files import read_json
+from ijepa.lock import exclusive
 from ijepa.prepare.shards import ShardPlan, complete_or_absent
 
 WORK, ARCHIVES = ".packing", "archives"
@@ -34,16 +34,9 @@ def claim(out: Path) -> Iterator[Path]:
     work, new = out / WORK, not out.exists()
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("a")
     except OSError as error:
         raise Refused(out, f"cannot be created ({error.strerror})", "give a folder you may write to") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(out, "is being packed by another process", "wait until it ends") from None
-        except OSError:
-            pass  # a file system without locks
+    with exclusive(work / "lock", out, "is being packed", "wait until it ends"):
         _check(out)  # it may have become whole since
         sweep(out)
         try:

@@ -5,14 +5,16 @@ takes one optimiser step that a non-finite gradient voids, moves the target enco
 the device, to the monitor.
 """
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -31,15 +33,16 @@ from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
-from ijepa.training.prepare import token_budget
+from ijepa.training.prepare import compiles, token_budget
 from ijepa.training.profiling import Profile, Window
-from ijepa.training.run import Run, open_run, settings, start_run
+from ijepa.training.run import Run, claim, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
 from ijepa.training.shards import place
 from ijepa.training.signals import caught_signals
 from ijepa.training.steady import Feed, collecting
+from ijepa.training.unreadable import too_many
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
@@ -64,21 +67,34 @@ class Callback:
     """Lines to show after a measurement has been written, in the light of what the run's files then hold."""
 
 
+_LAUNCHER_LOST, _OUTPUT_LOST = 1000, 2000
+"""What ranks ask to stop for besides signals, as numbers above those of signals; an errno is added to the second."""
+
+
 class Stopped(Failed):
-    """A signal ended the run after a finished, saved step. Exit code 128 + signal."""
+    """The run ended early, after a finished, saved step.
+
+    Exit code 128 + signal; 1 if no signal was the cause, but the end of torchrun or of standard output.
+    """
 
     def __init__(self, number: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}, state saved; the same command resumes"
-        )
-        self.exit_code = 128 + number
+        if number >= _OUTPUT_LOST:
+            cause = f"standard output cannot be written ({os.strerror(number - _OUTPUT_LOST)}): stopped"
+        elif number >= _LAUNCHER_LOST:
+            cause = "torchrun has ended: stopped"
+        else:
+            cause, self.exit_code = f"stopped by {signal.Signals(number).name}", 128 + number
+        super().__init__(f"{cause} after step {step}, state saved; the same command resumes")
 
 
 @dataclass
 class Counts:
-    """What a run counts besides its metrics; saved with every checkpoint."""
+    """What a run counts besides its metrics; saved with every checkpoint. The names are this rank's, all else is known
+    to all ranks.
+    """
 
     replaced: int = 0
+    """Crops of an image that was unreadable."""
     seen: int = 0
     void_in_a_row: int = 0
     replaced_names: list[str] = field(default_factory=list)
@@ -102,13 +118,35 @@ def pretrain(
     weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
-        Refused: before anything is written: a folder with another run, a recipe this machine cannot follow.
+        Refused: before anything is written: a folder with another run, or one that another process writes; a recipe
+            that this machine cannot follow.
         Stopped: a signal came; the state is saved.
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
     facts = {**settings(recipe), "data": getattr(source, "fingerprint", len(source))}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
+    with ExitStack() as held:
+        by_first(world, lambda: held.enter_context(claim(output)))
+        model = _train(recipe, source, output, world, lengths, resume, callbacks, quiet, info, profile, initial)
+    leave(world)
+    return model
+
+
+def _train(
+    recipe: Recipe,
+    source: Source,
+    output: Path,
+    world: World,
+    lengths: Lengths,
+    resume: bool,
+    callbacks: Sequence[Callback],
+    quiet: bool,
+    info: dict[str, Any] | None,
+    profile: Window | None,
+    initial: Mapping[str, Callable[[], Tensor]] | None,
+) -> IJEPA:
+    """Pretrain in a folder that this process holds; see `pretrain`."""
     run, exists, saved, resolved = by_first(
         world, lambda: _open(recipe, len(source), output, resume=resume, ranks=world.size)
     )
@@ -120,9 +158,7 @@ def pretrain(
     if saved:
         state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
-        # What was counted before is rank 0's to carry on; how many steps were void, all have to know alike.
-        carried = Counts(**state["counts"])
-        counts = carried if world.rank == 0 else Counts(void_in_a_row=carried.void_in_a_row)
+        counts = Counts(**state["counts"])
     elif initial:
         all_or_none(world, lambda: place(model, initial))
 
@@ -144,7 +180,8 @@ def pretrain(
     )
     if saved and world.rank == 0:
         monitor.say(f"resuming {output} after step {start}")
-    watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
+    watch = Watch(world, recipe.parallel.timeout, run.checkpoints, compiles=compiles(recipe, device))
+    world.watched()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
     with (
@@ -156,20 +193,21 @@ def pretrain(
         collecting() as garbage,
     ):
         loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
-        flag, saver = world.stop_flag(), Saver(run.checkpoints, recipe.checkpoint.keep, world)
+        flag = world.stop_flag()
+        # Saving is not watched: what it exchanges goes through the group that keeps parallel.timeout as its limit.
+        saver = Saver(run.checkpoints, recipe.checkpoint.keep, replace(world, host=world.files))
         for step in loop.steps(start, callbacks, measured):
-            stop = flag.agreed(caught[0] if caught else 0)
+            stop = flag.agreed(caught[0] if caught else _failing(monitor, watch))
             if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                 loop.read()  # the device has finished the step then: saving waits for nothing on it
-                watch.at(step, "saving")
                 state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                watch.at(step, "saving")
                 saver.save(step, model, optimizer, state)
             if stop or step == lengths.total:
                 saver.finish()
             if stop and step < lengths.total:
                 raise Stopped(stop, step)
             garbage.after(step)
-    leave(world)
     return model
 
 
@@ -192,16 +230,17 @@ def _open(
     return run, exists, saved[-1] if saved else None, resolved
 
 
+def _failing(monitor: Monitor, watch: Watch) -> int:
+    """Return what this rank asks to stop for, besides signals; 0 for nothing."""
+    if monitor.output_lost:
+        return _OUTPUT_LOST + monitor.output_lost
+    return _LAUNCHER_LOST if watch.orphaned else 0
+
+
 def _together(world: World, counts: Counts) -> dict[str, Any]:
-    """Return the counts of all ranks as one, for JSON."""
-    every = world.gathered(counts)
-    names = dict.fromkeys(name for each in every for name in each.replaced_names)
-    return {
-        "replaced": sum(each.replaced for each in every),
-        "seen": sum(each.seen for each in every),
-        "void_in_a_row": counts.void_in_a_row,
-        "replaced_names": list(names)[:100],
-    }
+    """Return the counts with the names of all ranks, for JSON."""
+    names = dict.fromkeys(name for each in world.gathered(counts.replaced_names) for name in each)
+    return {**vars(counts), "replaced_names": list(names)[:100]}
 
 
 @dataclass
@@ -289,6 +328,7 @@ class _Loop:
         device = self.model.position_mean.device
         sums: list[tuple[Tensor, ...]] = []
         waited = flops = 0.0
+        replaced = 0
         micros = whole // self.world.size // self.resolved.micro
         for micro in range(micros):
             self.watch.at(step + 1, "loading data")
@@ -297,7 +337,7 @@ class _Loop:
                 batch = next(batches)
             waited += time.perf_counter() - begun
             self.watch.at(step + 1, "computing")
-            self._count(batch)
+            replaced += self._replaced(batch)
             flops += batch_flops(recipe.model, batch).total
             forward = computing(device, self.resolved.autocast)
             with record_function("ijepa: forward and backward"):
@@ -305,14 +345,15 @@ class _Loop:
             sums.append((outcome.loss.detach(), outcome.baseline, outcome.target_sums, outcome.position_sums))
         norm = gradient_norm(self.model, self.optimizer)
         mine = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
+        mine.append(norm.new_full((), replaced))
         # The step's one reduction besides the gradients': figures, and the norm of sharded gradients.
         *figures, square = summed(self.world, [*mine, norm.square() / self.world.copies])
-        loss, baseline, target_sums, position_sums = figures
+        loss, baseline, target_sums, position_sums, bad = figures
         norm = norm if self.world.size == 1 else square.sqrt()
         with record_function("ijepa: optimiser and EMA"):
             norm, void = apply_step(self.model, self.optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(step, position_sums / whole, void)
-        values = torch.stack([loss, skill_of(loss, baseline), norm, _mean_std(target_sums), void])
+        values = torch.stack([loss, skill_of(loss, baseline), norm, _mean_std(target_sums), void, bad])
         record = StepRecord(
             step + 1, (step + 1) * whole / len(self.source), rates, values, whole, flops * self.world.size, waited
         )
@@ -323,9 +364,10 @@ class _Loop:
         """Have the monitor read and write what is pending, and act on it.
 
         Raises:
-            Failed: too many void steps in a row.
+            Failed: too many void steps in a row, or too many unreadable images.
         """
         for row in self.monitor.flush():
+            self._check_images(row)
             self._watch(row)
 
     @torch.no_grad()
@@ -333,23 +375,32 @@ class _Loop:
         weight = max(_MEAN_WEIGHT, 1 / (step + 1)) * (1 - void)
         self.model.position_mean.lerp_(torch.nan_to_num(mean), weight)
 
-    def _count(self, batch: Batch) -> None:
-        counts = self.counts
-        counts.seen += len(batch.positions)
-        if batch.replaced:
-            counts.replaced += len(batch.replaced)
-            new = [name for name in dict.fromkeys(batch.replaced) if name not in self.named]
-            self.named.update(new)
-            counts.replaced_names += new[: max(0, 100 - len(counts.replaced_names))]
-            for name in new:
-                self.monitor.say(f"unreadable, replaced by the next image of its epoch: {name}")
-            share, limit = counts.replaced / counts.seen, self.recipe.data.replaced_limit
-            # Below a few hundred images a share says little: one bad file would be more than a per cent.
-            if share > limit and counts.seen >= min(len(self.source), 200) and counts.replaced > 1:
-                raise Failed(
-                    f"{counts.replaced} of {counts.seen} images are unreadable, more than data.replaced_limit = "
-                    f"{limit}; the first: {', '.join(counts.replaced_names[:5])}"
-                )
+    def _replaced(self, batch: Batch) -> int:
+        """Name the unreadable images of a batch, and return how many of its crops should have shown one."""
+        if not batch.replaced:
+            return 0
+        new = [name for name in dict.fromkeys(batch.replaced) if name not in self.named]
+        self.named.update(new)
+        self.counts.replaced_names += new[: max(0, 100 - len(self.counts.replaced_names))]
+        for name in new:
+            self.monitor.say(f"unreadable, replaced by the next image of its epoch: {name}")
+        places = np.array(batch.positions) // self.recipe.data.crops_per_decode
+        return int((self.order.indices(places) != np.array(batch.indices)).sum())
+
+    def _check_images(self, row: dict[str, Any]) -> None:
+        """Stop after a step of which all ranks know that too many images have been unreadable."""
+        counts, data = self.counts, self.recipe.data
+        counts.seen += self.recipe.batch.total
+        if "replaced" not in row:
+            return
+        counts.replaced += row["replaced"]
+        bad, seen = (count // data.crops_per_decode for count in (counts.replaced, counts.seen))
+        if too_many(bad, seen, len(self.source), data.replaced_limit, shuffled=data.order == "global"):
+            names = _together(self.world, counts)["replaced_names"]
+            raise Failed(
+                f"{bad} of {seen} images are unreadable, more than data.replaced_limit = {data.replaced_limit}; "
+                f"the first: {', '.join(names[:5])}"
+            )
 
     def _watch(self, row: dict[str, Any]) -> None:
         """Stop after too many void steps in a row, naming the samples of the last."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 from rich.console import Console
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from ijepa.errors import Failed
 from ijepa.files import write_text
+from ijepa.output import Output
 from ijepa.training.pace import Pace
 from ijepa.training.run import Run
 from ijepa.training.schedules import Rates
 
-VALUES = ("loss", "skill", "grad_norm", "target_std", "void")
+VALUES = ("loss", "skill", "grad_norm", "target_std", "void", "replaced")
 """What a step hands over as one device tensor, in this order."""
 
 
@@ -70,10 +71,16 @@ class Monitor:
         self._begun, self._start = self._clock, start
         self._paused = 0.0
         self._show: _Quiet
+        self._output = Output(sys.stdout)
         if quiet or rank:
-            self._show = _Quiet() if quiet else _Other(rank)
+            self._show = _Quiet() if quiet else _Other(self._output, rank)
         else:
-            self._show = _Bar(total, start) if sys.stdout.isatty() else _Lines()
+            self._show = _Bar(total, start, self._output) if self._output.isatty() else _Lines(self._output)
+
+    @property
+    def output_lost(self) -> int:
+        """The errno with which a write to standard output failed; 0 if none did. Nothing is shown any more then."""
+        return self._output.lost
 
     def add(self, record: StepRecord) -> bool:
         """Take a step; return whether a reading, `flush`, is due."""
@@ -187,7 +194,8 @@ def _metrics(record: StepRecord, values: dict[str, float]) -> dict[str, Any]:
     }
     # JSON has no NaN: a value that is not finite is null, and the step says that it was void.
     row = {key: value if value - value == 0 else None for key, value in row.items()}
-    return row | ({"void": True} if values["void"] else {})
+    replaced = int(values["replaced"])
+    return row | ({"void": True} if values["void"] else {}) | ({"replaced": replaced} if replaced else {})
 
 
 def _append(file: TextIO, rows: list[dict[str, Any]]) -> None:
@@ -241,29 +249,34 @@ class _Quiet:
 class _Lines(_Quiet):
     """Plain lines, for logs."""
 
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
     def step(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None:
-        print(describe(row, timing, total, left), flush=True)
+        self.say(describe(row, timing, total, left))
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(line, file=self._output, flush=True)
 
 
 class _Other(_Quiet):
     """A rank that is not the first: what only it knows, and nothing else."""
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
+    def __init__(self, output: Output, rank: int) -> None:
+        self._output, self._rank = output, rank
 
     def say(self, line: str) -> None:
-        print(f"rank {self._rank}: {line}", flush=True)
+        print(f"rank {self._rank}: {line}", file=self._output, flush=True)
 
 
 class _Bar(_Quiet):
     """A live bar with the latest reading under it, for terminals."""
 
-    def __init__(self, total: int, start: int) -> None:
+    def __init__(self, total: int, start: int, output: Output) -> None:
         columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
-        self._progress = Progress(*columns, console=Console(), refresh_per_second=4, expand=True)
+        # It is one now. Asked again, one that has been closed is none, and rich would write to it no more.
+        console = Console(file=cast(TextIO, output), force_terminal=True)
+        self._progress = Progress(*columns, console=console, refresh_per_second=4, expand=True)
         self._task = self._progress.add_task("starting", total=total, completed=start)
         self._progress.start()
 

@@ -1,8 +1,10 @@
-"""A run on disk: which recipe it holds, what it was started with, and where its parts lie.
+"""A run on disk: which recipe it holds, what it was started with, where its parts lie, and which process writes it.
 
 RUN/recipe.yaml  run.json  metrics.jsonl  timings.jsonl  checkpoints/step-00001000/  evaluations/*.json  report.html
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json, write_json, write_text
+from ijepa.lock import exclusive
 from ijepa.provenance import machine
 from ijepa.recipe import Recipe
 
@@ -76,6 +79,11 @@ class Run:
         """Folder of evaluation results."""
         return self.folder / "evaluations"
 
+    @property
+    def lock_file(self) -> Path:
+        """There while a process trains in the folder, or after it was killed; see `claim`."""
+        return self.folder / ".ijepa.lock"
+
     def recipe(self) -> Recipe:
         """Return the recipe the folder holds."""
         return Recipe.load(self.recipe_file)
@@ -85,6 +93,48 @@ class Run:
         return read_json(self.info_file)
 
 
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process, and create it if it is missing; leave no trace where no run was started.
+
+    Raises:
+        Refused: another process holds it, it holds something else than a run, or it cannot be created. Nothing is
+            written or removed then.
+    """
+    run = Run(folder)
+    if not run.lock_file.exists():  # where it does exist, another start may be under way
+        _check_place(run)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Refused(folder, f"cannot be created ({error.strerror})", "give another --output") from None
+        with exclusive(run.lock_file, folder, "is being written", "wait until it ends, or give another --output"):
+            try:
+                yield
+            finally:
+                run.lock_file.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # not empty: a run was started
+            for each in missing:
+                each.rmdir()
+
+
+def _check_place(run: Run) -> bool:
+    """Whether a run exists in the folder already.
+
+    Raises:
+        Refused: it holds something else.
+    """
+    folder = run.folder
+    if not folder.exists() or (folder.is_dir() and {*folder.iterdir()} <= {*_begun(run), run.lock_file}):
+        return False
+    if not run.recipe_file.is_file() or not run.info_file.is_file():
+        raise Refused(folder, "is not empty and holds no run", "give another --output")
+    return True
+
+
 def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
     """Return the run in `folder` and whether it exists already; nothing is written.
 
@@ -92,10 +142,8 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
         Refused: when the folder holds something else, another recipe, or a run that must not be resumed.
     """
     run = Run(folder)
-    if not folder.exists() or (folder.is_dir() and {*folder.iterdir()} <= _begun(run)):
+    if not _check_place(run):
         return run, False
-    if not run.recipe_file.is_file() or not run.info_file.is_file():
-        raise Refused(folder, "is not empty and holds no run", "give another --output")
     if not resume:
         raise Refused(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
     there, here = settings(run.recipe()), settings(recipe)

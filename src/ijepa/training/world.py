@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ijepa.errors import Refused
 from ijepa.recipe import Recipe
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+
+_LAST_RESORT = timedelta(days=1)
+"""How long a collective may take once a `Watch` decides when a rank has waited for too long."""
 Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
 
 
@@ -42,6 +46,8 @@ class World:
     """Another one for what is written beside training; two users of one group would take each other's messages."""
     beside: "DeviceMesh | None" = field(default=None, compare=False)
     """`mesh` once more for tensors on the CPU."""
+    launcher: int | None = field(default=None, compare=False)
+    """Process id of the torchrun that started this process, if one did."""
 
     @property
     def copies(self) -> int:
@@ -62,6 +68,20 @@ class World:
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.host)
         return values
+
+    def watched(self) -> None:
+        """Let collectives take as long as they take; every rank calls it, once its `Watch` decides when to give up.
+
+        A limit of a collective cannot tell a rank that is stuck from one that measures or compiles. Files keep theirs.
+        """
+        if self.size == 1:
+            return
+        meshes = self.mesh.get_all_groups() if self.mesh is not None else []
+        for group in (dist.group.WORLD, self.host, *meshes):
+            _set_pg_timeout(_LAST_RESORT, group)
+            if group is not self.host and torch.cuda.is_available():
+                # NCCL connects at a group's first collective, for which the launcher's store has a limit of its own.
+                dist.all_reduce(torch.zeros(1, device="cuda"), group=group)
 
     def stop_flag(self) -> "StopFlag":
         """Return what agrees on stopping."""
@@ -157,8 +177,9 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
             not.
     """
     strategy = choose_strategy(recipe)
+    launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     if strategy == "none":
-        return World()
+        return World(launcher=launcher)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank, local_size = (int(os.environ.get(key, "1")) for key in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     shard = size
@@ -183,13 +204,13 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     host, files = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
     World(size=size, host=host).must_agree(facts)
     if strategy == "ddp":
-        return World(strategy, rank, size, local_rank, host=host, files=files)
+        return World(strategy, rank, size, local_rank, host=host, files=files, launcher=launcher)
     from torch.distributed.device_mesh import init_device_mesh
 
     shape, names = ((size // shard, shard), ("copies", "shards")) if strategy == "hsdp" else ((size,), ("shards",))
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     beside = mesh if device == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
-    return World(strategy, rank, size, local_rank, mesh, host, files, beside)
+    return World(strategy, rank, size, local_rank, mesh, host, files, beside, launcher)
 
 
 def leave(world: World) -> None:

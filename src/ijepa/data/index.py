@@ -33,7 +33,7 @@ from ijepa.data.listing import Folder, Shards
 from ijepa.data.tars import Shard, TarError, scan_tar
 from ijepa.errors import Refused
 
-VERSION = 1
+VERSION = 2
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MASK_SUFFIX = ".mask.png"
 

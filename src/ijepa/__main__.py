@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 
 import click
 
@@ -12,6 +13,8 @@ def main() -> None:
     """Run the command line; 0 done, 1 failed in running, 2 refused, 130/143 stopped by a signal."""
     from ijepa.cli import cli
 
+    if isinstance(sys.stdout, TextIOWrapper):  # a character that the terminal does not know must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
     except Failed as error:

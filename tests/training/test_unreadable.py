@@ -1,6 +1,7 @@
 """Images that cannot be decoded and steps that are void: counted, named, and too many stop the run."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.world import World
+from tests.data.making import write_tar, write_tree
 from tests.training.runs import Kill, bytes_of, recipe, source
 
 
@@ -148,3 +150,23 @@ def test_void_steps_are_counted_in_a_row_however_they_are_read(
     with pytest.raises(Failed, match=r"^3 steps in a row .* the last is step 6 "):
         go("many")
     assert poisoned.step <= 6 + log_every
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_unreadable_image_with_a_name_that_is_not_utf8_does_not_stop_the_run(scenes, tmp_path, capsys, packed):
+    name, data = os.fsdecode(b"caf\xe9.jpg"), source(scenes)
+    files = {f"{index:03d}.jpg": data[index].image for index in range(31)} | {name: b""}
+    shown = "caf\\xe9.jpg"
+    if packed:
+        (tmp_path / "images").mkdir()
+        write_tar(tmp_path / "images/a.tar", files.items())
+        shown = f"a.tar/{shown}"
+    else:
+        write_tree(tmp_path / "images", files)
+    chosen = recipe(tmp_path / "images", data__replaced_limit=0.2)
+    images = open_source(tmp_path / "images")
+    for _ in range(2):  # the second time, the run is resumed
+        pretrain(chosen, images, tmp_path / "run", callbacks=[Callback(1, lambda model: {})])
+    assert f"unreadable, replaced by the next image of its epoch: {shown}\n" in capsys.readouterr().out
+    state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
+    assert state["counts"]["replaced_names"] == [shown]

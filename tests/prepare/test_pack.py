@@ -315,13 +315,17 @@ def test_bad_images_are_listed_and_left_out(tmp_path):
             "a/good.jpg": jpeg(1),
             "a/cut.jpg": jpeg(2)[:300],
             "a/empty.jpg": b"",
+            "a/text.jpg": b"no image",
             "a/moving.jpg": gif,
             "b/really.jpg": encoded(picture(3), "PNG"),
         },
     )
     manifest = pack({"train": open_source(root)}, tmp_path / "out", Settings())
     bad = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
-    assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg"} and manifest["bad"] == 3
+    assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg", "a/text.jpg"} and manifest[
+        "bad"
+    ] == 4
+    assert {each["why"] for each in bad if each["name"] == "a/text.jpg"} == {"cannot identify image file"}
     assert manifest["splits"]["train"]["images_per_class"] == {"a": 1, "b": 1}
     names = [open_source(tmp_path / "out").name(i) for i in range(2)]
     assert any(name.endswith("really.png") for name in names)  # its bytes say what it is

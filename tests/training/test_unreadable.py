@@ -9,6 +9,7 @@ import torch
 
 from ijepa.data.opening import open_source
 from ijepa.errors import Failed
+from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
@@ -35,6 +36,22 @@ def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, cap
     assert state["counts"]["replaced_names"] == ["000.jpg"] and 1 <= state["counts"]["replaced"] <= 3
     pretrain(chosen, open_source(images), tmp_path / "again", quiet=True)
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
+
+
+def test_a_label_that_no_class_could_have_does_not_stop_the_run(scenes, tmp_path):
+    """The labels are read for a measurement only."""
+    data = source(scenes)
+    members = [
+        (f"{n:02d}.{kind}", content)
+        for n in range(12)
+        for kind, content in (("jpg", data[n].image), ("cls", b"%d" % (n % 2)))
+    ]
+    write_tar(tmp_path / "a.tar", [*members, ("99.cls", b"999999999"), ("99.jpg", data[12].image)])
+    images = open_source(tmp_path / "a.tar")
+    callbacks = [Callback(8, online_diagnosis(images, (48, 48)))]
+    pretrain(recipe(tmp_path / "a.tar"), images, tmp_path / "run", callbacks=callbacks, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/diagnostics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 8] and all(0 <= row["knn"] <= 1 for row in rows)
 
 
 def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp_path, capsys):

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stdout, suppress
+from io import TextIOWrapper
 from typing import TextIO
 
 import click
@@ -17,6 +18,8 @@ def main() -> None:
     from ijepa.cli import cli
 
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, TextIOWrapper):  # a character that the terminal does not know must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     output = Output(sys.stdout, raises=True)
     try:
         with redirect_stdout(output):

@@ -8,11 +8,16 @@ one line too, exit code 1, and `--debug` shows its traceback. `Notice` is a warn
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from ijepa.names import printable
+
 
 class Failed(Exception):
-    """Something went wrong in running; `str()` is one line. Exit code 1."""
+    """Something went wrong in running; `str()` is one printable line. Exit code 1."""
 
     exit_code = 1
+
+    def __init__(self, line: str) -> None:
+        super().__init__(printable(line))
 
 
 class Refused(Failed):
@@ -25,7 +30,7 @@ class Refused(Failed):
     exit_code = 2
 
     def __init__(self, where: object, problem: str, mend: str = "") -> None:
-        self.where, self.problem, self.mend = str(where), problem, mend
+        self.where, self.problem, self.mend = map(printable, (str(where), problem, mend))
         line = f"{where}: {problem}" + (f"; {mend}" if mend else "")
         super().__init__(" ".join(line.split()))
 

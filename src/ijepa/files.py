@@ -9,8 +9,8 @@ from ijepa.errors import Refused
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or absent."""
-    write_bytes(path, text.encode())
+    """Write a file so that it is complete or absent. What UTF-8 cannot hold is written as an escape."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,7 +1,8 @@
+import hashlib
 import math
 import subprocess
 import sys
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_known_answers():
 
 
 def test_agrees_with_plain_integers():
-    for n in (1, 2, 3, 5, 16, 17, 1000, 12345, 14_146_391, 2**33 + 7):
+    for n in (1, 2, 3, 5, 9, 10, 16, 17, 1000, 12345, 14_146_391, 2**33 + 7):
         positions = [0, 1, n - 1, n, 3 * n + n // 2, 10**7 * n + n // 3]
         assert sample_indices(n, positions, n).tolist() == [sample_index(n, p, n) for p in positions]
 
@@ -58,6 +59,12 @@ def test_epochs_and_seeds_differ():
             assert (one == other).sum() < 12  # fixed points of a random permutation: 1 +- 1
 
 
+EARLIER = {
+    "global": "7e74471d5638cf23c12d5e81a625163d8873063c4386fc50e2f0e8b3a2449e93",
+    "blocks": "7620ecbe0951975f28f32a8e5e5f12face957b22245f0516abe4367bfdceab3c",
+}
+
+
 def _chi_square(counts: np.ndarray) -> tuple[float, float]:
     """The statistic, and the value it stays below in all but one of some 10^5 honest trials."""
     expected = counts.sum() / counts.size
@@ -74,13 +81,31 @@ def test_every_sample_is_as_often_at_every_place(n):
     assert statistic < bound
 
 
-@pytest.mark.parametrize("n", [3, 4])
-def test_every_order_of_a_few_samples_is_as_often(n):
-    epochs = 12000
-    order = sample_indices(5, np.arange(epochs * n), n).reshape(epochs, n)
+@pytest.mark.parametrize("kind", ["global", "blocks"])
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+def test_every_order_of_a_few_samples_is_equally_frequent(n, kind):
+    epochs = 20000
+    order = Order(5, n, kind).indices(np.arange(epochs * n)).reshape(epochs, n)
     number = {p: i for i, p in enumerate(permutations(range(n)))}
     statistic, bound = _chi_square(np.bincount([number[tuple(o)] for o in order.tolist()], minlength=len(number)))
     assert statistic < bound
+
+
+@pytest.mark.parametrize("n", [7, 8, 9])
+def test_half_of_the_orders_of_up_to_nine_samples_are_even(n):
+    epochs = 20000
+    order = sample_indices(5, np.arange(epochs * n), n).reshape(epochs, n)
+    inversions = sum(order[:, i] > order[:, j] for i, j in combinations(range(n), 2))
+    assert abs((inversions % 2).mean() - 0.5) < 4.5 * 0.5 / math.sqrt(epochs)
+
+
+@pytest.mark.parametrize("kind", ["global", "blocks"])
+def test_above_nine_samples_the_order_is_that_of_earlier_versions(kind):
+    """A run that is resumed must see the same images."""
+    found = [
+        Order(7, n, kind, 8, 3).indices(np.arange(0, 10**6, 3331)).astype("<i8").tobytes() for n in (10, 11, 23, 1000)
+    ]
+    assert hashlib.sha256(b"".join(found)).hexdigest() == EARLIER[kind]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 11), (4, 8)])

@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -60,6 +61,60 @@ def test_agrees_with_tarfile(tmp_path_factory, format, keys, fields, seed, mixed
     path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", members, format=FORMATS[format])
     expected = [{k: v.strip() if k == "cls" else v for k, v in s.items() if k != "txt"} for s in samples(path)]
     assert read(path) == expected
+
+
+def label(sample: dict[str, bytes]) -> int:
+    """What the fields of a sample of the reference say."""
+    described = json.loads(sample.get("json", b"{}")).get("label", -1)
+    return int(sample["cls"]) if "cls" in sample else described
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@settings(max_examples=150, deadline=None)
+@given(
+    members=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "d/a", "a_" + "x" * 120]),
+            st.sampled_from(["jpg", "png", "cls", "json", "mask.png", "txt", "CLS"]),
+        ),
+        max_size=14,
+    )
+)
+def test_keys_that_occur_again_agree_with_tarfile(tmp_path_factory, format, members):
+    """Keys and fields in any order and number, as in shards that were concatenated."""
+    contents = []
+    for number, (key, field) in enumerate(members):
+        data = b'{"label": %d}' if field == "json" else b"%d"
+        key = key[:80] if format == "ustar" else key
+        contents.append((f"{key}.{field}", data % number))
+    path = write_tar(tmp_path_factory.mktemp("tar") / "a.tar", contents, format=FORMATS[format])
+    expected = samples(path)
+    assert scan_tar(path).label.tolist() == [label(sample) for sample in expected]
+    places = ("jpg", "name", "mask.png")
+    assert [{k: s[k] for k in places if k in s} for s in read(path)] == [
+        {k: s[k] for k in places if k in s} for s in expected
+    ]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("field", "form"), [("cls", b"%d"), ("json", b'{"label": %d}')])
+@pytest.mark.parametrize("image_first", [False, True])
+def test_shards_that_were_concatenated_keep_their_labels_and_names(tmp_path, format, field, form, image_first):
+    key = "k" * (80 if format == "ustar" else 120)  # longer than a header: its name stands before it
+    members = []
+    for number in range(3):
+        two = [(f"{key}.{field}", form % number), (f"{key}.jpg", b"image %d" % number)]
+        members += reversed(two) if image_first else two
+    path = write_tar(tmp_path / "a.tar", members, format=FORMATS[format])
+    found = [(s["jpg"], s["cls"], s["name"].decode()) for s in read(path)]
+    assert found == [(b"image %d" % n, b"%d" % n, f"{key}.jpg") for n in range(3)]
+
+
+def test_labels_that_stand_apart_belong_to_the_only_image_of_their_key(tmp_path):
+    members = [("a.jpg", b"1"), ("b.jpg", b"2"), ("b.jpg", b"3"), ("a.cls", b"4"), ("b.cls", b"5")]
+    assert scan_tar(write_tar(tmp_path / "a.tar", members)).label.tolist() == [4, -1, -1]
+    members = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"4"), ("b.cls", b"5"), ("a.cls", b"6")]
+    assert scan_tar(write_tar(tmp_path / "b.tar", members)).label.tolist() == [4, 5]
 
 
 def test_members_without_data_and_folders_are_passed_over(tmp_path):

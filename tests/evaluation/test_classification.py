@@ -10,6 +10,7 @@ from ijepa.evaluation.linear_probe import evaluate_linear
 from ijepa.evaluation.protocol import KnnProtocol, LinearProtocol
 from ijepa.model.encoder import Encoder
 from ijepa.recipe import Model
+from tests.data.making import write_tar
 from tests.evaluation.sets import colour_sets, write_colours
 
 SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
@@ -86,6 +87,17 @@ def test_refusals(tmp_path):
     odd = KNN.model_copy(update={"image_size": 36})
     assert "patches of pixels, 8 pixels, do not divide it" in refusal(train, test, odd)
     assert refusal(train, Empty(test)).startswith("--test: holds no images")
+
+
+def test_a_label_that_is_too_large_for_a_table_is_refused(tmp_path):
+    members = [
+        (f"{n}.{field}", b"%d" % (n % 2 if n < 9 else 999_999_999)) for n in range(10) for field in ("cls", "jpg")
+    ]
+    train = open_source(write_tar(tmp_path / "train.tar", members))
+    test = open_source(write_tar(tmp_path / "test.tar", members[:6]))
+    line = refusal(train, test)
+    assert line.startswith("--train: label 999999999 of train.tar/9.jpg is too large")
+    assert refusal(test, train).startswith("--test: 1 of its classes are not in the train set: 999999999")
 
 
 class Empty:

@@ -105,6 +105,11 @@ class TestNearestVote:
         """Every sample's only likeness is itself: counted in, the accuracy would be 1."""
         assert d.nearest_vote(torch.eye(4, dtype=torch.float64), torch.arange(4)) == 0
 
+    def test_any_integer_is_a_label(self) -> None:
+        features, labels = randn(60, 3), torch.arange(60) % 3
+        names = torch.tensor([7, 2**31 - 1, 2**40])
+        assert d.nearest_vote(features, names[labels]) == d.nearest_vote(features, labels)
+
 
 def health(**changed: float) -> d.Health:
     healthy = {"rankme_centred": 60.0, "relative_std": 0.4, "position_r2": 0.1, "patch_spread": 0.6}

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from ijepa.errors import Failed, Refused
 from ijepa.prepare.check import check
 from ijepa.prepare.checksums import changed_shards
 from ijepa.prepare.scenes import write_scenes
+from tests.data.making import write_tar, write_tree
 
 
 def _encoded(shape: tuple[int, int], form: str, mode: str = "RGB") -> bytes:
@@ -104,3 +106,13 @@ def test_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
     ):
         with pytest.raises(Refused, match=message):
             changed_shards(place, split)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_name_that_is_not_utf8_is_listed(tmp_path: Path, packed: bool) -> None:
+    files = {"a.jpg": _encoded((32, 32), "JPEG"), os.fsdecode(b"caf\xe9.jpg"): b""}
+    write_tree(tmp_path, files) if not packed else write_tar(tmp_path / "s.tar", files.items())
+    done = CliRunner().invoke(cli, ["data", "check", str(tmp_path), "--duplicates"])
+    assert isinstance(done.exception, Failed), done.exception
+    shown = "s.tar/caf\\xe9.jpg" if packed else "caf\\xe9.jpg"
+    assert f"bad: {shown}: no bytes at all\n" in done.output

@@ -264,8 +264,8 @@ def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
     latin = write_tree(tmp_path / "latin", {f"{odd}/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
     pack({"train": open_source(latin)}, tmp_path / "out", Settings())
-    assert (tmp_path / "out/classes.txt").read_bytes() == b"b\ncaf\xe9\n"
-    assert open_source(tmp_path / "out").classes == ("b", odd)
+    assert (tmp_path / "out/classes.txt").read_text() == "b\ncaf\\xe9\n"
+    assert open_source(tmp_path / "out").classes == open_source(latin).classes == ("b", "caf\\xe9")
 
 
 def test_splits_that_number_their_classes_differently(tmp_path):
@@ -319,13 +319,17 @@ def test_bad_images_are_listed_and_left_out(tmp_path):
             "a/good.jpg": jpeg(1),
             "a/cut.jpg": jpeg(2)[:300],
             "a/empty.jpg": b"",
+            "a/text.jpg": b"no image",
             "a/moving.jpg": gif,
             "b/really.jpg": encoded(picture(3), "PNG"),
         },
     )
     manifest = pack({"train": open_source(root)}, tmp_path / "out", Settings())
     bad = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
-    assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg"} and manifest["bad"] == 3
+    assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg", "a/text.jpg"} and manifest[
+        "bad"
+    ] == 4
+    assert {each["why"] for each in bad if each["name"] == "a/text.jpg"} == {"cannot identify image file"}
     assert manifest["splits"]["train"]["images_per_class"] == {"a": 1, "b": 1}
     names = [open_source(tmp_path / "out").name(i) for i in range(2)]
     assert any(name.endswith("really.png") for name in names)  # its bytes say what it is

@@ -14,10 +14,22 @@ def philox(counter: list[int], seed: int) -> list[int]:
 
 
 def sample_index(seed: int, position: int, n: int) -> int:
-    return permuted(seed, *divmod(position, n), n, 1)
+    epoch, place = divmod(position, n)
+    return shuffled(seed, epoch, n)[place] if n <= 9 else permuted(seed, epoch, place, n, 1)
+
+
+def shuffled(seed: int, epoch: int, n: int) -> list[int]:
+    order = list(range(n))
+    for last in range(n - 1, 0, -1):
+        word = philox([last, epoch & MASK, ((epoch >> 32) << 8) & MASK | 255, 1], seed)[0]
+        other = (word * (last + 1)) >> 32
+        order[last], order[other] = order[other], order[last]
+    return order
 
 
 def blocks_index(seed: int, position: int, n: int, block: int, window: int) -> int:
+    if n <= 9:
+        return sample_index(seed, position, n)
     epoch, place = divmod(position, n)
     runs, size = n // block, block * window
     windows = max(runs // window, 1)

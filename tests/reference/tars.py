@@ -6,20 +6,24 @@ from pathlib import Path
 
 def samples(path: Path) -> list[dict[str, bytes]]:
     """In the order of their images: {"name", "jpg" (whatever the suffix), "cls", "json", "mask.png"}."""
-    found: dict[str, dict[str, bytes]] = {}
-    order: list[str] = []
+    runs: list[tuple[str, dict[str, bytes]]] = []
     with tarfile.open(path) as tar:
         for member in tar:
-            if not member.isreg():
-                continue
             folder, _, base = member.name.rpartition("/")
             stem, _, field = base.partition(".")
+            if not member.isreg() or not stem:
+                continue
             key, field = f"{folder}/{stem}", field.lower()
-            data = tar.extractfile(member).read()
-            sample = found.setdefault(key, {})
-            if field in ("jpg", "jpeg", "png", "webp"):
-                sample["jpg"], sample["name"] = data, member.name.encode()
-                order.append(key)
-            else:
-                sample[field] = data
-    return [found[key] for key in order]
+            field = "jpg" if field in ("jpg", "jpeg", "png", "webp") else field
+            if not runs or key != runs[-1][0] or field in runs[-1][1]:
+                runs.append((key, {}))
+            fields = runs[-1][1]
+            fields[field] = tar.extractfile(member).read()
+            if field == "jpg":
+                fields["name"] = member.name.encode()
+    for key, fields in runs:
+        own = [other for name, other in runs if name == key and "jpg" in other]
+        if "jpg" not in fields and len(own) == 1:
+            for field, data in fields.items():
+                own[0].setdefault(field, data)
+    return [fields for _, fields in runs if "jpg" in fields]

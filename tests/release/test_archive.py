@@ -25,8 +25,10 @@ from ijepa.recipe import Recipe
 from ijepa.release import card
 from ijepa.release.archive import verify_archive, write_archive
 from ijepa.release.card import About
+from ijepa.report.page import write_report
 from ijepa.training.loop import pretrain
 from tests.conftest import TINY
+from tests.data.making import write_tree
 
 
 @pytest.fixture(scope="module")
@@ -303,3 +305,22 @@ def test_the_command_writes_and_verifies(run, tmp_path):
     ):
         with pytest.raises(Refused, match=message.replace("?", r"\?")):
             CliRunner().invoke(cli, ["archive", *words], catch_exceptions=False, standalone_mode=False)
+
+
+def test_names_that_are_not_utf8_are_printable(copied, scenes, tmp_path):
+    """Names of data, classes and images, in results, the report and the card."""
+    odd = os.fsdecode(b"caf\xe9")
+    source = open_source(scenes, split="train")
+    for split, start in (("train", 0), ("val", 12)):
+        names = (f"{odd}-{split}/{(odd, 'b')[number % 2]}/{odd}{number}.png" for number in range(start, start + 12))
+        write_tree(tmp_path, {name: source.image(start + place) for place, name in enumerate(names)})
+    shutil.rmtree(copied / "evaluations")
+    sets = (str(tmp_path / f"{odd}-{split}") for split in ("train", "val"))
+    result, _ = evaluate("knn", str(copied), *sets, protocol=str(copied / "small.yaml"))
+    assert result["data"]["classes"] == ["b", "caf\\xe9"]
+    write_report(copied, data=str(tmp_path / f"{odd}-train"))
+    assert "caf\\xe9" in (copied / "report.html").read_text(encoding="utf-8")
+    card = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text(encoding="utf-8")
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert entry["dataset"]["name"] == "caf\\xe9-val"
+    verify_archive(tmp_path / "out")

@@ -13,6 +13,7 @@ from ijepa.report import gallery
 from ijepa.report.markup import Part, Section
 from ijepa.report.material import Images, load_encoders
 from ijepa.report.record import read_record
+from tests.data.making import write_tar
 from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 
 
@@ -77,3 +78,10 @@ def test_panels_are_resized_as_asked(tmp_path: Path, interpolation: Any) -> None
     for picture, index in zip(panels.images, (2, 0), strict=True):
         wanted = crop_resize(decode(test.image(index)), Box(0, 0, 32, 32), (48, 48), interpolation)
         np.testing.assert_array_equal(picture, wanted.permute(1, 2, 0).numpy())
+
+
+def test_a_label_beyond_the_named_classes_is_shown_as_a_number(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", b"999999999")])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    source = open_source(tmp_path)
+    assert [gallery._called(source, index) for index in (0, 1)] == ["a.tar/a.jpg, cat", "a.tar/b.jpg, class 999999999"]

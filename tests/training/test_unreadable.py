@@ -1,6 +1,7 @@
 """Images that cannot be decoded and steps that are void: counted, named, and too many stop the run."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import yaml
 
 from ijepa.data.opening import open_source
 from ijepa.errors import Failed
+from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.world import World
+from tests.data.making import write_tar, write_tree
 from tests.training.ranks import run_jobs, spawn
 from tests.training.runs import Kill, bytes_of, recipe, source
 
@@ -37,6 +40,22 @@ def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, cap
     assert state["counts"]["replaced_names"] == ["000.jpg"] and 1 <= state["counts"]["replaced"] <= 3
     pretrain(chosen, open_source(images), tmp_path / "again", quiet=True)
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
+
+
+def test_a_label_that_no_class_could_have_does_not_stop_the_run(scenes, tmp_path):
+    """The labels are read for a measurement only."""
+    data = source(scenes)
+    members = [
+        (f"{n:02d}.{kind}", content)
+        for n in range(12)
+        for kind, content in (("jpg", data[n].image), ("cls", b"%d" % (n % 2)))
+    ]
+    write_tar(tmp_path / "a.tar", [*members, ("99.cls", b"999999999"), ("99.jpg", data[12].image)])
+    images = open_source(tmp_path / "a.tar")
+    callbacks = [Callback(8, online_diagnosis(images, (48, 48)))]
+    pretrain(recipe(tmp_path / "a.tar"), images, tmp_path / "run", callbacks=callbacks, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run/diagnostics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 8] and all(0 <= row["knn"] <= 1 for row in rows)
 
 
 def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp_path, capsys):
@@ -216,3 +235,23 @@ def test_void_steps_are_counted_in_a_row_however_they_are_read(
     with pytest.raises(Failed, match=r"^3 steps in a row .* the last is step 6 "):
         go("many")
     assert poisoned.step <= 6 + log_every
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_unreadable_image_with_a_name_that_is_not_utf8_does_not_stop_the_run(scenes, tmp_path, capsys, packed):
+    name, data = os.fsdecode(b"caf\xe9.jpg"), source(scenes)
+    files = {f"{index:03d}.jpg": data[index].image for index in range(31)} | {name: b""}
+    shown = "caf\\xe9.jpg"
+    if packed:
+        (tmp_path / "images").mkdir()
+        write_tar(tmp_path / "images/a.tar", files.items())
+        shown = f"a.tar/{shown}"
+    else:
+        write_tree(tmp_path / "images", files)
+    chosen = recipe(tmp_path / "images", data__replaced_limit=0.2)
+    images = open_source(tmp_path / "images")
+    for _ in range(2):  # the second time, the run is resumed
+        pretrain(chosen, images, tmp_path / "run", callbacks=[Callback(1, lambda model: {})])
+    assert f"unreadable, replaced by the next image of its epoch: {shown}\n" in capsys.readouterr().out
+    state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
+    assert state["counts"]["replaced_names"] == [shown]

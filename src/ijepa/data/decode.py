@@ -11,6 +11,7 @@ half. Damage that leaves as many codes as there should be goes unseen, as everyw
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -40,6 +41,8 @@ _ENDS_EARLY = "premature end of data segment"
 _BAND = 2**18
 """Pixels that are converted together."""
 _JPEG = b"\xff\xd8\xff"
+_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+"""How Python shows an object; Pillow names the stream that it cannot read."""
 
 
 class DecodeError(ValueError):
@@ -181,4 +184,5 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the reason as one line, without the address of an object, which differs from process to process."""
+    return " ".join(_OBJECT.sub("", str(error)).split()) or type(error).__name__

@@ -80,7 +80,10 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
     table = _table(folder, files, where)
     arrays = {}
     if label is not None:
-        arrays["label"] = np.asarray(table[label].to_numpy(), dtype=np.int32)
+        try:
+            arrays["label"] = table[label].cast("int32").fill_null(-1).to_numpy()
+        except ValueError as error:  # pyarrow's errors of bad values are of this kind
+            raise Refused(where, f"{folder}: its column {label} holds no labels: {error}") from None
     digest = hashlib.blake2b(digest_size=16)
     for name in files:
         stat = (folder / name).stat()

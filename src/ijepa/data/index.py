@@ -34,7 +34,7 @@ from ijepa.data.tars import Shard, TarError, scan_tar
 from ijepa.environment import available_cores
 from ijepa.errors import Refused
 
-VERSION = 1
+VERSION = 2
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MASK_SUFFIX = ".mask.png"
 

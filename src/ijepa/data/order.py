@@ -16,6 +16,9 @@ with the library that shuffles. This takes no memory, and any batch of any epoch
 
 The grid is as square as n allows, so fewer than sqrt(n) cells lie beyond n and walking is rare. Eight rounds: four
 suffice against a bounded observer of large domains (Luby and Rackoff 1988); the rest is for small ones.
+
+On a grid of up to 3 x 3 cells, eight rounds give some orders more often than others: on 3 x 3 cells, for example, every
+round is an even permutation. Sets of at most nine samples are therefore shuffled by the method of Fisher and Yates.
 """
 
 import math
@@ -28,7 +31,11 @@ import numpy.typing as npt
 from ijepa.randomness import Stream, below, philox
 
 ROUNDS = 8
+SHUFFLED = 9
+"""Largest set whose epochs are shuffled as arrays."""
 
+_SHUFFLE = 255
+"""The round's number in the counters of a shuffle: the network has fewer rounds."""
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
@@ -56,7 +63,7 @@ class Order:
 
     def indices(self, positions: npt.ArrayLike) -> Integers:
         """Return the sample (P,) that stands at each position (P,) of the endless sequence."""
-        if self.kind == "global":
+        if self.kind == "global" or self.n <= SHUFFLED:
             return sample_indices(self.seed, positions, self.n)
         epoch, place = _epochs(positions, self.n)
         runs = self.n // self.block
@@ -87,7 +94,30 @@ class Order:
 def sample_indices(seed: int, positions: npt.ArrayLike, n: int) -> Integers:
     """Return the sample (P,) that stands at each position (P,) of the endless sequence over n samples."""
     epoch, place = _epochs(positions, n)
+    if n <= SHUFFLED:
+        return _shuffled(seed, epoch, n)[np.arange(len(place)), place]
     return _permuted(seed, epoch, place, n, Stream.ORDER)
+
+
+def _shuffled(seed: int, epoch: Integers, n: int) -> Integers:
+    """Return an order (P, n) of n samples for each epoch (P,), all n! equally likely (Fisher and Yates)."""
+    order, row = np.tile(np.arange(n), (len(epoch), 1)), np.arange(len(epoch))
+    for last in range(n - 1, 0, -1):
+        counter = _counters(epoch, Stream.ORDER, _SHUFFLE)
+        counter[:, 0] = last
+        other = below(philox(counter, seed)[:, 0], last + 1)
+        order[row, other], order[:, last] = order[:, last].copy(), order[row, other]
+    return order
+
+
+def _counters(epoch: Integers, stream: Stream, turn: int) -> npt.NDArray[np.uint32]:
+    """Return counters (P, 4) of a round; their first word is the caller's to set."""
+    counter, wide = np.empty((len(epoch), 4), dtype=np.uint32), epoch.astype(np.uint64)
+    counter[:, 1] = wide & _LOW
+    # The epoch's high half is 0 for all but toy sets; there it shares a word with the round's number.
+    counter[:, 2] = ((wide >> _SHIFT) << np.uint64(8)) | np.uint64(turn)
+    counter[:, 3] = int(stream)
+    return counter
 
 
 def _epochs(positions: npt.ArrayLike, n: int) -> tuple[Integers, Integers]:
@@ -116,16 +146,12 @@ def _encrypt(seed: int, epoch: Integers, place: Integers, n: int, stream: Stream
     columns = math.isqrt(n - 1) + 1
     rows = -(-n // columns)
     left, right = np.divmod(place, columns)
-    counter = np.empty((len(place), 4), dtype=np.uint32)
-    wide = epoch.astype(np.uint64)
-    counter[:, 1] = (wide & _LOW).astype(np.uint32)
-    counter[:, 3] = int(stream)
-    for turn in range(0, ROUNDS, 2):
-        # The epoch's high half is 0 for all but toy sets; there it shares a word with the round's number.
+    counter = _counters(epoch, stream, 0)
+    for _ in range(0, ROUNDS, 2):
         counter[:, 0] = right
-        counter[:, 2] = ((wide >> _SHIFT) << np.uint64(8)) | np.uint64(turn)
         left = (left + below(philox(counter, seed)[:, 0], rows)) % rows
+        counter[:, 2] += np.uint32(1)  # the next round
         counter[:, 0] = left
-        counter[:, 2] += np.uint32(1)
         right = (right + below(philox(counter, seed)[:, 0], columns)) % columns
+        counter[:, 2] += np.uint32(1)
     return left * columns + right

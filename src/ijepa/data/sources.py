@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ijepa.data.index import Index, text_item
 from ijepa.data.tars import BLOCK, header_name
 from ijepa.errors import Failed, Refused
+from ijepa.names import printable
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Source(ABC):
 
     Attributes:
         labels: (n,) int32, -1 where a sample has none; None where no sample has one.
-        classes: names of the classes, where they have names.
+        classes: printable names of the classes, where they have names.
         has_masks: whether any sample has a mask.
         annotation: the label map that the masks follow, a name or a file, where the data set's layout tells.
         fingerprint: changes when a file's name, size or time does.
@@ -54,7 +55,7 @@ class Source(ABC):
         self.index = index
         self.labels: npt.NDArray[np.int32] | None = index.arrays.get("label")
         classes = index.header["classes"]
-        self.classes: tuple[str, ...] | None = tuple(classes) if classes else None
+        self.classes: tuple[str, ...] | None = tuple(map(printable, classes)) if classes else None
         self.annotation = index.header.get("annotation")
         self.fingerprint: str = index.header["fingerprint"]
 
@@ -71,12 +72,12 @@ class Source(ABC):
         return Sample(self.name(index), self.image(index), self.label(index), self.mask(index))
 
     def name(self, index: int) -> str:
-        """Return the sample's name: the file's path below the data's root, through the shard if there is one."""
-        return self._name(self._checked(index))
+        """Return the sample's printable name: the file's path below the data's root, through its shard if any."""
+        return printable(self._name(self._checked(index)))
 
     def file(self, index: int) -> str:
-        """Return which file holds the sample, below the data's root; found without reading."""
-        return self._name(self._checked(index))
+        """Return which file holds the sample, below the data's root, printable; found without reading."""
+        return printable(self._file(self._checked(index)))
 
     def image(self, index: int) -> bytes:
         """Return the image file's contents.
@@ -148,6 +149,9 @@ class Source(ABC):
     @abstractmethod
     def _name(self, index: int) -> str: ...
 
+    def _file(self, index: int) -> str:
+        return self._name(index)
+
     @abstractmethod
     def _image(self, index: int) -> bytes: ...
 
@@ -192,8 +196,7 @@ class TarSource(Source):
         offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
         return self._files.read(self._shard(index), offset, size)
 
-    def file(self, index: int) -> str:
-        """See `Source`."""
+    def _file(self, index: int) -> str:
         return str(self._shards[self._shard(index)])
 
     def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:

@@ -1,8 +1,12 @@
 """Where the samples of a tar shard lie: a walk over its headers, no data read but labels.
 
 A shard follows WebDataset's naming: the part of a member's name before the first dot of its last component is the
-sample's key, the rest says what it is: `KEY.jpg` (jpeg, png, webp), `KEY.cls` or `KEY.json`, `KEY.mask.png`. The
-members of a sample may stand in any order and place within the shard. Other members are passed over.
+sample's key, the rest is the field: `KEY.jpg` (jpeg, png, webp), `KEY.cls` or `KEY.json`, `KEY.mask.png`. Other fields
+are not read.
+
+As in WebDataset, a sample is a run of consecutive members with one key, in any order, and a field that occurs again
+starts a new sample. So a key may name several samples, as it does after shards were concatenated. A field that stands
+apart from its image (all images first, then all labels) belongs to the image of its key if the key has only one.
 
 The standard library's tarfile builds an object a member and takes six times as long. This walk understands what
 writers of shards produce: ustar with its prefix field, GNU long names and binary sizes, pax headers. An archive that
@@ -23,6 +27,8 @@ import numpy.typing as npt
 BLOCK = 512
 IMAGE_FIELDS = frozenset({b"jpg", b"jpeg", b"png", b"webp"})
 
+_IMAGE = b"jpg"
+"""Stands for all of IMAGE_FIELDS: two images of one key are two samples."""
 _WINDOW = 8 * BLOCK  # one read covers the small members (pax header, label) between two images
 _ZEROS = bytes(BLOCK)
 _DIGITS = 20
@@ -68,6 +74,23 @@ class Shard:
     other_fields: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Run:
+    """Consecutive members of one key, each field at most once. `block` is 0 without an image.
+
+    `label` and `described` are what .cls and .json say, -1 where that is no label; `name` is set where the image's own
+    header does not hold it.
+    """
+
+    key: bytes
+    block: int = 0
+    size: int = 0
+    label: int | None = None
+    described: int | None = None
+    mask: tuple[int, int] | None = None
+    name: bytes | None = None
+
+
 class _Window:
     """Reads from a file with one system call for neighbours. What is held begins at byte `start` of the file."""
 
@@ -99,53 +122,70 @@ def scan_tar(path: Path) -> Shard:
         TarError: not a tar, or cut short.
         OSError: unreadable.
     """
-    rows: dict[bytes, list[int]] = {}  # key -> block, size, label, mask block, mask size
-    renamed: dict[bytes, bytes] = {}
-    described: dict[bytes, Member] = {}
-    others: set[bytes] = set()
+    runs: list[_Run] = []
+    key, fields, others = None, set[bytes](), set[bytes]()
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         window = _Window(descriptor)
-        for member in walk(window, os.fstat(descriptor).st_size):
-            name, offset, size, named_before = member
+        for name, offset, size, named_before in walk(window, os.fstat(descriptor).st_size):
             base = name.rfind(b"/") + 1
             dot = name.find(b".", base)
             if dot == base or base == len(name):
                 continue  # a hidden file
-            key, field = (name[:dot], name[dot + 1 :].lower()) if dot > 0 else (name, b"")
+            before, (key, field) = key, (name[:dot], name[dot + 1 :].lower()) if dot > 0 else (name, b"")
             if field in IMAGE_FIELDS:
-                row = rows.get(key)
-                if row is None or row[0]:  # a key that comes again is another sample
-                    if row is not None:
-                        rows[key + b"\0%d" % len(rows)] = rows.pop(key)
-                    row = rows[key] = [0, 0, -1, 0, 0]
-                row[0], row[1] = offset // BLOCK, size
+                field = _IMAGE
+            if key != before or field in fields:
+                run = _Run(key)
+                runs.append(run)
+                fields.clear()
+            fields.add(field)
+            if field == _IMAGE:
+                run.block, run.size = offset // BLOCK, size
                 if named_before:
-                    renamed[key] = name
+                    run.name = name
             elif field == b"cls":
-                rows.setdefault(key, [0, 0, -1, 0, 0])[2] = _label(window.read(offset, size))
+                run.label = _label(window.read(offset, size))
             elif field == b"json":
-                described[key] = member
+                run.described = _described_label(window.read(offset, size))
             elif field == b"mask.png":
-                rows.setdefault(key, [0, 0, -1, 0, 0])[3:] = [offset // BLOCK, size]
+                run.mask = offset // BLOCK, size
             else:
                 others.add(field)
-        for key, member in described.items():
-            if key in rows and rows[key][2] < 0:
-                rows[key][2] = _described_label(window.read(member.offset, member.size))
     finally:
         os.close(descriptor)
-    kept = sorted((key for key in rows if rows[key][0]), key=lambda key: rows[key][0])
-    table = np.array([rows[key] for key in kept], dtype=np.int64).reshape(-1, 5)
+    samples = [run for run in runs if run.block]
+    if len(samples) < len(runs):
+        _attach([run for run in runs if not run.block], samples)
+    rows = [(run.block, run.size, _first_label(run.label, run.described), *(run.mask or (0, 0))) for run in samples]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
     return Shard(
         block=table[:, 0].astype(np.uint32),
         size=table[:, 1].astype(np.uint32),
         label=table[:, 2].astype(np.int32),
         mask_block=table[:, 3].astype(np.uint32),
         mask_size=table[:, 4].astype(np.uint32),
-        renamed={i: renamed[key] for i, key in enumerate(kept) if key in renamed},
+        renamed={i: run.name for i, run in enumerate(samples) if run.name is not None},
         other_fields=tuple(sorted(field.decode(errors="replace") for field in others)),
     )
+
+
+def _attach(apart: list[_Run], samples: list[_Run]) -> None:
+    """Give the samples the fields that stand apart from their images, where a key has one image only."""
+    by_key: dict[bytes, _Run | None] = {}
+    for sample in samples:
+        by_key[sample.key] = None if sample.key in by_key else sample
+    for run in apart:
+        only = by_key.get(run.key)
+        if only is not None:
+            only.label = run.label if only.label is None else only.label
+            only.described = run.described if only.described is None else only.described
+            only.mask = run.mask if only.mask is None else only.mask
+
+
+def _first_label(*labels: int | None) -> int:
+    """Return the first label that is one, -1 where none is."""
+    return next((label for label in labels if label is not None and label >= 0), -1)
 
 
 def walk(window: _Window, length: int) -> Iterator[Member]:

@@ -35,6 +35,8 @@ from ijepa.evaluation.result import describe
 from ijepa.provenance import versions
 
 Labels = npt.NDArray[np.int64]
+MOST_UNNAMED = 100_000
+"""Classes that a set may have without naming them: one damaged label must not make a table of a billion columns."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,10 @@ def matched_labels(train: Source, test: Source, train_used: Indices, test_used: 
     if train.fingerprint == test.fingerprint:
         raise Refused("--test", "is the train set", "give images that are not trained on")
     count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
+    if train.classes is None and count > MOST_UNNAMED:  # heads and votes have a column for every number
+        first = train.name(int(train_used[train_y.argmax()]))
+        problem = f"label {count - 1} of {first} is too large for a class without a name"
+        raise Refused("--train", problem, f"number classes below {MOST_UNNAMED}, or name each in classes.txt")
     known = set(np.unique(train_y).tolist())
     if train.classes is not None and test.classes is not None:
         numbers = {name: number for number, name in enumerate(train.classes)}

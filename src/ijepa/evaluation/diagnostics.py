@@ -69,11 +69,15 @@ def mean_cosine(features: Tensor) -> float:
 
 
 def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
-    """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature)."""
+    """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature).
+
+    `labels` (n,) are any integers: memory depends on how many differ, not on the largest.
+    """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
     near, index = similarity.topk(min(k, len(unit) - 1), dim=1)
-    votes = unit.new_zeros(len(unit), int(labels.max()) + 1)
+    present, labels = labels.unique(return_inverse=True)
+    votes = unit.new_zeros(len(unit), len(present))
     votes.scatter_add_(1, labels[index], ((near - 1) / temperature).exp())
     return float((votes.argmax(1) == labels).double().mean())
 

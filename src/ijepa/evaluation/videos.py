@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ijepa.data.decode import DecodeError, decode, decode_mask
 from ijepa.errors import Failed, Refused
+from ijepa.names import printable
 
 VOID = 255
 
@@ -104,4 +105,4 @@ def _video(name: str, frames: Path, masks: Path, where: str) -> Video:
         raise Refused(where, f"the first frame of {name} has no mask", _ACCEPTED)
     if not any(found[1:]):
         raise Refused(where, f"{name} has no mask to score but its first", _ACCEPTED)
-    return Video(name, tuple(files), found)
+    return Video(printable(name), tuple(files), found)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from ijepa.interop.weights import Weights
+from ijepa.names import printable
 from ijepa.planning.hardware import Grid, find_country, gpus, grids
 from ijepa.planning.size import count_parameters
 from ijepa.recipe import Recipe
@@ -56,7 +57,7 @@ def card(found: Weights, about: About, *, step: int, total: int, results: Sequen
     run = Run(found.run)
     info, recipe = run.info(), found.recipe
     shown, others = of_release(found, results)
-    name = found.run.resolve().name
+    name = printable(found.run.resolve().name)
     energy = _energy(info, run, about)
     header: dict[str, Any] = {
         "license": about.licence,

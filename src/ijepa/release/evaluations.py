@@ -12,6 +12,7 @@ from typing import Any, get_args
 from ijepa.evaluation.comparison import FIGURES, read_result
 from ijepa.evaluation.features import weights_hash
 from ijepa.interop.weights import Weights, Which, load_encoder
+from ijepa.names import printable
 from ijepa.release.markup import markdown_table
 
 
@@ -89,9 +90,9 @@ def index_entries(each: Shown) -> list[dict[str, Any]]:
 
 
 def data_name(path: object) -> str:
-    """Return what data at a path are called: the last part that is no pattern of files."""
+    """Return the printable name of data at a path: the last part that is not a pattern of files."""
     parts = [part for part in Path(str(path or "unknown")).parts if not set(part) & set("*?[{")]
-    return parts[-1] if parts else "unknown"
+    return printable(parts[-1]) if parts else "unknown"
 
 
 def _table(each: Shown) -> str:

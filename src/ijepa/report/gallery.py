@@ -297,7 +297,8 @@ def _class(source: Source, index: int | np.integer) -> str | None:
     label = source.label(int(index))
     if label is None:
         return None
-    return source.classes[label] if source.classes is not None else f"class {label}"
+    names = source.classes or ()
+    return names[label] if label < len(names) else f"class {label}"
 
 
 def _called(source: Source, index: int | np.integer) -> str:

@@ -128,6 +128,29 @@ def test_padding_enters_a_layer_with_stochastic_depth_as_zeros(aligned):
         assert not x[: len(real)][~real].any() and x[: len(real)][real].any(1).all()
 
 
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_what_padding_becomes_depends_on_weights_and_not_on_images(drop_path):
+    shape = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"drop_path": drop_path})})
+    model, real, seen = IJEPA(shape, seed=1), [], []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.ones_like(parameter))  # biases too: padding does not stay zero
+    for block in model.context_encoder.blocks:
+        block.register_forward_pre_hook(lambda block, given: real.append(given[1].real))
+        for layer in block.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_pre_hook(
+                    lambda layer, given: seen.append(given[0].detach()[: len(real[-1])][~real[-1]])
+                )
+    found = []
+    for pixels in (PIXELS, 255 - PIXELS):
+        model(packer(budget(), drop_path)(np.arange(6), pixels))
+        found.append(seen[:])
+        seen.clear()
+    assert len(found[0]) == 16 and sum(map(len, found[0])) > 16 and any(rows.any() for rows in found[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 def test_a_layer_that_no_image_keeps_runs_on_padding(aligned):
     rates = layer_rates(4, 0.9)

@@ -3,7 +3,8 @@
 Masks and stochastic depth give every batch another number of tokens, and every number another shape: to compile for,
 to plan memory for, to align. A budget is the mean number over masks and `deviations` standard deviations more, rounded
 up to a multiple of `granule`. What is left over is filled with padding, which stands in sequences of its own, so that
-no image's token ever meets it, and whose outputs weigh nothing. A batch that needs more than the budget gets it: room
+no image's token attends to it, and whose outputs weigh nothing. Only a float8 scale of a whole tensor can see it: see
+`ijepa.model.vision_transformer`. A batch that needs more than the budget gets it: room
 grows by sixteenths of the budget, so overflow costs a second shape and loses nothing. A budget of 0 only aligns.
 """
 

@@ -7,7 +7,7 @@ import torch
 
 from ijepa.data.shared import SharedMemory, anonymous_file
 
-SHAPE = (2, 1, 3, 8, 8)  # two slots with room for 48 bytes
+SHAPE = (2, 1, 3, 34, 30)  # two slots with room for 768 bytes, after pixels that end between two multiples of 64
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_pixels_and_mark_are_shared(ends):
     assert parent.mark[0] == 2**40
 
 
-@pytest.mark.parametrize("count", [1, 5, 6, 1000])  # from the sixth number on it does not fit beside the other two
+@pytest.mark.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
 def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
     worker, parent = ends
     value = {
@@ -38,7 +38,15 @@ def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
     assert found["name"] == "of it" and list(found) == list(value)
     for key in ("long", "none", "flags"):
         assert found[key].dtype == value[key].dtype and torch.equal(found[key], value[key])
-    assert (worker.rooms[1].tobytes() != bytes(48)) == (count <= 5)
+        assert found[key].data_ptr() % 64 == 0  # some kernels' bits depend on it
+    assert (worker.rooms[1].tobytes() != bytes(768)) == (count <= 88)
+
+
+def test_what_is_shared_is_aligned(ends):
+    for end in ends:
+        places = [slot.data_ptr() for slot in end.pixels]
+        places += [torch.frombuffer(room, dtype=torch.uint8).data_ptr() for room in end.rooms]
+        assert not any(place % 64 for place in places)
 
 
 def test_slots_lie_apart_and_what_arrives_is_the_callers(ends):

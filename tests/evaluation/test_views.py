@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -35,6 +36,24 @@ def test_ground_is_black_and_things_are_coloured_whatever_the_sign() -> None:
 def test_the_same_features_give_the_same_colours() -> None:
     features, _ = things_on_ground()
     np.testing.assert_array_equal(pca_rgb(features, (6, 6)), pca_rgb(features.clone(), (6, 6)))
+
+
+def test_colours_do_not_depend_on_the_eigensolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two channels that are each other's negative have loadings that differ by rounding only; signs are arbitrary."""
+    features, _ = things_on_ground()
+    features[..., 1] = -features[..., 0]
+    expected = pca_rgb(features, (6, 6))
+    real, draw = torch.linalg.eigh, torch.Generator().manual_seed(0)
+
+    def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, vectors = real(matrix)
+        signs = torch.randint(0, 2, values.shape, generator=draw) * 2 - 1
+        noise = torch.randn(vectors.shape, generator=draw, dtype=vectors.dtype)
+        return values, signs * vectors + 1e-14 * noise
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    for _ in range(10):
+        np.testing.assert_allclose(pca_rgb(features, (6, 6)), expected, atol=1e-6)
 
 
 def test_colours_of_constant_or_narrow_features_are_finite() -> None:

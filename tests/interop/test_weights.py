@@ -5,6 +5,7 @@ import torch
 
 from ijepa.data.opening import open_source
 from ijepa.errors import Refused
+from ijepa.interop.exchange import export_weights
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
 from ijepa.model.encoder import Encoder
 from ijepa.recipe import Recipe
@@ -35,6 +36,31 @@ def test_a_run_a_checkpoint_and_a_plain_folder_are_the_same_encoder(run, tmp_pat
     assert not torch.equal(context, wanted)
     assert torch.equal(context, Encoder(model.context_encoder)(pixels))
     assert resolve_weights(checkpoint).run == folder and resolve_weights(plain).run is None
+
+
+def test_features_do_not_depend_on_where_weights_lie_in_their_file(run, tmp_path):
+    """A header of another length moves the tensors that are mapped from the file; one patch is the touchiest input."""
+    checkpoint = run[0] / "checkpoints" / "step-00000008"
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    content = (checkpoint / "target_encoder.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    shutil.copy(run[0] / "recipe.yaml", tmp_path)
+    found = []
+    for more in range(0, 64, 8):
+        header = content[8:start] + b" " * more
+        whole = len(header).to_bytes(8, "little") + header + content[start:]
+        (tmp_path / "target_encoder.safetensors").write_bytes(whole)
+        found.append(load_encoder(tmp_path)(pixels))
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_weights_that_we_write_stay_mapped(run, tmp_path):
+    export_weights(run[0], tmp_path / "out", "safetensors")
+    (file,) = (tmp_path / "out").rglob("*.safetensors")
+    encoder = load_encoder(file.parent)
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in encoder.parameters())
+    content = file.read_bytes()
+    assert int.from_bytes(content[:8], "little") % 64 == 56  # with the eight bytes before it
 
 
 def test_an_encoder_says_what_it_is_and_takes_other_sizes(run):

@@ -83,6 +83,18 @@ def test_a_frozen_layer_is_20_db_above_its_noise(scaling, dtype):
     assert (frozen(torch.zeros_like(x)).float() - layer.bias).abs().max() < 0.02
 
 
+@pytest.mark.parametrize("larger", [1.3, 4, 32])
+def test_padding_that_sets_the_scale_costs_no_precision(larger):
+    """Padding may hold the largest magnitude of a tensor; the other tokens lose range, of which there is plenty."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 48, generator=draw)
+    layer = torch.nn.Linear(48, 32)
+    wanted, coarse = layer(x), FrozenLinear(layer)
+    with_padding = torch.cat([x, larger * x.abs().max() * torch.ones(16, 48)])
+    alone, beside = sqnr(wanted, coarse(x)), sqnr(wanted, coarse(with_padding)[:64])
+    assert beside > 20 and abs(beside - alone) < 1
+
+
 def test_scaling_uses_the_whole_range_and_rows_have_their_own():
     x = torch.tensor([[1.0, -2.0], [300.0, 1e-4]])
     whole, factor = to_e4m3(x, "tensorwise")

@@ -4,6 +4,9 @@ It is anonymous and shared by its descriptor, not in /dev/shm, which containers 
 there are its pixels and some room for its small tensors; one number says which sample the process is at. What a batch
 holds besides goes through a pipe as a pickle, whose tensors stand in that room (pickle's own "out-of-band" buffers) and
 cost one copy on either side. As torch's shared tensors each would cost a descriptor and two mappings.
+
+Everything starts at a multiple of 64 bytes, and a tensor that arrives is copied into memory that torch allocates, which
+does too: some of a CPU's kernels give other bits for other alignments (`ijepa.alignment`).
 """
 
 import io
@@ -20,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ijepa.alignment import ALIGNMENT
 
 NAMELESS = -1
 """What stands for the sample before the first."""
@@ -38,13 +43,14 @@ class SharedMemory:
 
     def __init__(self, descriptor: int, shape: tuple[int, ...]) -> None:
         pixels, room = _sizes(shape)
-        memory = mmap.mmap(descriptor, shape[0] * (pixels + room) + 8)
+        memory = mmap.mmap(descriptor, ALIGNMENT + shape[0] * (pixels + room))
         self.mark = memoryview(memory)[:8].cast("q")
         slots, images, channels, height, width = shape
-        values = torch.frombuffer(memory, dtype=torch.uint8, count=math.prod(shape), offset=8)
-        self.pixels = values.view(slots, images, height, width, channels).movedim(-1, 2)
-        rooms = memoryview(memory)[8 + shape[0] * pixels :]
-        self.rooms = [rooms[slot * room : (slot + 1) * room] for slot in range(shape[0])]
+        values = torch.frombuffer(memory, dtype=torch.uint8, count=slots * pixels, offset=ALIGNMENT)
+        values = values.view(slots, pixels)[:, : math.prod(shape[1:])]
+        self.pixels = values.unflatten(1, (images, height, width, channels)).movedim(-1, 2)
+        rooms = memoryview(memory)[ALIGNMENT + slots * pixels :]
+        self.rooms = [rooms[slot * room : (slot + 1) * room] for slot in range(slots)]
 
     def dumps(self, value: Any, slot: int) -> bytes:
         """Pickle `value`, its tensors in the room of `slot` if they fit, else in the pickle."""
@@ -65,8 +71,8 @@ class SharedMemory:
         """Return what was pickled with `dumps`; its tensors are the caller's."""
         lengths, stream = pickle.loads(data)
         ends = list(accumulate(map(_padded, lengths)))
-        copy = memoryview(bytearray(self.rooms[slot][: ends[-1] if ends else 0]))
-        views = (copy[end - _padded(length) :][:length] for end, length in zip(ends, lengths, strict=True))
+        room = self.rooms[slot]
+        views = (room[end - _padded(length) :][:length] for end, length in zip(ends, lengths, strict=True))
         return pickle.loads(stream, buffers=views)
 
 
@@ -87,18 +93,18 @@ def anonymous_file(shape: tuple[int, ...]) -> int:
     else:  # not Linux
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, shape[0] * sum(_sizes(shape)) + 8)
+    os.ftruncate(descriptor, ALIGNMENT + shape[0] * sum(_sizes(shape)))
     return descriptor
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, int]:
     """Bytes of a slot's pixels and of its room."""
     pixels = math.prod(shape[1:])
-    return pixels, _padded(pixels // _SHARE)
+    return _padded(pixels), _padded(pixels // _SHARE)
 
 
 def _padded(size: int) -> int:
-    return -(-size // 8) * 8
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _received(duplicate: Any) -> Descriptor:
@@ -116,4 +122,4 @@ class _Pickler(pickle.Pickler):
 
 
 def _tensor(buffer: Any, kind: str, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(buffer, kind).reshape(shape))
+    return torch.from_numpy(np.frombuffer(buffer, kind).reshape(shape)).clone()

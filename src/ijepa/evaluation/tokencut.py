@@ -4,6 +4,10 @@ Level 0: labels only score. Patches are joined by 1 where their cosine is above 
 second eigenvector of (D - W) v = l D v relaxes the normalised cut of that graph; it is cut at its mean, and the side
 with its largest magnitude is foreground. The part of it that is connected to that patch gives the box.
 
+An eigenvector has no sign of its own, a repeated eigenvalue has no eigenvector of its own, and patches with the same
+neighbors have equal entries, which differ by rounding only. `cut` decides all three by rule, so that the result does
+not depend on the linear algebra library or on the CPU.
+
 The original takes keys of the last attention layer of an encoder trained by DINO; here, as everywhere in this room, it
 is the last block's output. Its bilateral refinement of masks is left out, and boxes of objects are made of the masks:
 one for each connected part of each class.
@@ -13,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -33,6 +36,11 @@ HALF = 0.5
 """IoU of two boxes at which an object counts as found."""
 
 _VOID = 2
+
+_SAME = 1e-9
+"""Difference of two eigenvalues, which lie in [0, 2], below which they count as one that is repeated."""
+_TIE = 1e-5
+"""Relative difference below which two entries count as equal; rounding leaves 1e-6 if eigenvalues are `_SAME` apart."""
 
 
 @dataclass
@@ -97,16 +105,34 @@ def ground_of(classes: Classes, rule: TokenCut) -> list[int]:
 
 
 def cut(features: Tensor, tau: float, eps: float) -> tuple[Mask, int]:
-    """Return which patches are foreground (N,), and the one with the largest entry, for features (N, D)."""
-    from scipy.linalg import eigh
+    """Return which patches are foreground (N,), and the one with the largest entry, for features (N, D).
 
+    Of all vectors of unit length in the second eigenvalue's space, the one with the largest entry is taken, with that
+    entry positive. Entries that are equal up to rounding are equal: the first of the largest counts, and an entry
+    equal to the mean is not foreground.
+    """
     unit = normalize(features.double(), dim=1)
-    joined = torch.where(unit @ unit.T > tau, 1.0, eps).numpy()
-    degree = np.diag(joined.sum(1))
-    vector = eigh(degree - joined, degree, subset_by_index=[min(1, len(joined) - 1)] * 2)[1][:, 0]
-    seed = int(np.abs(vector).argmax())
-    side = vector > vector.mean()
-    return (side if side[seed] else ~side), seed
+    joined = np.where((unit @ unit.T).numpy() > tau, 1.0, eps)
+    space = second_space(joined)
+    length = np.linalg.norm(space, axis=1)
+    seed = int((length >= (1 - _TIE) * length.max()).argmax())
+    vector = space @ space[seed]
+    foreground: Mask = vector > vector.mean() + _TIE * vector[seed]
+    foreground[seed] = True  # of a single patch, which is its own mean
+    return foreground, seed
+
+
+def second_space(joined: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a basis (N, K) of the solutions of (D - W) v = l D v for the second smallest l; K is 1 in general.
+
+    `joined` (N, N) is W. The basis is orthonormal with respect to D, and its rows are unique up to a rotation.
+    """
+    scale = 1 / np.sqrt(joined.sum(1))
+    values, vectors = np.linalg.eigh(np.eye(len(joined)) - scale[:, None] * joined * scale)
+    second = min(1, len(joined) - 1)
+    same = np.arange(len(joined)) >= second
+    same &= values <= values[second] + _SAME
+    return scale[:, None] * vectors[:, same]
 
 
 def box_of(foreground: Mask, seed: int, patch: int) -> Box:

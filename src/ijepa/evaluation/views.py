@@ -28,6 +28,8 @@ from ijepa.randomness import Stream, words
 
 _LEAST_FOREGROUND = 16
 _TAIL = 0.01
+_TIE = 1e-6
+"""Relative difference below which two numbers differ by rounding only."""
 
 
 def pca_rgb(features: Tensor, grid: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -42,7 +44,7 @@ def pca_rgb(features: Tensor, grid: tuple[int, int]) -> npt.NDArray[np.float32]:
     first = (flat @ _components(flat, 1)).reshape(-1, *grid)
     border = torch.ones(grid, dtype=torch.bool)
     border[1:-1, 1:-1] = False
-    if float(first[:, border].mean()) > 0:
+    if float(first[:, border].mean()) > _TIE * float(first.abs().max()):
         first = -first
     foreground = (first > 0).flatten()
     if int(foreground.sum()) < _LEAST_FOREGROUND:
@@ -156,9 +158,13 @@ def own_palette(mask: bytes | None, count: int) -> tuple[Rgb, ...]:
 
 
 def _components(centred: Tensor, count: int) -> Tensor:
-    """Return the leading directions (D, count) of centred rows (n, D), the largest loading of each positive."""
+    """Return the leading directions (D, count) of centred rows (n, D), the largest loading of each positive.
+
+    Of loadings that differ in magnitude by rounding only, it is the first.
+    """
     leading = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :count]
-    largest = leading.gather(0, leading.abs().argmax(0, keepdim=True))
+    size = leading.abs()
+    largest = leading.gather(0, (size >= (1 - _TIE) * size.amax(0)).int().argmax(0, keepdim=True))
     return leading * largest.sign()
 
 

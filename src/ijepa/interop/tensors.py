@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ijepa.alignment import ALIGNMENT
 from ijepa.errors import Refused
 from ijepa.files import read_json
 
@@ -139,14 +140,17 @@ def write_tensors(
 
 
 def _write(file: Path, tensors: Tensors, about: Mapping[str, str]) -> None:
-    """Write one file: eight bytes of length, a JSON header padded to eight bytes, the tensors' bytes."""
+    """Write one file: eight bytes of length, a JSON header, the tensors' bytes.
+
+    The header is padded so that the tensors start at a multiple of 64 bytes: mapped from the file, they are aligned.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt", **about}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.size
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     words = json.dumps(header, separators=(",", ":")).encode()
-    words += b" " * (-len(words) % 8)
+    words += b" " * (-(8 + len(words)) % ALIGNMENT)
     with file.open("wb") as out:
         out.write(len(words).to_bytes(8, "little") + words)
         for tensor in tensors.values():

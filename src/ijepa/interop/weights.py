@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from ijepa.alignment import aligned
 from ijepa.errors import Notice, Refused, did_you_mean
 from ijepa.files import read_json
 from ijepa.interop.configs import table
@@ -91,7 +92,7 @@ class Weights:
         return {name: tensor.single() for name, tensor in found.items()}
 
     def encoder(self, which: Which = "target") -> Encoder:
-        """Return an encoder that is there; its weights stay mapped from their file.
+        """Return an encoder that is there; weights that are aligned in their file stay mapped from it.
 
         Raises:
             Refused: it is not there, or its tensors are not those of the recipe's model.
@@ -99,7 +100,8 @@ class Weights:
         tensors = self.tensors(f"{which}_encoder")
         with torch.device("meta"):  # no memory for weights that the file's take the place of
             vit = build_encoder(self.recipe.model)
-        vit.load_state_dict({name: tensor.make() for name, tensor in tensors.items()}, assign=True)
+        # The same weights give the same features, to the bit, whatever file they come from.
+        vit.load_state_dict({name: aligned(tensor.make()) for name, tensor in tensors.items()}, assign=True)
         return Encoder(vit)
 
 

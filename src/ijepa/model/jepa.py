@@ -215,5 +215,8 @@ def layer_norm(output: Tensor) -> Tensor:
 
 
 def weighted_smooth_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Sum over tokens of weight (T,) times the channel mean of smooth-L1 (beta 1): ()."""
-    return torch.dot(F.smooth_l1_loss(prediction, target, reduction="none").mean(1), weight.to(target.dtype))
+    """Return the sum over tokens of weight (T,) times the channel mean of smooth-L1 (beta 1): ().
+
+    The bits of `torch.dot` depend on where its operands lie in memory; those of torch's own `sum` do not.
+    """
+    return (F.smooth_l1_loss(prediction, target, reduction="none").mean(1) * weight.to(target.dtype)).sum()

@@ -1,0 +1,17 @@
+"""Where tensors lie in memory, which some of a CPU's kernels make bits depend on.
+
+MKL's vector products, and its matrix products of few rows or columns, add in another order where an operand does not
+start at a multiple of 64 bytes. Measured with torch 2.13 on an AMD EPYC, where every allocation of torch is such a
+multiple. So are numpy's by chance only, and tensors in a mapped file or in shared memory are where their bytes are.
+With all operands at multiples of 64 the same values give the same bits.
+"""
+
+from torch import Tensor
+
+ALIGNMENT = 64
+"""Bytes: a line of the cache, and what torch aligns its own memory to."""
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor that starts at a multiple of `ALIGNMENT` bytes: the same one if it does, else a copy."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()

@@ -11,7 +11,7 @@ What comes from elsewhere has no recipe: its `model` section is read from the te
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
 from ijepa.model.jepa import IJEPA, build_encoder
 from ijepa.recipe import Model, Recipe
-from ijepa.training.checkpoint import check_shapes, list_checkpoints
+from ijepa.training.checkpoint import check_shapes, list_checkpoints, verify_part
 from ijepa.training.run import Run
 from ijepa.training.stored import Stored
 
@@ -51,6 +51,8 @@ class Weights:
     """The run they belong to, if they do."""
     foreign: Parts | None = None
     """Their tensors by part, where they come from elsewhere."""
+    verified: set[str] = field(default_factory=set, compare=False, repr=False)
+    """Files of a checkpoint whose checksums have been compared."""
 
     @property
     def parts(self) -> list[str]:
@@ -65,7 +67,8 @@ class Weights:
         """Return the tensors of a part under our names, in float32; values are read when they are asked for.
 
         Raises:
-            Refused: the part is not there, or its tensors are not those of the recipe's model.
+            Refused: the part is not there, its file does not match its checksum, or its tensors are not those of the
+                recipe's model.
         """
         with torch.device("meta"):
             model = IJEPA(self.recipe.model)
@@ -75,6 +78,8 @@ class Weights:
             there = " and ".join(name.replace("_", " ") for name in self.parts)
             mend = "; add --which context" if part == "target_encoder" and "context_encoder" in self.parts else ""
             raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {there}{mend}")
+        if self.foreign is None:
+            verify_part(self.folder, part, self.verified)
         if self.foreign is not None:
             found = without_positions(self.foreign[part])
         elif (file := self.folder / f"{part}.safetensors").exists() or not (self.folder / "state.json").exists():

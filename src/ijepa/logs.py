@@ -75,7 +75,8 @@ def _lost(file: Path, damaged: int, missing: list[tuple[int, int]], last: tuple[
     if missing:
         ranges = ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in missing[:5])
         more = f" and {len(missing) - 5} more gaps" if len(missing) > 5 else ""
-        said.append(f"steps {ranges}{more} are missing")
+        one = len(missing) == 1 and missing[0][0] == missing[0][1]
+        said.append(f"step {ranges} is missing" if one else f"steps {ranges}{more} are missing")
     if last is not None and last[0] < last[1]:
         said.append(f"rows after step {last[0]} up to step {last[1]} are missing")
     return f"{file}: {'; '.join(said)}" if said else ""

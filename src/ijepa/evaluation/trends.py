@@ -1,14 +1,15 @@
 """What a run's figures say together over time, in plain language: single figures do not show a collapse that sets in.
 
-Read from `metrics.jsonl` (a loss a step) and `diagnostics.jsonl` (figures every so many steps) of a run's folder.
+Read from `metrics.jsonl` (a loss a step) and `diagnostics.jsonl` (figures every so many steps) of a run's folder. Of
+long files, rows spread evenly over them are read, so that the millionth step costs what the ten-thousandth does.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ijepa.evaluation.diagnostics import CONSTANT, POSITIONAL
+from ijepa.logs import spread_rows
 
 FALL = 0.7
 """A figure below this share of its highest value has fallen."""
@@ -93,7 +94,7 @@ def _recent(figures: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 
 def run_warnings(run: Path) -> list[str]:
     """Return `warnings_of` a run's folder; none where it holds no figures yet."""
-    return warnings_of(_records(run / "metrics.jsonl"), _records(run / "diagnostics.jsonl"))
+    return warnings_of(spread_rows(run / "metrics.jsonl"), spread_rows(run / "diagnostics.jsonl"))
 
 
 def new_warnings(run: Path) -> Callable[[], list[str]]:
@@ -116,16 +117,3 @@ def _fall(figures: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]
     """Return a figure's highest and last value where it has fallen since."""
     values = [float(record[key]) for record in figures if record.get(key) is not None]
     return (max(values), values[-1]) if values and values[-1] < FALL * max(values) else None
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines; a last line that is still being written is left out."""
-    if not file.is_file():
-        return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found

@@ -1,5 +1,6 @@
 """Small files that are complete or absent: written beside, flushed, renamed."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -31,6 +32,21 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable, so that later steps can rely on them after a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -41,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except OSError as error:
         raise Refused(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(path, f"not JSON: {error}") from None
     if not isinstance(values, dict):
         raise Refused(path, "not a JSON object")

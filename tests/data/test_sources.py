@@ -1,6 +1,8 @@
+import json
 import os
 import pickle
 import resource
+import shutil
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
@@ -157,8 +159,77 @@ def test_fingerprint(tmp_path):
     one = open_source(write_shards(tmp_path, [2, 2])).fingerprint
     assert one == open_source(tmp_path).fingerprint
     assert one != open_source(tmp_path / "train-0000.tar").fingerprint
-    os.utime(tmp_path / "train-0000.tar", (5, 5))
-    assert one != open_source(tmp_path).fingerprint
+
+
+def arrow(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    """A data set as `save_to_disk` writes it."""
+    pyarrow, _ = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    table = pyarrow.table({"image": [image for image, _ in rows], "label": [label for _, label in rows]})
+    with pyarrow.ipc.new_stream(str(folder / "data-0.arrow"), table.schema) as out:
+        out.write_table(table)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["cat", "dog"]}}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    return f"hf:{folder}"
+
+
+def parquet(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    pyarrow, _ = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    table = pyarrow.table({"image": [image for image, _ in rows], "label": [label for _, label in rows]})
+    pyarrow.parquet.write_table(table, folder / "train-0.parquet", compression="none")
+    return str(folder)
+
+
+def shards(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    folder.mkdir()
+    for number, (image, label) in enumerate(rows):
+        write_tar(folder / f"train-{number}.tar", [("a.jpg", image), ("a.cls", b"%d" % label)])
+    return str(folder)
+
+
+def folders(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    return str(write_tree(folder, {f"{label}/{number}.jpg": image for number, (image, label) in enumerate(rows)}))
+
+
+def pairs(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    """Images and masks, with a label map: put together from the indexes of two folders."""
+    images = {f"images/{number}{label}.jpg": image for number, (image, label) in enumerate(rows)}
+    masks = {f"masks/{number}{label}.png": b"mask" for number, (_, label) in enumerate(rows)}
+    return str(write_tree(folder, {**images, **masks, "labels.yaml": b"x"}))
+
+
+def class_tars(folder: Path, rows: list[tuple[bytes, int]]) -> str:
+    """One tar of class tars."""
+    folder.mkdir()
+    inner = []
+    for number, (image, label) in enumerate(rows):
+        write_tar(folder / "inner", [(f"{number}.jpg", image)])
+        inner.append((f"n{label}{number}.tar", (folder / "inner").read_bytes()))
+    (folder / "inner").unlink()
+    write_tar(folder / "ILSVRC2012_img_train.tar", inner)
+    return str(folder / "ILSVRC2012_img_train.tar")
+
+
+@pytest.mark.parametrize("write", [shards, folders, pairs, arrow, parquet, class_tars])
+def test_fingerprints_are_those_of_a_copy_and_not_of_other_data(tmp_path, write):
+    """A copy has other times. Other data have as many images, and files of the same names."""
+    rows = [(b"x" * 100, 0), (b"y" * 600, 1), (b"z" * 1100, 0)]
+    path = write(tmp_path / "one", rows)
+    first = open_source(path, split="train")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    for file in (tmp_path / "copy").rglob("*"):
+        os.utime(file, ns=(1, 12345))
+    copy = open_source(path.replace("/one", "/copy"), split="train")
+    assert copy.fingerprint == first.fingerprint and copy.stamp != first.stamp
+    assert pickle.loads(pickle.dumps(copy)).fingerprint == first.fingerprint
+    others = {"sizes": [(b"x" * 200, 0), *rows[1:]], "labels": [(b"x" * 100, 1), *rows[1:]]}
+    if write is shards:
+        others["order"] = [rows[1], rows[0], rows[2]]
+    for name, other in others.items():
+        source = open_source(write(tmp_path / name, other), split="train")
+        assert len(source) == 3 and source.fingerprint != first.fingerprint, name
 
 
 def test_errors_name_the_flag(tmp_path):

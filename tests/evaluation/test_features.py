@@ -102,7 +102,7 @@ def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypat
     elif changed == "images":
         indices = np.arange(60)[::-1]
     else:
-        monkeypatch.setattr(source, "fingerprint", "another")
+        monkeypatch.setattr(source, "stamp", "another")
     extract(encoder, source, indices, cache=tmp_path, **setting)
     assert calls
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,16 @@ from ijepa.errors import Failed, Refused
 from ijepa.model.jepa import IJEPA
 from ijepa.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.training import checkpoint
-from ijepa.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from ijepa.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    load_part,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from ijepa.training.optimizer import apply_step, make_optimizer
+from ijepa.training.stored import read_state, seal
+from ijepa.training.world import World
 from tests.training.runs import Kill
 
 
@@ -73,8 +82,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch, call
         real = checkpoint.save_file
         monkeypatch.setattr(checkpoint, "save_file", full)
     else:
-        real, calls = checkpoint.write_json, iter([4])
-        monkeypatch.setattr(checkpoint, "write_json", full)
+        real, calls = checkpoint.write_text, iter([4])
+        monkeypatch.setattr(checkpoint, "write_text", full)
     with pytest.raises(Failed, match="No space left on device; the last good checkpoint is step-00000001") as caught:
         save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
@@ -89,7 +98,7 @@ def test_other_shapes_are_refused_in_one_line(tmp_path):
 
 
 def test_missing_damaged_and_unknown_parts_are_refused(tmp_path):
-    path = save_checkpoint(tmp_path, 1, *built(), {}, keep=1)
+    path = as_format_1(save_checkpoint(tmp_path, 1, *built(), {}, keep=1))  # with checksums, none of it would be read
     file = path / "predictor.safetensors"
     whole = load_file(file)
     save_file({**whole, "extra": torch.zeros(1)}, file)
@@ -134,7 +143,8 @@ def test_a_kill_while_old_checkpoints_are_removed_leaves_whole_ones(tmp_path, mo
 
 
 def test_state_of_another_format_is_refused(tmp_path):
-    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
+    path = as_format_1(save_checkpoint(tmp_path, 3, *built(), {}, keep=1))
+    assert load_checkpoint(path, *built(seed=5))["step"] == 3  # the earlier format is read
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
     with pytest.raises(Refused, match="format 99"):
@@ -142,3 +152,83 @@ def test_state_of_another_format_is_refused(tmp_path):
     (path / "state.json").write_text(json.dumps({**state, "step": None}))
     with pytest.raises(Refused, match=r"state.json: step is missing; use an earlier checkpoint"):
         load_checkpoint(path, *built())
+
+
+def as_format_1(path: Path) -> Path:
+    """Turn a checkpoint's state into what it was before there were checksums."""
+    state = json.loads((path / "state.json").read_text())
+    kept = {key: value for key, value in state.items() if key not in ("files", "sha256")}
+    (path / "state.json").write_text(json.dumps({**kept, "format": 1}))
+    return path
+
+
+def flip(file: Path, byte: int, bit: int = 0) -> None:
+    """Change one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[byte] ^= 1 << bit
+    file.write_bytes(data)
+
+
+def refusal(path: Path, settings: dict | None = None) -> str:
+    """The line in which a checkpoint is refused."""
+    with pytest.raises(Refused) as caught:
+        verify_checkpoint(path, settings or {}, World())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_flipped_bit_in_any_file_is_refused(tmp_path):
+    """In the length of a header, in the header, and in the first and last byte of the data."""
+    path = save_checkpoint(tmp_path, 3, *built(), {"counts": {"seen": 3}}, keep=1)
+    assert verify_checkpoint(path, {}, World())["step"] == 3
+    for file in sorted(path.glob("*.safetensors")):
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        for byte in (0, 20, header, file.stat().st_size - 1):
+            flip(file, byte)
+            assert refusal(path).startswith(f"{file}: is damaged: its content does not match its checksum")
+            flip(file, byte)
+    assert verify_checkpoint(path, {}, World())["step"] == 3
+
+
+def test_a_flipped_bit_anywhere_in_the_state_is_refused(tmp_path):
+    """Each bit of the text, also of its spaces, line ends and of the checksum itself."""
+    path = tmp_path / "step-00000003"
+    path.mkdir()
+    file = path / "state.json"
+    whole = seal({"format": 2, "step": 3, "share": 1e-05, "files": {}}).encode()
+    for place in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[place] ^= 1 << bit
+            file.write_bytes(data)
+            with pytest.raises(Refused, match=r"^[^\n]*state\.json: "):
+                read_state(path)
+    file.write_bytes(whole)
+    assert read_state(path)["step"] == 3
+
+
+def test_a_checkpoint_of_another_step_or_run_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
+    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # keys come and go with versions
+    assert "state.json: is of a run with seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
+    other = path.rename(tmp_path / "step-00000009")
+    assert "state.json: is of step 3, not of the folder's; use an earlier checkpoint" in refusal(other)
+
+
+def test_weights_are_read_from_a_checkpoint_only_if_their_checksum_is_right(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
+    flip(path / "predictor.safetensors", -1)
+    module = built(seed=5)[0]
+    load_part(module.target_encoder, path, "target_encoder")
+    with pytest.raises(Refused, match=r"predictor.safetensors: is damaged"):
+        load_part(module.predictor, path, "predictor")
+
+
+def test_steps_of_nine_digits_and_more_are_checkpoints(tmp_path):
+    model, optimizer = built()
+    for step in (99_999_999, 100_000_000, 1_000_000_000):
+        save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-100000000", "step-1000000000"]
+    assert load_checkpoint(list_checkpoints(tmp_path)[-1], *built(seed=5))["step"] == 1_000_000_000
+    (tmp_path / "step-000000007").mkdir()  # not what step 7 is called
+    assert len(list_checkpoints(tmp_path)) == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ijepa import files
+from ijepa import logs
 from ijepa.errors import Failed, Refused
 from ijepa.training import run as training_run
 from ijepa.training.checkpoint import list_checkpoints
@@ -18,7 +18,7 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
     with pytest.raises(Refused, match="started with optimizer.lr_encoder = 0.0006, not 0.1"):
         pretrain(recipe(scenes, optimizer={"lr_encoder": 0.1}), source(scenes), whole, quiet=True)
     with pytest.raises(Refused, match="already holds a run"):
-        pretrain(recipe(scenes), source(scenes), whole, resume=False, quiet=True)
+        pretrain(recipe(scenes), source(scenes), whole, resume="never", quiet=True)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(Refused, match="is not empty and holds no run"):
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
@@ -45,7 +45,7 @@ def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch)
         patched.setattr(training_run, "write_text", killed)
         pretrain(recipe(scenes, seed=1), source(scenes), run, quiet=True)
     assert {file.name for file in run.iterdir()} == {"run.json", ".recipe.yaml.123"}
-    pretrain(recipe(scenes, steps=3), source(scenes), run, resume=False, quiet=True)
+    pretrain(recipe(scenes, steps=3), source(scenes), run, resume="never", quiet=True)
     assert Run(run).recipe() == recipe(scenes, steps=3) and list_checkpoints(run / "checkpoints")
     assert not list(run.glob(".*"))
 
@@ -81,9 +81,10 @@ def test_a_full_disk_leaves_the_metrics_it_cannot_cut(whole, tmp_path, monkeypat
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    (tmp_path / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes())
-    monkeypatch.setattr(files.os, "fsync", full)
+    damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # a line to take out, for which the file is written anew
+    (tmp_path / "metrics.jsonl").write_bytes(damaged)
+    monkeypatch.setattr(logs.os, "fsync", full)
     with pytest.raises(Failed, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):
         cut_back(Run(tmp_path), 3)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == damaged

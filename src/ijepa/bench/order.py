@@ -72,5 +72,6 @@ def write_index(folder: Path, images: int) -> None:
         out["size"][places] = 110_000
         out["label"][places] = places % 21_841
     names = [f"train-{number:05d}.tar" for number in range(shards)]
-    header = {"root": str(folder), "shards": names, "classes": None, "fingerprint": "made", "arrays": arrays}
+    header = {"root": str(folder), "shards": names, "classes": None, "arrays": arrays}
+    header |= {"fingerprint": "made", "stamp": "made"}
     write_json(folder / "index.json", Index(header, {}).header)

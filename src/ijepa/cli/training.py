@@ -19,10 +19,11 @@ _EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that
 @click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/NAME if not given.")
 @click.option(
     "--resume",
-    type=click.Choice(["auto", "never"]),
+    type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
     show_default=True,
-    help="auto goes on with the run in the folder; never refuses a folder that holds one.",
+    help="auto continues the run in the folder from its latest checkpoint and refuses a damaged one; last-good "
+    "continues from the latest checkpoint that is not damaged; never refuses a folder that holds a run.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost; write nothing.")
 @click.option(
@@ -44,7 +45,7 @@ _EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that
 def pretrain(
     recipe: str,
     output: Path | None,
-    resume: str,
+    resume: Any,
     dry_run: bool,
     diagnose_every: int | None,
     diagnose_data: str | None,
@@ -67,7 +68,7 @@ def pretrain(
 
     window = Window.parse(profile) if profile else None
     source = open_images(loaded.data.path)
-    info = {"data": {"path": _shown(loaded.data.path), "fingerprint": source.fingerprint}}
+    info = {"data": {"path": _shown(loaded.data.path)}}
     folder = output or Path("runs") / loaded.name
     begun = beginning(loaded)
     loaded = begun.recipe if begun else loaded
@@ -76,7 +77,7 @@ def pretrain(
         loaded,
         source,
         folder,
-        resume=resume == "auto",
+        resume=resume,
         callbacks=callback,
         info={**info, **({"init": begun.label} if begun else {})},
         profile=window,

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.index import Arrays, Index, text_item
-from ijepa.data.layouts import digest, text_array
+from ijepa.data.index import Arrays, Index, _Digest, text_item
+from ijepa.data.layouts import text_array
 from ijepa.data.sources import OpenFiles, Source
 from ijepa.errors import Refused
 
@@ -124,7 +124,7 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
         raise Refused(where, f"{root / meta} names no classes", _UNPACK)
     labels: list[int] = []
     names: list[str] = []
-    offsets, fingerprints = [], [meta, *classes]
+    offsets, digest = [], _Digest("cifar", [meta, *classes])
     for name in files:
         batch = read_pickle(root / name, where)
         start = _pixels(root / name, batch.get(b"data"), where)
@@ -138,8 +138,7 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
         labels.extend(found)
         names.extend(own if len(own) == count else [f"{name}/{row}" for row in range(count)])
         offsets.append(start + BYTES * np.arange(count, dtype=np.int64))
-        stat = (root / name).stat()
-        fingerprints.append(f"{name} {stat.st_size} {stat.st_mtime_ns}")
+        digest.file(name, (root / name).stat())
     text, ends = text_array(names)
     arrays: Arrays = {
         "label": np.array(labels, dtype=np.int32),
@@ -148,7 +147,7 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
         "names": text,
         "ends": ends,
     }
-    header = {"root": str(root), "files": list(files), "classes": classes, "fingerprint": digest(fingerprints)}
+    header = {"root": str(root), "files": list(files), "classes": classes, **digest.header(arrays)}
     return Index(header, arrays)
 
 

@@ -5,14 +5,13 @@
 that an image costs what its bytes cost, and rows keep their order.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.index import Index
+from ijepa.data.index import Index, _Digest
 from ijepa.data.sources import Source, read_file
 from ijepa.errors import Failed, Refused
 from ijepa.files import read_json
@@ -84,17 +83,16 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
             arrays["label"] = table[label].cast("int32").fill_null(-1).to_numpy()
         except ValueError as error:  # pyarrow's errors of bad values are of this kind
             raise Refused(where, f"{folder}: its column {label} holds no labels: {error}") from None
-    digest = hashlib.blake2b(digest_size=16)
+    digest = _Digest("arrow", None)
     for name in files:
-        stat = (folder / name).stat()
-        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.file(name, (folder / name).stat())
     header = {
         "folder": str(folder),
         "files": files,
         "image": image,
         "rows": table.num_rows,
         "classes": list(features[label].get("names", [])) if label else None,
-        "fingerprint": digest.hexdigest(),
+        **digest.header(arrays),
     }
     return ArrowSource(Index(header, arrays))
 

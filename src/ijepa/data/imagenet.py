@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ijepa.data.index import Index, build, text_item
-from ijepa.data.layouts import digest
+from ijepa.data.index import Index, build, derived, text_item
 from ijepa.data.listing import Folder, Shards
 from ijepa.data.nested import first_name, nested_index
 from ijepa.data.sources import FolderSource, Source, TarSource
@@ -193,6 +192,5 @@ def _tiny(path: Path, where: str) -> Index:
 
 def with_labels(index: Index, labels: list[int], classes: list[str]) -> Index:
     """Return an index whose samples have these labels, numbers of these classes."""
-    changed = digest([index.header["fingerprint"], *classes, *map(str, labels)])
-    header = {**index.header, "classes": classes, "fingerprint": changed}
+    header = {**index.header, "classes": classes, **derived(index, *classes, *map(str, labels))}
     return Index(header, {**index.arrays, "label": np.array(labels, dtype=np.int32)})

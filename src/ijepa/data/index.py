@@ -5,12 +5,17 @@ sample is in follows from where each shard starts, and names are read from the t
 folders need the names. There are no Python objects a sample, and worker processes share the pages of one copy.
 
 An index is kept in a cache (`IJEPA_CACHE`, else ~/.cache/ijepa/index) at an address made of the data's path and of its
-*fingerprint*: names, sizes and modification times of every file. So one that is found is valid, one whose data have
-changed is never found, and no lock is needed: it is written beside and renamed, and whoever comes second throws his
-away. Where the cache cannot be written the arrays stay in memory and travel to the workers.
+*stamp*: names, sizes and modification times of every file. So one that is found is valid, and one whose data have
+changed is never found. It is written beside and renamed. A lock lets one process of a machine build it while others,
+such as the ranks of a run, wait and then load it. Where the cache cannot be written the arrays stay in memory and
+travel to the workers.
+
+The *fingerprint* of a data set has no times, so that a copy of the files has the same one: names and sizes in their
+order and, of shards, where each sample lies in them and its label.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -119,15 +124,11 @@ def _shard_index(files: Shards, where: str) -> Index:
             inner = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
             found = f" (found {', '.join('.' + f for f in fields[:4])})" if fields else ""
             raise Refused(where, f"{_several(files.paths)} holds no images{found}", inner)
-        header = {
-            "root": str(files.root),
-            "shards": names,
-            "classes": classes,
-            "fingerprint": digest.hex(),
-        }
-        return Index(header, _join(shards))
+        arrays = _join(shards)
+        header = {"root": str(files.root), "shards": names, "classes": classes, **digest.header(arrays)}
+        return Index(header, arrays)
 
-    return _cached(files.root, digest.hex(), make)
+    return _cached(files.root, digest.stamp(), make)
 
 
 def _scan_all(paths: tuple[Path, ...], where: str) -> list[Shard]:
@@ -208,11 +209,11 @@ def _folder_index(files: Folder, where: str) -> Index:
             "root": str(files.root),
             "masks": str(files.masks or files.root),
             "classes": classes if "label" in arrays else None,
-            "fingerprint": digest.hex(),
+            **digest.header(),
         }
         return Index(header, arrays)
 
-    return _cached(files.root, digest.hex(), make)
+    return _cached(files.root, digest.stamp(), make)
 
 
 def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -265,21 +266,54 @@ def _several(paths: tuple[Path, ...]) -> str:
 
 
 class _Digest:
-    """What a data set is, as far as its files' names, sizes and times tell."""
+    """What a data set is, as far as its files tell: a fingerprint without times and a stamp with them."""
 
     def __init__(self, kind: str, classes: list[str] | None) -> None:
-        self.hash = hashlib.blake2b(json.dumps([VERSION, kind, classes]).encode(), digest_size=16)
+        start = json.dumps([VERSION, kind, classes]).encode()
+        self._lasting, self._timed = (hashlib.blake2b(start, digest_size=16) for _ in range(2))
 
     def file(self, name: str, stat: os.stat_result) -> None:
-        self.hash.update(b"%s\0%d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
+        self._lasting.update(b"%s\0%d\n" % (os.fsencode(name), stat.st_size))
+        self._timed.update(b"%s\0%d %d\n" % (os.fsencode(name), stat.st_size, stat.st_mtime_ns))
 
-    def hex(self) -> str:
-        return self.hash.hexdigest()
+    def stamp(self) -> str:
+        """Return what changes when a file's name, size or time does."""
+        return self._timed.hexdigest()
+
+    def header(self, arrays: Arrays | None = None) -> dict[str, str]:
+        """Return the two as entries of an index's header; `arrays` (what lies where) add to the fingerprint."""
+        lasting = self._lasting.copy()
+        for name in sorted(arrays or ()):
+            array = np.ascontiguousarray(arrays[name])  # type: ignore[index]
+            lasting.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
+        return {"fingerprint": lasting.hexdigest(), "stamp": self.stamp()}
 
 
-def _cached(root: Path, fingerprint: str, make: Callable[[], Index]) -> Index:
+def derived(*parts: "Index | str") -> dict[str, str]:
+    """Return fingerprint and stamp of a data set that is made of others and of texts, for its index's header."""
+
+    def combined(key: str) -> str:
+        texts = [part.header[key] if isinstance(part, Index) else part for part in parts]
+        joined = "\0".join(texts).encode(errors="surrogateescape")
+        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+    return {key: combined(key) for key in ("fingerprint", "stamp")}
+
+
+def _cached(root: Path, stamp: str, make: Callable[[], Index]) -> Index:
+    """Return the index from the cache, or make it while other processes that want the same one wait."""
     family = cache_root() / hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
-    directory = family / fingerprint
+    directory = family / stamp
+    with contextlib.ExitStack() as held:
+        if not directory.is_dir():
+            with contextlib.suppress(OSError):  # a cache that cannot be written, or a file system without locks
+                locks = cache_root().with_name("locks")
+                locks.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context((locks / family.name).open("w")), fcntl.LOCK_EX)
+        return _load_or_make(directory, make)
+
+
+def _load_or_make(directory: Path, make: Callable[[], Index]) -> Index:
     if directory.is_dir():
         try:
             index = load(directory)

@@ -9,7 +9,6 @@ Pascal VOC is the exception: its splits are lists of names. `trainaug` masks (Se
 only that the original masks do not cover.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.index import Arrays, Index, build, text_item
+from ijepa.data.index import Arrays, Index, build, derived, text_item
 from ijepa.data.listing import Folder
 from ijepa.errors import Refused
 
@@ -141,8 +140,8 @@ def _pairs(layout: Layout, root: Path, images: Path, masks: Path, where: str) ->
         raise Refused(where, f"{masks} holds no mask of the images in {images}", f"{example} would be one")
     file = None if layout.labels else _label_file(root)
     written = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
-    fingerprints = [one.header["fingerprint"], other.header["fingerprint"], layout.labels, written]
-    return _index(images, masks, names, matching, layout.labels or (str(file) if file else None), fingerprints)
+    labels = layout.labels or (str(file) if file else None)
+    return _index(images, masks, names, matching, labels, [one, other, layout.labels, written])
 
 
 def voc_index(root: Path, where: str, split: str | None) -> Index:
@@ -153,10 +152,10 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
     """
     images, masks = build(Folder(root / "JPEGImages"), where), dict[str, str]()
     kinds = [name for name in ("SegmentationClassAug", "SegmentationClass") if (root / name).is_dir()]
-    fingerprints = [images.header["fingerprint"], split or ""]
+    made_of: list[Index | str] = [images, split or ""]
     for kind in kinds:  # the original masks last, so that they win
         index = build(Folder(root / kind), where)
-        fingerprints.append(index.header["fingerprint"])
+        made_of.append(index)
         masks.update({name.rpartition(".")[0]: f"{kind}/{name}" for name in _items(index)})
     files = {name.rpartition(".")[0]: name for name in _items(images)}
     if split is None:
@@ -167,7 +166,7 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
             names = file.read_text(encoding="utf-8").split()
         except OSError as error:
             raise Refused(where, f"{file} cannot be read: {error.strerror}") from error
-        fingerprints.extend(names)
+        made_of.extend(names)
     missing = [name for name in names if name not in files]
     if missing or not names:
         problem = (
@@ -175,7 +174,7 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         )
         raise Refused(where, f"{root}: {problem}")
     matching = [masks.get(name, "") for name in names]
-    return _index(root, root, [f"JPEGImages/{files[name]}" for name in names], matching, "voc", fingerprints)
+    return _index(root, root, [f"JPEGImages/{files[name]}" for name in names], matching, "voc", made_of)
 
 
 def voc_root(path: Path) -> Path | None:
@@ -196,7 +195,7 @@ def _index(
     names: Sequence[str],
     matching: Sequence[str],
     labels: str | None,
-    fingerprints: Sequence[str],
+    made_of: Sequence[Index | str],
 ) -> Index:
     arrays: Arrays = {}
     arrays["names"], arrays["ends"] = text_array(names)
@@ -206,14 +205,9 @@ def _index(
         "masks": str(masks),
         "classes": None,
         "annotation": labels,
-        "fingerprint": digest(fingerprints),
+        **derived(*made_of),
     }
     return Index(header, arrays)
-
-
-def digest(parts: Sequence[str]) -> str:
-    """Return one fingerprint of several."""
-    return hashlib.blake2b("\0".join(parts).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def text_array(items: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.index import SUFFIXES
-from ijepa.data.layouts import digest
+from ijepa.data.index import SUFFIXES, Index, derived
 from ijepa.data.sources import Source
 from ijepa.errors import Refused
 
@@ -25,7 +24,9 @@ class Listed(Source):
         self.source, self.chosen = source, chosen
         self.index, self.classes, self.annotation = source.index, source.classes, source.annotation
         self.labels = None if source.labels is None else source.labels[chosen]
-        self.fingerprint = digest([source.fingerprint, *map(str, chosen.tolist())])
+        part = Index({"fingerprint": source.fingerprint, "stamp": source.stamp}, {})
+        marks = derived(part, *map(str, chosen.tolist()))
+        self.fingerprint, self.stamp = marks["fingerprint"], marks["stamp"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "chosen": self.chosen}

@@ -93,7 +93,7 @@ def nested_index(path: Path, where: str, at: At = lambda offset: None) -> Index:
 
     def make() -> Index:
         arrays, classes = nested_arrays(path, where, at)
-        header = {"root": str(path.parent), "shards": [path.name], "classes": classes, "fingerprint": digest.hex()}
+        header = {"root": str(path.parent), "shards": [path.name], "classes": classes, **digest.header(arrays)}
         return Index(header, arrays)
 
-    return _cached(path, digest.hex(), make)
+    return _cached(path, digest.stamp(), make)

@@ -166,11 +166,10 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
         if label is not None:
             arrays["label"] = np.array([-1 if each is None else each for each in labels], dtype=np.int32)
         files = [str(path.relative_to(root)) for path in paths]
-        return Index(
-            {"root": str(root), "files": files, "image": image, "classes": classes, "fingerprint": digest.hex()}, arrays
-        )
+        header = {"root": str(root), "files": files, "image": image, "classes": classes, **digest.header(arrays)}
+        return Index(header, arrays)
 
-    return ParquetSource(_cached(root, digest.hex(), make))
+    return ParquetSource(_cached(root, digest.stamp(), make))
 
 
 def open_file(path: Path, where: str) -> Any:

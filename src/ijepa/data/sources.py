@@ -46,7 +46,8 @@ class Source(ABC):
         classes: printable names of the classes, where they have names.
         has_masks: whether any sample has a mask.
         annotation: the label map that the masks follow, a name or a file, where the data set's layout tells.
-        fingerprint: changes when a file's name, size or time does.
+        fingerprint: changes when a file's name, size or place in the order does; that of a copy is the same.
+        stamp: changes when a file's time does, too.
     """
 
     annotation: str | None = None
@@ -58,6 +59,7 @@ class Source(ABC):
         self.classes: tuple[str, ...] | None = tuple(map(printable, classes)) if classes else None
         self.annotation = index.header.get("annotation")
         self.fingerprint: str = index.header["fingerprint"]
+        self.stamp: str = index.header["stamp"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"index": self.index}

@@ -151,7 +151,7 @@ def extract(
     if cache is not None and isinstance(encoder, nn.Module):
         images = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
         computed = name_of(getattr(encoder, "precision", torch.float32))
-        setting = (FORMAT, image_size, crop_fraction, interpolation, computed, "float16", source.fingerprint, images)
+        setting = (FORMAT, image_size, crop_fraction, interpolation, computed, "float16", source.stamp, images)
         name = hashlib.sha256(repr((weights_hash(encoder), *setting)).encode()).hexdigest()
         stem = f"features-{name[:32]}"
         saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]

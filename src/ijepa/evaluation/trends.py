@@ -1,7 +1,7 @@
 """Warnings from the curves of a run: "watch" for what may still recover, "collapse" for what will not.
 
 A curve is read from `metrics.jsonl` (loss and target deviation of each step) and `diagnostics.jsonl` (figures every N
-steps) of a run folder.
+steps) of a run folder. Of long files, rows spread evenly over them are read, so the cost does not grow with the run.
 
 In a healthy run RankMe falls at first, to a third or less of its value at the start, the mean cosine between images
 rises to .95, and both recover later while accuracy rises. So a fall is a warning only if it goes on in the second half
@@ -10,7 +10,6 @@ accuracy decides and trends of other figures give no warning: "watch" if it drop
 below. `tests/evaluation/curves` holds measured curves of healthy and of collapsed runs, which the limits are set by.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, Literal
 
 from ijepa.evaluation.diagnostics import CONSTANT, POSITIONAL
 from ijepa.evaluation.monitoring import KNN_IMAGES
+from ijepa.logs import spread_rows
 
 FALL = 0.7
 """A figure below this share of its highest value in the second half of the run has fallen."""
@@ -198,17 +198,4 @@ def new_warnings(run: Path) -> Callable[[], list[str]]:
 
 
 def _read(run: Path) -> list[Finding]:
-    return findings(_records(run / "metrics.jsonl"), _records(run / "diagnostics.jsonl"))
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of lines; a last line that is still being written is left out."""
-    if not file.is_file():
-        return []
-    found = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    return findings(spread_rows(run / "metrics.jsonl"), spread_rows(run / "diagnostics.jsonl"))

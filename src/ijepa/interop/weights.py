@@ -13,7 +13,7 @@ What had to be guessed or replaced on the way is in `Weights.notes`, and a warni
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
 from ijepa.model.jepa import IJEPA, build_encoder
 from ijepa.recipe import Model, Recipe
-from ijepa.training.checkpoint import check_shapes, list_checkpoints
+from ijepa.training.checkpoint import check_shapes, list_checkpoints, verify_part
 from ijepa.training.run import Run
 from ijepa.training.stored import Stored
 
@@ -56,6 +56,8 @@ class Weights:
     """Their tensors by part, where they come from elsewhere."""
     notes: tuple[str, ...] = ()
     """What was guessed or replaced, in one line each."""
+    verified: set[str] = field(default_factory=set, compare=False, repr=False)
+    """Files of a checkpoint whose checksums have been compared."""
 
     @property
     def parts(self) -> list[str]:
@@ -70,7 +72,8 @@ class Weights:
         """Return the tensors of a part under our names, in float32; values are read when they are asked for.
 
         Raises:
-            Refused: the part is not there, or its tensors are not those of the recipe's model.
+            Refused: the part is not there, its file does not match its checksum, or its tensors are not those of the
+                recipe's model.
         """
         with torch.device("meta"):
             model = IJEPA(self.recipe.model)
@@ -80,6 +83,8 @@ class Weights:
             there = " and ".join(name.replace("_", " ") for name in self.parts)
             mend = "; add --which context" if part == "target_encoder" and "context_encoder" in self.parts else ""
             raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {there}{mend}")
+        if self.foreign is None:
+            verify_part(self.folder, part, self.verified)
         if self.foreign is not None:
             found = without_positions(self.foreign[part])
         elif (file := self.folder / f"{part}.safetensors").exists() or not (self.folder / "state.json").exists():

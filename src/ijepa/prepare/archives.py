@@ -91,7 +91,7 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
 
     Packing reads in a random order, and of parquet every image would cost its row group.
     """
-    plain = spool / f"parquet-{source.fingerprint}.tar"
+    plain = spool / f"parquet-{source.stamp}.tar"
     if not plain.is_file():
         spool.mkdir(parents=True, exist_ok=True)
         progress = Progress(tell, "laying out images", len(source))
@@ -103,7 +103,7 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
 
         write_shard(plain, records())
     index = build(listing.Shards(spool, (plain,)), str(plain))
-    header = {**index.header, "classes": source.classes, "fingerprint": source.fingerprint}
+    header = {**index.header, "classes": source.classes, "fingerprint": source.fingerprint, "stamp": source.stamp}
     return TarSource(Index(header, index.arrays))
 
 
@@ -173,9 +173,9 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
             "label": labels.astype(np.int32),
         }
         header = {"root": str(path.parent), "shards": [path.name], "classes": classes.tolist()}
-        return Index({**header, "fingerprint": digest.hex()}, arrays)
+        return Index({**header, **digest.header(arrays)}, arrays)
 
-    return _cached(path, digest.hex(), make)
+    return _cached(path, digest.stamp(), make)
 
 
 def _holds_tars(path: Path) -> bool:

@@ -55,7 +55,7 @@ def list_index(file: Path) -> Index:
     if classes:
         place_of = {name: index for index, name in enumerate(classes)}
         arrays["label"] = np.array([place_of[label] for label in labels], dtype=np.int32)
-    header = {"root": str(root), "masks": str(root), "classes": classes or None, "fingerprint": digest.hex()}
+    header = {"root": str(root), "masks": str(root), "classes": classes or None, **digest.header(arrays)}
     return Index(header, arrays)
 
 

@@ -90,7 +90,7 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
     splits = _splits(sources, settings, tell)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
         raise Refused("--max-side", "would make images smaller than their masks", "pack them as they are")
-    under_way.go_on(out, {"sources": {k: s.fingerprint for k, s in sources.items()}, **asdict(settings)})
+    under_way.go_on(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
     plans = [plan for split, (_, chosen) in splits.items() for plan in _cut(split, len(chosen), settings.shard_size)]
     left = [plan for plan in plans if not under_way.finished(out, plan)]
     numbers = {split: _numbers(source, classes) for split, source in sources.items()}

@@ -105,7 +105,7 @@ def _model(recipe: Recipe) -> str:
 def _training(recipe: Recipe, info: dict[str, Any], run: Run, about: About, step: int, total: int, report: bool) -> str:
     seconds = _seconds(run)
     images = step * recipe.batch.total
-    fingerprint = str((info.get("data") or {}).get("fingerprint", ""))[:16]
+    fingerprint = str(info.get("fingerprint") or (info.get("data") or {}).get("fingerprint", ""))[:16]
     country, _ = find_country(about.country)
     parts = "its encoder" if recipe.init.parts == "encoder" else "all its parts"
     rows = [

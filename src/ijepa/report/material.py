@@ -73,11 +73,8 @@ class Images:
 
     def trained_here(self) -> bool:
         """Whether `training` is the very set that the run was trained on, by its fingerprint."""
-        data = (self.record.info or {}).get("data")
         source = self.training()
-        return (
-            isinstance(data, Mapping) and isinstance(source, Source) and source.fingerprint == data.get("fingerprint")
-        )
+        return isinstance(source, Source) and source.fingerprint == (self.record.info or {}).get("fingerprint")
 
     def pair(self, *kinds: str) -> Pair | str:
         """Return the sets of the first evaluation of one of these kinds, else the training set, or why not."""

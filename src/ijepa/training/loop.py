@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,26 +28,30 @@ from ijepa.model.flops import batch_flops
 from ijepa.model.jepa import IJEPA, skill_of
 from ijepa.packing import Packer
 from ijepa.recipe import Lengths, Recipe
-from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
+from ijepa.training.checkpoint import load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
 from ijepa.training.monitor import Monitor, StepRecord, cut_back
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.pace import Pace
 from ijepa.training.parallel import Resolved, computing, resolve, set_up
 from ijepa.training.prepare import compiles, token_budget
 from ijepa.training.profiling import Profile, Window
-from ijepa.training.run import Run, claim, open_run, settings, start_run
+from ijepa.training.run import Run, claim, decisive, note_checkpoint, noted_checkpoint, open_run, settings, start_run
 from ijepa.training.saver import Saver
 from ijepa.training.schedules import rates_at
 from ijepa.training.sharding import Spread, build
 from ijepa.training.shards import place
 from ijepa.training.signals import caught_signals
 from ijepa.training.steady import Feed, collecting
+from ijepa.training.stored import WITHOUT_CHECKSUMS
 from ijepa.training.unreadable import too_many
 from ijepa.training.watch import Watch
 from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
 
 _MEAN_WEIGHT = 0.02
 """Weight of a new batch in the running mean target of each position, which `skill` is measured against."""
+
+Resume = Literal["auto", "last-good", "never"]
+"""What to do with a run that exists: go on from its latest checkpoint, from the latest whole one, or refuse it."""
 
 _DTYPE: torch.dtype | None = None
 """Dtype of the weights; None is float32. Tests set float64, to tell rounding from mistakes."""
@@ -105,7 +109,7 @@ def pretrain(
     source: Source,
     output: Path,
     *,
-    resume: bool = True,
+    resume: Resume = "auto",
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
     info: dict[str, Any] | None = None,
@@ -114,17 +118,20 @@ def pretrain(
 ) -> IJEPA:
     """Pretrain by a recipe on a data set into a run's folder; go on from its last checkpoint, if it has one.
 
+    The checkpoint is compared with its checksums before. Where it is damaged, `resume="last-good"` goes on from the
+    latest one that is whole, and renames those after it.
+
     `info` is written into `run.json`; the steps of `profile` are traced into RUN/profile. A new run begins with the
     weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
-        Refused: before anything is written: a folder with another run, or one that another process writes; a recipe
-            that this machine cannot follow.
+        Refused: before anything is written: a folder with another run, or one that another process writes; other data
+            than the run was started on; a damaged checkpoint; a recipe that this machine cannot follow.
         Stopped: a signal came; the state is saved.
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
-    facts = {**settings(recipe), "data": getattr(source, "fingerprint", len(source))}
+    facts = {**settings(recipe), "data": source.fingerprint}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
     with ExitStack() as held:
         by_first(world, lambda: held.enter_context(claim(output)))
@@ -139,7 +146,7 @@ def _train(
     output: Path,
     world: World,
     lengths: Lengths,
-    resume: bool,
+    resume: Resume,
     callbacks: Sequence[Callback],
     quiet: bool,
     info: dict[str, Any] | None,
@@ -147,14 +154,14 @@ def _train(
     initial: Mapping[str, Callable[[], Tensor]] | None,
 ) -> IJEPA:
     """Pretrain in a folder that this process holds; see `pretrain`."""
-    run, exists, saved, resolved = by_first(
-        world, lambda: _open(recipe, len(source), output, resume=resume, ranks=world.size)
-    )
+    run, exists, found, resolved = by_first(world, lambda: _open(recipe, source, output, resume, world.size))
+    saved, skipped = _choose(world, recipe, found, resume)
     device = set_up(resolved, recipe.deterministic)
     spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
     model = spread.model
     optimizer = make_optimizer(model, recipe.optimizer)
     counts, start = Counts(), 0
+    state: dict[str, Any] = {}
     if saved:
         state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
@@ -162,13 +169,16 @@ def _train(
     elif initial:
         all_or_none(world, lambda: place(model, initial))
 
-    def begin() -> int:
+    def begin() -> tuple[int, list[str]]:
         if not exists:
-            about = {"images": len(source), "ranks": world.size, "strategy": world.strategy}
-            start_run(run, recipe, {**about, "resolved": resolved.as_json(), **(info or {})})
-        return cut_back(run, start)
+            about = {"images": len(source), "fingerprint": source.fingerprint}
+            about |= {"ranks": world.size, "strategy": world.strategy, "resolved": resolved.as_json()}
+            start_run(run, recipe, {**about, **(info or {})})
+        for error in skipped:
+            set_aside(run.checkpoints / error.name)
+        return cut_back(run, start, state.get("metrics_bytes"))
 
-    measured = by_first(world, begin)
+    measured, lines = by_first(world, begin)
     monitor = Monitor(
         run,
         total=lengths.total,
@@ -179,6 +189,12 @@ def _train(
         pace=Pace(world, model, device),
     )
     if saved and world.rank == 0:
+        for error in skipped:
+            monitor.say(f"skipped {error.name}, which is now damaged-{error.name}: {error.problem}")
+        if state["format"] == WITHOUT_CHECKSUMS:
+            monitor.say(f"{saved}: has no checksums, not verified")
+        for line in lines:
+            monitor.say(line)
         monitor.say(f"resuming {output} after step {start}")
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints, compiles=compiles(recipe, device))
     world.watched()
@@ -195,12 +211,22 @@ def _train(
         loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
         flag = world.stop_flag()
         # Saving is not watched: what it exchanges goes through the group that keeps parallel.timeout as its limit.
-        saver = Saver(run.checkpoints, recipe.checkpoint.keep, replace(world, host=world.files))
+        saver = Saver(
+            run.checkpoints,
+            recipe.checkpoint.keep,
+            replace(world, host=world.files),
+            lambda step: note_checkpoint(run, step),
+        )
         for step in loop.steps(start, callbacks, measured):
             stop = flag.agreed(caught[0] if caught else _failing(monitor, watch))
             if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                 loop.read()  # the device has finished the step then: saving waits for nothing on it
-                state = {"counts": _together(world, counts), "resolved": resolved.as_json()}
+                state = {
+                    "recipe": decisive(recipe),
+                    "resolved": resolved.as_json(),
+                    "counts": _together(world, counts),
+                    "metrics_bytes": monitor.sync(),
+                }
                 watch.at(step, "saving")
                 saver.save(step, model, optimizer, state)
             if stop or step == lengths.total:
@@ -212,22 +238,64 @@ def _train(
 
 
 def _open(
-    recipe: Recipe, images: int, output: Path, *, resume: bool, ranks: int
-) -> tuple[Run, bool, Path | None, Resolved]:
-    """Return the run, whether it exists, its last checkpoint if it has one, and what `auto` is; write nothing."""
-    run, exists = open_run(output, recipe, resume=resume)
+    recipe: Recipe, source: Source, output: Path, resume: Resume, ranks: int
+) -> tuple[Run, bool, list[Path], Resolved]:
+    """Return the run, whether it exists, its checkpoints, the latest first, and what `auto` is; write nothing."""
+    run, exists = open_run(output, recipe, resume=resume != "never")
     earlier = run.info() if exists else None
     if earlier is not None and not {"images", "resolved"} <= earlier.keys():
         raise Refused(run.info_file, "is not what a run writes there", "restore it, or give another --output")
-    if earlier is not None and earlier["images"] != images:
+    if earlier is not None and earlier["images"] != len(source):
         raise Refused(
             run.info_file,
-            f"the run was started on {earlier['images']} images, data.path holds {images}",
+            f"the run was started on {earlier['images']} images, data.path holds {len(source)}",
             "give the same data",
         )
-    saved = list_checkpoints(run.checkpoints)
+    if earlier is not None and earlier.get("fingerprint", source.fingerprint) != source.fingerprint:
+        raise Refused(
+            run.info_file,
+            "the run was started on other data: names, sizes or order of the files are not those of data.path",
+            "give the same data, or another --output",
+        )
+    found = named_checkpoints(run.checkpoints)[::-1]
+    if earlier is not None and not found and (first := noted_checkpoint(earlier)) is not None:
+        raise Refused(
+            run.checkpoints,
+            f"holds no checkpoint, but the run has saved some, the first after step {first}",
+            "bring them back (is the disk mounted?), or give another --output",
+        )
     resolved = resolve(recipe, earlier["resolved"] if earlier else None, ranks)
-    return run, exists, saved[-1] if saved else None, resolved
+    return run, exists, found, resolved
+
+
+@dataclass(frozen=True)
+class _Skipped:
+    """A checkpoint that cannot be used, and why."""
+
+    name: str
+    problem: str
+
+
+def _choose(world: World, recipe: Recipe, found: Sequence[Path], resume: Resume) -> tuple[Path | None, list[_Skipped]]:
+    """Return the checkpoint to go on from, None where there is none yet, and those that are skipped.
+
+    All ranks verify together, so they choose the same one.
+
+    Raises:
+        Refused: the latest is damaged and `resume` is not "last-good", or all are.
+    """
+    skipped: list[_Skipped] = []
+    for path in found:
+        try:
+            verify_checkpoint(path, decisive(recipe), world)
+            return path, skipped
+        except Refused as error:
+            if resume != "last-good":
+                raise
+            skipped.append(_Skipped(path.name, f"{Path(error.where).name} {error.problem}"))
+    if skipped:
+        raise Refused(found[0].parent, f"holds no whole checkpoint: in {skipped[0].name}, {skipped[0].problem}")
+    return None, []
 
 
 def _failing(monitor: Monitor, watch: Watch) -> int:

@@ -1,8 +1,8 @@
 """What a run writes about itself: metrics that the seed determines, timings that it does not, and a progress line.
 
 A step hands its values over as device tensors; they are read together, once every `log_every` steps, so that no step
-waits for one. Both files are flushed with every reading, and before every checkpoint, so that a checkpoint of step n
-always finds the metrics of all steps up to n beside it; a resume cuts off what came after.
+waits for one. All files are flushed with every reading and are made durable before every checkpoint, so that a
+checkpoint of step n always finds the metrics of all steps up to n beside it; a resume cuts off what came after.
 """
 
 import json
@@ -22,7 +22,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from ijepa.errors import Failed
-from ijepa.files import write_text
+from ijepa.files import flush_folder
+from ijepa.logs import cut_log, rows_at_end
 from ijepa.output import Output
 from ijepa.training.pace import Pace
 from ijepa.training.run import Run
@@ -61,6 +62,7 @@ class Monitor:
         pace: Pace | None = None,
     ) -> None:
         self.total, self.log_every, self._pace = total, log_every, pace
+        self._folder, self._rank = run.folder, rank
         self._pending: list[StepRecord] = []
         files = (run.metrics_file, run.timings_file, run.diagnostics_file)
         # Ranks other than 0 read the same values, to act on them alike; they write nothing.
@@ -128,6 +130,21 @@ class Monitor:
         _append(self._diagnostics, [{"step": step, **measure()}])
         self._paused += time.perf_counter() - begun
 
+    def sync(self) -> int:
+        """Make what is written durable, as a checkpoint must not outlive its metrics; return the metrics' bytes.
+
+        Raises:
+            Failed: the disk refuses.
+        """
+        try:
+            if self._rank == 0:
+                for file in (self._metrics, self._timings, self._diagnostics):
+                    os.fsync(file.fileno())
+                flush_folder(self._folder)
+            return os.fstat(self._metrics.fileno()).st_size
+        except OSError as error:
+            raise Failed(f"{self._folder}: logs cannot be written: {error.strerror}") from None
+
     def say(self, line: str) -> None:
         """Show one line of text, above the bar where there is one."""
         self._show.say(line)
@@ -143,40 +160,30 @@ class Monitor:
             self._show.close()
 
 
-def cut_back(run: Run, step: int) -> int:
+def cut_back(run: Run, step: int, metrics_bytes: int | None = None) -> tuple[int, list[str]]:
     """Cut all three files back to `step`: what a killed run wrote after its last checkpoint is written again.
 
+    `metrics_bytes` is the size of the metrics file when `step` was saved, None if it is not known.
+
     Returns:
-        How many measurements after `step` itself are kept; a kill may have cut off others.
+        How many measurements after `step` itself are kept; a kill may have cut off others. And a line for each file
+        from which rows are missing or damaged lines were taken out.
 
     Raises:
         Failed: when the disk refuses; the file named is as it was.
     """
-    for file in (run.metrics_file, run.timings_file):
-        _cut(file, step)
-    return sum(row["step"] == step for row in _cut(run.diagnostics_file, step))
-
-
-def _cut(file: Path, step: int) -> list[dict[str, Any]]:
-    """Cut a file back and return the rows that stay."""
-    if not file.exists():
-        return []
-    whole, rows, kept = file.read_text(), [], []
-    for line in whole.splitlines(keepends=True):
+    logs: dict[Path, dict[str, Any]] = {
+        run.metrics_file: {"every_step": True, "expected": metrics_bytes},
+        run.timings_file: {},
+        run.diagnostics_file: {"repeats": True},
+    }
+    said = []
+    for file, form in logs.items():
         try:
-            row = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
-            row = None
-        if row is None or row["step"] > step:
-            break
-        rows.append(row)
-        kept.append(line)
-    if (text := "".join(kept)) != whole:
-        try:
-            write_text(file, text)
+            said.append(cut_log(file, step, **form))
         except OSError as error:
             raise Failed(f"{file}: cannot be cut back to step {step}: {error.strerror}") from None
-    return rows
+    return rows_at_end(run.diagnostics_file, step), [line for line in said if line]
 
 
 def _metrics(record: StepRecord, values: dict[str, float]) -> dict[str, Any]:

@@ -37,6 +37,9 @@ _FREE = {
 }
 """Keys that may change between a run and its resumption: none of them changes what is computed."""
 
+_FIRST = "first_checkpoint"
+"""Key of `run.json`: the step of the first complete checkpoint."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -146,8 +149,8 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
         return run, False
     if not resume:
         raise Refused(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
-    there, here = settings(run.recipe()), settings(recipe)
-    for key in sorted({*there, *here} - _FREE):
+    there, here = decisive(run.recipe()), decisive(recipe)
+    for key in sorted({*there, *here}):
         if there.get(key) != here.get(key):
             raise Refused(
                 run.recipe_file,
@@ -155,6 +158,24 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
                 "give another --output, or the run's own recipe",
             )
     return run, True
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings, by dotted key, that determine a run's result; the seed is one of them."""
+    return {key: value for key, value in settings(recipe).items() if key not in _FREE}
+
+
+def note_checkpoint(run: Run, step: int) -> None:
+    """Write into `run.json` that the run has a checkpoint, once; a run that has lost all of them is then noticed."""
+    info = run.info()
+    if _FIRST not in info:
+        write_json(run.info_file, {**info, _FIRST: step})
+
+
+def noted_checkpoint(info: dict[str, Any]) -> int | None:
+    """Return the step of the first checkpoint that `run.json` notes, None before there was one."""
+    step = info.get(_FIRST)
+    return step if isinstance(step, int) else None
 
 
 def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:

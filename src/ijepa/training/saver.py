@@ -2,8 +2,9 @@
 
 Weights that every rank holds are written by rank 0 as one process writes them. Sharded ones are written by
 torch.distributed.checkpoint into its safetensors storage, each rank its own part, without gathering anything:
-training waits for a copy of that part in memory, and a thread writes it while the next steps run. What is then
-renamed into its place is complete: `state.json` names every file and its size.
+training waits for a copy of that part in memory, and a thread writes it while the next steps run; then the ranks
+share the work of computing the files' checksums. What is then renamed into its place is complete: `state.json` names
+every file with its size and its SHA-256.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,18 @@ from torch import Tensor
 from ijepa.model.jepa import IJEPA
 from ijepa.training.checkpoint import begin, complete, named_tensors, refusing_disk, save_checkpoint
 from ijepa.training.shards import as_sharded, local
-from ijepa.training.world import World, by_first
+from ijepa.training.stored import describe
+from ijepa.training.world import World, by_first, share_out
 
 
 class Saver:
-    """Saves into `folder`, keeps the latest `keep`, and has at most one checkpoint under way."""
+    """Saves into `folder`, keeps the latest `keep`, and has at most one checkpoint under way.
 
-    def __init__(self, folder: Path, keep: int, world: World) -> None:
-        self.folder, self.keep, self.world = folder, keep, world
+    `saved` is called by rank 0 with the step of each checkpoint that is complete.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World, saved: Callable[[int], None] = lambda step: None) -> None:
+        self.folder, self.keep, self.world, self.saved = folder, keep, world, saved
         self._thread: Thread | None = None
         self._failure: BaseException | None = None
 
@@ -65,6 +70,7 @@ class Saver:
 
     def _plain(self, step: int, model: IJEPA, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         save_checkpoint(self.folder, step, model, optimizer, state, self.keep)
+        self.saved(step)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Copy a tensor, or this rank's part of it, into host memory."""
@@ -76,11 +82,14 @@ class Saver:
         with refusing_disk(self.folder, step):
             beside = by_first(world, lambda: begin(self.folder, step))
             write_shards(beside, tensors, world)
-            by_first(world, lambda: self._complete(step, beside, state))
+            names = by_first(world, lambda: sorted(file.name for file in beside.glob("*.safetensors")))
+            # File n is the one that rank n has written, so each rank reads its own from its page cache.
+            files = dict(zip(names, share_out(world, names, lambda name: describe(beside / name)), strict=True))
+            by_first(world, lambda: self._complete(step, {**state, "files": files}))
 
-    def _complete(self, step: int, beside: Path, state: dict[str, Any]) -> None:
-        shards = {file.name: file.stat().st_size for file in sorted(beside.glob("*.safetensors"))}
-        complete(self.folder, step, {**state, "shards": shards}, self.keep)
+    def _complete(self, step: int, state: dict[str, Any]) -> None:
+        complete(self.folder, step, state, self.keep)
+        self.saved(step)
 
 
 def write_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> None:

@@ -9,6 +9,7 @@ A run on one process is a world of one, in which nothing here communicates.
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 _LAST_RESORT = timedelta(days=1)
 """How long a collective may take once a `Watch` decides when a rank has waited for too long."""
@@ -257,3 +259,23 @@ def all_or_none(world: World, act: Callable[[], T]) -> T:
         if each is not None:
             raise each
     return result  # type: ignore[return-value]
+
+
+_THREADS = 4
+
+
+def share_out(world: World, items: Sequence[Item], act: Callable[[Item], T]) -> list[T]:
+    """Distribute `items` over the ranks, let each rank act on its share in a few threads, and return all results.
+
+    Every rank passes the same items and gets the results of all of them, in their order. If one rank raises, all do.
+    """
+
+    def mine() -> list[T]:
+        share = items[world.rank :: world.size]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(act, share))
+
+    results: list[Any] = [None] * len(items)
+    for rank, part in enumerate(world.gathered(all_or_none(world, mine))):
+        results[rank :: world.size] = part
+    return results

@@ -33,14 +33,15 @@ MACHINE = """
 import json, platform, torch
 from importlib.metadata import version
 from pathlib import Path
-info = Path("/proc/cpuinfo")
-names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-    if info.exists() else []
+file = Path("/proc/cpuinfo")
+lines = file.read_text().splitlines() if file.exists() else []
+info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+flags = [f for f in ("avx512_bf16", "avx512_fp16", "amx_bf16") if f in info.get("flags", "").split()]
 print(json.dumps({
     "versions": {"python": platform.python_version(), "torch": torch.__version__}
     | {name: version(name) for name in ("torchvision", "torchao", "numpy")},
-    "cpu": names[0] if names else platform.processor() or platform.machine(),
-    "instruction_sets": torch.backends.cpu.get_cpu_capability(),
+    "cpu": info.get("model name") or platform.processor() or platform.machine(),
+    "instruction_sets": " ".join([torch.backends.cpu.get_cpu_capability(), *flags]),
     "cuda_build": torch.version.cuda,
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
 }))
@@ -97,16 +98,8 @@ def make_environment(combination: Combination, folder: Path) -> Path:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join([*others, *ours]) + "\n")
         constraints.flush()
-        install = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-c",
-            constraints.name,
-        ]
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+        install = [*pip, "install", "--quiet", "-c", constraints.name]
         subprocess.run([*install, ours[0]], check=True)
         subprocess.run([*install, "-e", f"{ROOT}[dev]"], check=True)
     return python
@@ -192,9 +185,7 @@ def _short(reason: str, most: int = 200) -> str:
 @click.argument("arguments", nargs=-1)
 def main(environments: Path, texts: tuple[str, ...], prepare: bool, arguments: tuple[str, ...]) -> None:
     """Test combinations and write results and page; ARGUMENTS after -- go to pytest, and then nothing is written."""
-    combinations = {each.name(): each for each in map(Combination.parse, texts)} or {
-        each.name(): each for each in DEFAULTS
-    }
+    combinations = {each.name(): each for each in [Combination.parse(text) for text in texts] or DEFAULTS}
     earlier = read_json(RESULTS) if RESULTS.exists() else {}
     runs: dict[str, Any] = earlier["runs"] if earlier.get("commit") == commit() else {}
     for name, each in combinations.items():

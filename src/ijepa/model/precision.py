@@ -52,7 +52,7 @@ def check_float8(device: torch.device, scaling: Scaling = "tensorwise", *, autoc
             name = torch.cuda.get_device_name(device)
             problem = f"{name} has no float8 units (compute capability {major}.{minor}, 8.9 is needed)"
             raise Refused(key, problem, f"add --{key} none")
-    elif scaling == "rowwise" and not cpu_scales_rows():
+    elif device.type == "cpu" and scaling == "rowwise" and not cpu_scales_rows():
         problem = f"torch {torch.__version__} computes it on a GPU only"
         raise Refused(f"{key} = rowwise", problem, f"add --{key} tensorwise, or install a later torch")
     if importlib.util.find_spec("torchao") is None:

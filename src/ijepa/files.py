@@ -1,8 +1,9 @@
-"""Small files that are complete or absent: written beside, flushed, renamed."""
+"""Small files that are complete or absent: written beside, flushed, renamed; and what is not a regular file."""
 
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ def write_bytes(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+_KINDS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+
+
+def irregular(mode: int) -> str | None:
+    """Return what `st_mode` says a file is, as "a FIFO", and None for a regular file.
+
+    Only regular files are read: opening a FIFO waits until somebody writes to it, and a device may never end.
+    """
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def write_json(path: Path, values: Any) -> None:

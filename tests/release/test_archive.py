@@ -239,7 +239,48 @@ def _empty(archive: Path) -> str:
     return "is not a list of checksums"
 
 
+def _link_out(archive: Path) -> str:
+    """To a file with the same content, which may be another one tomorrow."""
+    file = archive / "predictor.safetensors"
+    elsewhere = file.rename(archive.parent / "elsewhere")
+    file.symlink_to(elsewhere)
+    return "predictor.safetensors: is a link, and an archive holds regular files only"
+
+
+def _link_within(archive: Path) -> str:
+    (archive / "evaluations/again.json").symlink_to("knn-small.json")
+    return "again.json: is a link"
+
+
+def _link_nowhere(archive: Path) -> str:
+    (archive / "nowhere").symlink_to("gone")
+    return "nowhere: is a link"
+
+
+def _link_to_a_folder(archive: Path) -> str:
+    (archive / "more").symlink_to("/usr")
+    return "more: is a link"
+
+
+def _link_the_list(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    file.symlink_to(file.rename(archive.parent / "elsewhere"))
+    return "SHA256SUMS: is a link"
+
+
+def _wait(archive: Path) -> str:
+    os.mkfifo(archive / "queue")
+    return "queue: is a FIFO"
+
+
+def _list_twice(archive: Path) -> str:
+    file = archive / "SHA256SUMS"
+    file.write_text("0" * 64 + "  run.json\n" + file.read_text())
+    return "SHA256SUMS: lists run.json 2 times"
+
+
 DAMAGES = [_change, _lose, _add, _garble, _not_text, _change_a_sum, _change_a_name, _change_an_end, _empty]
+DAMAGES += [_link_out, _link_within, _link_nowhere, _link_to_a_folder, _link_the_list, _wait, _list_twice]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -248,6 +289,22 @@ def test_every_change_is_noticed_in_one_line(archive, damage):
     with pytest.raises(Failed, match=message) as error:
         verify_archive(archive)
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
+
+
+def test_a_list_that_is_a_fifo_is_none(archive):
+    (archive / "SHA256SUMS").unlink()
+    os.mkfifo(archive / "SHA256SUMS")
+    with pytest.raises(Refused, match="holds no SHA256SUMS"):
+        verify_archive(archive)
+
+
+@pytest.mark.parametrize("name", ["timings.jsonl", "report.html", "evaluations/knn-small.json", "evaluations"])
+def test_nothing_is_published_through_a_link(copied, tmp_path, name):
+    (copied / name).rename(tmp_path / "private")
+    (copied / name).symlink_to(tmp_path / "private")
+    with pytest.raises(Refused, match=f"{name}: is a link, not a regular file"):
+        write_archive(copied, tmp_path / "out", About())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_counts_parameters_whatever_the_warm_up():

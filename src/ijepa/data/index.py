@@ -38,6 +38,7 @@ from ijepa.data.listing import Folder, Shards
 from ijepa.data.tars import Shard, TarError, scan_tar
 from ijepa.environment import available_cores
 from ijepa.errors import Refused
+from ijepa.files import irregular
 
 VERSION = 2
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -111,6 +112,7 @@ def _shard_index(files: Shards, where: str) -> Index:
             stats.append(path.stat())
         except OSError as error:
             raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+        require_regular(path, stats[-1], where)
     names = [str(path.relative_to(files.root)) for path in files.paths]
     classes = _read_classes(files.root)
     digest = _Digest("shards", classes)
@@ -189,6 +191,7 @@ def _folder_index(files: Folder, where: str) -> Index:
             else:
                 others[f".{suffix}" if stem else "without a suffix"] += 1
                 continue
+            require_regular(root / name, stat, where)
             digest.file(name, stat)
     if not names:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
@@ -214,6 +217,17 @@ def _folder_index(files: Folder, where: str) -> Index:
         return Index(header, arrays)
 
     return _cached(files.root, digest.stamp(), make)
+
+
+def require_regular(path: Path, stat: os.stat_result, where: str) -> None:
+    """Refuse a file that is not a regular one, with links followed.
+
+    Raises:
+        Refused: it is a FIFO, a socket, a device or a folder.
+    """
+    kind = irregular(stat.st_mode)
+    if kind is not None:
+        raise Refused(where, f"{path} is {kind}, not a regular file", "remove it")
 
 
 def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:

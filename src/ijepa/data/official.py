@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ijepa.data.cifar import find_cifar
 from ijepa.data.imagenet import find_imagenet
+from ijepa.data.index import require_regular
 from ijepa.data.layouts import find_pairs, voc_index, voc_root
 from ijepa.data.sources import FolderSource, Source
 from ijepa.errors import Refused
@@ -23,7 +24,7 @@ def recognise(
     """Return the data set at a path if it is one of those known by name; see `find_imagenet` for the last two.
 
     Raises:
-        Refused: it is one, and something of it is missing or broken.
+        Refused: it is one, and something of it is missing or broken; or a file that is not a regular one.
     """
     if not str(path) or _ELSEWHERE.match(str(path)):
         return None
@@ -31,6 +32,8 @@ def recognise(
         given = Path(path).expanduser().absolute()
         if not given.exists():
             return None
+        if not given.is_dir():
+            require_regular(given, given.stat(), where)
         below = [given / name for name in _ALSO.get(split or "", ()) if (given / name).is_dir()]
         for place in (given, *below):
             found = _known(place, where, split, devkit, strict)

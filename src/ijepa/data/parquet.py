@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.data import listing
-from ijepa.data.index import Arrays, Index, _cached, _Digest
+from ijepa.data.index import Arrays, Index, _cached, _Digest, require_regular
 from ijepa.data.sources import Source, read_file
 from ijepa.errors import Failed, Refused
 
@@ -129,7 +129,9 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     digest = _Digest("parquet", None)
     for path in paths:
-        digest.file(str(path.relative_to(root)), path.stat())
+        stat = path.stat()
+        require_regular(path, stat, where)
+        digest.file(str(path.relative_to(root)), stat)
     open_file(paths[0], where)  # whatever the index's age: without pyarrow, this is where it is said
 
     def make() -> Index:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from ijepa.data.index import Index, text_item
 from ijepa.data.tars import BLOCK, header_name
 from ijepa.errors import Failed, Refused
+from ijepa.files import irregular
 from ijepa.names import printable
 
 
@@ -311,7 +312,7 @@ class OpenFiles:
 
 
 def read_file(path: str | Path) -> bytes:
-    """Return a file's contents.
+    """Return a file's contents; none if it is not a regular file, so that no image can be decoded from it.
 
     Raises:
         Failed: it is gone or cannot be read.
@@ -325,9 +326,17 @@ def read_file(path: str | Path) -> bytes:
 
 def _contents(path: str | Path) -> bytes:
     """Read the file in one piece: half the time of Path.read_bytes, which asks for more until there is no more."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(descriptor).st_size
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or it would wait for a FIFO's writer
+    except OSError:
+        if irregular(os.stat(path).st_mode):  # noqa: PTH116  # a socket cannot be opened
+            return b""
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if irregular(found.st_mode):
+            return b""
+        size = found.st_size
         data = os.read(descriptor, size)
         while len(data) < size and (more := os.read(descriptor, size - len(data))):  # beyond 2 GB, or interrupted
             data += more

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.data.decode import DecodeError, decode, decode_mask
+from ijepa.data.sources import read_file
 from ijepa.errors import Failed, Refused
 from ijepa.names import printable
 
@@ -33,25 +34,26 @@ class Video:
         """Return a frame (H, W, 3).
 
         Raises:
-            Failed: it cannot be decoded.
+            Failed: it cannot be read or decoded.
         """
         try:
-            return decode(self.frames[number].read_bytes())
-        except (DecodeError, OSError) as error:
+            return decode(read_file(self.frames[number]))
+        except DecodeError as error:
             raise Failed(f"{self.frames[number]}: {error}") from error
 
     def mask(self, number: int, shape: tuple[int, ...]) -> npt.NDArray[np.integer] | None:
         """Return a frame's mask (H, W), None where it has none.
 
         Raises:
+            Failed: it cannot be read.
             Refused: it cannot be decoded, or has another shape than its frame.
         """
         file = self.masks[number]
         if file is None:
             return None
         try:
-            mask = decode_mask(file.read_bytes())
-        except (DecodeError, OSError) as error:
+            mask = decode_mask(read_file(file))
+        except DecodeError as error:
             raise Refused(file, f"is no mask: {error}") from error
         if mask.shape != shape:
             raise Refused(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, its frame {shape[1]} x {shape[0]}")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ijepa.data import listing
-from ijepa.data.index import Arrays, Index, _cached, _Digest, build
+from ijepa.data.index import Arrays, Index, _cached, _Digest, build, require_regular
 from ijepa.data.nested import first_name, nested_index
 from ijepa.data.opening import open_set, open_source
 from ijepa.data.parquet import ParquetSource
@@ -74,6 +74,7 @@ def open_archives(
         return {name: _folder(path, split, spool, tell)}
     if kind == "list":
         return {name: FolderSource(list_index(path))}
+    require_regular(path, path.stat(), where)
     plain = expanded(path, spool, tell)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
     progress = Progress(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)

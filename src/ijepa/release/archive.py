@@ -11,11 +11,13 @@ know its own by their hash. `sha256sum -c SHA256SUMS` checks it too.
 
 import hashlib
 import shutil
+import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from ijepa.errors import Failed, Refused
-from ijepa.files import read_json, write_text
+from ijepa.files import irregular, read_json, write_text
 from ijepa.interop.exchange import written
 from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
@@ -41,7 +43,7 @@ def write_archive(
         progress: told a line now and then.
 
     Raises:
-        Refused: no run, one without a checkpoint or not at its end, or `out` exists.
+        Refused: no run, one without a checkpoint or not at its end, one with a link among its files, or `out` exists.
         Failed: the disk refuses.
     """
     found = resolve_weights(run)
@@ -51,6 +53,9 @@ def write_archive(
     if step < total and not unfinished:
         raise Refused(run, f"has come to step {step} of {total}", "let it finish, or add --unfinished")
     folder = Run(found.run)
+    results = sorted(folder.evaluations.glob("*.json"))
+    for path in (folder.evaluations, *(folder.folder / name for name in _KEPT), *results):
+        _own(path)
     tell = progress or (lambda line: None)
     report = _report(found, folder, tell)
     with written(out) as beside:
@@ -60,9 +65,8 @@ def write_archive(
             write_tensors(beside, part, found.tensors(part))
         write_text(beside / "recipe.yaml", found.recipe.dump())
         for name in _KEPT:
-            if (folder.folder / name).is_file():
+            if _own(folder.folder / name):
                 shutil.copyfile(folder.folder / name, beside / name)
-        results = sorted(folder.evaluations.glob("*.json"))
         if results:
             (beside / "evaluations").mkdir()
         for file in results:
@@ -80,10 +84,13 @@ def verify_archive(folder: Path, progress: Callable[[str], None] | None = None) 
 
     Raises:
         Refused: `folder` is no archive.
-        Failed: a file is missing, changed, or more than there should be; or the weights are not the recipe's.
+        Failed: a file is missing, changed, or more than there should be; there is a link, or something else that is
+            neither a regular file nor a folder; or the weights are not the recipe's.
     """
-    listed = _listed(folder)
+    if not (folder / SUMS).is_file():
+        raise Refused(folder, f"holds no {SUMS}", "give a folder that `ijepa archive` wrote")
     there = set(_files(folder)) - {SUMS}
+    listed = _listed(folder)
     for name in sorted(set(listed) | there):
         if name not in there:
             raise Failed(f"{folder / name}: is missing")
@@ -123,22 +130,57 @@ def _report(found: Weights, run: Run, tell: Callable[[str], None]) -> bool:
     return page.is_file()
 
 
+def _own(path: Path) -> bool:
+    """Return whether a run has this file or folder.
+
+    Raises:
+        Refused: it is a link, whose target is no part of the run, or anything else that is not to be published.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    kind = irregular(mode)
+    if kind is not None and not stat.S_ISDIR(mode):
+        raise Refused(path, f"is {kind}, not a regular file", "replace it by what it stands for, or remove it")
+    return kind is None
+
+
 def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return the files of an archive.
+
+    Raises:
+        Failed: one of them is not a regular file.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        kind = irregular(mode)
+        if kind is None:
+            found.append(path.relative_to(folder).as_posix())
+        elif not stat.S_ISDIR(mode):
+            raise Failed(f"{path}: is {kind}, and an archive holds regular files only")
+    return found
 
 
 def _listed(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 by file name, as the archive's list has them.
+
+    Raises:
+        Failed: it is not a list of checksums, or has a name twice.
+    """
     try:
         text = (folder / SUMS).read_bytes().decode()
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise Refused(
-            folder, f"holds no {SUMS} ({error.strerror})", "give a folder that `ijepa archive` wrote"
-        ) from None
+        raise Failed(f"{folder / SUMS}: cannot be read: {error.strerror}") from None
     pairs = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
     if any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
         raise Failed(f"{folder / SUMS}: is not a list of checksums")
+    name, times = Counter(name for _, _, name in pairs).most_common(1)[0]
+    if times > 1:
+        raise Failed(f"{folder / SUMS}: lists {name} {times} times")
     return {name: value for value, _, name in pairs}
 
 

@@ -129,6 +129,8 @@ def set_aside(path: Path) -> None:
     try:
         if aside.is_dir():
             shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
         path.rename(aside)
     except OSError as error:
         raise Failed(f"{path}: cannot be renamed to {aside.name}: {error.strerror}") from None

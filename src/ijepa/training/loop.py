@@ -115,7 +115,7 @@ def pretrain(
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
-    facts = {**settings(recipe), "data": source.fingerprint}
+    facts = {**settings(recipe), "data": source.fingerprint, "--resume": resume}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
     run, exists, found, resolved = by_first(world, lambda: _open(recipe, source, output, resume, world.size))
     saved, skipped = _choose(world, recipe, found, resume)
@@ -158,9 +158,9 @@ def pretrain(
             monitor.say(f"skipped {error.name}, which is now damaged-{error.name}: {error.problem}")
         if state["format"] == WITHOUT_CHECKSUMS:
             monitor.say(f"{saved}: has no checksums, not verified")
-        for line in lines:
-            monitor.say(line)
         monitor.say(f"resuming {output} after step {start}")
+    for line in lines if world.rank == 0 else ():
+        monitor.say(line)
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints)
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.

@@ -88,7 +88,7 @@ def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(recipe.dump())
     fingerprint = open_source(scenes, split="train").fingerprint
     info = {"command": ["ijepa", "pretrain", "tiny"], "versions": {"ijepa": "0.1.0"}, "commit": "c0ffee", "seed": 0}
-    info |= {"images": 60, "resolved": {"autocast": False}, "data": {"path": str(scenes), "fingerprint": fingerprint}}
+    info |= {"images": 60, "fingerprint": fingerprint, "resolved": {"autocast": False}, "data": {"path": str(scenes)}}
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "metrics.jsonl").write_text(lines(metrics()))
     times = [{"step": step, "seconds": 2.0, "images_per_second": 100.0 + step} for step in range(10, STEPS + 1, 10)]

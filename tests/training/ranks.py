@@ -1,7 +1,8 @@
 """The ranks of a small world: `python -m tests.training.ranks JOBS SIZE` forks into them.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
-"copy": a run to go on from, "reductions": file for how often gradients were reduced and scattered,
+"copy": a run to go on from, "resume": how, "data": the images' path for each rank,
+"reductions": file for how often gradients were reduced and scattered,
 "backend": torch.compile's, "warm": step after which nothing is compiled}; they run one after another in one process
 group, because starting processes costs more than the runs do.
 """
@@ -59,9 +60,11 @@ def run(job: dict[str, Any]) -> None:
     if "copy" in job and os.environ.get("RANK", "0") == "0":  # nothing is read before rank 0 has read
         shutil.copytree(job["copy"], job["output"])
     try:
-        source = open_source(recipe.data.path, split="train")
+        data = job["data"][int(os.environ["RANK"])] if "data" in job else recipe.data.path
+        source = open_source(data, split="train")
         with counted_reductions() as count:
-            loop.pretrain(recipe, source, Path(job["output"]), callbacks=calls, quiet=True)
+            output, resume = Path(job["output"]), job.get("resume", "auto")
+            loop.pretrain(recipe, source, output, callbacks=calls, quiet=True, resume=resume)
         if "reductions" in job and os.environ.get("RANK", "0") == "0":
             Path(job["reductions"]).write_text(str(len(count)))
         if "warm" in job:

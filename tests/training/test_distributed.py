@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ijepa.data.opening import open_source
 from ijepa.errors import Failed, Refused
 from ijepa.interop.weights import load_encoder
 from ijepa.model.jepa import IJEPA
@@ -22,6 +23,7 @@ from ijepa.training.optimizer import make_optimizer
 from ijepa.training.world import join
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
+from tests.training.test_checkpoint import flip
 from tests.waiting import LIMIT, count_lines, wait_until
 
 DOUBLE = {"double": True}
@@ -56,6 +58,7 @@ def runs(request) -> Path:
 @pytest.fixture(scope="module")
 def few_runs(scenes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("worlds")
+    copy = shutil.copytree(scenes, out / "copy-of-scenes", copy_function=shutil.copyfile)  # with times of its own
     run(job(out / "one-double", recipe(scenes, micro=4), **DOUBLE))
     run_jobs(
         2,
@@ -63,6 +66,7 @@ def few_runs(scenes, tmp_path_factory) -> Path:
             job(out / "ddp", recipe(scenes, "ddp"), unfused=True),
             job(out / "zero2", recipe(scenes, "zero2", checkpoint={"every": 3}), unfused=True),
             job(out / "two-double", recipe(scenes, "zero2", micro=1), **DOUBLE),
+            job(out / "copies", recipe(scenes, steps=3), data=[str(scenes), str(copy)]),
         ],
     )
     return out
@@ -305,7 +309,33 @@ def test_a_checkpoint_with_a_shard_missing_is_one_line_from_one_rank(runs, tmp_p
     sorted(last(out).glob("shard-*"))[1].unlink()
     line = one_line(spawn(2, [sys.executable, "-m", "ijepa", "pretrain", str(out), "--output", str(out)]))
     assert line.startswith("ijepa: ") and "shard-00002" in line
-    assert line.endswith("does not exist; the checkpoint is not whole; use an earlier one")
+    assert "does not exist; the checkpoint is not whole; use an earlier checkpoint" in line
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_flipped_bit_in_a_shard_is_one_line_from_one_rank_and_all_ranks_skip_its_checkpoint(runs, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(runs / "zero2", out)
+    shard = sorted(last(out).glob("shard-*"))[1]
+    flip(shard, -1)
+    line = one_line(spawn(2, [sys.executable, "-m", "ijepa", "pretrain", str(out), "--output", str(out)]))
+    assert line.startswith(f"ijepa: {shard}: is damaged: its content does not match its checksum in state.json; ")
+    with pytest.raises(Refused, match=r"shard-00002.*: is damaged"):
+        load_encoder(out)
+    values = Recipe.load(out / "recipe.yaml").model_dump(mode="json", by_alias=True)
+    run_jobs(2, [{"recipe": values, "output": str(out), "resume": "last-good", "unfused": True}])
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["step-00000006", "step-00000008"]
+    assert (out / "metrics.jsonl").read_bytes() == (runs / "zero2/metrics.jsonl").read_bytes()
+    ours, theirs = parameters(out), parameters(runs / "zero2")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.distributed
+def test_every_node_may_have_a_copy_of_the_data(runs, scenes):
+    assert [row["step"] for row in rows(runs / "copies")] == [1, 2, 3]
+    info = json.loads((runs / "copies/run.json").read_text())
+    assert info["fingerprint"] == open_source(scenes, split="train").fingerprint
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def pretrain(
         Failed: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
-    facts = {**settings(recipe), "data": source.fingerprint}
+    facts = {**settings(recipe), "data": source.fingerprint, "--resume": resume}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
     with ExitStack() as held:
         by_first(world, lambda: held.enter_context(claim(output)))
@@ -193,9 +193,9 @@ def _train(
             monitor.say(f"skipped {error.name}, which is now damaged-{error.name}: {error.problem}")
         if state["format"] == WITHOUT_CHECKSUMS:
             monitor.say(f"{saved}: has no checksums, not verified")
-        for line in lines:
-            monitor.say(line)
         monitor.say(f"resuming {output} after step {start}")
+    for line in lines if world.rank == 0 else ():
+        monitor.say(line)
     watch = Watch(world, recipe.parallel.timeout, run.checkpoints, compiles=compiles(recipe, device))
     world.watched()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)

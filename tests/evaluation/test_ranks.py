@@ -79,7 +79,7 @@ def evaluated(scenes: Path, tmp_path_factory, names: Collection[str]) -> dict[in
     (videos / "broken/images/b/00001.png").write_bytes(b"no image")
     for size in (1, 2):
         found[size] = folder = tmp_path_factory.mktemp(f"by-{size}")
-        for name, (_, text) in chosen.items():
+        for name, (_, text) in PROTOCOLS.items():
             (folder / f"{name}.yaml").write_text(f"{text}\nname: {name}\n")
         given = [str(folder), str(scenes), str(videos), json.dumps(chosen)]
         said = spawn(size, [sys.executable, "-c", EVALUATE, *given])

@@ -113,7 +113,7 @@ def test_a_start_cut_short_behind_a_lock_is_begun_anew(scenes, tmp_path):
     (tmp_path / "run").mkdir()
     Run(tmp_path / "run").lock_file.write_text('{"host": "gone", "pid": 1}\n')
     (tmp_path / "run/run.json").write_text("{}")
-    pretrain(recipe(scenes, steps=3), source(scenes), tmp_path / "run", resume=False, quiet=True)
+    pretrain(recipe(scenes, steps=3), source(scenes), tmp_path / "run", resume="never", quiet=True)
     assert Run(tmp_path / "run").recipe() == recipe(scenes, steps=3)
     assert not list((tmp_path / "run").glob(".*"))
 

@@ -29,7 +29,7 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
 
 def test_what_changes_no_result_may_change_on_resume(scenes, whole):
     limits = {"optimizer": {"nonfinite_limit": 3}, "data__replaced_limit": 0.5, "data__images": 60}
-    _, exists = open_run(whole, recipe(scenes, name="new", description="as before", **limits), resume=True)
+    _, exists = open_run(whole, recipe(scenes, name="new", description="as before", **limits), resume="auto")
     assert exists
 
 

@@ -51,7 +51,10 @@ def test_what_is_the_same_shares_a_column_and_what_is_not_does_not(tmp_path: Pat
 
 
 def test_one_label_map_file_with_other_classes_or_values_is_another_column(tmp_path: Path) -> None:
-    train, test = (open_source(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3)])) for name in "ab")
+    train, test = (
+        open_source(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3, 4)[:count]]))
+        for name, count in (("a", 4), ("b", 3))
+    )
     rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}
     protocol = SegmentationProtocol.read({**rule, "labels": str(tmp_path / "map.yaml")}, "r")
     files = []

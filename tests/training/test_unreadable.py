@@ -16,6 +16,7 @@ from ijepa.evaluation.monitoring import online_diagnosis
 from ijepa.training import loop
 from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
+from ijepa.training.stored import seal
 from ijepa.training.world import World
 from tests.data.making import write_tar, write_tree
 from tests.training.ranks import run_jobs, spawn
@@ -189,7 +190,8 @@ def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, r
     (saved,) = list_checkpoints(tmp_path / "checkpoints")
     state = json.loads((saved / "state.json").read_text())
     state["counts"]["void_in_a_row"] = 5
-    (saved / "state.json").write_text(json.dumps(state))
+    del state["sha256"]
+    (saved / "state.json").write_text(seal(state))
     found: list[loop.Counts] = []
 
     def stop(*arguments):

@@ -44,11 +44,10 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     return {key: held for key, held in os.environ.items() if key not in names} | ({name: value} if name else {})
 
 
-def run(environment: dict[str, str], *arguments: object) -> str:
+def run(environment: dict[str, str], *arguments: object) -> None:
     command = [sys.executable, "-m", *map(str, arguments)]
     found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
-    return found.stdout
 
 
 @pytest.mark.slow
@@ -65,8 +64,7 @@ def test_workers_change_no_bit(scenes, tmp_path, environment, autocast, counts):
 
 @pytest.mark.slow
 def test_tests_of_exactness_pass(environment):
-    lines = run(environment, "pytest", "-q", "-p", "no:cacheprovider", *EXACT).splitlines()
-    assert lines[-1].split()[1:2] == ["passed"] and int(lines[-1].split()[0]) > 20
+    run(environment, "pytest", "-m", "", "-p", "no:cacheprovider", *EXACT)  # those marked slow too
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """Where tensors lie in memory, which some of a CPU's kernels make bits depend on.
 
-MKL's vector products, and its matrix products of few rows or columns, add in another order where an operand does not
-start at a multiple of 64 bytes. Measured with torch 2.13 on an AMD EPYC, where every allocation of torch is such a
-multiple. So are numpy's by chance only, and tensors in a mapped file or in shared memory are where their bytes are.
-With all operands at multiples of 64 the same values give the same bits.
+MKL's vector products, and its matrix products of few rows or columns, add in another order if an operand does not start
+at a multiple of 64 bytes (measured with torch 2.13 on an AMD EPYC). torch allocates at such multiples. numpy does so by
+chance only, and a tensor in a mapped file or in shared memory is where its bytes are. If all operands start at
+multiples of 64 bytes, the same values give the same bits.
 """
 
 from torch import Tensor

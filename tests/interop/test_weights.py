@@ -54,7 +54,7 @@ def test_features_do_not_depend_on_where_weights_lie_in_their_file(run, tmp_path
     assert all(torch.equal(each, found[0]) for each in found)
 
 
-def test_weights_that_we_write_stay_mapped(run, tmp_path):
+def test_weights_that_we_write_are_aligned_in_their_file(run, tmp_path):
     export_weights(run[0], tmp_path / "out", "safetensors")
     (file,) = (tmp_path / "out").rglob("*.safetensors")
     encoder = load_encoder(file.parent)

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.data import turbojpeg
-from ijepa.data.bench import _exact, _ours, _psnr
-from ijepa.data.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.decode import decode, image_size
-from ijepa.data.opening import open_source
-from ijepa.provenance import machine
-from ijepa.randomness import Stream, words
+from ijepa.bench.data import _exact, _ours, _psnr
+from ijepa.data.loading import turbojpeg
+from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
+from ijepa.data.loading.decode import decode, image_size
+from ijepa.data.open import open_source
+from ijepa.utils.environment import machine
+from ijepa.utils.random import Stream, words
 
 SIZE, SCALE, RATIO, TURN = (224, 224), (0.3, 1.0), (3 / 4, 4 / 3), 16
 Way = Callable[[bytes, Box], Tensor]

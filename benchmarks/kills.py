@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from ijepa.files import write_json
-from ijepa.provenance import machine
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.utils.environment import machine
+from ijepa.utils.files import write_json
 
 
 def killed(command: list[str], run: Path, at: list[int]) -> list[int]:

@@ -22,8 +22,8 @@ from xml.etree import ElementTree
 
 import click
 
-from ijepa.files import read_json, write_json, write_text
-from ijepa.provenance import commit
+from ijepa.utils.environment import commit
+from ijepa.utils.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/matrix.json"

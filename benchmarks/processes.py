@@ -106,7 +106,7 @@ def main() -> None:
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def losses(scenes: Path, steps: int, output: Path) -> None:
     """The first steps on SCENES."""
-    from ijepa.provenance import machine
+    from ijepa.utils.environment import machine
 
     with TemporaryDirectory() as folder:
         found = {**machine(), **compare(scenes, Path(folder), steps)}
@@ -121,7 +121,7 @@ def losses(scenes: Path, steps: int, output: Path) -> None:
 def killed(scenes: Path, run: Path, output: Path) -> None:
     """All steps on SCENES, with a kill on the way."""
     from ijepa.evaluation.run import evaluate
-    from ijepa.provenance import machine
+    from ijepa.utils.environment import machine
 
     found: dict[str, Any] = {
         **machine(),

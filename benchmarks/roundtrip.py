@@ -20,13 +20,13 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from ijepa.files import write_json
+from ijepa.checkpoint.reader import FORMAT
+from ijepa.checkpoint.run_dir import Run, start_run
+from ijepa.config.recipe import Recipe
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.model.jepa import IJEPA
-from ijepa.provenance import machine
-from ijepa.recipe import Recipe
-from ijepa.training.run import Run, start_run
-from ijepa.training.stored import FORMAT
+from ijepa.model.ijepa import IJEPA
+from ijepa.utils.environment import machine
+from ijepa.utils.files import write_json
 
 FORMS = {
     "transformers": "hf",
@@ -43,7 +43,7 @@ from pathlib import Path
 import torch, safetensors.torch
 from ijepa.interop.exchange import export_weights
 from ijepa.release.archive import write_archive
-from ijepa.release.card import About
+from ijepa.release.model_card import About
 def peak():  # of this program: what the system counts for a process begins with the size of its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

@@ -16,10 +16,10 @@ from typing import Any
 import click
 from safetensors.torch import save_file
 
+from ijepa.config.recipe import Recipe
 from ijepa.evaluation.run import evaluate
 from ijepa.model.encoder import Encoder
-from ijepa.provenance import machine
-from ijepa.recipe import Recipe
+from ijepa.utils.environment import machine
 
 HERE = Path(__file__).parent
 SETS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.prepare.scenes import write_scenes
+from ijepa.prepare.scenes.scenes import write_scenes
 
 # torchvision from the package index fails to import with a CPU build of torch, because its operators do not load; timm
 # and transformers then fail too. They import once the names exist. Define them only after the import has failed: a

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.budget import Budget
-from ijepa.masks import MaskRule, draw_masks
-from ijepa.model.jepa import IJEPA
-from ijepa.packing import Packer, draw_depth, layer_rates
-from ijepa.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.masking.masks import MaskRule, draw_masks
+from ijepa.masking.packing import Packer, draw_depth, layer_rates
+from ijepa.masking.token_budget import Budget
+from ijepa.model.ijepa import IJEPA
 
 RULE = MaskRule(min_context=4)
 SHAPE = Model(

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from ijepa.__main__ import main
 from ijepa.cli import cli
-from ijepa.data.opening import open_source
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 
 
 def ijepa(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from ijepa import demo
 from ijepa.demo import draw, run, summary
-from ijepa.errors import Refused
+from ijepa.utils.errors import Refused
 
 
 def test_the_journey_ends_in_a_table_and_a_page(tmp_path, capsys):

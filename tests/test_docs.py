@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ijepa.cli import cli
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -2,7 +2,7 @@
 
 import os
 
-from ijepa.environment import available_cores
+from ijepa.utils.cores import available_cores
 
 
 def test_available_cores_are_those_of_the_cpu_affinity(monkeypatch):

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from ijepa import logs
-from ijepa.logs import cut_log, rows_at_end, spread_rows
+from ijepa.checkpoint import logs
+from ijepa.checkpoint.logs import cut_log, rows_at_end, spread_rows
 
 METRICS = {"every_step": True}
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.errors import Refused
-from ijepa.masks import MaskRule, block_sizes, draw_masks
-from ijepa.randomness import Stream, uniform, words
+from ijepa.masking.masks import MaskRule, block_sizes, draw_masks
+from ijepa.utils.errors import Refused
+from ijepa.utils.random import Stream, uniform, words
 from tests.reference import masks as slow
 
 sides = st.integers(6, 32)

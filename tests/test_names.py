@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
-from ijepa.files import write_text
-from ijepa.names import printable
+from ijepa.data.open import open_source
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import write_text
+from ijepa.utils.names import printable
 from tests.data.making import jpeg, write_shards, write_tree
 
 ODD = os.fsdecode(b"caf\xe9")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.masks import MaskRule, draw_masks
-from ijepa.packing import Packer, draw_depth, layer_rates, pack
+from ijepa.masking.masks import MaskRule, draw_masks
+from ijepa.masking.packing import Packer, draw_depth, layer_rates, pack
 
 PIXELS = torch.zeros(6, 3, 64, 64, dtype=torch.uint8)
 

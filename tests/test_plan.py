@@ -6,12 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from ijepa.errors import Refused
-from ijepa.plan import outlook, plan
-from ijepa.planning.course import course
+from ijepa.config.recipe import Recipe
+from ijepa.planning.cost import course
 from ijepa.planning.hardware import Gpu, Grid
-from ijepa.planning.page import show
-from ijepa.recipe import Recipe
+from ijepa.planning.outlook import outlook, plan
+from ijepa.planning.text import show
+from ijepa.utils.errors import Refused
 
 
 @pytest.fixture(scope="module")

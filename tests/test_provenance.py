@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa import provenance
+from ijepa.utils import environment
 
 
 def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,14 +13,14 @@ def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".git").mkdir()
     (tmp_path / "src/ijepa").mkdir(parents=True)
     (tmp_path / "none").mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "src/ijepa/provenance.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "src/ijepa/utils/environment.py"))
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert provenance.commit() is None
+    assert environment.commit() is None
 
 
 def test_a_machine_is_named_by_its_cpu() -> None:
     """By its model, not only by its architecture: figures of one x86_64 CPU say nothing about another's."""
-    found = provenance.machine()
+    found = environment.machine()
     assert json.loads(json.dumps(found)) == found
     cpu = found["cpu"]
     assert cpu["name"] and cpu["name"] != platform.machine()
@@ -32,12 +32,12 @@ def test_a_machine_is_named_by_its_cpu() -> None:
 
 def test_rates_are_measured_once_and_where_the_cpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rates = provenance.cpu()["gemm"]
+    rates = environment.cpu()["gemm"]
     assert set(rates) == {"float32", "bfloat16"} and min(rates.values()) > 0
-    monkeypatch.setattr(provenance, "_product_seconds", lambda dtype: pytest.fail("measured again"))
-    assert provenance.cpu()["gemm"] == rates
+    monkeypatch.setattr(environment, "_product_seconds", lambda dtype: pytest.fail("measured again"))
+    assert environment.cpu()["gemm"] == rates
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "gemm" not in provenance.cpu()
+    assert "gemm" not in environment.cpu()
 
 
 @pytest.mark.parametrize("ratio", [4.0, 0.5])
@@ -45,7 +45,7 @@ def test_rates_are_the_best_of_rounds_that_take_turns(ratio: float) -> None:
     """The first product of a dtype, which compiles, does not count; nor does one that was disturbed."""
     seconds = [9e-3, 1e-3, 1e-3, 5e-3, 1e-3]
     left = {torch.float32: seconds, torch.bfloat16: [1e-6, *(each / ratio for each in (7e-3, 1e-3, 1e-3, 1e-3))]}
-    assert provenance.measured_rates(lambda dtype: left[dtype].pop(0)) == {
+    assert environment.measured_rates(lambda dtype: left[dtype].pop(0)) == {
         "float32": 1208.0,
         "bfloat16": round(1207.96 * ratio, 1),
     }
@@ -54,7 +54,7 @@ def test_rates_are_the_best_of_rounds_that_take_turns(ratio: float) -> None:
 
 def test_a_cpu_that_emulates_bfloat16_is_measured_in_one_round() -> None:
     left = {torch.float32: [0.01, 0.01], torch.bfloat16: [0.5, 0.4]}
-    assert provenance.measured_rates(lambda dtype: left[dtype].pop(0)) == {"float32": 120.8, "bfloat16": 3.0}
+    assert environment.measured_rates(lambda dtype: left[dtype].pop(0)) == {"float32": 120.8, "bfloat16": 3.0}
 
 
 INFO = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n\nprocessor\t: 1\nmodel name\t: other\n"
@@ -82,6 +82,6 @@ def test_what_a_cpu_is_called(
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": by_torch, "avx2": True, "sse2": True})
     monkeypatch.setattr(Path, "read_text", read)
-    monkeypatch.setattr(provenance.sys, "platform", "linux" if info else "other")
-    assert provenance.cpu()["name"] == name
-    assert provenance.cpu()["instructions"] == ["avx2"]
+    monkeypatch.setattr(environment.sys, "platform", "linux" if info else "other")
+    assert environment.cpu()["name"] == name
+    assert environment.cpu()["instructions"] == ["avx2"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ijepa.randomness import Stream, below, name_position, philox, uniform, words
+from ijepa.utils.random import Stream, below, name_position, philox, uniform, words
 from tests.reference.philox import philox_slow
 
 

@@ -1,10 +1,10 @@
 import pytest
 import yaml
 
-from ijepa.errors import Refused
-from ijepa.presets import presets
-from ijepa.quantities import Length
-from ijepa.recipe import Recipe
+from ijepa.config.files import presets
+from ijepa.config.recipe import Recipe
+from ijepa.utils.errors import Refused
+from ijepa.utils.quantities import Length
 
 MISSION = "vit-huge-16-in22k"
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from timing import median_seconds
 
-from ijepa.model.precision import to_e4m3
+from ijepa.model.float8 import to_e4m3
 
 
 def ceilings(device: torch.device, *, tiny: bool) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import torch
 from step import Choice, batches, build
 from timing import free
 
-from ijepa.training.parallel import computing
-from ijepa.training.prepare import token_budget
+from ijepa.training.model_setup import token_budget
+from ijepa.training.runtime import computing
 
 LOSS = {"float32": 1e-4, "bf16": 1e-2, "fp8": 3e-2}
 """Relative gap of the loss that counts as agreement."""

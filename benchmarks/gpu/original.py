@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from step import Choice
 from timing import Clock, free, peak_memory
 
-from ijepa.masks import draw_masks
+from ijepa.masking.masks import draw_masks
 
 
 def original(path: Path, device: torch.device, *, equal: bool, images: int, steps: int, tiny: bool) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from correctness import correctness
 from original import original
 from step import Choice, measure
 
-from ijepa.files import read_json, write_json
-from ijepa.provenance import machine
+from ijepa.utils.environment import machine
+from ijepa.utils.files import read_json, write_json
 
 CHOICES = {
     "fp8 compiled": Choice(fp8="tensorwise", compile=True),

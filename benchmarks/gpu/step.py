@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from timing import Clock, free, peak_memory, published_peak
 
-from ijepa.batch import Batch
-from ijepa.budget import Budget
-from ijepa.model.blocks import compile_blocks
+from ijepa.config.recipe import Recipe
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
+from ijepa.masking.token_budget import Budget
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA
-from ijepa.packing import Packer
-from ijepa.recipe import Recipe
+from ijepa.model.ijepa import IJEPA
+from ijepa.training.block_transforms import compile_blocks
+from ijepa.training.model_setup import prepare, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
-from ijepa.training.parallel import computing
-from ijepa.training.prepare import prepare, token_budget
+from ijepa.training.runtime import computing
 from ijepa.training.schedules import Rates
 
 TINY = {
@@ -67,7 +67,7 @@ class Choice:
 def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
     """A model with weights drawn on the device: speed does not depend on them, and drawing ours takes minutes."""
     torch.manual_seed(0)
-    with patch("ijepa.model.jepa.initialize"), torch.device(device):
+    with patch("ijepa.model.ijepa.initialize"), torch.device(device):
         model = IJEPA(recipe.model).to(device)  # its constants are made on the host, whatever the default device
     with torch.no_grad():
         for name, parameter in [*model.context_encoder.named_parameters(), *model.predictor.named_parameters()]:

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ijepa.config.recipe import Recipe as Recipe
     from ijepa.interop.weights import load_encoder as load_encoder
-    from ijepa.model.jepa import IJEPA as IJEPA
-    from ijepa.recipe import Recipe as Recipe
+    from ijepa.model.ijepa import IJEPA as IJEPA
 
 __version__ = "0.1.0"
 __all__ = ["IJEPA", "Recipe", "__version__", "load_encoder"]
 
-_WHERE = {"IJEPA": "ijepa.model.jepa", "Recipe": "ijepa.recipe", "load_encoder": "ijepa.interop.weights"}
+_WHERE = {"IJEPA": "ijepa.model.ijepa", "Recipe": "ijepa.config.recipe", "load_encoder": "ijepa.interop.weights"}
 
 
 def __getattr__(name: str) -> Any:

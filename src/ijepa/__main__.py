@@ -9,8 +9,8 @@ from typing import TextIO
 
 import click
 
-from ijepa.errors import Failed, Notice
-from ijepa.output import Output, OutputLost
+from ijepa.utils.errors import Failed, Notice
+from ijepa.utils.output import Output, OutputLost
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def _show_warning(
 def _complain(line: str) -> None:
     """Say one line; of several ranks that would say it only one does."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        from ijepa.training.watch import first_to_say
+        from ijepa.distributed.watchdog import first_to_say
 
         if not first_to_say(line):
             return

@@ -16,19 +16,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ijepa import randomness
-from ijepa.data.opening import open_source
-from ijepa.environment import available_cores
-from ijepa.errors import Refused
-from ijepa.evaluation.monitoring import online_diagnosis
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.evaluation.run import evaluate
-from ijepa.files import read_json, write_json
 from ijepa.interop.weights import shipped_weights
-from ijepa.prepare.scenes import VERSION, write_scenes
-from ijepa.recipe import Recipe
+from ijepa.prepare.scenes.scenes import VERSION, write_scenes
 from ijepa.report.page import write_report
 from ijepa.training.loop import Callback, pretrain
-from ijepa.training.monitor import duration
+from ijepa.training.metrics import duration
+from ijepa.utils import random as randomness
+from ijepa.utils.cores import available_cores
+from ijepa.utils.errors import Refused
+from ijepa.utils.files import read_json, write_json
 
 IMAGES = 12000
 KINDS = ("linear", "knn", "segmentation")

@@ -8,10 +8,10 @@ import torch
 
 from ijepa.bench import bench_attention, bench_evaluation, bench_index, bench_masks, bench_order, bench_step
 from ijepa.bench.step import PARTS
-from ijepa.masks import MaskRule
+from ijepa.config.recipe import Recipe
+from ijepa.masking.masks import MaskRule
+from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
-from ijepa.packing import Packer
-from ijepa.recipe import Recipe
 
 TINY = {
     "model.image_size": 64,
@@ -71,7 +71,7 @@ def test_all_ways_of_attending_compute_the_same():
 
 def test_evaluation_is_measured_by_parts(monkeypatch):
     from ijepa.bench import evaluation
-    from ijepa.evaluation import reading
+    from ijepa.evaluation.features import loaders
 
     monkeypatch.setattr(evaluation, "KNN", {"train": 3000, "test": 300, "width": 64, "classes": 10})
     monkeypatch.setattr(evaluation, "BANK", {"patches": 3000, "width": 32, "queries": 50, "k": 5})
@@ -80,8 +80,8 @@ def test_evaluation_is_measured_by_parts(monkeypatch):
     tiny = Recipe.load("vit-small-16", {**TINY, "model.encoder.depth": 4})
     monkeypatch.setattr(evaluation.Recipe, "load", lambda name: tiny)
     decoded = []
-    crop = reading.random_resized_crop_box
-    monkeypatch.setattr(reading, "random_resized_crop_box", lambda *given: decoded.append(given) or crop(*given))
+    crop = loaders.random_resized_crop_box
+    monkeypatch.setattr(loaders, "random_resized_crop_box", lambda *given: decoded.append(given) or crop(*given))
     lines = []
     result = bench_evaluation(recipe="tiny", images=2, knn_share=1.0, repeats=1, echo=lines.append)
     assert json.loads(json.dumps(result)) == result
@@ -105,7 +105,7 @@ def test_ratio_is_the_median_of_the_ratios_of_each_round():
 
 
 def test_knn_at_full_size_is_planned_below_eight_gigabytes():
-    from ijepa.evaluation.knn import planned_memory
+    from ijepa.evaluation.classification.knn import planned_memory
 
     assert sum(planned_memory(1_281_167, 50_000, 1280, k=200, classes=1000).values()) < 8e9
 

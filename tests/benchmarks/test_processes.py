@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 

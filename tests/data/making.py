@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa.batch import Batch, Sequences
+from ijepa.masking.batch import Batch, Sequences
 
 
 def picture(number: int, height: int = 40, width: int = 52) -> np.ndarray:

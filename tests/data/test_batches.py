@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ijepa.batch import Batch, Sequences
-from ijepa.data.decode import decode_for
-from ijepa.data.loader import Loader
-from ijepa.data.opening import open_source
-from ijepa.data.order import Order
-from ijepa.masks import MaskRule
-from ijepa.packing import Packer
+from ijepa.data.loading.decode import decode_for
+from ijepa.data.loading.loader import Loader
+from ijepa.data.loading.shuffle import Order
+from ijepa.data.open import open_source
+from ijepa.masking.batch import Batch, Sequences
+from ijepa.masking.masks import MaskRule
+from ijepa.masking.packing import Packer
 from tests.data.making import write_shards
 
 IMAGES, GLOBAL, STEPS = 21, 8, 6  # two epochs and a bit
@@ -126,7 +126,9 @@ def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, w
 
 def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
     decoded = []
-    monkeypatch.setattr("ijepa.data.loader.decode_for", lambda *given: decoded.append(given) or decode_for(*given))
+    monkeypatch.setattr(
+        "ijepa.data.loading.loader.decode_for", lambda *given: decoded.append(given) or decode_for(*given)
+    )
     samples(source, ORDERS["global"], 1, GLOBAL, 0, crops_per_decode=4)
     assert len(decoded) == GLOBAL * STEPS // 4
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from ijepa.data.bench import bench_data
-from ijepa.errors import Failed
-from ijepa.recipe import Recipe
+from ijepa.bench.data import bench_data
+from ijepa.config.recipe import Recipe
+from ijepa.utils.errors import Failed
 from tests.data.making import jpeg, write_tree
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.decode import decode
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_source
+from ijepa.utils.errors import Refused
 
 
 def python2(value: object) -> bytes:

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ijepa.data.crop import WORDS, Box, center_crop_box, clamped_crop_box, crop_resize, random_resized_crop_box
-from ijepa.randomness import Stream, uniform, words
+from ijepa.data.loading.crop import WORDS, Box, center_crop_box, clamped_crop_box, crop_resize, random_resized_crop_box
+from ijepa.utils.random import Stream, uniform, words
 from tests.data.making import picture
 from tests.reference import crop as reference
 

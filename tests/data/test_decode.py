@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ijepa.data import decode as module
-from ijepa.data.decode import DecodeError, decode, decode_mask, image_size
+from ijepa.data.loading import decode as module
+from ijepa.data.loading.decode import DecodeError, decode, decode_mask, image_size
 from tests.data.making import encoded, jpeg, picture
 
 
@@ -156,7 +156,7 @@ def test_the_limit_is_ours_and_not_the_one_pillow_warns_at(recwarn, monkeypatch)
 _MEASURED = """
 import sys
 from pathlib import Path
-from ijepa.data.decode import decode
+from ijepa.data.loading.decode import decode
 
 def memory(key):
     return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024

@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from ijepa.data import sources as module
-from ijepa.data.loader import Loader
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
+from ijepa.data.loading.loader import Loader
+from ijepa.data.open import open_source
+from ijepa.data.sources import base as module
+from ijepa.utils.errors import Failed
 from tests.data.making import bare_batch, jpeg, write_shards, write_tree
 
 
@@ -58,7 +58,7 @@ def test_a_shard_that_shrinks(shards, workers):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_shard_that_hangs(shards, monkeypatch):
     """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
-    monkeypatch.setattr("ijepa.data.loader._PATIENCE", 0.2)
+    monkeypatch.setattr("ijepa.data.loading.loader._PATIENCE", 0.2)
     source = open_source(shards)
     (shards / "train-0001.tar").unlink()
     os.mkfifo(shards / "train-0001.tar")
@@ -137,7 +137,7 @@ def test_more_shards_than_may_be_open(tmp_path):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
-from ijepa.data.opening import open_source
+from ijepa.data.open import open_source
 source = open_source({str(shards)!r})
 assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 """

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ijepa.data.opening import open_source
+from ijepa.data.open import open_source
 from tests.data.making import jpeg
 
 datasets = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.opening import open_set, open_source
-from ijepa.data.sources import Sample, Source
-from ijepa.errors import Refused
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.base import Sample, Source
+from ijepa.utils.errors import Refused
 from tests.data.making import write_tar, write_tree
 
 WNIDS = ("n01440764", "n01443537", "n02085620")

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from ijepa.data import index as module
-from ijepa.data.index import Index, build, cache_root, load, text_item
-from ijepa.data.listing import Folder, find
-from ijepa.errors import Refused
+from ijepa.data.paths import Folder, find
+from ijepa.data.sources import index as module
+from ijepa.data.sources.index import Index, build, cache_root, load, text_item
+from ijepa.utils.errors import Refused
 from tests.data.making import jpeg, write_shards, write_tar, write_tree
 
 
@@ -214,7 +214,7 @@ def test_masks_folder_must_not_change_the_images(tmp_path):
 
 def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatch):
     from ijepa.bench.index import write_shards as write_many
-    from ijepa.data.opening import open_source
+    from ijepa.data.open import open_source
 
     write_many(tmp_path / "shards", 200, shard=3)
     found = {}

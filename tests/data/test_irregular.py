@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import read_file
-from ijepa.errors import Failed, Refused
-from ijepa.prepare.lists import list_index
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import read_file
+from ijepa.prepare.file_lists import list_index
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import jpeg, write_tree
 from tests.data.test_remote import save
 
@@ -84,8 +84,8 @@ def test_no_command_waits_for_a_fifo_named_as_an_image(tree, tmp_path, command):
 
 _OPEN = """
 import sys
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
+from ijepa.data.open import open_source
+from ijepa.utils.errors import Refused
 for path in sys.argv[1:]:
     try:
         open_source(path)
@@ -108,9 +108,9 @@ def test_a_path_that_is_one_is_refused(tmp_path):
 _READ = """
 import sys
 from pathlib import Path
-from ijepa.data.opening import open_source
-from ijepa.data.sources import FolderSource
-from ijepa.prepare.lists import list_index
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import FolderSource
+from ijepa.prepare.file_lists import list_index
 for path in sys.argv[1:]:
     source = FolderSource(list_index(Path(path))) if path.endswith(".csv") else open_source(path)
     print([len(source.image(index)) for index in range(len(source))])
@@ -143,8 +143,8 @@ def test_a_list_with_one_is_packed_without_it(tmp_path):
 _FRAME = """
 import sys
 from pathlib import Path
-from ijepa.errors import Failed
-from ijepa.evaluation.videos import Video
+from ijepa.utils.errors import Failed
+from ijepa.evaluation.video.dataset import Video
 try:
     Video("x", (Path(sys.argv[1]),), (None,)).frame(0)
 except Failed as error:

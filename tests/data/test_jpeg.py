@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ijepa.data import turbojpeg
-from ijepa.data.crop import Box
-from ijepa.data.decode import DecodeError, decode, decode_for, image_size
-from ijepa.data.jpeg import decode_part
+from ijepa.data.loading import turbojpeg
+from ijepa.data.loading.crop import Box
+from ijepa.data.loading.decode import DecodeError, decode, decode_for, image_size
+from ijepa.data.loading.jpeg import decode_part
 from tests.data.making import encoded, jpeg, picture
 
 KINDS = {

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.opening import open_set, open_source
-from ijepa.data.sources import Source
-from ijepa.errors import Refused
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.base import Source
+from ijepa.utils.errors import Refused
 from tests.data.making import encoded, write_tree
 
 TREES: dict[str, dict[str, tuple[str, str]]] = {

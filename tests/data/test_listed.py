@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data.listed import select
-from ijepa.data.opening import open_set, open_source
-from ijepa.errors import Refused
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.subset import select
+from ijepa.utils.errors import Refused
 from tests.data.making import encoded, picture, write_tar, write_tree
 
 FILES = {f"n{c}/n{c}_{i}.JPEG": f"{c}{i}".encode() for c in (1, 2) for i in range(3)}

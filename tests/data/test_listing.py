@@ -1,7 +1,7 @@
 import pytest
 
-from ijepa.data.listing import Folder, Shards, expand_braces, find
-from ijepa.errors import Refused
+from ijepa.data.paths import Folder, Shards, expand_braces, find
+from ijepa.utils.errors import Refused
 from tests.data.making import jpeg, write_shards, write_tree
 
 

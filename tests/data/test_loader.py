@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.batch import Batch
-from ijepa.data.crop import WORDS, crop_resize, random_resized_crop_box
-from ijepa.data.decode import decode
-from ijepa.data.loader import Loader, LoaderPlan
-from ijepa.data.opening import open_source
-from ijepa.data.order import sample_indices
-from ijepa.data.sources import Source
-from ijepa.errors import Failed, Refused
-from ijepa.randomness import Stream, words
+from ijepa.data.loading.crop import WORDS, crop_resize, random_resized_crop_box
+from ijepa.data.loading.decode import decode
+from ijepa.data.loading.loader import Loader, LoaderPlan
+from ijepa.data.loading.shuffle import sample_indices
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import Source
+from ijepa.masking.batch import Batch
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.random import Stream, words
 from tests.data.making import bare_batch, jpeg, write_shards, write_tar, write_tree
 
 SCALE, RATIO, SIZE, SEED = (0.3, 1.0), (3 / 4, 4 / 3), (16, 20), 3

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ijepa.bench.order import write_index
-from ijepa.data.order import Order, sample_indices
-from ijepa.randomness import philox
+from ijepa.data.loading.shuffle import Order, sample_indices
+from ijepa.utils.random import philox
 from tests.reference.order import blocks_index, sample_index
 
 
@@ -221,9 +221,9 @@ _LOOKUPS = """
 import sys
 from pathlib import Path
 import numpy as np
-from ijepa.data.index import load
-from ijepa.data.order import Order
-from ijepa.data.sources import TarSource
+from ijepa.data.sources.index import load
+from ijepa.data.loading.shuffle import Order
+from ijepa.data.sources.base import TarSource
 
 source = TarSource(load(Path(sys.argv[1])))
 for kind in ("global", "blocks"):
@@ -250,7 +250,7 @@ def test_any_step_of_fourteen_million_costs_its_own_samples_and_no_more(kind, mo
         drawn.append(len(counter))
         return philox(counter, seed)
 
-    monkeypatch.setattr("ijepa.data.order.philox", counted)
+    monkeypatch.setattr("ijepa.data.loading.shuffle.philox", counted)
     for step in (0, 6907, 6908, 3_177_000):
         drawn.clear()
         Order(0, WHOLE, kind).indices(np.arange(step * 2048, step * 2048 + 2048))

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from ijepa.data import overlap
-from ijepa.data.opening import open_set, open_source
+from ijepa.data.open import open_set, open_source
 from ijepa.data.overlap import refuse_overlap
-from ijepa.data.sources import Source
-from ijepa.errors import Refused
+from ijepa.data.sources.base import Source
+from ijepa.utils.errors import Refused
 from tests.data.making import write_shards, write_tar, write_tree
 
 FILES = {f"n{c}/n{c}_{i}.JPEG": f"{c}{i}".encode() for c in (1, 2) for i in range(3)}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data import parquet as module
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
+from ijepa.data.open import open_source
+from ijepa.data.sources import parquet as module
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import jpeg, write_shards
 
 pa = pytest.importorskip("pyarrow")

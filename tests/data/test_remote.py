@@ -10,10 +10,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from ijepa.data import remote
-from ijepa.data.opening import open_source
+from ijepa.data.open import open_source
 from ijepa.data.overlap import refuse_overlap
-from ijepa.errors import Failed, Refused
+from ijepa.data.sources import remote
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import jpeg, write_shards, write_tar
 
 pytest.importorskip("aiohttp")

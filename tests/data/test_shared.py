@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from ijepa.data.shared import SharedMemory, anonymous_file
+from ijepa.data.loading.shared_memory import SharedMemory, anonymous_file
 
 SHAPE = (2, 1, 3, 34, 30)  # two slots with room for 768 bytes, after pixels that end between two multiples of 64
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import Sample, Source
-from ijepa.errors import Failed, Refused
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import Sample, Source
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import encoded, jpeg, write_shards, write_tar, write_tree
 
 MASK = encoded(np.arange(16, dtype=np.uint8).reshape(4, 4), "PNG")

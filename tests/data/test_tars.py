@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ijepa.data.tars import BLOCK, TarError, header_name, scan_tar
+from ijepa.data.sources.tar_index import BLOCK, TarError, header_name, scan_tar
 from tests.data.making import write_tar
 from tests.reference.tars import samples
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.batch import Batch
-from ijepa.data.workers import LoaderDefect, mark, produce
-from ijepa.errors import Failed
+from ijepa.data.loading.workers import LoaderDefect, mark, produce
+from ijepa.masking.batch import Batch
+from ijepa.utils.errors import Failed
 from tests.data.making import bare_batch
 from tests.waiting import LIMIT, wait_until
 
@@ -183,7 +183,7 @@ def elsewhere(item: int, pixels: Tensor) -> Batch:
 _PARENT = """
 import sys, time
 from functools import partial
-from ijepa.data.workers import produce
+from ijepa.data.loading.workers import produce
 from tests.data.test_workers import SHAPE, make
 
 if __name__ == "__main__":

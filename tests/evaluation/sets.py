@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import Source
-from ijepa.evaluation.classification import Split
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.classification.compare import Split
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 

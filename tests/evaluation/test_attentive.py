@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ijepa.errors import Refused
-from ijepa.evaluation.attentive import AttentiveHead, AttentiveHeads, QueryHead
+from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
+from ijepa.utils.errors import Refused
 
 GRID = ((1e-3, 0.0), (1e-2, 0.3))
 

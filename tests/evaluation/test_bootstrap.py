@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ijepa.evaluation.bootstrap import miou_interval, times_drawn
-from ijepa.evaluation.confusion import Confusion
+from ijepa.evaluation.metrics.bootstrap import miou_interval, times_drawn
+from ijepa.evaluation.metrics.iou import Confusion
 
 
 def confusion(n: int, *, right: float, classes: int = 4, seed: int = 0, ignore: tuple[int, ...] = ()) -> Confusion:

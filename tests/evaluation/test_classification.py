@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.evaluation.features import PixelEncoder
-from ijepa.evaluation.knn import evaluate_knn
-from ijepa.evaluation.linear_probe import evaluate_linear
-from ijepa.evaluation.protocol import KnnProtocol, LinearProtocol
+from ijepa.config.recipe import Model
+from ijepa.data.open import open_source
+from ijepa.evaluation.classification.knn import evaluate_knn
+from ijepa.evaluation.classification.linear_probe import evaluate_linear
+from ijepa.evaluation.features.extract import PixelEncoder
+from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Model
+from ijepa.utils.errors import Refused
 from tests.data.making import write_tar
 from tests.evaluation.sets import colour_sets, write_colours
 

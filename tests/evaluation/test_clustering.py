@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from ijepa.errors import Refused
-from ijepa.evaluation import clustering as c
-from ijepa.evaluation.annotated import Classes
+from ijepa.evaluation.segmentation import clustering as c
+from ijepa.evaluation.segmentation.dataset import Classes
+from ijepa.utils.errors import Refused
 from tests.reference.segmentation import best_assignment, lloyd
 
 

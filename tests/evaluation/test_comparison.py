@@ -5,12 +5,12 @@ import pytest
 from click.testing import CliRunner
 
 from ijepa.cli import cli
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.evaluation.comparison import FIGURES, compare_results, published
-from ijepa.evaluation.protocol import KINDS, presets
-from ijepa.evaluation.segmentation import evaluate_segmentation
-from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.data.open import open_source
+from ijepa.evaluation.protocols import KINDS, presets
+from ijepa.evaluation.results.compare import FIGURES, compare_results, published
+from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
+from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
+from ijepa.utils.errors import Refused
 from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 
 Rows = list[dict[str, object]]

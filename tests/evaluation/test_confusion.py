@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from ijepa.evaluation.confusion import Confusion
+from ijepa.evaluation.metrics.iou import Confusion
 
 
 def confused(truth: np.ndarray, prediction: np.ndarray, classes: int, ignore: tuple[int, ...] = ()) -> Confusion:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
-from ijepa.evaluation import diagnostics as d
-from ijepa.evaluation.pictures import choose
+from ijepa.data.open import open_source
+from ijepa.evaluation.diagnostics import metrics as d
+from ijepa.evaluation.features.sampling import choose
+from ijepa.utils.errors import Failed, Refused
 from tests.evaluation.toys import MeanColour
 from tests.reference.segmentation import position_r2 as position_r2_reference
 

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
-from ijepa.evaluation import features
-from ijepa.evaluation.features import PixelEncoder, extract, image_features, weights_hash
+from ijepa.config.recipe import Model
+from ijepa.data.open import open_source
+from ijepa.evaluation.features import extract as features
+from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Model
+from ijepa.utils.errors import Failed
 from tests.evaluation.sets import colour_sets
 from tests.evaluation.toys import MeanColour
 

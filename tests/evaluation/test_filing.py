@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ijepa.evaluation.filing import EARLIER, file_for
+from ijepa.evaluation.results.store import EARLIER, file_for
 
 
 def result(**changed: Any) -> dict[str, Any]:

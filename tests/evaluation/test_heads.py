@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ijepa.evaluation import head_optimizers
-from ijepa.evaluation.heads import FEW, Heads, softmax_
+from ijepa.evaluation.classification import optimizers
+from ijepa.evaluation.classification.linear_heads import FEW, Heads, softmax_
 
 GRID = ((3e-3, 0.0), (5e-2, 0.3), (1e-2, 0.01))
 
@@ -119,8 +119,8 @@ def test_together_as_alone(optimizer, norm):
 def test_slabs_change_nothing(optimizer, slab, monkeypatch):
     """Slabs of one row, and of two with a rest, of five rows of 12 numbers."""
     weights = []
-    for size in (head_optimizers.SLAB, slab):
-        monkeypatch.setattr(head_optimizers, "SLAB", size)
+    for size in (optimizers.SLAB, slab):
+        monkeypatch.setattr(optimizers, "SLAB", size)
         heads = Heads(5, 4, GRID, norm="batch-affine", optimizer=optimizer, initial_std=0.1)
         for x, y in data(width=5):
             heads.step(x, y, 1.0)

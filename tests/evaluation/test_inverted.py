@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ijepa.evaluation import retrieval as r
-from ijepa.evaluation.inverted import InvertedIndex, sort_rows_
+from ijepa.evaluation.segmentation import retrieval as r
+from ijepa.evaluation.segmentation.ivf import InvertedIndex, sort_rows_
 
 
 def clusters(m: int, width: int = 24, count: int = 30, seed: int = 0) -> torch.Tensor:

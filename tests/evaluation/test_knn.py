@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from ijepa.evaluation import knn
-from ijepa.evaluation.knn import evaluate_knn, knn_accuracy, knn_ranks
-from ijepa.evaluation.protocol import KnnProtocol
-from ijepa.evaluation.result import accuracies
+from ijepa.evaluation.classification import knn
+from ijepa.evaluation.classification.knn import evaluate_knn, knn_accuracy, knn_ranks
+from ijepa.evaluation.metrics.accuracy import accuracies
+from ijepa.evaluation.protocols import KnnProtocol
 from tests.evaluation.sets import clouds, colour_sets
 from tests.evaluation.toys import MeanColour
 from tests.reference import classifiers

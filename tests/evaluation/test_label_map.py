@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.data.decode import DecodeError, decode_mask
-from ijepa.data.opening import open_set, open_source
-from ijepa.errors import Refused
-from ijepa.evaluation.annotated import Annotated, find_classes
-from ijepa.evaluation.label_map import IGNORED, LabelError, LabelMap, label_maps, load_label_map
-from ijepa.evaluation.segmentation import evaluate_segmentation
-from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.data.loading.decode import DecodeError, decode_mask
+from ijepa.data.open import open_set, open_source
+from ijepa.evaluation.segmentation.dataset import Annotated, find_classes
+from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
+from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, label_maps, load_label_map
+from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
+from ijepa.utils.errors import Refused
 from tests.data.making import encoded
 from tests.evaluation.toys import PALETTE, MeanColour, block_mask, png, write_pairs
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.evaluation.lars import Lars
+from ijepa.evaluation.classification.lars import Lars
 from tests.reference.classifiers import lars_steps
 
 

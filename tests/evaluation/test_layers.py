@@ -5,12 +5,19 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.data.opening import open_source
-from ijepa.evaluation.diagnostics import diagnose
-from ijepa.evaluation.layers import before_norm, context_views, diagnose_fully, layer_figures, lidar, norm_of
-from ijepa.evaluation.pictures import choose, crops
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.evaluation.diagnostics.by_layer import (
+    before_norm,
+    context_views,
+    diagnose_fully,
+    layer_figures,
+    lidar,
+    norm_of,
+)
+from ijepa.evaluation.diagnostics.metrics import diagnose
+from ijepa.evaluation.features.sampling import choose, crops
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Recipe
 from tests.conftest import TINY
 
 RECIPE = Recipe.read(TINY, "tiny")
@@ -110,7 +117,7 @@ def test_the_verdict_knows_what_the_norm_hides_and_what_views_say(
     assert found["numbers"]["relative_std"] > 0.01, "behind the norm nothing shows"
     assert found["verdict"].startswith("collapsed before the final norm")
     assert not diagnose(hidden, source, images=20, image_size=SIZE, seed=0)["verdict"].startswith("collapsed before")
-    monkeypatch.setattr("ijepa.evaluation.layers.lidar", lambda views: 1.2)
+    monkeypatch.setattr("ijepa.evaluation.diagnostics.by_layer.lidar", lambda views: 1.2)
     assert diagnose_fully(encoder, source, **settings)["verdict"].startswith(
         "watch: images are hardly distinguished: LiDAR 1.2"
     )

@@ -7,11 +7,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.data.order import sample_indices
-from ijepa.errors import Refused
-from ijepa.evaluation.classification import Origin, Split
-from ijepa.evaluation.head_optimizers import EPS
-from ijepa.evaluation.linear_probe import (
+from ijepa.config.recipe import Model
+from ijepa.data.loading.shuffle import sample_indices
+from ijepa.evaluation.classification.compare import Origin, Split
+from ijepa.evaluation.classification.linear_probe import (
     FLATTERED,
     Walk,
     edge_notes,
@@ -22,10 +21,11 @@ from ijepa.evaluation.linear_probe import (
     rate_factor,
     train_heads,
 )
-from ijepa.evaluation.protocol import LinearProtocol, load_protocol
-from ijepa.evaluation.reading import Cached
+from ijepa.evaluation.classification.optimizers import EPS
+from ijepa.evaluation.features.loaders import Cached
+from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Model
+from ijepa.utils.errors import Refused
 from tests.evaluation.sets import clouds, colour_sets
 from tests.reference import classifiers
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.cli.training import _diagnosis
-from ijepa.data.opening import open_source
-from ijepa.evaluation.monitoring import online_diagnosis
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Recipe
+from ijepa.cli.train import _diagnosis
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.evaluation.diagnostics.online import online_diagnosis
+from ijepa.model.ijepa import IJEPA
 from tests.conftest import TINY
 from tests.evaluation.toys import block_mask, write_pairs
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
-from ijepa.evaluation.pictures import crops, readable_crops
+from ijepa.data.open import open_source
+from ijepa.evaluation.features.sampling import crops, readable_crops
+from ijepa.utils.errors import Failed
 from tests.evaluation.toys import block_mask, write_pairs
 
 

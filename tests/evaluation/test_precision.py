@@ -10,12 +10,12 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from ijepa.cli import cli
-from ijepa.evaluation.comparison import compare_results
-from ijepa.evaluation.features import extract, weights_hash
-from ijepa.evaluation.precision import name_of, resolved
+from ijepa.config.recipe import Model, Recipe
+from ijepa.evaluation.features.extract import extract, weights_hash
+from ijepa.evaluation.features.precision import name_of, resolved
+from ijepa.evaluation.results.compare import compare_results
 from ijepa.model.encoder import Encoder
-from ijepa.model.jepa import build_encoder
-from ijepa.recipe import Model, Recipe
+from ijepa.model.ijepa import build_encoder
 from tests.conftest import TINY
 from tests.evaluation.sets import colour_sets
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ijepa.errors import Failed, Refused
-from ijepa.evaluation import contours
-from ijepa.evaluation import propagation as p
-from ijepa.evaluation.propagation_protocol import PropagationProtocol
-from ijepa.evaluation.videos import Video, find_videos, fingerprint
+from ijepa.evaluation.metrics import region_contour
+from ijepa.evaluation.video import propagation as p
+from ijepa.evaluation.video.dataset import Video, find_videos, fingerprint
+from ijepa.evaluation.video.protocol import PropagationProtocol
+from ijepa.utils.errors import Failed, Refused
 from tests.evaluation.toys import PALETTE, MeanColour, Noise, png
 from tests.reference.videos import contour_f, take
 
@@ -38,18 +38,25 @@ def blob(height: int, width: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("tolerance", [0.008, 0.1])
 def test_contours_against_every_pair_of_pixels(seed: int, tolerance: float) -> None:
     ours, theirs = blob(17, 23, seed), blob(17, 23, seed + 100)
-    assert contours.contour(ours, theirs, tolerance) == pytest.approx(contour_f(ours, theirs, tolerance), abs=1e-12)
-    assert contours.contour(ours, ours) == contours.region(ours, ours) == 1
+    assert region_contour.contour(ours, theirs, tolerance) == pytest.approx(
+        contour_f(ours, theirs, tolerance), abs=1e-12
+    )
+    assert region_contour.contour(ours, ours) == region_contour.region(ours, ours) == 1
 
 
 def test_empty_masks_agree_with_themselves_alone() -> None:
     empty, some = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     some[2:5, 3:6] = True
-    assert contours.region(empty, empty) == contours.contour(empty, empty) == 1
-    assert contours.region(empty, some) == contours.contour(empty, some) == contours.contour(some, empty) == 0
+    assert region_contour.region(empty, empty) == region_contour.contour(empty, empty) == 1
+    assert (
+        region_contour.region(empty, some)
+        == region_contour.contour(empty, some)
+        == region_contour.contour(some, empty)
+        == 0
+    )
     other = np.zeros((8, 8), bool)
     other[2:5, 4:7] = True
-    assert contours.region(other, some) == 0.5
+    assert region_contour.region(other, some) == 0.5
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -1,7 +1,7 @@
 import pytest
 
-from ijepa.errors import Refused
-from ijepa.evaluation.protocol import DEFAULTS, KINDS, load_protocol, presets
+from ijepa.evaluation.protocols import DEFAULTS, KINDS, load_protocol, presets
+from ijepa.utils.errors import Refused
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in presets(kind)])

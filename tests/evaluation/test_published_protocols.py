@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa.evaluation.linear_probe import FLATTERED, evaluate_linear
-from ijepa.evaluation.precision import resolved
-from ijepa.evaluation.protocol import KINDS, load_protocol, presets
+from ijepa.config.recipe import Model
+from ijepa.evaluation.classification.linear_probe import FLATTERED, evaluate_linear
+from ijepa.evaluation.features.precision import resolved
+from ijepa.evaluation.protocols import KINDS, load_protocol, presets
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Model
 from tests.evaluation.sets import colour_sets
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)

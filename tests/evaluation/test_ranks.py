@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.errors import Failed
-from ijepa.evaluation.ranks import ALONE, Ranks
-from ijepa.report.record import MAIN
+from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.report.run_data import MAIN
+from ijepa.utils.errors import Failed
 from tests.evaluation.test_propagation import write_video
 from tests.training.ranks import spawn
 
@@ -34,7 +34,7 @@ EVALUATE = """
 import json, os, sys
 from pathlib import Path
 import torch
-from ijepa.errors import Failed
+from ijepa.utils.errors import Failed
 from ijepa.evaluation.run import evaluate, evaluate_videos
 torch.set_num_threads(1)
 if os.environ["WORLD_SIZE"] != "1":

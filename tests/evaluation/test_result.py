@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from ijepa.evaluation.result import accuracies, interval, ranks_of, statistics
+from ijepa.evaluation.metrics.accuracy import accuracies, interval, ranks_of, statistics
 
 
 @pytest.mark.parametrize(("right", "total"), [(1, 2), (3, 10), (137, 200), (4000, 50000)])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijepa.evaluation import retrieval as r
+from ijepa.evaluation.segmentation import retrieval as r
 from tests.reference.segmentation import retrieve
 
 

@@ -6,17 +6,17 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ijepa.data.decode import decode
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
+from ijepa.config.recipe import Recipe
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_source
 from ijepa.evaluation import run
-from ijepa.evaluation.features import central_view
+from ijepa.evaluation.features.extract import central_view
 from ijepa.evaluation.run import evaluate, table
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
-from ijepa.model.jepa import build_encoder
-from ijepa.recipe import Recipe
+from ijepa.model.ijepa import build_encoder
+from ijepa.utils.errors import Failed, Refused
 from tests.conftest import TINY
 from tests.evaluation.toys import block_mask, write_pairs
 

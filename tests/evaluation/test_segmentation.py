@@ -8,15 +8,15 @@ import pytest
 import torch
 import yaml
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import Source
-from ijepa.errors import Failed, Refused
-from ijepa.evaluation import segmentation as s
-from ijepa.evaluation.annotated import Annotated, Classes, find_classes, nearest_resize, patch_features
-from ijepa.evaluation.bank import PatchBank, hold_out
-from ijepa.evaluation.protocol import load_protocol, presets
-from ijepa.evaluation.segmentation_memory import planned_memory
-from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.protocols import load_protocol, presets
+from ijepa.evaluation.segmentation import evaluate as s
+from ijepa.evaluation.segmentation.dataset import Annotated, Classes, find_classes, nearest_resize, patch_features
+from ijepa.evaluation.segmentation.memory import planned_memory
+from ijepa.evaluation.segmentation.patch_bank import PatchBank, hold_out
+from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
+from ijepa.utils.errors import Failed, Refused
 from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
 
 FOLDER = Path(s.__file__).parent / "protocols/segmentation"

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import Source
-from ijepa.evaluation.annotated import Annotated, Classes
-from ijepa.evaluation.hummingbird import SoftBank, class_shares, draw_rare, largest
-from ijepa.evaluation.linear_segmentation import loss_of, train_layer
-from ijepa.evaluation.segmentation_protocol import LinearHead, SoftRetrieval
-from ijepa.randomness import Stream, uniform, words
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.segmentation.dataset import Annotated, Classes
+from ijepa.evaluation.segmentation.hummingbird import SoftBank, class_shares, draw_rare, largest
+from ijepa.evaluation.segmentation.linear import loss_of, train_layer
+from ijepa.evaluation.segmentation.protocol import LinearHead, SoftRetrieval
+from ijepa.utils.random import Stream, uniform, words
 from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 from tests.reference.segmentation import rare_patches, soft_labels
 
@@ -99,7 +99,7 @@ def test_a_layer_never_answers_an_ignored_class(train: Source, monkeypatch: pyte
     assert 2 not in layer.masks(patches, 32)
     again = train_layer(MeanColour(), annotated(train), barred, rule, seed=0)
     torch.testing.assert_close(layer.state_dict(), again.state_dict(), atol=0, rtol=0)
-    monkeypatch.setattr("ijepa.evaluation.linear_segmentation.KEPT", 0)
+    monkeypatch.setattr("ijepa.evaluation.segmentation.linear.KEPT", 0)
     in_loop = train_layer(MeanColour(), annotated(train), barred, rule, seed=0)
     # Features in memory are float16.
     torch.testing.assert_close(layer.linear.weight, in_loop.linear.weight, atol=0.02, rtol=0)

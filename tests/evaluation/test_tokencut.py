@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.evaluation import tokencut as t
-from ijepa.evaluation.annotated import Classes
-from ijepa.evaluation.protocol import load_protocol
-from ijepa.evaluation.segmentation import evaluate_segmentation
-from ijepa.evaluation.segmentation_protocol import SegmentationProtocol
+from ijepa.data.open import open_source
+from ijepa.evaluation.protocols import load_protocol
+from ijepa.evaluation.segmentation import tokencut as t
+from ijepa.evaluation.segmentation.dataset import Classes
+from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
+from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
+from ijepa.utils.errors import Refused
 from tests.evaluation.toys import MeanColour, Noise, write_pairs
 
 RULE: dict[str, Any] = {"name": "t", "method": "tokencut", "image_size": 32, "batch": 3}

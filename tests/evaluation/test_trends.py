@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ijepa.evaluation.trends import RECENT, TREND, findings, new_warnings, run_warnings
+from ijepa.evaluation.diagnostics.warnings import RECENT, TREND, findings, new_warnings, run_warnings
 
 CURVES = Path(__file__).parent / "curves"
 STEPS = [{"loss": 1 - step / 100, "target_std": 1.0} for step in range(50)]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ijepa.data.opening import open_source
-from ijepa.evaluation.label_map import load_label_map
-from ijepa.evaluation.views import nearest, own_palette, pca_rgb, segment
+from ijepa.data.open import open_source
+from ijepa.evaluation.segmentation.label_map import load_label_map
+from ijepa.report.feature_figures import nearest, own_palette, pca_rgb, segment
 from tests.data.making import encoded
 from tests.evaluation.toys import PALETTE, MeanColour, block_mask, png, write_pairs
 

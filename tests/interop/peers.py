@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ijepa.config.recipe import Recipe
 from ijepa.model.encoder import Encoder
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Recipe
+from ijepa.model.ijepa import IJEPA
 
 SHAPES = {
     "tiny": {"image_size": 48, "patch_size": 8, "encoder": {"width": 32, "depth": 2, "heads": 4, "mlp_ratio": 3.0}},

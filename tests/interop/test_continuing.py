@@ -6,16 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.interop.continuing import beginning
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 from ijepa.interop.exchange import export_weights
+from ijepa.interop.init_from import beginning
 from ijepa.interop.weights import load_encoder
 from ijepa.model.encoder import Encoder
-from ijepa.model.jepa import IJEPA, build_encoder
+from ijepa.model.ijepa import IJEPA, build_encoder
 from ijepa.model.vision_transformer import sincos_positions
-from ijepa.recipe import Recipe
 from ijepa.training.loop import Callback, pretrain
+from ijepa.utils.errors import Refused
 from tests.conftest import TINY
 
 

@@ -8,13 +8,14 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from ijepa.cli import cli
-from ijepa.errors import Failed, Refused
-from ijepa.interop import exchange, graphs
+from ijepa.interop import exchange
+from ijepa.interop import onnx as graphs
 from ijepa.interop import tensors as lazy
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.tensors import Lazy, open_tensors, write_tensors
 from ijepa.interop.weights import load_encoder, resolve_weights
+from ijepa.utils.errors import Failed, Refused
 from tests.interop.peers import PARTS, eager, pixels, recipe, theirs_of
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.interop import continuing, timm, transformers
-from ijepa.interop.continuing import beginning
-from ijepa.interop.geometry import encoder_shape, with_predictor
+from ijepa.config.recipe import Encoder, Model, Predictor, Recipe
+from ijepa.interop import init_from, timm, transformers
+from ijepa.interop.infer_config import encoder_shape, with_predictor
+from ijepa.interop.init_from import beginning
 from ijepa.interop.positions import Positions
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import Weights
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Encoder, Model, Predictor, Recipe
+from ijepa.model.ijepa import IJEPA
 
 HUGE = Encoder(width=1280, depth=32, heads=16)
 GIANT = Encoder(width=1408, depth=40, heads=16, mlp_ratio=6144 / 1408)
@@ -60,7 +60,7 @@ def test_the_pages_example_of_going_on_is_one_that_goes_on(monkeypatch):
     theirs = Recipe.load("vit-huge-14-in1k")
     theirs = theirs.model_copy(update={"model": theirs.model.model_copy(update={"patch_size": int(name)})})
     found = Weights(Path("huge"), theirs, "huge", foreign=parts_of(theirs.model))
-    monkeypatch.setattr(continuing, "resolve_weights", lambda path, heads: found)
+    monkeypatch.setattr(init_from, "resolve_weights", lambda path, heads: found)
     lines = re.findall(r"^ijepa pretrain (\S+) (.*)$", text, flags=re.M)
     assert len(lines) == 2
     grids = []

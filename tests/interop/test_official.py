@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.errors import Refused
+from ijepa.config.recipe import Encoder, Predictor
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.recipe import Encoder, Predictor
+from ijepa.utils.errors import Refused
 from tests.interop.peers import PARTS, eager, pixels, theirs_of
 from tests.reference.dense import positions
 

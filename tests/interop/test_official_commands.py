@@ -14,10 +14,10 @@ from click.testing import CliRunner
 
 from ijepa.__main__ import main
 from ijepa.cli import cli
-from ijepa.errors import Notice, Refused
-from ijepa.interop.continuing import beginning
 from ijepa.interop.exchange import export_weights
+from ijepa.interop.init_from import beginning
 from ijepa.interop.weights import load_encoder, resolve_weights
+from ijepa.utils.errors import Notice, Refused
 from tests.conftest import TINY
 from tests.evaluation.test_propagation import write_video
 from tests.interop.peers import averaged, pixels, recipe, write_weights

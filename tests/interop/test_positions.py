@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ijepa.errors import Refused
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.positions import Positions, read_positions
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import load_encoder, resolve_weights
+from ijepa.utils.errors import Refused
 from tests.interop.peers import averaged, recipe, write_weights
 from tests.reference.dense import positions
 

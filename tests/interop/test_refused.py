@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ijepa.errors import Failed, Refused
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
+from ijepa.utils.errors import Failed, Refused
 
 
 def _short(folder: Path, tiny: Path) -> Path:
@@ -172,7 +172,7 @@ def test_a_head_is_complete_or_absent(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr("ijepa.files.os.fsync", full)
+    monkeypatch.setattr("ijepa.utils.files.os.fsync", full)
     with pytest.raises(Failed, match="other: the head cannot be saved: no space left"):
         head.write(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]

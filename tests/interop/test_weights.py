@@ -3,13 +3,13 @@ import shutil
 import pytest
 import torch
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Recipe
 from ijepa.training.loop import pretrain
+from ijepa.utils.errors import Refused
 from tests.conftest import TINY
 
 

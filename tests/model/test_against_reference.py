@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.masks import MaskRule, draw_masks
-from ijepa.model.jepa import IJEPA, skill_of
-from ijepa.packing import draw_depth, pack
-from ijepa.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.masking.masks import MaskRule, draw_masks
+from ijepa.masking.packing import draw_depth, pack
+from ijepa.model.ijepa import IJEPA, skill_of
 from tests.reference.dense import baseline_of, goal_of, loss_of, normalised
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ijepa.config.recipe import Encoder as EncoderShape
+from ijepa.config.recipe import Model
 from ijepa.model.encoder import Encoder
-from ijepa.recipe import Encoder as EncoderShape
-from ijepa.recipe import Model
 
 transformers = pytest.importorskip("transformers")
 

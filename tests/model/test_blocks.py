@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.batch import Sequences
-from ijepa.budget import Budget
-from ijepa.masks import MaskRule
-from ijepa.model import blocks, padded_attention
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.masking.batch import Sequences
+from ijepa.masking.masks import MaskRule
+from ijepa.masking.packing import Packer, layer_rates
+from ijepa.masking.token_budget import Budget
+from ijepa.model import padded_attention
 from ijepa.model.attention import attention
-from ijepa.model.blocks import compile_blocks, recompute_blocks, set_attention
-from ijepa.model.jepa import IJEPA, whole_images
+from ijepa.model.ijepa import IJEPA, whole_images
 from ijepa.model.linear import Linear
-from ijepa.packing import Packer, layer_rates
-from ijepa.recipe import Encoder, Model, Predictor
+from ijepa.training import block_transforms
+from ijepa.training.block_transforms import compile_blocks, recompute_blocks, set_attention
 from tests.reference.dense import attend
 
 RULE = MaskRule(min_context=4)
@@ -157,7 +158,7 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
 
 def test_lengths_of_sequences_reach_no_compiled_block_that_has_a_limit():
     bounded, unbounded = sequences((3, 2), 0, 4), sequences((3, 2), 0, 0)
-    given = blocks._call(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
+    given = block_transforms._call(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
     assert (given[1].lengths, given[1].longest) == ((), 4) and given[1].cu_seqlens is bounded.cu_seqlens
     assert given[2] is unbounded
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ijepa.masks import MaskRule
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.masking.masks import MaskRule
+from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA
-from ijepa.packing import Packer
-from ijepa.recipe import Encoder, Model, Predictor
+from ijepa.model.ijepa import IJEPA
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])

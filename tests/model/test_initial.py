@@ -5,10 +5,10 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from ijepa.model.initial import initial_rows
-from ijepa.model.jepa import IJEPA
-from ijepa.randomness import Stream, name_position
-from ijepa.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.model.ijepa import IJEPA
+from ijepa.model.init import initial_rows
+from ijepa.utils.random import Stream, name_position
 from tests.reference.philox import philox_slow
 
 SHAPE = Model(

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ijepa.batch import Batch, Sequences
+from ijepa.config.recipe import Recipe
+from ijepa.masking.batch import Batch, Sequences
+from ijepa.masking.packing import Packer
 from ijepa.model.attention import attention
-from ijepa.model.jepa import IJEPA
-from ijepa.packing import Packer
-from ijepa.recipe import Recipe
-from ijepa.training.prepare import prepare, token_budget
+from ijepa.model.ijepa import IJEPA
+from ijepa.training.model_setup import prepare, token_budget
 
 CUDA = torch.device("cuda")
 

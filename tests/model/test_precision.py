@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.errors import Refused
-from ijepa.masks import MaskRule
-from ijepa.model.jepa import IJEPA
+from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.masking.masks import MaskRule
+from ijepa.masking.packing import Packer
+from ijepa.model.float8 import FrozenLinear, check_float8, cpu_scales_rows, to_e4m3, to_float8
+from ijepa.model.ijepa import IJEPA
 from ijepa.model.linear import Linear
-from ijepa.model.precision import FrozenLinear, check_float8, cpu_scales_rows, to_e4m3, to_float8
-from ijepa.packing import Packer
-from ijepa.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
 from ijepa.training.schedules import Rates
+from ijepa.utils.errors import Refused
 
 pytest.importorskip("torchao")
 

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ijepa.model import vision_transformer
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA
+from ijepa.model.ijepa import IJEPA
 from ijepa.planning.activations import activations
 from tests.planning.worlds import batch, model
 from tests.reference.memory import Alive, Saved

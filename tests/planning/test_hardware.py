@@ -2,8 +2,8 @@
 
 import pytest
 
-from ijepa.errors import Refused
 from ijepa.planning.hardware import find_country, find_gpu, gpus, grids
+from ijepa.utils.errors import Refused
 
 
 def test_every_gpu_has_figures_and_a_source():

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ijepa.batch import Batch
+from ijepa.config.recipe import Recipe
+from ijepa.distributed.process_group import World
+from ijepa.masking.batch import Batch
 from ijepa.planning.activations import activations
 from ijepa.planning.memory import STRATEGIES, State, divisors, fit, state
 from ijepa.planning.size import count_parameters
-from ijepa.recipe import Recipe
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.sharding import Spread, build
-from ijepa.training.world import World
+from ijepa.training.parallelize import Spread, build
 from tests.planning.worlds import batch, model
 from tests.reference.memory import Alive
 

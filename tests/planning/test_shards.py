@@ -7,15 +7,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from ijepa.model.jepa import IJEPA
-from ijepa.model.precision import frozen_layers, to_float8
+from ijepa.config.recipe import Recipe
+from ijepa.distributed.local_tensors import local
+from ijepa.distributed.process_group import World
+from ijepa.model.float8 import frozen_layers, to_float8
+from ijepa.model.ijepa import IJEPA
 from ijepa.planning.memory import state
 from ijepa.planning.size import count_parameters
-from ijepa.recipe import Recipe
 from ijepa.training.optimizer import make_optimizer, trained
-from ijepa.training.sharding import _shard
-from ijepa.training.shards import local
-from ijepa.training.world import World
+from ijepa.training.parallelize import _shard
 
 RANKS = 8
 

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from ijepa.batch import Batch
-from ijepa.masks import Masks
-from ijepa.packing import draw_depth, pack
+from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.masking.batch import Batch
+from ijepa.masking.masks import Masks
+from ijepa.masking.packing import draw_depth, pack
 from ijepa.planning.activations import Tokens
-from ijepa.recipe import Encoder, Model, Predictor
 
 IMAGES, CONTEXT, BLOCKS, TARGET = 8, 32, 4, 32
 

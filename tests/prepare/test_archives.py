@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.data.sources import FolderSource
-from ijepa.errors import Refused
-from ijepa.prepare import progress
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.archives import open_archives
-from ijepa.prepare.lists import list_index
+from ijepa.prepare.file_lists import list_index
+from ijepa.utils import progress
+from ijepa.utils.errors import Refused
 from tests.data.making import jpeg, write_tree
 from tests.prepare.test_pack import content, held, nested, run, tree
 

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
-from ijepa.prepare.check import check
+from ijepa.data.open import open_source
 from ijepa.prepare.checksums import changed_shards
-from ijepa.prepare.scenes import write_scenes
+from ijepa.prepare.scenes.scenes import write_scenes
+from ijepa.prepare.verify import check
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import write_tar, write_tree
 
 
@@ -66,7 +66,7 @@ def test_duplicates_are_found_by_content(odd: Path) -> None:
 
 
 def test_processes_change_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ijepa.prepare.check._RUN", 8)  # several runs, so that the second process has work
+    monkeypatch.setattr("ijepa.prepare.verify._RUN", 8)  # several runs, so that the second process has work
     source = open_source(scenes, split="train")
     assert check(source, processes=1, duplicates=True) == check(source, processes=2, duplicates=True)
     with pytest.raises(Refused):

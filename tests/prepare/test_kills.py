@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
-from ijepa.prepare import shards, under_way
+from ijepa.data.open import open_source
+from ijepa.prepare import pack_state, shard_writer
 from ijepa.prepare.pack import Settings, pack
+from ijepa.utils.errors import Failed
 from tests.prepare.test_pack import content, nested, run, tree
 from tests.waiting import wait_until
 
@@ -79,7 +79,7 @@ def test_kills_at_any_time_change_no_byte(tmp_path):
         except subprocess.TimeoutExpired:
             killed.send_signal(signal.SIGKILL)
             code = killed.wait()
-        whole_now = (tmp_path / "out/manifest.json").is_file() and not (tmp_path / "out" / under_way.WORK).exists()
+        whole_now = (tmp_path / "out/manifest.json").is_file() and not (tmp_path / "out" / pack_state.WORK).exists()
         assert code in (0, -signal.SIGKILL) and (code != 0 or whole_now), killed.stderr.read()
         if whole_now:
             break
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_at_the_plan_or_a_record(tmp_path, monkeypatch, write)
         fsync(descriptor)
 
     source = {"train": open_source(root)}
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(shard_writer.os, "fsync", full)
     name = ["plan.json", "train-0000.tar:", "train-0000.tar.json", "train-0001.tar:"][write - 1]
     with pytest.raises(Failed, match=f"{name}.*No space left"):
         pack(source, tmp_path / "out", Settings(shard_size=10))

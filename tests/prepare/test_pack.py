@@ -16,13 +16,13 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
+from ijepa.data.open import open_source
 from ijepa.prepare import pack as module
-from ijepa.prepare import shards, under_way
+from ijepa.prepare import pack_state, shard_writer
 from ijepa.prepare.archives import open_archives
-from ijepa.prepare.lists import list_index
+from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.pack import Settings, pack
+from ijepa.utils.errors import Failed, Refused
 from tests.data.making import encoded, jpeg, picture, write_shards, write_tar, write_tree
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -152,8 +152,8 @@ def test_the_seed_and_nothing_else_decides_the_bytes(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ijepa.data.opening import open_source
-from ijepa.data.sources import FolderSource
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.pack import Settings, pack
 left = int(sys.argv[3])
 class Mortal(FolderSource):
@@ -179,7 +179,7 @@ def test_five_kills_change_no_byte(tmp_path):
         assert not (tmp_path / "out/manifest.json").exists()
     pack({"train": open_source(root)}, tmp_path / "out", Settings(shard_size=4, hold_out=2))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert not (tmp_path / "out" / under_way.WORK).exists()
+    assert not (tmp_path / "out" / pack_state.WORK).exists()
 
 
 def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monkeypatch):
@@ -211,25 +211,25 @@ def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypa
     root = tree(tmp_path / "tree")
 
     def killed(out):
-        for file in (out / under_way.WORK).iterdir():
+        for file in (out / pack_state.WORK).iterdir():
             if file.name not in kept:
                 file.unlink()
         raise Failed("killed")
 
-    monkeypatch.setattr(under_way, "clean", killed)
+    monkeypatch.setattr(pack_state, "clean", killed)
     with pytest.raises(Failed, match="killed"):
         run("folder", root, tmp_path / "out")
     monkeypatch.undo()
     with pytest.raises(Refused, match="with other settings"):
         run("folder", root, tmp_path / "out", "--seed", 3)
     assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
-    assert not (tmp_path / "out" / under_way.WORK).exists()
+    assert not (tmp_path / "out" / pack_state.WORK).exists()
 
 
 def test_one_packing_at_a_time(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     with (
-        under_way.claim(tmp_path / "out"),
+        pack_state.claim(tmp_path / "out"),
         pytest.raises(Refused, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
     ):
         pack(source, tmp_path / "out", Settings())
@@ -293,7 +293,7 @@ def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
     source = {"train": open_source(root)}
     pack(source, tmp_path / "whole", Settings(shard_size=4))
     written = [0]
-    header = shards._header
+    header = shard_writer._header
 
     def full(name, size):
         written[0] += 1
@@ -301,7 +301,7 @@ def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return header(name, size)
 
-    monkeypatch.setattr(shards, "_header", full)
+    monkeypatch.setattr(shard_writer, "_header", full)
     with pytest.raises(Failed, match="No space left") as error:
         pack(source, tmp_path / "out", Settings(shard_size=4))
     assert "\n" not in str(error.value)

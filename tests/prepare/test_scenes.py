@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.data.decode import decode, decode_mask
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.prepare import scenes
-from ijepa.prepare.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
+from ijepa.data.loading.decode import decode, decode_mask
+from ijepa.data.open import open_source
+from ijepa.prepare.scenes import scenes
+from ijepa.prepare.scenes.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
+from ijepa.utils.errors import Refused
 from tests.reference.scenes import coverage
 
 GOLDEN_LABELS = [6, 0, 4, 7, 5, 6, 4, 4, 0, 5, 5, 4]

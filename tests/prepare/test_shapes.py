@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ijepa.prepare import shapes
+from ijepa.prepare.scenes import shapes
 
 CELLS = 600
 CELL = 2 * shapes.EXTENT / CELLS

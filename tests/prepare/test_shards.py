@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijepa.errors import Failed, Refused
-from ijepa.prepare.shards import Record, ShardPlan, plan_shards, write_folder, write_shard
+from ijepa.prepare.shard_writer import Record, ShardPlan, plan_shards, write_folder, write_shard
+from ijepa.utils.errors import Failed, Refused
 
 RECORDS = [
     Record("a", image=b"first", label=3, mask=b"mask"),

@@ -2,8 +2,8 @@
 
 import math
 
-from ijepa.masks import ATTEMPTS
-from ijepa.randomness import Stream, words
+from ijepa.masking.masks import ATTEMPTS
+from ijepa.utils.random import Stream, words
 
 
 def draw(rule, grid, seed, position):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ijepa.prepare.shapes import signed_distance
+from ijepa.prepare.scenes.shapes import signed_distance
 
 
 def coverage(name: str, size: int, center: tuple[float, float], unit: float, angle: float) -> np.ndarray:

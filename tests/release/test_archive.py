@@ -16,18 +16,18 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from ijepa.cli import cli
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 from ijepa.evaluation.run import evaluate
 from ijepa.interop import tensors as lazy
 from ijepa.interop.weights import load_encoder
 from ijepa.planning.hardware import grids
-from ijepa.recipe import Recipe
-from ijepa.release import card
+from ijepa.release import model_card
 from ijepa.release.archive import verify_archive, write_archive
-from ijepa.release.card import About
+from ijepa.release.model_card import About
 from ijepa.report.page import write_report
 from ijepa.training.loop import pretrain
+from ijepa.utils.errors import Failed, Refused
 from tests.conftest import TINY
 from tests.data.making import write_tree
 
@@ -311,7 +311,7 @@ def test_nothing_is_published_through_a_link(copied, tmp_path, name):
 
 def test_the_card_counts_parameters_whatever_the_warm_up():
     recipe = Recipe.load("vit-tiny-64", {"schedule.warmup": "1000 steps"})
-    assert card._model(recipe) == card._model(Recipe.load("vit-tiny-64"))
+    assert model_card._model(recipe) == model_card._model(Recipe.load("vit-tiny-64"))
 
 
 def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
@@ -379,7 +379,7 @@ def test_names_that_are_not_utf8_are_printable(copied, scenes, tmp_path):
     assert result["data"]["classes"] == ["b", "caf\\xe9"]
     write_report(copied, data=str(tmp_path / f"{odd}-train"))
     assert "caf\\xe9" in (copied / "report.html").read_text(encoding="utf-8")
-    card = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text(encoding="utf-8")
-    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    model_card = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text(encoding="utf-8")
+    (entry,) = yaml.safe_load(model_card.split("---\n")[1])["model-index"][0]["results"]
     assert entry["dataset"]["name"] == "caf\\xe9-val"
     verify_archive(tmp_path / "out")

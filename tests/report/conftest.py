@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Recipe
-from ijepa.training.checkpoint import save_checkpoint
+from ijepa.checkpoint.format import save_checkpoint
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
 from tests.conftest import TINY
 

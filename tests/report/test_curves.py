@@ -6,7 +6,7 @@ import pytest
 
 from ijepa.report.curves import MOST_POINTS, Line, Panel, running_mean, training_panels
 from ijepa.report.drawing import tick
-from ijepa.report.record import read_record
+from ijepa.report.run_data import read_record
 
 
 def slow_mean(values: list[float], window: int) -> list[float]:

@@ -5,21 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ijepa.data.crop import Box, crop_resize
-from ijepa.data.decode import decode
-from ijepa.data.opening import open_source
-from ijepa.evaluation.views import Panels, segment
-from ijepa.report import gallery
+from ijepa.data.loading.crop import Box, crop_resize
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_source
+from ijepa.report import image_sections
+from ijepa.report.feature_figures import Panels, segment
 from ijepa.report.markup import Part, Section
 from ijepa.report.material import Images, load_encoders
-from ijepa.report.record import read_record
+from ijepa.report.run_data import read_record
 from tests.data.making import write_tar
 from tests.evaluation.toys import MeanColour, block_mask, write_pairs
 
 
 def section(run: Path) -> Part:
     record = read_record(run)
-    return gallery.segmentation_section(record, Images(record, None), load_encoders(record))
+    return image_sections.segmentation_section(record, Images(record, None), load_encoders(record))
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_panels_follow_the_protocol(gaps: Path, monkeypatch: pytest.MonkeyPatch)
         given.append(settings)
         return segment(*args, **settings)
 
-    monkeypatch.setattr(gallery, "segment", recorded)
+    monkeypatch.setattr(image_sections, "segment", recorded)
     part = section(gaps)
     assert isinstance(part, Section)
     assert "21 clusters" in part.body
@@ -84,4 +84,7 @@ def test_a_label_beyond_the_named_classes_is_shown_as_a_number(tmp_path: Path) -
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", b"999999999")])
     (tmp_path / "classes.txt").write_text("cat\n")
     source = open_source(tmp_path)
-    assert [gallery._called(source, index) for index in (0, 1)] == ["a.tar/a.jpg, cat", "a.tar/b.jpg, class 999999999"]
+    assert [image_sections._called(source, index) for index in (0, 1)] == [
+        "a.tar/a.jpg, cat",
+        "a.tar/b.jpg, class 999999999",
+    ]

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.batch import Batch
-from ijepa.data.loader import Loader
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.recipe import Recipe
-from ijepa.report.gallery import mask_section
+from ijepa.config.recipe import Recipe
+from ijepa.data.loading.loader import Loader
+from ijepa.data.open import open_source
+from ijepa.masking.batch import Batch
+from ijepa.report.image_sections import mask_section
 from ijepa.report.maps import map_section
 from ijepa.report.markup import Section
 from ijepa.report.material import Images, Pair, affordable, first_batch, load_encoders, shown, varied
 from ijepa.report.pictures import picture
-from ijepa.report.record import read_record
+from ijepa.report.run_data import read_record
 from ijepa.training import loop
+from ijepa.utils.errors import Refused
 from tests.conftest import TINY
 
 

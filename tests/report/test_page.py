@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.errors import Failed, Refused
 from ijepa.report.markup import Gap
 from ijepa.report.page import _attempted, write_report
+from ijepa.utils.errors import Failed, Refused
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 KEYS = ["glance", "curves", "masks", "features", "maps", "retrieval", "panels", "evaluations", "recipe"]
@@ -233,7 +233,7 @@ def test_images_without_masks_leave_the_panels_out(run: Path, tmp_path: Path, sc
     shutil.rmtree(run / "evaluations")
     source = tmp_path / "flat"
     source.mkdir()
-    from ijepa.data.opening import open_source
+    from ijepa.data.open import open_source
 
     train = open_source(scenes, split="train")
     for index in range(20):

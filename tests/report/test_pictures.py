@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ijepa.masks import MaskRule, draw_masks
+from ijepa.masking.masks import MaskRule, draw_masks
 from ijepa.report.pictures import class_colour, class_legend, class_map, colours, hit, masked, picture, png
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.errors import Refused
-from ijepa.report.record import read_columns, read_record
+from ijepa.report.run_data import read_columns, read_record
+from ijepa.utils.errors import Refused
 
 
 def test_columns_have_a_place_for_every_row(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ijepa.report.markup import Section
-from ijepa.report.record import Record, Result, read_record
+from ijepa.report.run_data import Record, Result, read_record
 from ijepa.report.tables import evaluation_section, glance_section
 from tests.report.conftest import results
 

@@ -25,10 +25,10 @@ import torch._dynamo
 import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ijepa.data.opening import open_source
-from ijepa.model.blocks import compile_blocks
-from ijepa.recipe import Recipe
-from ijepa.training import loop, prepare
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.training import loop, model_setup
+from ijepa.training.block_transforms import compile_blocks
 from ijepa.training.optimizer import make_optimizer
 from tests.waiting import LIMIT
 
@@ -44,7 +44,7 @@ def run(job: dict[str, Any]) -> None:
     if recipe.parallel.compile is True:
         torch._dynamo.reset()
         counter = CompileCounterWithBackend(job.get("backend", "eager"))
-        prepare.compile_blocks = partial(compile_blocks, backend=counter)
+        model_setup.compile_blocks = partial(compile_blocks, backend=counter)
         compiled: list[int] = []
         calls = [loop.Callback(1, lambda model: compiled.append(counter.frame_count) or {})]
     if "stop_after" in job:
@@ -72,7 +72,7 @@ def run(job: dict[str, Any]) -> None:
     except loop.Stopped as stopped:
         assert "stop_after" in job, stopped
     finally:
-        loop._DTYPE, loop.make_optimizer, prepare.compile_blocks = None, make_optimizer, compile_blocks
+        loop._DTYPE, loop.make_optimizer, model_setup.compile_blocks = None, make_optimizer, compile_blocks
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ijepa.data.opening import open_source
-from ijepa.recipe import Recipe
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 from tests.conftest import TINY
 
 FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")

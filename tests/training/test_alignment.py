@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.batch import Batch
-from ijepa.data.loader import Loader
-from ijepa.model.jepa import IJEPA, Outcome
-from ijepa.packing import Packer
+from ijepa.data.loading.loader import Loader
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
+from ijepa.model.ijepa import IJEPA, Outcome
 from ijepa.training.loop import pretrain
 from tests.training.runs import bytes_of, recipe, source
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.errors import Failed
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint.format import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
+from ijepa.utils.errors import Failed
 from tests.training.runs import bytes_of, recipe, source
 
 
@@ -49,7 +49,7 @@ def test_a_measurement_that_fails_costs_no_step_and_is_made_on_resuming(scenes, 
 
 def test_remarks_of_a_callback_are_shown_after_its_figures_are_written(scenes, tmp_path, capsys):
     """A rank that falls all the time is reported once."""
-    from ijepa.evaluation.trends import new_warnings
+    from ijepa.evaluation.diagnostics.warnings import new_warnings
 
     ranks = iter(range(100, 0, -10))
     call = Callback(1, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_warnings(tmp_path))

@@ -6,20 +6,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ijepa.errors import Failed, Refused
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Encoder, Model, Optimizer, Predictor
-from ijepa.training import checkpoint
-from ijepa.training.checkpoint import (
+from ijepa.checkpoint import format as checkpoint
+from ijepa.checkpoint.format import (
     list_checkpoints,
     load_checkpoint,
     load_part,
     save_checkpoint,
     verify_checkpoint,
 )
+from ijepa.checkpoint.reader import read_state, seal
+from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.distributed.process_group import World
+from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.stored import read_state, seal
-from ijepa.training.world import World
+from ijepa.utils.errors import Failed, Refused
 from tests.training.runs import Kill
 
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed, Refused
+from ijepa.checkpoint import format as checkpoint
+from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
+from ijepa.config.recipe import Optimizer, Recipe
+from ijepa.data.open import open_source
+from ijepa.distributed.process_group import join
 from ijepa.interop.weights import load_encoder
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Optimizer, Recipe
-from ijepa.training import checkpoint
-from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
+from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
-from ijepa.training.world import join
+from ijepa.utils.errors import Failed, Refused
 from tests.conftest import TINY
 from tests.training.ranks import environment, run, run_jobs, spawn
 from tests.training.test_checkpoint import flip
@@ -242,7 +242,7 @@ def test_a_missing_or_short_shard_is_refused_in_one_line(runs, scenes, tmp_path)
 
 
 def test_weights_drawn_by_rows_are_those_drawn_whole():
-    from ijepa.model.initial import initial_rows
+    from ijepa.model.init import initial_rows
 
     for name, shape in (("blocks.3.mlp.fc2.weight", (7, 9)), ("proj.weight", (5, 3, 2, 2)), ("norm.weight", (6,))):
         whole = initial_rows(name, shape, (0, shape[0]), 3, scheme="xavier")
@@ -381,8 +381,8 @@ def test_one_of_two_killed_ends_the_run_with_a_line_that_names_it_and_resumes(sc
 
 
 def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, tmp_path, monkeypatch):
-    from ijepa.training.saver import Saver
-    from ijepa.training.world import World
+    from ijepa.checkpoint.saver import Saver
+    from ijepa.distributed.process_group import World
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from ijepa.errors import Refused
+from ijepa.config.recipe import Recipe
 from ijepa.planning import size
 from ijepa.planning.memory import USABLE
-from ijepa.recipe import Recipe
-from ijepa.training import fitting
-from ijepa.training.fitting import largest_micro
-from ijepa.training.parallel import resolve
+from ijepa.training import micro_batch
+from ijepa.training.micro_batch import largest_micro
+from ijepa.training.runtime import resolve
+from ijepa.utils.errors import Refused
 
 CPU = torch.device("cpu")
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 def fitted(
     recipe: Recipe, gigabytes: float, monkeypatch, *, ranks: int = 1, device: torch.device = CPU, autocast: bool = True
 ) -> int:
-    monkeypatch.setattr(fitting, "memory_of", lambda device: int(gigabytes * 1e9))
+    monkeypatch.setattr(micro_batch, "memory_of", lambda device: int(gigabytes * 1e9))
     return largest_micro(recipe, device, share=recipe.batch.total // ranks, ranks=ranks, autocast=autocast)
 
 
@@ -63,11 +63,11 @@ def test_loaders_share_the_cores_of_a_machine_with_its_other_ranks(monkeypatch):
 
 
 def test_the_plan_and_the_run_agree(monkeypatch):
-    from ijepa.plan import outlook
+    from ijepa.planning.outlook import outlook
 
     recipe = Recipe.load("vit-huge-16-in22k")
-    monkeypatch.setattr(fitting, "memory_of", lambda device: 80e9)
-    monkeypatch.setattr(fitting, "_USABLE_ON_CPU", USABLE)
+    monkeypatch.setattr(micro_batch, "memory_of", lambda device: 80e9)
+    monkeypatch.setattr(micro_batch, "_USABLE_ON_CPU", USABLE)
     flash = largest_micro(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
     planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
     # A CPU's attention keeps its probabilities, FlashAttention does not.
@@ -106,9 +106,9 @@ def test_one_image_too_many_is_refused_in_one_line(monkeypatch):
 
 def test_a_run_keeps_its_micro_batch(monkeypatch):
     recipe = Recipe.load("vit-base-16-in1k")
-    monkeypatch.setattr(fitting, "memory_of", lambda device: 16e9)
+    monkeypatch.setattr(micro_batch, "memory_of", lambda device: 16e9)
     first = resolve(recipe)
-    monkeypatch.setattr(fitting, "memory_of", lambda device: 400e9)
+    monkeypatch.setattr(micro_batch, "memory_of", lambda device: 400e9)
     assert resolve(recipe).micro > first.micro
     assert resolve(recipe, first.as_json()).micro == first.micro
     # Among more ranks it stays as far as it divides a rank's share.

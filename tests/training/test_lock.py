@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.errors import Refused
-from ijepa.lock import exclusive
+from ijepa.checkpoint.run_dir import Run, claim
 from ijepa.training.loop import pretrain
-from ijepa.training.run import Run, claim
+from ijepa.utils.errors import Refused
+from ijepa.utils.lock import exclusive
 from tests.training.ranks import environment, spawn
 from tests.training.runs import bytes_of, recipe, source
 from tests.training.test_distributed import one_line

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from ijepa.data.sources import TarSource
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Recipe
+from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
+from ijepa.config.recipe import Recipe
+from ijepa.data.sources.base import TarSource
+from ijepa.model.ijepa import IJEPA
 from ijepa.training import loop
-from ijepa.training.checkpoint import list_checkpoints, load_checkpoint
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.optimizer import make_optimizer
 from tests.conftest import TINY

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.model.ijepa import IJEPA
 from ijepa.training import optimizer as optimizers
 from ijepa.training.optimizer import (
     apply_step,
@@ -120,8 +120,8 @@ def test_the_gpus_way_of_averaging_is_that_of_the_formula(weight, monkeypatch):
 
 
 def test_float8_sees_that_its_weights_were_averaged():
+    from ijepa.model.float8 import FrozenLinear
     from ijepa.model.linear import Linear
-    from ijepa.model.precision import FrozenLinear
 
     layer = FrozenLinear(Linear(16, 16).requires_grad_(False))
     assert not layer.moved

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.errors import Failed
-from ijepa.output import Output, OutputLost
 from ijepa.training.loop import Callback, pretrain
+from ijepa.utils.errors import Failed
+from ijepa.utils.output import Output, OutputLost
 from tests.training.ranks import environment, free_port
 from tests.training.runs import bytes_of, recipe, source
 from tests.training.test_distributed import last, rows

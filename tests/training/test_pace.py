@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from ijepa.model.jepa import IJEPA
-from ijepa.training.pace import Pace
-from ijepa.training.world import World
+from ijepa.distributed.process_group import World
+from ijepa.distributed.stragglers import Pace
+from ijepa.model.ijepa import IJEPA
 from tests.training.ranks import spawn
 from tests.training.test_distributed import command
 from tests.training.test_optimizer import SHAPE

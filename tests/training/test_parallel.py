@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ijepa.recipe import Recipe
-from ijepa.training import parallel
-from ijepa.training.parallel import Resolved, bfloat16_pays, resolve, set_up
+from ijepa.config.recipe import Recipe
+from ijepa.training import runtime
+from ijepa.training.runtime import Resolved, bfloat16_pays, resolve, set_up
 
 
 @pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
@@ -16,10 +16,10 @@ def test_bfloat16_is_taken_where_its_products_are_faster(ratio, pays):
 def test_auto_is_measured_once_and_kept(monkeypatch):
     recipe = Recipe.load("vit-tiny-64")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(parallel, "bfloat16_pays", lambda rates: True)
+    monkeypatch.setattr(runtime, "bfloat16_pays", lambda rates: True)
     first = resolve(recipe)
     assert first.autocast
-    monkeypatch.setattr(parallel, "bfloat16_pays", lambda rates: pytest.fail("measured again"))
+    monkeypatch.setattr(runtime, "bfloat16_pays", lambda rates: pytest.fail("measured again"))
     assert resolve(recipe, first.as_json()) == first
 
 
@@ -27,9 +27,9 @@ def test_the_caches_are_bounded_before_the_first_product(monkeypatch):
     """They are made by it: what the environment says later goes unread."""
     order = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(parallel, "bound_kernel_caches", lambda: order.append("bounded"))
+    monkeypatch.setattr(runtime, "bound_kernel_caches", lambda: order.append("bounded"))
     rates = {"float32": 1.0, "bfloat16": 2.0}
-    monkeypatch.setattr(parallel, "gemm_rates", lambda: order.append("product") or rates)
+    monkeypatch.setattr(runtime, "gemm_rates", lambda: order.append("product") or rates)
     resolve(Recipe.load("vit-tiny-64", {"precision.autocast": "auto", "batch.micro": 1}))
     assert order[0] == "bounded" and "product" in order
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ijepa.errors import Refused
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Recipe
-from ijepa.training.prepare import attention_of, compiles, prepare, token_budget
+from ijepa.config.recipe import Recipe
+from ijepa.model.ijepa import IJEPA
+from ijepa.training.model_setup import attention_of, compiles, prepare, token_budget
+from ijepa.utils.errors import Refused
 from tests.conftest import TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

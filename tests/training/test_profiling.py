@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Refused
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
 from ijepa.training.loop import pretrain
-from ijepa.training.profiling import Window
+from ijepa.training.profiler import Window
+from ijepa.utils.errors import Refused
 from tests.conftest import TINY
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.errors import Refused
+from ijepa.checkpoint.format import list_checkpoints
 from ijepa.interop.weights import load_encoder
-from ijepa.prepare.scenes import write_scenes
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.prepare.scenes.scenes import write_scenes
 from ijepa.training.loop import Callback, pretrain
+from ijepa.utils.errors import Refused
 from tests.training.runs import Kill, bytes_of, recipe, source
 from tests.training.test_checkpoint import as_format_1, flip
 

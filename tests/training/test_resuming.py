@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint.format import list_checkpoints
 from ijepa.training.loop import Callback, Stopped, pretrain
 from tests.training.runs import Kill, bytes_of, recipe, source
 from tests.waiting import LIMIT, count_lines, wait_until

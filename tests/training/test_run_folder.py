@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ijepa import logs
-from ijepa.errors import Failed, Refused
-from ijepa.training import run as training_run
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint import logs
+from ijepa.checkpoint import run_dir as training_run
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.checkpoint.run_dir import Run, open_run
 from ijepa.training.loop import pretrain
-from ijepa.training.monitor import VALUES, Monitor, StepRecord, cut_back
-from ijepa.training.run import Run, open_run
+from ijepa.training.metrics import VALUES, Monitor, StepRecord, cut_back
 from ijepa.training.schedules import Rates
+from ijepa.utils.errors import Failed, Refused
 from tests.training.runs import Kill, recipe, source
 
 

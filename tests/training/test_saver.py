@@ -5,12 +5,12 @@ from threading import Event
 import pytest
 import torch
 
-from ijepa.errors import Failed
-from ijepa.training import saver
-from ijepa.training.checkpoint import list_checkpoints
-from ijepa.training.saver import Saver, write_shards
-from ijepa.training.stored import Stored
-from ijepa.training.world import World
+from ijepa.checkpoint import saver
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.checkpoint.reader import Stored
+from ijepa.checkpoint.saver import Saver, write_shards
+from ijepa.distributed.process_group import World
+from ijepa.utils.errors import Failed
 from tests.training.test_checkpoint import built
 
 SHARDED = World("zero2", mesh=object())  # type: ignore[arg-type]

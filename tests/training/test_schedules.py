@@ -1,6 +1,6 @@
 import pytest
 
-from ijepa.recipe import Lengths, Optimizer, Schedule
+from ijepa.config.recipe import Lengths, Optimizer, Schedule
 from ijepa.training.schedules import rates_at
 
 OPTIMIZER = Optimizer(lr_encoder=6e-4, lr_predictor=1.5e-3, weight_decay=0.04, weight_decay_end=0.4)

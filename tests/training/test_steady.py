@@ -5,8 +5,8 @@ import weakref
 
 import torch
 
-from ijepa.batch import Batch, Sequences
-from ijepa.training.steady import COLLECT_EVERY, Feed, collecting
+from ijepa.masking.batch import Batch, Sequences
+from ijepa.training.device_prefetch import COLLECT_EVERY, Feed, collecting
 
 
 class Knot:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.model.precision import cpu_scales_rows
-from ijepa.recipe import Recipe
-from ijepa.training import frozen
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.config.recipe import Recipe
+from ijepa.distributed import float8_gather
+from ijepa.model.float8 import cpu_scales_rows
 from tests.model.test_precision import needs_rowwise
 from tests.training.ranks import run, run_jobs
 from tests.training.test_distributed import parameters, recipe, rows
@@ -155,12 +155,12 @@ def test_rows_that_ranks_do_not_share_evenly_are_gathered_whole(ranks, monkeypat
         if len(parts) == ranks:
             rows.copy_(torch.cat(parts))
 
-    monkeypatch.setattr(frozen, "_GATHER", gather)
+    monkeypatch.setattr(float8_gather, "_GATHER", gather)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: ranks)
     each = -(-8 // ranks)
     for rank in range(ranks):
         out = torch.zeros_like(whole)
-        _, held, rows = frozen._gather(out, whole[rank * each : (rank + 1) * each], None)
+        _, held, rows = float8_gather._gather(out, whole[rank * each : (rank + 1) * each], None)
         assert held is out
     assert torch.equal(rows[:8], whole) and (rows is out) == (8 % ranks == 0)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
-from ijepa.evaluation.monitoring import online_diagnosis
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.checkpoint.reader import seal
+from ijepa.data.open import open_source
+from ijepa.distributed.process_group import World
+from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.training import loop
-from ijepa.training.checkpoint import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
-from ijepa.training.stored import seal
-from ijepa.training.world import World
+from ijepa.utils.errors import Failed
 from tests.data.making import write_tar, write_tree
 from tests.training.ranks import run_jobs, spawn
 from tests.training.runs import Kill, bytes_of, recipe, source

@@ -22,8 +22,8 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event
 import torch.distributed as dist
-from ijepa.training import watch
-from ijepa.training.world import World
+from ijepa.distributed import watchdog as watch
+from ijepa.distributed.process_group import World
 
 class Device:
     def close(self):
@@ -38,7 +38,7 @@ with closing(Device()), (seen := watch.Watch(World(size=2), 0.3, Path("none"))).
 
 
 def test_blame_names_the_silent_then_those_behind():
-    from ijepa.training.watch import Sign, blame
+    from ijepa.distributed.watchdog import Sign, blame
 
     at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
     assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
@@ -77,7 +77,7 @@ def test_what_waits_for_a_device_is_never_asked_again(body, waits_for, cause):
 
 
 def test_of_nccl_the_cause_is_told_and_not_only_its_code():
-    from ijepa.training.watch import _cause
+    from ijepa.distributed.watchdog import _cause
 
     said = "NCCL error in: utils.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call failed.\nLast error:\n"
     assert _cause(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
@@ -89,9 +89,9 @@ def test_of_nccl_the_cause_is_told_and_not_only_its_code():
 
 def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
     """Its text holds a traceback, through multiprocessing/connection.py, for example."""
-    from ijepa.data.workers import LoaderDefect
-    from ijepa.training.watch import Watch
-    from ijepa.training.world import World
+    from ijepa.data.loading.workers import LoaderDefect
+    from ijepa.distributed.process_group import World
+    from ijepa.distributed.watchdog import Watch
 
     def leave(self, error):
         raise AssertionError("left")
@@ -132,9 +132,9 @@ def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path)
 SLOW = """
 import json, os, sys, time
 from pathlib import Path
-from ijepa.data.opening import open_source
-from ijepa.recipe import Recipe
-from ijepa.training import loop, prepare
+from ijepa.data.open import open_source
+from ijepa.config.recipe import Recipe
+from ijepa.training import loop, model_setup
 from ijepa.training.loop import Callback
 
 mine = int(os.environ["RANK"])
@@ -153,7 +153,7 @@ calls = [Callback(100, measure)]
 
 COMPILE = """
 from functools import partial
-from ijepa.model.blocks import compile_blocks
+from ijepa.training.block_transforms import compile_blocks
 
 def backend(graph, inputs):
     backend.calls += 1
@@ -161,7 +161,7 @@ def backend(graph, inputs):
     return graph
 
 backend.calls = 0
-prepare.compile_blocks = partial(compile_blocks, backend=backend)
+model_setup.compile_blocks = partial(compile_blocks, backend=backend)
 """
 
 HANG = """

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ijepa.batch import Sequences
-from ijepa.masks import MaskRule, draw_masks
+from ijepa.masking.batch import Sequences
+from ijepa.masking.masks import MaskRule, draw_masks
+from ijepa.masking.packing import pack
 from ijepa.model.attention import attention
-from ijepa.packing import pack
-from ijepa.provenance import machine
+from ijepa.utils.environment import machine
 
 Way = Callable[[Tensor], Tensor]
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ijepa.data.sources import Source
-from ijepa.evaluation.classification import Origin, Split
-from ijepa.evaluation.heads import Heads
-from ijepa.evaluation.inverted import InvertedIndex
-from ijepa.evaluation.knn import knn_ranks, planned_memory
-from ijepa.evaluation.protocol import LinearProtocol
-from ijepa.evaluation.reading import Augmented
-from ijepa.evaluation.retrieval import search
+from ijepa.config.recipe import Recipe
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.classification.compare import Origin, Split
+from ijepa.evaluation.classification.knn import knn_ranks, planned_memory
+from ijepa.evaluation.classification.linear_heads import Heads
+from ijepa.evaluation.features.loaders import Augmented
+from ijepa.evaluation.protocols import LinearProtocol
+from ijepa.evaluation.segmentation.ivf import InvertedIndex
+from ijepa.evaluation.segmentation.retrieval import search
 from ijepa.model.encoder import Encoder
-from ijepa.prepare.scenes import draw_scene, scene_record
-from ijepa.recipe import Recipe
+from ijepa.prepare.scenes.scenes import draw_scene, scene_record
 
 Part = Literal["forward", "cached", "knn", "bank"]
 Echo = Callable[[str], None]

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ijepa.data.index import cache_root
-from ijepa.data.opening import open_source
-from ijepa.errors import Failed
-from ijepa.provenance import machine
+from ijepa.data.open import open_source
+from ijepa.data.sources.index import cache_root
+from ijepa.utils.environment import machine
+from ijepa.utils.errors import Failed
 
 BYTES = 12_000
 IMAGENET_22K = 14_146_391

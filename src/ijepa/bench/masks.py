@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ijepa.masks import MaskRule, draw_masks
-from ijepa.packing import pack
-from ijepa.provenance import machine
+from ijepa.masking.masks import MaskRule, draw_masks
+from ijepa.masking.packing import pack
+from ijepa.utils.environment import machine
 
 GOAL_MS = 10.0
 

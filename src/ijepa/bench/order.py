@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ijepa.data.index import Index, load
-from ijepa.data.order import Order
-from ijepa.data.sources import TarSource
-from ijepa.files import write_json
-from ijepa.provenance import machine
-from ijepa.randomness import Stream, words
+from ijepa.data.loading.shuffle import Order
+from ijepa.data.sources.base import TarSource
+from ijepa.data.sources.index import Index, load
+from ijepa.utils.environment import machine
+from ijepa.utils.files import write_json
+from ijepa.utils.random import Stream, words
 
 IMAGES = 14_146_391
 _BATCH, _EPOCHS, _LOOKUPS = 2048, 460, 100

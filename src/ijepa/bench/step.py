@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ijepa.allocator import keep_freed_memory
+from ijepa.config.recipe import Recipe
+from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA
-from ijepa.packing import Packer
-from ijepa.provenance import machine
-from ijepa.randomness import Stream, words
-from ijepa.recipe import Recipe
+from ijepa.model.ijepa import IJEPA
+from ijepa.training.model_setup import prepare, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.parallel import computing, resolve
-from ijepa.training.prepare import prepare, token_budget
+from ijepa.training.runtime import computing, resolve
+from ijepa.utils.allocator import keep_freed_memory
+from ijepa.utils.environment import machine
+from ijepa.utils.random import Stream, words
 
 PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimiser, EMA")
 _WARM_UP = 2

@@ -7,12 +7,12 @@ recipe's own types, so that a new field needs nothing here.
 import click
 
 from ijepa import __version__
+from ijepa.cli.archive import archive
 from ijepa.cli.bench import bench
 from ijepa.cli.data import data
-from ijepa.cli.evaluating import diagnose, evaluate, report
-from ijepa.cli.release import archive
-from ijepa.cli.training import demo, plan, pretrain
-from ijepa.cli.weights import export, import_
+from ijepa.cli.evaluate import diagnose, evaluate, report
+from ijepa.cli.exchange import export, import_
+from ijepa.cli.train import demo, plan, pretrain
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

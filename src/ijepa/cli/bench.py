@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, load_recipe
-from ijepa.errors import Refused
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
+from ijepa.utils.errors import Refused
 
 
 @click.group()
@@ -31,7 +31,7 @@ def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
 @bench_output
 def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, output: Path | None) -> None:
     """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""
-    from ijepa.data.bench import bench_data as run
+    from ijepa.bench.data import bench_data as run
 
     _keep(run(path, Recipe.load(recipe), images=images, micro=micro, repeats=repeats, echo=click.echo), output)
 
@@ -129,8 +129,8 @@ def bench_evaluation(parts: tuple[Any, ...], output: Path | None, **options: Any
 
 
 def _keep(result: dict[str, Any], output: Path | None) -> None:
-    from ijepa.files import write_json
-    from ijepa.provenance import machine
+    from ijepa.utils.environment import machine
+    from ijepa.utils.files import write_json
 
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

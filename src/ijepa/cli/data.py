@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ijepa.cli.options import debug_option, telling
-from ijepa.errors import Refused
+from ijepa.utils.errors import Refused
 
 
 @click.group()
@@ -23,7 +23,7 @@ def data() -> None:
 @debug_option
 def scenes(out: Path, images: int, seed: int, size: int, val_share: float, processes: int) -> None:
     """Draw the built-in data set into OUT, as tar shards with labels and masks."""
-    from ijepa.prepare.scenes import write_scenes
+    from ijepa.prepare.scenes.scenes import write_scenes
 
     made = write_scenes(out, images=images, seed=seed, size=size, val_share=val_share, processes=processes)
     click.echo(f"{out}: " + ", ".join(f"{part['images']} {split}" for split, part in made["splits"].items()))
@@ -35,7 +35,7 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
 @debug_option
 def index(path: str, split: str | None) -> None:
     """Index PATH, or check its index, and say what it holds."""
-    from ijepa.data.opening import open_source
+    from ijepa.data.open import open_source
 
     source = open_source(path, where="PATH", split=split)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
@@ -51,10 +51,10 @@ def index(path: str, split: str | None) -> None:
 @debug_option
 def check(path: str, split: str | None, duplicates: bool, checksums: bool, processes: int) -> None:
     """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
-    from ijepa.data.opening import open_source
-    from ijepa.errors import Failed
-    from ijepa.prepare.check import check as run
+    from ijepa.data.open import open_source
     from ijepa.prepare.checksums import changed_shards
+    from ijepa.prepare.verify import check as run
+    from ijepa.utils.errors import Failed
 
     if checksums:
         with telling() as progress:
@@ -100,7 +100,7 @@ def pack(
     processes: int,
 ) -> None:
     """Pack PATHS (archives as downloaded, a folder, a list of paths and labels) into shards; the last path is OUT."""
-    from ijepa.data.sources import Source
+    from ijepa.data.sources.base import Source
     from ijepa.prepare.archives import open_archives
     from ijepa.prepare.pack import Settings
     from ijepa.prepare.pack import pack as run

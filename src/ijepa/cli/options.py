@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from ijepa.errors import Refused
-from ijepa.quantities import Length
-from ijepa.recipe import Recipe
+from ijepa.config.recipe import Recipe
+from ijepa.utils.errors import Refused
+from ijepa.utils.quantities import Length
 
 WEIGHTS_HELP = (
     "WEIGHTS is a run, a checkpoint folder, a weights folder or an archive, a folder of transformers or timm, the "
@@ -98,7 +98,7 @@ def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_images(path: str, where: str = "data.path") -> Any:
     """Open the images at `path`; `where` is what a refusal names."""
-    from ijepa.data.opening import open_source
+    from ijepa.data.open import open_source
 
     return open_source(path, where=where, split="train")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.listed import Listed
-from ijepa.data.sources import Source
-from ijepa.errors import Refused
+from ijepa.data.sources.base import Source
+from ijepa.data.sources.subset import Listed
+from ijepa.utils.errors import Refused
 
 Numbers = npt.NDArray[np.int64]
 

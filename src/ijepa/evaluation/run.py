@@ -16,22 +16,24 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ijepa.data.opening import open_set
+from ijepa.data.open import open_set
 from ijepa.data.overlap import refuse_overlap
-from ijepa.data.sources import Source
-from ijepa.errors import Failed, Refused
-from ijepa.evaluation import knn, linear_probe, propagation, segmentation
-from ijepa.evaluation.features import Encoder, PixelEncoder, Progress, weights_hash
-from ijepa.evaluation.filing import file_for
-from ijepa.evaluation.precision import Autocast, name_of, resolved
-from ijepa.evaluation.protocol import load_protocol
-from ijepa.evaluation.ranks import Ranks, device, joined
-from ijepa.evaluation.videos import find_videos
-from ijepa.files import write_json
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.classification import knn, linear_probe
+from ijepa.evaluation.features.distributed import Ranks, device, joined
+from ijepa.evaluation.features.extract import Encoder, PixelEncoder, Progress, weights_hash
+from ijepa.evaluation.features.precision import Autocast, name_of, resolved
+from ijepa.evaluation.protocols import load_protocol
+from ijepa.evaluation.results.store import file_for
+from ijepa.evaluation.segmentation import evaluate as segmentation
+from ijepa.evaluation.video import propagation
+from ijepa.evaluation.video.dataset import find_videos
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
-from ijepa.provenance import machine
+from ijepa.utils.environment import machine
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import write_json
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": linear_probe.evaluate_linear,

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ijepa.errors import Failed, Refused
-from ijepa.files import write_json, write_text
+from ijepa.config.recipe import Model
 from ijepa.interop import timm, transformers
-from ijepa.interop.graphs import data_of, write_onnx, write_program
 from ijepa.interop.heads import Head
 from ijepa.interop.official import write_official
+from ijepa.interop.onnx import data_of, write_onnx, write_program
 from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, Positions
 from ijepa.interop.tensors import SHARD, Lazy, write_tensors
 from ijepa.interop.weights import Weights, Which, resolve_weights
-from ijepa.recipe import Model
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import write_json, write_text
 
 Format = Literal["transformers", "timm", "official", "safetensors", "onnx", "program"]
 FORMATS: tuple[Format, ...] = get_args(Format)

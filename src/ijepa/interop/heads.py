@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ijepa.errors import Failed, Refused
-from ijepa.files import write_bytes
-from ijepa.recipe import Model
+from ijepa.config.recipe import Model
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import write_bytes
 
 
 @dataclass(frozen=True)

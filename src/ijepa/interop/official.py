@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ijepa.errors import Refused
 from ijepa.interop.tensors import DTYPES, Lazy, Tensors
+from ijepa.utils.errors import Refused
 
 PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
 """What the original calls a part, and what we call it."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ijepa.errors import Refused
 from ijepa.interop.tensors import Lazy, Tensors
 from ijepa.model.vision_transformer import sincos_positions
+from ijepa.utils.errors import Refused
 
 POSITIONS, PREDICTOR_POSITIONS = "pos_embed", "predictor_pos_embed"
 

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ijepa.alignment import ALIGNMENT
-from ijepa.errors import Refused
-from ijepa.files import read_json
+from ijepa.utils.alignment import ALIGNMENT
+from ijepa.utils.errors import Refused
+from ijepa.utils.files import read_json
 
 SHARD = 5 * 10**9
 """Bytes of tensors in one file for libraries that read several, at most (unless one tensor alone has more)."""

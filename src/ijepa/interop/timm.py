@@ -7,12 +7,12 @@ ours. A head, where there is one, is its classifier.
 from pathlib import Path
 from typing import Any
 
-from ijepa.errors import Refused
-from ijepa.interop.configs import size, table, whole
-from ijepa.interop.geometry import encoder_shape
+from ijepa.config.recipe import Model
+from ijepa.interop.config_json import size, table, whole
+from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, open_tensors
-from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
-from ijepa.recipe import Model
+from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
+from ijepa.utils.errors import Refused
 
 _ARCHITECTURE = "vit_base_patch16_gap_224"
 """timm's entry for a ViT that averages patches; every size is given beside it."""

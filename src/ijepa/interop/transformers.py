@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ijepa.errors import Refused
-from ijepa.interop.configs import size, whole
-from ijepa.interop.geometry import encoder_shape
+from ijepa.config.recipe import Model
+from ijepa.interop.config_json import size, whole
+from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, Tensors, open_tensors
-from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
+from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 from ijepa.model.vision_transformer import NORM_EPS
-from ijepa.recipe import Model
+from ijepa.utils.errors import Refused
 
 _OUTER = {
     "pos_embed": "embeddings.position_embeddings",

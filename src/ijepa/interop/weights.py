@@ -20,22 +20,22 @@ from typing import Any, Literal
 
 import torch
 
-from ijepa.alignment import aligned
-from ijepa.errors import Notice, Refused, did_you_mean
-from ijepa.files import read_json
-from ijepa.interop.configs import table
-from ijepa.interop.geometry import check_positions, encoder_shape, with_predictor
+from ijepa.checkpoint.format import check_shapes, list_checkpoints, verify_part
+from ijepa.checkpoint.reader import Stored
+from ijepa.checkpoint.run_dir import Run
+from ijepa.config.recipe import Model, Recipe
+from ijepa.interop.config_json import table
+from ijepa.interop.infer_config import check_positions, encoder_shape, with_predictor
 from ijepa.interop.official import PARTS, is_official, read_official
 from ijepa.interop.positions import without_positions
 from ijepa.interop.tensors import Lazy, metadata, open_tensors
 from ijepa.interop.timm import read_timm
 from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
-from ijepa.model.jepa import IJEPA, build_encoder
-from ijepa.recipe import Model, Recipe
-from ijepa.training.checkpoint import check_shapes, list_checkpoints, verify_part
-from ijepa.training.run import Run
-from ijepa.training.stored import Stored
+from ijepa.model.ijepa import IJEPA, build_encoder
+from ijepa.utils.alignment import aligned
+from ijepa.utils.errors import Notice, Refused, did_you_mean
+from ijepa.utils.files import read_json
 
 Which = Literal["target", "context"]
 Parts = Mapping[str, Mapping[str, Lazy]]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ijepa.batch import Sequences
+from ijepa.masking.batch import Sequences
 
 Backend = Literal["auto", "flash", "cudnn", "efficient", "math"]
 

@@ -6,8 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ijepa.model.initial import initialize
-from ijepa.model.jepa import ModelShape, PixelNorm, build_encoder, whole_images
+from ijepa.model.ijepa import ModelShape, PixelNorm, build_encoder, whole_images
+from ijepa.model.init import initialize
 from ijepa.model.vision_transformer import VisionTransformer, patchify
 
 

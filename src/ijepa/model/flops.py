@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.batch import Batch
-from ijepa.model.jepa import ModelShape
+from ijepa.masking.batch import Batch
+from ijepa.model.ijepa import ModelShape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ijepa.batch import Sequences
+from ijepa.masking.batch import Sequences
 
 KERNELS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

@@ -9,7 +9,7 @@ and computed once; and in the last layer only the queries' outputs are ever read
 import torch
 from torch import Tensor, nn
 
-from ijepa.batch import Batch
+from ijepa.masking.batch import Batch
 from ijepa.model.linear import Linear, pad_rows
 from ijepa.model.vision_transformer import NORM_EPS, Block, sincos_positions
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ijepa.batch import Sequences
+from ijepa.masking.batch import Sequences
 from ijepa.model.attention import Backend, attention
 from ijepa.model.linear import Linear, linear, pad_rows
 

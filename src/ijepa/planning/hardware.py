@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from ijepa.errors import Refused, did_you_mean
-from ijepa.section import Section
+from ijepa.utils.config import Section
+from ijepa.utils.errors import Refused, did_you_mean
 
 
 class Gpu(Section):

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ijepa.model.jepa import ModelShape
+from ijepa.model.ijepa import ModelShape
 from ijepa.planning.activations import CHECKPOINTING, Activations, Checkpointing, activations
 from ijepa.planning.size import Parameters, Plan
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ijepa.masks import Masks, draw_masks
+from ijepa.config.recipe import Lengths, Recipe
+from ijepa.masking.masks import Masks, draw_masks
+from ijepa.masking.packing import draw_depth, pack
 from ijepa.model.flops import Flops, batch_flops, layers_flops
-from ijepa.model.jepa import build_encoder
+from ijepa.model.ijepa import build_encoder
 from ijepa.model.predictor import Predictor
-from ijepa.packing import draw_depth, pack
 from ijepa.planning.activations import Tokens
-from ijepa.recipe import Lengths, Recipe
 
 _MASKS = 2048
 _STATE_BYTES = 4 + 4 + 8  # float32 weight, gradient and two moments of what is trained

@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from ijepa.data import listing
-from ijepa.data.index import Arrays, Index, _cached, _Digest, build, require_regular
-from ijepa.data.nested import first_name, nested_index
-from ijepa.data.opening import open_set, open_source
-from ijepa.data.parquet import ParquetSource
-from ijepa.data.sources import FolderSource, Source, TarSource
-from ijepa.data.tars import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
-from ijepa.errors import Failed, Refused
-from ijepa.prepare.lists import list_index
-from ijepa.prepare.progress import Progress
-from ijepa.prepare.shards import Record, complete_or_absent, write_shard
+from ijepa.data import paths as listing
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.base import FolderSource, Source, TarSource
+from ijepa.data.sources.index import Arrays, Index, _cached, _Digest, build, require_regular
+from ijepa.data.sources.nested_tar import first_name, nested_index
+from ijepa.data.sources.parquet import ParquetSource
+from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
+from ijepa.prepare.file_lists import list_index
+from ijepa.prepare.shard_writer import Record, complete_or_absent, write_shard
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.progress import Progress
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
 Tell = Callable[[str], None]

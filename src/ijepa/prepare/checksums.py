@@ -5,9 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ijepa.errors import Refused
-from ijepa.files import read_json
-from ijepa.prepare.progress import Progress
+from ijepa.utils.errors import Refused
+from ijepa.utils.files import read_json
+from ijepa.utils.progress import Progress
 
 
 def changed_shards(

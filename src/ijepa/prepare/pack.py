@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.decode import DecodeError, decode
-from ijepa.data.order import sample_indices
-from ijepa.data.sources import Source
-from ijepa.errors import Failed, Refused
-from ijepa.files import read_json
-from ijepa.prepare import under_way
-from ijepa.prepare.shards import FORMAT, Record, ShardPlan, complete_or_absent, write_shard
+from ijepa.data.loading.decode import DecodeError, decode
+from ijepa.data.loading.shuffle import sample_indices
+from ijepa.data.sources.base import Source
+from ijepa.prepare import pack_state
+from ijepa.prepare.shard_writer import FORMAT, Record, ShardPlan, complete_or_absent, write_shard
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import read_json
 
 Tell = Callable[[str], None]
 Sources = Mapping[str, Source]
@@ -77,11 +77,11 @@ def pack(
             classes that `classes.txt` cannot name.
         Failed: the disk refuses, or a process was killed; the same command goes on.
     """
-    with under_way.claim(out) as work:
-        whole = under_way.already_whole(out, asdict(settings))
+    with pack_state.claim(out) as work:
+        whole = pack_state.already_whole(out, asdict(settings))
         if whole is not None:
             return whole
-        opened = sources(work / under_way.ARCHIVES) if callable(sources) else sources
+        opened = sources(work / pack_state.ARCHIVES) if callable(sources) else sources
         return _pack(opened, out, settings, processes, tell)
 
 
@@ -90,9 +90,9 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
     splits = _splits(sources, settings, tell)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
         raise Refused("--max-side", "would make images smaller than their masks", "pack them as they are")
-    under_way.go_on(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
+    pack_state.go_on(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
     plans = [plan for split, (_, chosen) in splits.items() for plan in _cut(split, len(chosen), settings.shard_size)]
-    left = [plan for plan in plans if not under_way.finished(out, plan)]
+    left = [plan for plan in plans if not pack_state.finished(out, plan)]
     numbers = {split: _numbers(source, classes) for split, source in sources.items()}
     jobs = []
     for plan in left:
@@ -125,7 +125,7 @@ class _Job:
         """Write the shard and its record; return how many images it was to hold."""
         bad: list[dict[str, str]] = []
         entry = write_shard(self.out / self.plan.name, self._records(sources[self.origin], bad))
-        with complete_or_absent(under_way.record(self.out, self.plan)) as file:
+        with complete_or_absent(pack_state.record(self.out, self.plan)) as file:
             file.write(json.dumps({"entry": entry, "bad": bad}).encode())
         return len(self.chosen)
 
@@ -284,7 +284,7 @@ def _cut(split: str, count: int, shard_size: int) -> list[ShardPlan]:
 def _finish(
     out: Path, plans: list[ShardPlan], classes: list[str], settings: Settings, sources: Sources
 ) -> dict[str, Any]:
-    records = {plan: read_json(under_way.record(out, plan)) for plan in plans}
+    records = {plan: read_json(pack_state.record(out, plan)) for plan in plans}
     bad = [each for plan in plans for each in records[plan]["bad"]]
     splits: dict[str, Any] = {}
     for plan in plans:
@@ -312,5 +312,5 @@ def _finish(
             file.write(os.fsencode("".join(f"{name}\n" for name in classes)))
     with complete_or_absent(out / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode() + b"\n")
-    under_way.clean(out)
+    pack_state.clean(out)
     return manifest

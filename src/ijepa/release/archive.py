@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from ijepa.errors import Failed, Refused
-from ijepa.files import irregular, read_json, write_text
+from ijepa.checkpoint.run_dir import Run
 from ijepa.interop.exchange import written
 from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
-from ijepa.release.card import About, card
+from ijepa.release.model_card import About, card
 from ijepa.report.page import write_report
-from ijepa.training.run import Run
+from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.files import irregular, read_json, write_text
 
 SUMS = "SHA256SUMS"
 _KEPT = ("run.json", "metrics.jsonl", "timings.jsonl", "diagnostics.jsonl", "report.html")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ijepa.evaluation.comparison import FIGURES, read_result
-from ijepa.evaluation.features import weights_hash
+from ijepa.evaluation.features.extract import weights_hash
+from ijepa.evaluation.results.compare import FIGURES, read_result
 from ijepa.interop.weights import Weights, Which, load_encoder
-from ijepa.names import printable
 from ijepa.release.markup import markdown_table
+from ijepa.utils.names import printable
 
 
 @dataclass(frozen=True)

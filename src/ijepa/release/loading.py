@@ -1,7 +1,7 @@
 """How a card says that its weights are loaded, library by library; a test runs every line of it in a release."""
 
-from ijepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
-from ijepa.recipe import Model
+from ijepa.config.recipe import Model
+from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 
 
 def loading_section(model: Model) -> str:

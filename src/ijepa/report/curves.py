@@ -14,7 +14,7 @@ import numpy as np
 
 from ijepa.report.drawing import COLORS, RULE, draw, tick
 from ijepa.report.markup import figure, number
-from ijepa.report.record import Columns, Numbers, Record, read_columns
+from ijepa.report.run_data import Columns, Numbers, Record, read_columns
 
 MOST_POINTS = 400
 """Points of a drawn line."""

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 from zlib import crc32
 
-from ijepa.errors import Refused
+from ijepa.utils.errors import Refused
 
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 """Stand-ins for the page's text, its softer text, and its thin lines."""

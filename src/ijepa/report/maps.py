@@ -8,16 +8,16 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ijepa.errors import Refused
-from ijepa.evaluation.pictures import choose, crops, encoded
-from ijepa.model.jepa import IJEPA, layer_norm
+from ijepa.checkpoint.format import list_checkpoints, load_part
+from ijepa.evaluation.features.sampling import choose, crops, encoded
+from ijepa.model.ijepa import IJEPA, layer_norm
 from ijepa.model.vision_transformer import patchify
 from ijepa.report.drawing import COLORS, RULE, draw, tick
 from ijepa.report.markup import Gap, Part, Section, figure, number
 from ijepa.report.material import Encoders, Images, Pair, first_batch, shown, varied
 from ijepa.report.pictures import Pixels, colours, grid, masked, picture
-from ijepa.report.record import Record
-from ijepa.training.checkpoint import list_checkpoints, load_part
+from ijepa.report.run_data import Record
+from ijepa.utils.errors import Refused
 
 MAPS = "maps", "What patches resemble"
 """The section's key and title."""

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.batch import Batch
-from ijepa.data.loader import LoaderPlan, StepDataset
-from ijepa.data.opening import open_set, open_source
-from ijepa.data.order import Order
-from ijepa.data.sources import Source
-from ijepa.errors import Refused
-from ijepa.evaluation.features import Encoder
-from ijepa.evaluation.pictures import Indices, choose
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.config.recipe import Model, Recipe
+from ijepa.data.loading.loader import LoaderPlan, StepDataset
+from ijepa.data.loading.shuffle import Order
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.sampling import Indices, choose
 from ijepa.interop.weights import load_encoder
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.model.flops import layers_flops
-from ijepa.packing import Packer
-from ijepa.recipe import Model, Recipe
-from ijepa.report.record import Record, Result
-from ijepa.training.checkpoint import list_checkpoints
+from ijepa.report.run_data import Record, Result
+from ijepa.utils.errors import Refused
 
 _OPERATIONS = 2e11
 """Forward operations on a CPU for one encoder's features of one picture: seconds."""

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from ijepa.errors import Failed
-from ijepa.files import write_text
 from ijepa.interop.weights import shipped_folder, shipped_weights
 from ijepa.report.curves import Panel, longer_panels, training_panels
 from ijepa.report.drawing import require_extra
-from ijepa.report.gallery import (
+from ijepa.report.image_sections import (
     FEATURES,
     MASKS,
     PANELS,
@@ -28,9 +26,11 @@ from ijepa.report.gallery import (
 from ijepa.report.maps import MAPS, map_section
 from ijepa.report.markup import Gap, Part, Section
 from ijepa.report.material import Images, load_encoders
-from ijepa.report.record import Record, read_record
+from ijepa.report.run_data import Record, read_record
 from ijepa.report.style import CSS
 from ijepa.report.tables import evaluation_section, glance_section, headline, recipe_section
+from ijepa.utils.errors import Failed
+from ijepa.utils.files import write_text
 
 
 def write_report(run: Path, *, data: str | None = None) -> Path:

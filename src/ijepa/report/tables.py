@@ -12,8 +12,8 @@ import yaml
 
 from ijepa.report.drawing import COLORS, INK, RULE, SOFT, draw
 from ijepa.report.markup import Gap, Part, Section, details, facts, figure, number, percent, scrolling, table
-from ijepa.report.record import MAIN, Record, Result
-from ijepa.training.monitor import duration
+from ijepa.report.run_data import MAIN, Record, Result
+from ijepa.training.metrics import duration
 
 _SHARES = {
     "top1": "top-1",

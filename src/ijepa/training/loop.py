@@ -19,33 +19,42 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from ijepa.batch import Batch
-from ijepa.data.loader import Loader
-from ijepa.data.order import Order
-from ijepa.data.sources import Source
-from ijepa.errors import Failed, Refused
+from ijepa.checkpoint.format import load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
+from ijepa.checkpoint.reader import WITHOUT_CHECKSUMS
+from ijepa.checkpoint.run_dir import (
+    Run,
+    claim,
+    decisive,
+    note_checkpoint,
+    noted_checkpoint,
+    open_run,
+    settings,
+    start_run,
+)
+from ijepa.checkpoint.saver import Saver
+from ijepa.config.recipe import Lengths, Recipe
+from ijepa.data.loading.loader import Loader
+from ijepa.data.loading.shuffle import Order
+from ijepa.data.sources.base import Source
+from ijepa.distributed.local_tensors import place
+from ijepa.distributed.process_group import World, all_or_none, by_first, join, leave, summed
+from ijepa.distributed.stragglers import Pace
+from ijepa.distributed.watchdog import Watch
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
-from ijepa.model.jepa import IJEPA, skill_of
-from ijepa.packing import Packer
-from ijepa.recipe import Lengths, Recipe
-from ijepa.training.checkpoint import load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
-from ijepa.training.monitor import Monitor, StepRecord, cut_back
+from ijepa.model.ijepa import IJEPA, skill_of
+from ijepa.training.device_prefetch import Feed, collecting
+from ijepa.training.metrics import Monitor, StepRecord, cut_back
+from ijepa.training.model_setup import compiles, token_budget
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
-from ijepa.training.pace import Pace
-from ijepa.training.parallel import Resolved, computing, resolve, set_up
-from ijepa.training.prepare import compiles, token_budget
-from ijepa.training.profiling import Profile, Window
-from ijepa.training.run import Run, claim, decisive, note_checkpoint, noted_checkpoint, open_run, settings, start_run
-from ijepa.training.saver import Saver
+from ijepa.training.parallelize import Spread, build
+from ijepa.training.profiler import Profile, Window
+from ijepa.training.runtime import Resolved, computing, resolve, set_up
 from ijepa.training.schedules import rates_at
-from ijepa.training.sharding import Spread, build
-from ijepa.training.shards import place
 from ijepa.training.signals import caught_signals
-from ijepa.training.steady import Feed, collecting
-from ijepa.training.stored import WITHOUT_CHECKSUMS
 from ijepa.training.unreadable import too_many
-from ijepa.training.watch import Watch
-from ijepa.training.world import World, all_or_none, by_first, join, leave, summed
+from ijepa.utils.errors import Failed, Refused
 
 _MEAN_WEIGHT = 0.02
 """Weight of a new batch in the running mean target of each position, which `skill` is measured against."""

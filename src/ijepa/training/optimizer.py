@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ijepa.model.jepa import IJEPA
-from ijepa.recipe import Optimizer
+from ijepa.config.recipe import Optimizer
+from ijepa.distributed.local_tensors import local
+from ijepa.model.ijepa import IJEPA
 from ijepa.training.schedules import Rates
-from ijepa.training.shards import local
 
 _CHUNK = 32 << 20
 """Bytes of differences that lie beside the averages at a time; an H100's cache holds 50 MB."""

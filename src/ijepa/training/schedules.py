@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import cos, pi
 
-from ijepa.recipe import Lengths, Optimizer, Schedule
+from ijepa.config.recipe import Lengths, Optimizer, Schedule
 
 
 @dataclass(frozen=True)

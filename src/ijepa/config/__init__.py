@@ -1,0 +1,1 @@
+"""Recipes: their fields, presets and files."""

@@ -1,0 +1,297 @@
+"""How healthy features are, without labels: rank, spread, and what position alone explains.
+
+Functions take features as they are, (n, D) of images or (n, N, D) of patches, and compute in float64: the figures
+come from small differences of large sums. Patch features of many images are never held together: `Moments` takes
+them a batch at a time and keeps one pooled vector an image and one sum a position.
+
+No figure here needs a label, and none is a score: each shows one way in which self-supervised features go wrong.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.sampling import choose, crops, encoded, pair
+from ijepa.utils.errors import Failed, Refused
+
+RANKME_EPS = 1e-7
+_BATCH = 64
+
+
+def rankme(features: Tensor, *, centred: bool = False) -> float:
+    """Return the effective rank of features (n, D): e to the entropy of their normalised singular values.
+
+    Garrido et al., arXiv 2210.02885, equation 1. The paper takes the features as they are, so that a large common
+    mean counts as one dominant direction; `centred` subtracts it first and is blind to it. At most min(n, D), to
+    be compared between encoders only for equal n.
+    """
+    wide = features.double()
+    if centred:
+        wide = wide - wide.mean(0)
+    values = torch.linalg.svdvals(wide)
+    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + RANKME_EPS
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def alpha_req(features: Tensor, *, first: int = 1, last: int | None = None) -> float:
+    """Return alpha of the covariance's eigenvalues l_j ~ j^-alpha, by least squares on logarithms, j = first..last.
+
+    Agrawal et al., "alpha-ReQ", NeurIPS 2022. Eigenvalues below 1e-10 of the largest are rounding and left out.
+    About 1 is what the paper found to go with good features; far above it, few directions carry all. `nan` where
+    fewer than two eigenvalues are left.
+    """
+    wide = features.double()
+    values = torch.linalg.svdvals(wide - wide.mean(0)).square()
+    values = values[values > 1e-10 * values.amax()] if float(values.amax()) > 0 else values[:0]
+    rank = torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
+    x, y = rank[first - 1 : last].log(), values[first - 1 : last].log()
+    if len(x) < 2:
+        return float("nan")
+    x = x - x.mean()
+    return -float((x * (y - y.mean())).sum() / x.square().sum())
+
+
+def feature_std(features: Tensor) -> float:
+    """Return the standard deviation of features (n, D) over the samples, mean over channels."""
+    return float(features.double().std(0, correction=0).mean())
+
+
+def mean_cosine(features: Tensor) -> float:
+    """Return the mean cosine between two different rows of features (n, D); 1 for a single row."""
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 1.0
+
+
+def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
+    """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature).
+
+    `labels` (n,) are any integers: memory depends on how many differ, not on the largest.
+    """
+    unit = torch.nn.functional.normalize(features.double(), dim=1)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    near, index = similarity.topk(min(k, len(unit) - 1), dim=1)
+    present, labels = labels.unique(return_inverse=True)
+    votes = unit.new_zeros(len(unit), len(present))
+    votes.scatter_add_(1, labels[index], ((near - 1) / temperature).exp())
+    return float((votes.argmax(1) == labels).double().mean())
+
+
+class Moments:
+    """Running sums over batches of patch features (B, N, D); everything below is a figure of all batches so far."""
+
+    def __init__(self) -> None:
+        self._pooled: list[Tensor] = []
+        self._position_sum: Tensor | None = None
+        self._square = self._length = self._distance = 0.0
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Return the moments of one batch."""
+        moments = cls()
+        moments.add(features)
+        return moments
+
+    def add(self, features: Tensor) -> None:
+        """Take a batch (B, N, D) into account.
+
+        Raises:
+            Failed: features that are no finite numbers, of which no figure could be made.
+        """
+        wide = features.double()
+        square = float(wide.square().sum())
+        if not math.isfinite(square):
+            raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+        mean = wide.mean(1)
+        total = wide.sum(0)
+        self._pooled.append(mean)
+        self._position_sum = total if self._position_sum is None else self._position_sum + total
+        self._square += square
+        self._length += float(wide.norm(dim=2).sum())
+        self._distance += float((wide - mean[:, None]).norm(dim=2).sum())
+
+    @property
+    def pooled(self) -> Tensor:
+        """Each image's mean over patches, (n, D) float64."""
+        return torch.cat(self._pooled)
+
+    @property
+    def position_r2(self) -> float:
+        """See the function of this name."""
+        images, sums = len(self.pooled), self._sums
+        common = images * len(sums) * float(sums.mean(0).square().sum()) / images**2
+        between, whole = float(sums.square().sum()) / images - common, self._square - common
+        return min(1.0, max(0.0, between / whole)) if whole > 1e-12 * self._square else 0.0
+
+    @property
+    def patch_spread(self) -> float:
+        """See the function of this name."""
+        return self._distance / self._length if self._length else 0.0
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of all patch features."""
+        return float((self._square / (len(self.pooled) * self._sums.numel())) ** 0.5)
+
+    @property
+    def _sums(self) -> Tensor:
+        if self._position_sum is None:
+            raise ValueError("no features yet")
+        return self._position_sum
+
+
+def figures(moments: Moments) -> dict[str, float]:
+    """Return the figures that are cheap enough to watch during training."""
+    pooled = moments.pooled
+    return {
+        "rankme": rankme(pooled),
+        "rankme_centred": rankme(pooled, centred=True),
+        "std": feature_std(pooled),
+        "position_r2": moments.position_r2,
+        "mean_cosine": mean_cosine(pooled),
+        "alpha_req": alpha_req(pooled),
+        "patch_spread": moments.patch_spread,
+    }
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the verdict is read from. Deviations and lengths are relative to the features' root mean square.
+
+    What stands before the final norm and LiDAR are None where they were not measured.
+    """
+
+    images: int
+    width: int
+    rankme_centred: float
+    relative_std: float
+    position_r2: float
+    patch_spread: float
+    std_before_norm: float | None = None
+    lidar: float | None = None
+
+    @property
+    def attainable(self) -> int:
+        """The largest centred rank these many images can show."""
+        return max(1, min(self.images - 1, self.width))
+
+
+CONSTANT = 0.01
+"""Pooled features whose deviation is below this share of their size say nothing about the image."""
+FLAT = 0.05
+"""Patches that are closer than this to the mean of their image, relative to their length, say nothing about places."""
+NARROW = 0.02
+"""A centered RankMe below this share of the attainable one is suspicious."""
+POSITIONAL = 0.7
+"""Above this share of the variance, features are mostly the position embedding."""
+
+_RESTART = (
+    "lower optimizer.lr_encoder, raise schedule.momentum_start or lengthen schedule.warmup, and start again from "
+    "before the collapse"
+)
+
+
+def verdict(health: Health) -> str:
+    """Return one sentence that begins with "collapsed", "watch" or "healthy", with figures and what to change.
+
+    "collapsed" is what training does not recover from: features that are constant, or have one direction. Anything
+    else can also be seen in a healthy run on its way, so it is "watch".
+    """
+    rank = f"centered RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
+    if health.relative_std < CONSTANT:
+        return (
+            "collapsed: every image has nearly the same features, their deviation is "
+            f"{health.relative_std:.2g} of their size; {_RESTART}"
+        )
+    if health.std_before_norm is not None and health.std_before_norm < CONSTANT:
+        return (
+            "collapsed before the final norm, which hides it: the deviation of the norm's input is "
+            f"{health.std_before_norm:.2g} of its size; {_RESTART}"
+        )
+    if health.rankme_centred < 2.0 <= health.attainable:
+        return f"collapsed into one direction: {rank}; check the masks, then {_RESTART}"
+    if health.rankme_centred < NARROW * health.attainable:
+        return (
+            f"watch: few directions: {rank}; healthy runs fall early and recover, so compare with earlier and later "
+            "checkpoints and with a kNN or linear probe"
+        )
+    if health.lidar is not None and health.lidar < 2.0:
+        return (
+            f"watch: images are hardly distinguished: LiDAR {health.lidar:.1f}, so contexts of one image differ as "
+            "much as images do; train longer, and if it stays so, use a larger mask.context_scale or a higher "
+            "optimizer.lr_encoder"
+        )
+    if health.position_r2 > POSITIONAL:
+        return (
+            f"watch: position only: the position of a patch explains {health.position_r2:.0%} of its features; this is "
+            "usual at the start of training; if it stays so, lower model.encoder.position_scale or raise "
+            "optimizer.lr_encoder"
+        )
+    if health.patch_spread < FLAT:
+        return (
+            f"watch: flat: patches of one image differ by {health.patch_spread:.2g} of their length, so places are not "
+            "distinguished; use smaller target blocks, or weights from earlier in training"
+        )
+    return (
+        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these figures do not say "
+        "how useful the features are: run a probe"
+    )
+
+
+def diagnose(
+    encoder: Encoder,
+    source: Source,
+    *,
+    images: int = 1024,
+    image_size: int | tuple[int, int],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Diagnose an encoder on `images` images of a source, chosen by `seed`.
+
+    Returns:
+        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}, "verdict": str}`; a number is None where the
+        features leave it undefined, as constant ones do `alpha_req`.
+
+    Raises:
+        Refused: an image size that the patch does not divide, or fewer than two images.
+        Failed: an image cannot be decoded, or features are not finite.
+    """
+    found, health = measured(encoder, source, images=images, image_size=image_size, seed=seed)
+    return {**found, "verdict": verdict(health)}
+
+
+def measured(
+    encoder: Encoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int
+) -> tuple[dict[str, Any], Health]:
+    """Return `diagnose`'s answer without its verdict, and what that is read from. Raises as it."""
+    size = pair(image_size)
+    if any(side % encoder.patch_size for side in size):
+        raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
+    chosen = choose(len(source), images, seed)
+    if len(chosen) < 2:
+        raise Refused("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
+    moments = Moments()
+    for start in range(0, len(chosen), _BATCH):
+        moments.add(encoded(encoder, crops(source, chosen[start : start + _BATCH], size)))
+    pooled = moments.pooled
+    numbers = figures(moments) | {"relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0}
+    health = Health(
+        images=len(pooled),
+        width=pooled.shape[1],
+        rankme_centred=numbers["rankme_centred"],
+        relative_std=numbers["relative_std"],
+        position_r2=numbers["position_r2"],
+        patch_spread=numbers["patch_spread"],
+    )
+    data = {"fingerprint": source.fingerprint, "images": len(pooled), "image_size": list(size), "seed": seed}
+    return {"kind": "diagnosis", "data": data, "numbers": defined(numbers)}, health
+
+
+def defined(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Return numbers with None for those that features leave undefined: JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

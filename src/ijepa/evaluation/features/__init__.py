@@ -1,0 +1,1 @@
+"""Features of an encoder, and the images they come from."""

@@ -1,0 +1,101 @@
+"""Which images of a source are looked at, and how they become pixels: the ground of everything here without training.
+
+Images are chosen by (seed, Stream.EVALUATION), so that two encoders, or one encoder at two steps, see the same ones.
+`crops` takes the largest central box of the wanted shape: nothing of the image's middle is lost, and an image that
+already has the wanted size goes in untouched.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ijepa.data.loading.crop import center_crop_box, crop_resize
+from ijepa.data.loading.decode import DecodeError, decode
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.features.extract import Encoder
+from ijepa.utils.errors import Failed
+from ijepa.utils.random import Stream, below, words
+
+Indices = npt.NDArray[np.int64]
+
+
+def choose(total: int, count: int, seed: int) -> Indices:
+    """Return `count` sample numbers below `total`, ascending, without repetition; all of them where count >= total."""
+    if count >= total:
+        return np.arange(total)
+    drawn = 2 * count
+    while True:
+        numbers = below(words(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
+        distinct, first = np.unique(numbers, return_index=True)
+        if len(distinct) >= count:
+            return np.sort(distinct[np.argsort(first)[:count]])
+        drawn *= 2
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of a size given as one side or both."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> Tensor:
+    """Return the images' central crops (n, 3, h, w) uint8.
+
+    Raises:
+        Failed: an image cannot be decoded; the line names it.
+    """
+    batch = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
+    for row, index in zip(batch, indices, strict=True):
+        try:
+            row.copy_(_crop(source, int(index), size))
+        except DecodeError as error:
+            raise Failed(f"{source.name(int(index))}: {error}") from error
+    return batch
+
+
+def readable_crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> tuple[Tensor, Indices]:
+    """Return central crops (n, 3, h, w) uint8 of what can be read, and the sample numbers (n,) they are of.
+
+    An image that cannot be decoded gives way to the next one of the source that can, and that nobody has taken: none
+    is there twice. Where none is left, n is smaller.
+
+    Raises:
+        Failed: none of the source's images can be decoded.
+    """
+    taken, found = {int(index) for index in indices}, {}
+    for first in map(int, indices):
+        for index in (first, *((first + step) % len(source) for step in range(1, len(source)))):
+            if index != first and index in taken:
+                continue
+            taken.add(index)
+            with suppress(DecodeError):
+                found[index] = _crop(source, index, size)
+                break
+    if not found:
+        raise Failed(f"none of the {len(source)} images can be decoded, the first is {source.name(0)}")
+    return torch.stack(list(found.values())), np.array(list(found), dtype=np.int64)
+
+
+def _crop(source: Source, index: int, size: tuple[int, int]) -> Tensor:
+    image = decode(source[index].image)
+    height, width = image.shape[:2]
+    return crop_resize(image, center_crop_box(height, width, size, fraction=1.0), size)
+
+
+@torch.no_grad()
+def encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies.
+
+    Raises:
+        Failed: features that are no finite numbers. Left alone they would not fail everywhere: a search among them
+            still finds "neighbours", and scores.
+    """
+    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
+    device = next((weight.device for weight in weights), pixels.device)
+    features = encoder(pixels.to(device)).float().cpu()
+    if not bool(features.isfinite().all()):
+        raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+    return features

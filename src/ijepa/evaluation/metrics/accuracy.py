@@ -1,0 +1,66 @@
+"""What stands in a result of image classification: accuracies with their interval, the data, the versions.
+
+The interval is the percentile bootstrap over test images. Accuracy is a mean of zeros and ones, so its bootstrap
+distribution is known, Binomial(n, accuracy) / n, and its quantiles are taken from that: the limit of infinitely many
+resamples, at no cost, and without a seed.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ijepa.data.sources.base import Source
+from ijepa.evaluation.metrics.bootstrap import LEVEL
+
+
+def ranks_of(scores: Tensor, truth: Tensor) -> Tensor:
+    """Return how many classes stand before the true one, (B,) int64, for scores (B, C); of equals, the lower first.
+
+    Scores that are no numbers put the true class last: a head that diverged is wrong.
+    """
+    own = scores.gather(1, truth[:, None])
+    behind = (scores == own) & (torch.arange(scores.shape[1], device=scores.device) > truth[:, None])
+    return scores.shape[1] - 1 - ((scores < own) | behind).sum(1)
+
+
+def accuracies(ranks: Tensor) -> dict[str, Any]:
+    """Return `top1`, `top5` and `ci`, top-1's 95 % interval, from the true classes' ranks (m,)."""
+    right = ranks == 0
+    return {
+        "top1": float(right.double().mean()),
+        "top5": float((ranks < 5).double().mean()),
+        "ci": list(interval(int(right.sum()), len(ranks))),
+    }
+
+
+def interval(right: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the bootstrap interval of an accuracy of `right` / `total`, as shares."""
+    if right in (0, total):
+        return right / total, right / total
+    k, p = torch.arange(total + 1, dtype=torch.float64), right / total
+    ways = torch.tensor(total + 1.0, dtype=torch.float64).lgamma() - (k + 1).lgamma() - (total - k + 1).lgamma()
+    below = (ways + k * np.log(p) + (total - k) * np.log1p(-p)).exp().cumsum(0)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.searchsorted(below, ends).clamp(max=total).tolist()
+    return low / total, high / total
+
+
+def statistics(x: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation (D,) float32 of features (n, D), summed in float64; deviations of 0 become 1."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64)
+    square = torch.zeros(x.shape[1], dtype=torch.float64)
+    for part in x.split(chunk):
+        total += part.double().sum(0)
+    mean = total / len(x)
+    for part in x.split(chunk):
+        square += (part.double() - mean).square().sum(0)
+    deviation = (square / len(x)).sqrt()
+    return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
+
+
+def describe(source: Source, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a result says of a labelled set, of which images with these labels (n,) were used."""
+    return {"n": len(labels), "classes": len(np.unique(labels)), "fingerprint": source.fingerprint}

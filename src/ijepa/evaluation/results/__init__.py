@@ -1,0 +1,1 @@
+"""Files of results, and tables of them."""

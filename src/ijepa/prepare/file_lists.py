@@ -1,0 +1,112 @@
+"""Lists of images: a CSV or a parquet file of paths (absolute, or from the list's folder on), and of labels if any.
+
+Columns go by their names, path (or filename, file, image) and label (or class); a CSV without such a first line is
+`path,label`.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ijepa.data.sources.index import Arrays, Index, _Digest
+from ijepa.data.sources.parquet import open_file
+from ijepa.utils.errors import Refused
+
+_PATHS, _LABELS = ("path", "filename", "file", "image"), ("label", "class")
+_Row = tuple[str, str, str | None]
+"""Where it stands, the path, and the label if the list has labels."""
+
+
+def list_index(file: Path) -> Index:
+    """Return the index of the images that a file lists.
+
+    Raises:
+        Refused: a row that is not so, or an image that is not there.
+    """
+    root = file.absolute().parent
+    names, labels = list[str](), list[str]()
+    digest = _Digest("list", None)
+    try:
+        for place, name, label in _parquet(file) if file.suffix == ".parquet" else _csv(file):
+            if not name or label == "":
+                raise Refused(file, f"{place} has no {'label' if name else 'path'}", "write path,label")
+            try:
+                digest.file(f"{name}\0{label}", (root / name).stat())
+            except (OSError, ValueError):
+                raise Refused(file, f"{place} names {str(root / name)[:200]}, which is not there") from None
+            names.append(name)
+            labels += [] if label is None else [label]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(file, f"cannot be read: {error}") from None
+    if not names:
+        raise Refused(file, "lists no images", "write one path,label a line")
+    encoded = [os.fsencode(name) for name in names]
+    arrays: Arrays = {
+        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+    }
+    # Numbers keep their order, words get the alphabet's.
+    numbers = all(label.isdecimal() for label in labels)
+    classes = sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)
+    if classes:
+        place_of = {name: index for index, name in enumerate(classes)}
+        arrays["label"] = np.array([place_of[label] for label in labels], dtype=np.int32)
+    header = {"root": str(root), "masks": str(root), "classes": classes or None, **digest.header(arrays)}
+    return Index(header, arrays)
+
+
+def _csv(file: Path) -> Iterator[_Row]:
+    path, label, width = 0, 1, 2
+    with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin with a byte order mark
+        rows = csv.reader(lines)
+        try:
+            for number, row in enumerate(rows, 1):
+                cells = [cell.strip() for cell in row]
+                if number == 1 and _column(cells, _PATHS) >= 0:
+                    path, label, width = _column(cells, _PATHS), _column(cells, _LABELS), len(cells)
+                elif row and len(row) != width:
+                    problem = f"line {rows.line_num} is {','.join(row)[:60]!r}"
+                    raise Refused(file, problem, "write path,label" if width == 2 else f"write {width} columns")
+                elif row:
+                    yield f"line {rows.line_num}", cells[path], cells[label] if label >= 0 else None
+        except csv.Error as error:
+            raise Refused(file, f"line {rows.line_num} is no line of a CSV: {error}") from None
+
+
+def _parquet(file: Path) -> Iterator[_Row]:
+    opened = open_file(file, str(file))
+    columns = opened.schema_arrow.names
+    path, label = _column(columns, _PATHS), _column(columns, _LABELS)
+    if path < 0:
+        raise Refused(file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one {_PATHS[0]}")
+    wanted = [columns[place] for place in (path, label) if place >= 0]
+    row = 0
+    for batch in _batches(opened, file, wanted):
+        paths = batch.column(wanted[0]).to_pylist()
+        labels = batch.column(wanted[-1]).to_pylist() if label >= 0 else [None] * len(paths)
+        for name, of in zip(paths, labels, strict=True):
+            row += 1
+            if name is not None and not isinstance(name, str):
+                mend = "where it holds the images themselves, `ijepa data pack folder` takes it"
+                raise Refused(file, f"its column {wanted[0]} holds no paths", mend)
+            yield f"row {row}", (name or "").strip(), None if label < 0 else "" if of is None else str(of).strip()
+
+
+def _batches(opened: Any, file: Path, columns: list[str]) -> Iterator[Any]:
+    """Yield a parquet file's batches of rows; damaged pages are refused."""
+    import pyarrow as pa
+
+    try:
+        yield from opened.iter_batches(columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise Refused(file, f"cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _column(names: list[str], wanted: tuple[str, ...]) -> int:
+    """Return the place of the first of the wanted names, -1 where there is none."""
+    lower = [name.strip().lower() for name in names]
+    return next((lower.index(name) for name in wanted if name in lower), -1)

@@ -1,0 +1,304 @@
+"""The built-in drawn data set: several instances of one shape class on a random ground, with masks.
+
+A joint-embedding predictive model keeps what is shared across an image and predictable from its parts. So here
+that is the class: every instance of a scene has the same shape, and each its own colour, size and angle, over a
+ground that is random from patch to patch, all under strong grain. Whoever sees some instances can foretell the form
+of the hidden ones and where they may stand, and hardly anything else about them. The shapes match in area and edge
+length (see `shapes`), and colour, place and number are drawn apart from the class, so that pixels alone tell little.
+It was designed so, and docs/scenes.md says why.
+
+A scene is a function of (seed, position) under a `SceneRule`: image (S, S, 3) uint8, mask (S, S) uint8 with 0 for
+ground and class + 1 for a shape, label in [0, 8). It is drawn in float32 on planes (3, S, S); shapes are looked up
+in tables of signed distances, all instances of a scene at once, because a demo draws twelve thousand of them.
+Bytes repeat exactly on one machine and set of library versions; across machines sines and JPEG may round apart.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+from PIL import Image
+
+from ijepa.prepare.scenes.shapes import CLASSES, EXTENT, RESOLUTION, TILT, Plane, distance_tables
+from ijepa.prepare.shard_writer import Record, ShardPlan, write_folder
+from ijepa.utils import random as randomness
+from ijepa.utils.errors import Refused
+
+VERSION = 2
+"""Raised with any change here or in `shapes` that changes a drawn pixel."""
+
+SHAREABLE = ("rotation", "size", "color", "polarity")
+_DRAW_OF = {2: "size", 3: "rotation", 4: "polarity", 5: "color", 6: "color", 7: "color"}
+VALIDATION_START = 1 << 40
+"""Validation scenes take their positions from here on: no training set reaches them, whatever its size."""
+
+_AREA = 0.45
+_CLOUDS = 8
+_GRAINS = 64
+_PER_INSTANCE = 8
+_PER_IMAGE = 8
+_BATCH = 64
+
+Pixels = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn scene: `image` (S, S, 3) uint8, `mask` (S, S) uint8 (0 ground, class + 1 shape), `label`."""
+
+    image: Pixels
+    mask: Pixels
+    label: int
+
+
+@dataclass(frozen=True)
+class SceneRule:
+    """What may vary in a scene, and how far. Lengths are shares of the image's side unless said otherwise.
+
+    Attributes:
+        instances: least and most instances; each has a cell of the layout to itself.
+        cells: the layout has `cells` x `cells` places.
+        shift: how far the layout as a whole may be shifted, in cells, each way; a cell pushed out on one side
+            comes in on the other. Pixels then have no fixed place to read, yet the places stay foreseeable.
+        jitter: how far an instance may stand from its cell's centre, in cells, each way. Above what the diameter
+            leaves free, instances overlap.
+        diameter: least and most; a shape of diameter d has area .45 d^2, whatever its class.
+        rotation: range of angles as a share of a full turn: 0 upright, 1 free.
+        light: share of instances lighter than the ground; the others are darker.
+        shared: what all instances of a scene have in common besides their class, out of `SHAREABLE`.
+        contrast: least and most difference in brightness between instance and ground, of [0, 1].
+        chroma: most strength of colour, of [0, 1].
+        ground: how far the ground's brightness and colour vary from scene to scene: 0 the same gray, 1 far.
+        clouds: standard deviation of the ground's clouds, eight across, of [0, 1].
+        grain: standard deviation of the noise over the whole image, 64 grains across, of [0, 1].
+    """
+
+    instances: tuple[int, int] = (6, 10)
+    cells: int = 4
+    shift: float = 0.5
+    jitter: float = 0.06
+    diameter: tuple[float, float] = (0.22, 0.24)
+    rotation: float = 0.08
+    light: float = 1.0
+    shared: tuple[str, ...] = ()
+    contrast: tuple[float, float] = (0.3, 0.5)
+    chroma: float = 0.15
+    ground: float = 0.0
+    clouds: float = 0.2
+    grain: float = 0.15
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, field: str, mend: str) -> None:
+            if not holds:
+                raise Refused(f"scenes.{field}", f"{getattr(self, field)!r} is out of range", mend)
+
+        require(1 <= self.cells <= 16, "cells", "give 1 to 16")
+        low, high = self.instances
+        require(1 <= low <= high <= self.cells**2, "instances", f"give 1 <= least <= most <= {self.cells**2}")
+        require(0 <= self.shift <= 0.5, "shift", "give 0 to 0.5")
+        require(0 <= self.jitter <= 0.5, "jitter", "give 0 to 0.5")
+        require(0.05 <= self.diameter[0] <= self.diameter[1] <= 1, "diameter", "give 0.05 <= least <= most <= 1")
+        require(0 <= self.contrast[0] <= self.contrast[1] <= 0.5, "contrast", "give 0 <= least <= most <= 0.5")
+        require(set(self.shared) <= set(SHAREABLE), "shared", f"known: {', '.join(SHAREABLE)}")
+        for field in ("rotation", "light", "chroma", "ground", "clouds", "grain"):
+            require(0 <= getattr(self, field) <= 1, field, "give 0 to 1")
+
+    @property
+    def numbers(self) -> int:
+        """How many random numbers one scene takes: a fixed layout, so that no draw depends on another's."""
+        instances = self.cells**2
+        return _PER_IMAGE + instances + instances * _PER_INSTANCE + 3 * (_CLOUDS**2 + _GRAINS**2)
+
+
+DEFAULT_RULE = SceneRule()
+
+
+def draw_scene(seed: int, position: int, *, size: int = 64, rule: SceneRule = DEFAULT_RULE) -> Scene:
+    """Draw the scene at `position`; `size` is its side in pixels."""
+    return next(draw_scenes(seed, [position], size=size, rule=rule))
+
+
+def draw_scenes(
+    seed: int, positions: Sequence[int], *, size: int = 64, rule: SceneRule = DEFAULT_RULE
+) -> Iterator[Scene]:
+    """Draw the scenes at `positions`, in that order: the same as `draw_scene` of each, only faster."""
+    for start in range(0, len(positions), _BATCH):
+        some = np.asarray(positions[start : start + _BATCH], dtype=np.int64)
+        words = randomness.words(seed, randomness.Stream.SCENES, some, rule.numbers)
+        for row in randomness.uniform(words):
+            yield _draw(row, size, rule)
+
+
+def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
+    """Turn one scene's uniform numbers (rule.numbers,) into the scene."""
+    places = rule.cells**2
+    parts = np.cumsum([_PER_IMAGE, places, places * _PER_INSTANCE, 3 * _CLOUDS**2])
+    image, order, instance, clouds, grain = np.split(numbers, parts)
+    label = int(image[0] * len(CLASSES))
+    low, high = rule.instances
+    chosen = np.argsort(order)[: low + int(image[1] * (high - low + 1))]
+    draws = instance.reshape(_PER_INSTANCE, places)[:, chosen]
+    dx, dy, extent, turn, polarity, contrast, hue, chroma = (
+        _share(draw, _DRAW_OF.get(i), rule) for i, draw in enumerate(draws)
+    )
+
+    shift_x, shift_y = rule.shift * (2 * image[5:7] - 1)
+    center_x = (chosen % rule.cells + 0.5 + shift_x) % rule.cells + rule.jitter * (2 * dx - 1)
+    center_y = (chosen // rule.cells + 0.5 + shift_y) % rule.cells + rule.jitter * (2 * dy - 1)
+    center_x, center_y = center_x * size / rule.cells, center_y * size / rule.cells
+    unit = np.sqrt(_AREA) * size * (rule.diameter[0] + extent * (rule.diameter[1] - rule.diameter[0]))
+    angle = 2 * np.pi * rule.rotation * (turn - 0.5)
+
+    brightness = 0.5 + 0.3 * rule.ground * (image[2] - 0.5)
+    sign = np.where(polarity < rule.light, 1.0, -1.0)
+    level = brightness + sign * (rule.contrast[0] + contrast * (rule.contrast[1] - rule.contrast[0]))
+    colors = (level + _tint(hue, chroma * rule.chroma)).astype(np.float32)  # (3, n)
+    ground = brightness + _tint(image[3:4], image[4:5] * rule.ground * rule.chroma)
+
+    # Every instance is drawn in a square of `side` pixels on a canvas with a margin, so that nothing is clipped.
+    side = int(np.ceil(2 * EXTENT * unit.max())) + 1
+    margin = side // 2 + 1 + int(np.ceil(rule.jitter * size / rule.cells))
+    canvas = np.zeros((3, size + 2 * margin, size + 2 * margin), dtype=np.float32)
+    inner = canvas[:, margin : margin + size, margin : margin + size]
+    np.add(_noise(clouds, _CLOUDS, size, rule.clouds), ground[:, :, None].astype(np.float32), out=inner)
+    mask = np.zeros(canvas.shape[1:], dtype=np.uint8)
+
+    left = np.floor(center_x - side / 2 + 0.5).astype(np.int64)
+    top = np.floor(center_y - side / 2 + 0.5).astype(np.int64)
+    steps = np.arange(side) + 0.5
+    u = (left[:, None] + steps - center_x[:, None]).astype(np.float32)[:, None, :]
+    v = (top[:, None] + steps - center_y[:, None]).astype(np.float32)[:, :, None]
+    cell = _cells(u, v, unit, angle)
+    alpha = _coverage(label, cell, unit)
+    opaque = alpha >= 0.5
+    painted, kept = colors.T[:, :, None, None] * alpha[:, None], (1 - alpha)[:, None]  # (n, 3 or 1, side, side)
+    for i, (x, y) in enumerate(zip((left + margin).tolist(), (top + margin).tolist(), strict=True)):
+        patch = canvas[:, y : y + side, x : x + side]
+        patch *= kept[i]
+        patch += painted[i]
+        mask[y : y + side, x : x + side][opaque[i]] = label + 1
+    inner += _noise(grain, _GRAINS, size, rule.grain)
+    pixels = np.clip(inner * np.float32(255) + np.float32(0.5), 0, 255).astype(np.uint8)
+    return Scene(
+        image=np.ascontiguousarray(pixels.transpose(1, 2, 0)),
+        mask=np.ascontiguousarray(mask[margin : margin + size, margin : margin + size]),
+        label=label,
+    )
+
+
+def _share(draw: Numbers, attribute: str | None, rule: SceneRule) -> Numbers:
+    """Give all instances the first one's draw where the rule shares this attribute."""
+    return np.broadcast_to(draw[:1], draw.shape) if attribute in rule.shared else draw
+
+
+def _tint(hue: Numbers, strength: Numbers) -> Numbers:
+    """Return (3, n) offsets of red, green and blue with sum 0: a colour of that hue without its brightness."""
+    angle = 2 * np.pi * (hue + np.array([[0.0], [1 / 3], [2 / 3]]))
+    tint: Numbers = strength * np.cos(angle)
+    return tint
+
+
+def _cells(u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> npt.NDArray[np.intp]:
+    """Return (n, side, side) cells of the shapes' tables at offsets u, v pixels from instances' centres."""
+    scale = RESOLUTION / (2 * EXTENT) / unit
+    turn = angle - TILT
+    cosine = (np.cos(turn) * scale).astype(np.float32)[:, None, None]
+    sine = (np.sin(turn) * scale).astype(np.float32)[:, None, None]
+    last = RESOLUTION - 1
+    column = np.clip(cosine * u + sine * v + RESOLUTION / 2, 0, last).astype(np.intp)
+    row = np.clip(cosine * v - sine * u + RESOLUTION / 2, 0, last).astype(np.intp)
+    return row * RESOLUTION + column
+
+
+def _coverage(label: int, cell: npt.NDArray[np.intp], unit: Numbers) -> Plane:
+    """Return (n, side, side) coverage in [0, 1]: an edge is one pixel wide."""
+    distance = distance_tables()[label].ravel().take(cell)
+    coverage: Plane = np.clip(np.float32(0.5) - distance * unit.astype(np.float32)[:, None, None], 0, 1)
+    return coverage
+
+
+def _noise(numbers: Numbers, cells: int, size: int, deviation: float) -> Plane:
+    """Return (3, size, size) noise of that deviation: a random grid of `cells` x `cells`, interpolated."""
+    grid = ((numbers - 0.5) * (deviation * np.sqrt(12))).astype(np.float32).reshape(3, cells, cells)
+    if cells == size:
+        return grid
+    weights = _interpolation(cells, size)
+    noise: Plane = weights @ grid @ weights.T
+    return noise
+
+
+@cache
+def _interpolation(cells: int, size: int) -> Plane:
+    """Return (size, cells) linear interpolation weights, rows of unit norm so that the deviation is kept."""
+    place = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
+    weights = np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0)
+    scaled: Plane = (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def scene_record(scene: Scene, key: str, *, quality: int = 92) -> Record:
+    """Return a scene as one record of a shard: JPEG without chroma subsampling, label, mask as PNG indices."""
+    jpeg = simplejpeg.encode_jpeg(scene.image, quality=quality, colorspace="RGB", colorsubsampling="444")
+    png = io.BytesIO()
+    Image.fromarray(scene.mask).save(png, "PNG", compress_level=6)
+    return Record(key, image=jpeg, label=scene.label, mask=png.getvalue())
+
+
+def _records(plan: ShardPlan, *, seed: int, size: int, rule: SceneRule) -> Iterator[Record]:
+    """Draw one shard's records."""
+    offset = VALIDATION_START if plan.split == "val" else 0
+    positions = range(offset + plan.start, offset + plan.stop)
+    for index, scene in enumerate(draw_scenes(seed, positions, size=size, rule=rule), plan.start):
+        yield scene_record(scene, f"{plan.split}-{index:08d}")
+
+
+def write_scenes(
+    out: str | Path,
+    *,
+    images: int,
+    seed: int,
+    size: int = 64,
+    val_share: float = 1 / 6,
+    shard_size: int = 2000,
+    rule: SceneRule = DEFAULT_RULE,
+    processes: int = 1,
+) -> dict[str, Any]:
+    """Write train-*.tar, val-*.tar, classes.txt and manifest.json under `out`, and return the manifest.
+
+    `images` counts both splits; `val_share` of them, rounded, are validation, drawn at positions of their own:
+    the first scenes of a split are the same whatever its size. `processes` changes the speed and no byte.
+    Raises `Refused` for numbers out of range and for a folder that is not empty.
+    """
+    if images < 1:
+        raise Refused("--images", f"{images} is no number of images", "give at least 1")
+    if not 16 <= size <= 1024:
+        raise Refused("--size", f"{size} pixels is out of range", "give 16 to 1024")
+    if not 0 <= val_share < 1:
+        raise Refused("--val-share", f"{val_share} is out of range", "give at least 0 and less than 1")
+    if not 0 <= seed < 1 << 64:
+        raise Refused("--seed", f"{seed} is out of range", "give 0 to 2^64 - 1")
+    validation = round(images * val_share)
+    about = {
+        "drawn_by": "ijepa data scenes",
+        "version": VERSION,
+        "randomness": randomness.VERSION,
+        "seed": seed,
+        "size": size,
+        "rule": asdict(rule),
+    }
+    return write_folder(
+        out,
+        splits={"train": images - validation, "val": validation},
+        records=partial(_records, seed=seed, size=size, rule=rule),
+        classes=CLASSES,
+        about=about,
+        shard_size=shard_size,
+        processes=processes,
+    )

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of the rest: errors, files, random numbers, environment."""

@@ -3,10 +3,10 @@ import torch
 
 from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.model.ijepa import IJEPA
+from ijepa.model.parameter_groups import decayed
 from ijepa.training import optimizer as optimizers
 from ijepa.training.optimizer import (
     apply_step,
-    decayed,
     make_optimizer,
     move_average,
     move_by_differences,

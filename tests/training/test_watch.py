@@ -31,7 +31,7 @@ class Device:
 
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, timeout=timedelta(seconds=10))
 watch._PULSE, watch._PATIENCE = 0.1, 2.0
-with closing(Device()), (seen := watch.Watch(World(size=2), 0.3, Path("none"))).naming():
+with closing(Device()), (seen := watch.Watch(World(size=2), 0.3, lambda: None)).naming():
     seen.at(7, "computing")
     BODY
 """
@@ -97,7 +97,7 @@ def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
         raise AssertionError("left")
 
     monkeypatch.setattr(Watch, "leave", leave)
-    seen = Watch(World(), 1.0, Path("none"))
+    seen = Watch(World(), 1.0, lambda: None)
     seen._store = object()
     with pytest.raises(LoaderDefect), seen.naming():
         raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')

@@ -41,7 +41,7 @@ from ijepa.checkpoint.reader import (
 from ijepa.distributed.local_tensors import as_sharded, local, rows_of
 from ijepa.distributed.process_group import World, by_first, share_out
 from ijepa.model.ijepa import IJEPA
-from ijepa.training.optimizer import trained
+from ijepa.model.parameter_groups import trained
 from ijepa.utils.errors import Failed, Refused
 from ijepa.utils.files import flush_folder, write_text
 
@@ -64,6 +64,12 @@ def named_checkpoints(folder: Path) -> list[Path]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints in `folder`, earliest first."""
     return [path for path in named_checkpoints(folder) if path.is_dir()]
+
+
+def latest_name(folder: Path) -> str | None:
+    """Return the name of the latest complete checkpoint in `folder`, None if there is none."""
+    saved = list_checkpoints(folder)
+    return saved[-1].name if saved else None
 
 
 def save_checkpoint(

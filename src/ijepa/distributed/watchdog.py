@@ -22,18 +22,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from ijepa.checkpoint.format import list_checkpoints
 from ijepa.data.loading.workers import LoaderDefect
 from ijepa.distributed.process_group import World, under_torchrun
 
@@ -69,12 +67,14 @@ class Watch:
     Args:
         world: the ranks.
         timeout: seconds that this rank waits for others.
-        checkpoints: the run's folder of checkpoints.
+        latest: returns the name of the latest checkpoint, None if there is none.
         compiles: whether torch.compile is used.
     """
 
-    def __init__(self, world: World, timeout: float, checkpoints: Path, *, compiles: bool = False) -> None:
-        self.world, self.timeout, self.checkpoints = world, timeout, checkpoints
+    def __init__(
+        self, world: World, timeout: float, latest: Callable[[], str | None], *, compiles: bool = False
+    ) -> None:
+        self.world, self.timeout, self._latest = world, timeout, latest
         self._step, self._doing, self._since, self._beat = 0, "starting", time.monotonic(), 0
         self._seen: dict[int, tuple[int, float]] = {}
         self._compiling = False
@@ -217,8 +217,8 @@ class Watch:
 
     def _explain(self, signs: list[tuple[Sign, bool]]) -> str:
         who = blame(signs) if signs else "other ranks, of which the launcher's store knows nothing any more"
-        saved = list_checkpoints(self.checkpoints)
-        resume = f"the same command resumes from {saved[-1].name}" if saved else "there is no checkpoint yet"
+        saved = self._latest()
+        resume = f"the same command resumes from {saved}" if saved else "there is no checkpoint yet"
         return f"step {self._step} waits for {who}; {resume}"
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from ijepa.checkpoint.format import load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
+from ijepa.checkpoint.format import latest_name, load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
 from ijepa.checkpoint.reader import WITHOUT_CHECKSUMS
 from ijepa.checkpoint.run_dir import (
     Run,
@@ -205,7 +206,8 @@ def _train(
         monitor.say(f"resuming {output} after step {start}")
     for line in lines if world.rank == 0 else ():
         monitor.say(line)
-    watch = Watch(world, recipe.parallel.timeout, run.checkpoints, compiles=compiles(recipe, device))
+    latest = partial(latest_name, run.checkpoints)
+    watch = Watch(world, recipe.parallel.timeout, latest, compiles=compiles(recipe, device))
     world.watched()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.

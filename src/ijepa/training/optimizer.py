@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ijepa.config.recipe import Optimizer
 from ijepa.distributed.local_tensors import local
 from ijepa.model.ijepa import IJEPA
+from ijepa.model.parameter_groups import parameter_groups, trained
 from ijepa.training.schedules import Rates
 
 _CHUNK = 32 << 20
@@ -28,29 +29,9 @@ def make_optimizer(model: IJEPA, settings: Optimizer, *, fused: bool = True) -> 
     with torch.no_grad():
         groups = [
             {"params": [local(parameter) for _, parameter in named], "part": part, "decays": decays}
-            for part, decays, named in _grouped(model)
+            for part, decays, named in parameter_groups(model)
         ]
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)
-
-
-def trained(model: IJEPA, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """Yield (name, the model's parameter, what the optimiser holds for it: the same, or this rank's part)."""
-    for (part, _, named), group in zip(_grouped(model), optimizer.param_groups, strict=True):
-        prefix = "context_encoder." if part == "encoder" else "predictor."
-        for (name, parameter), tensor in zip(named, group["params"], strict=True):
-            yield prefix + name, parameter, tensor
-
-
-def _grouped(model: IJEPA) -> Iterator[tuple[str, bool, list[tuple[str, nn.Parameter]]]]:
-    for part, module in (("encoder", model.context_encoder), ("predictor", model.predictor)):
-        named = list(module.named_parameters())
-        for decays in (True, False):
-            yield part, decays, [(name, parameter) for name, parameter in named if decayed(name) == decays]
-
-
-def decayed(name: str) -> bool:
-    """Whether a parameter of this name takes weight decay: weights of linear layers do, nothing else."""
-    return name.endswith("weight") and "norm" not in name
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:

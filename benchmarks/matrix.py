@@ -4,7 +4,8 @@
 
 Each environment has the pins of constraints.txt, except those of torch and torchvision; one that exists is used again.
 PYTHON is an executable. Without --combination, all of DEFAULTS are tested. After each combination the results go to
-benchmarks/results/matrix.json, beside what is there of the same commit, and to docs/compatibility.md. The exit code is
+benchmarks/results/matrix.json, next to those of other combinations, each with its commit, and to
+docs/compatibility.md. The exit code is
 1 where a test failed or the suite did not reach its end.
 """
 
@@ -148,13 +149,14 @@ def page(results: dict[str, Any]) -> str:
         "The whole test suite, slow tests included, under several versions of torch and Python (`make matrix`,",
         "[matrix.json](../benchmarks/results/matrix.json)). A CUDA build without a device runs on the CPU.",
         "",
-        "| Python | torch | torchvision | torchao | NumPy | CUDA build | device | passed | failed | skipped | min |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| Python | torch | torchvision | torchao | NumPy | CUDA build | device | passed | failed | skipped | min | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in results["runs"].values():
         cells = [run["versions"][name] for name in ("python", "torch", "torchvision", "torchao", "numpy")]
         cells += [run["cuda_build"] or "no", ", ".join(run["devices"]) or "no", run["passed"]]
         cells += [len(run["failed"]), len(run["skipped"]), round(run["seconds"] / 60)]
+        cells.append((run["commit"] or "unknown")[:10])
         lines.append(f"| {' | '.join(map(str, cells))} |")
     machines = sorted({f"{run['cpu']} ({run['instruction_sets']})" for run in results["runs"].values()})
     lines += ["", f"Measured on: {'; '.join(machines)}."]
@@ -187,14 +189,14 @@ def main(environments: Path, texts: tuple[str, ...], prepare: bool, arguments: t
     """Test combinations and write results and page; ARGUMENTS after -- go to pytest, and then nothing is written."""
     combinations = {each.name(): each for each in [Combination.parse(text) for text in texts] or DEFAULTS}
     earlier = read_json(RESULTS) if RESULTS.exists() else {}
-    runs: dict[str, Any] = earlier["runs"] if earlier.get("commit") == commit() else {}
+    runs: dict[str, Any] = earlier.get("runs", {})
     for name, each in combinations.items():
         click.echo(f"{name}, torchvision {each.torchvision}")
         python = make_environment(each, (environments / name).absolute())
         if prepare:
             continue
-        runs[name] = test(python, arguments)
-        results = {"commit": commit(), "runs": dict(sorted(runs.items()))}
+        runs[name] = {"commit": commit(), **test(python, arguments)}
+        results = {"runs": dict(sorted(runs.items()))}
         if arguments:
             click.echo(page(results))
         else:

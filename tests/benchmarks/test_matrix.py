@@ -71,9 +71,9 @@ def test_read_report_counts_tests_and_gives_reasons(outcome: dict[str, Any]) -> 
 def test_page_names_versions_counts_and_every_test_that_did_not_pass(matrix: Any, outcome: dict[str, Any]) -> None:
     versions = {"python": "3.12.1", "torch": "2.11.0+cu130", "torchvision": "0.26.0", "torchao": "0.18.0"}
     about = {"versions": {**versions, "numpy": "2.4.6"}, "cpu": "Some CPU", "instruction_sets": "AVX512"}
-    run = {**about, "cuda_build": "13.0", "devices": [], **outcome, "seconds": 120}
-    page = matrix.page({"commit": None, "runs": {"one": run}})
-    assert "| 3.12.1 | 2.11.0+cu130 | 0.26.0 | 0.18.0 | 2.4.6 | 13.0 | no | 1 | 3 | 1 | 2 |" in page
+    run = {"commit": "0123456789abcdef", **about, "cuda_build": "13.0", "devices": [], **outcome, "seconds": 120}
+    page = matrix.page({"runs": {"one": run}})
+    assert "| 3.12.1 | 2.11.0+cu130 | 0.26.0 | 0.18.0 | 2.4.6 | 13.0 | no | 1 | 3 | 1 | 2 | 0123456789 |" in page
     assert "Some CPU (AVX512)" in page and "- `test_some::test_device`: no driver" in page
     assert all(f"- `{name}`: " in page for name in outcome["failed"])
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed import distributed_c10d
 
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import Refused
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Item = TypeVar("Item")
 
+# From torch 2.14 on it has a public name, and the private one warns.
+_set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 _LAST_RESORT = timedelta(days=1)
 """How long a collective may take once a `Watch` decides when a rank has waited for too long."""
 Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
@@ -80,7 +82,7 @@ class World:
             return
         meshes = self.mesh.get_all_groups() if self.mesh is not None else []
         for group in (dist.group.WORLD, self.host, *meshes):
-            _set_pg_timeout(_LAST_RESORT, group)
+            _set_timeout(_LAST_RESORT, group)
             if group is not self.host and torch.cuda.is_available():
                 # NCCL connects at a group's first collective, for which the launcher's store has a limit of its own.
                 dist.all_reduce(torch.zeros(1, device="cuda"), group=group)

@@ -5,8 +5,7 @@
 Each environment has the pins of constraints.txt, except those of torch and torchvision; one that exists is used again.
 PYTHON is an executable. Without --combination, all of DEFAULTS are tested. After each combination the results go to
 benchmarks/results/matrix.json, next to those of other combinations, each with its commit, and to
-docs/compatibility.md. The exit code is
-1 where a test failed or the suite did not reach its end.
+docs/compatibility.md. The exit code is 1 where a test failed or the suite did not reach its end.
 """
 
 import json
@@ -149,15 +148,15 @@ def page(results: dict[str, Any]) -> str:
         "The whole test suite, slow tests included, under several versions of torch and Python (`make matrix`,",
         "[matrix.json](../benchmarks/results/matrix.json)). A CUDA build without a device runs on the CPU.",
         "",
-        "| Python | torch | torchvision | torchao | NumPy | CUDA build | device | passed | failed | skipped | min | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        _row("Python torch torchvision torchao NumPy CUDA-build device passed failed skipped minutes commit".split()),
+        _row(["---"] * 12),
     ]
     for run in results["runs"].values():
         cells = [run["versions"][name] for name in ("python", "torch", "torchvision", "torchao", "numpy")]
         cells += [run["cuda_build"] or "no", ", ".join(run["devices"]) or "no", run["passed"]]
         cells += [len(run["failed"]), len(run["skipped"]), round(run["seconds"] / 60)]
         cells.append((run["commit"] or "unknown")[:10])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(_row(cells))
     machines = sorted({f"{run['cpu']} ({run['instruction_sets']})" for run in results["runs"].values()})
     lines += ["", f"Measured on: {'; '.join(machines)}."]
     for title, key in (("Failed", "failed"), ("Skipped", "skipped")):
@@ -167,6 +166,11 @@ def page(results: dict[str, Any]) -> str:
             lines += ["", f"Python {versions['python']}, torch {versions['torch']}:", ""]
             lines += [f"- `{name}`: {_short(reason)}" for name, reason in run[key].items()] or ["- none"]
     return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[object]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _short(reason: str, most: int = 200) -> str:

@@ -148,7 +148,22 @@ def page(results: dict[str, Any]) -> str:
         "The whole test suite, slow tests included, under several versions of torch and Python (`make matrix`,",
         "[matrix.json](../benchmarks/results/matrix.json)). A CUDA build without a device runs on the CPU.",
         "",
-        _row("Python torch torchvision torchao NumPy CUDA-build device passed failed skipped minutes commit".split()),
+        _row(
+            [
+                "Python",
+                "torch",
+                "torchvision",
+                "torchao",
+                "NumPy",
+                "CUDA-build",
+                "device",
+                "passed",
+                "failed",
+                "skipped",
+                "minutes",
+                "commit",
+            ]
+        ),
         _row(["---"] * 12),
     ]
     for run in results["runs"].values():

@@ -140,6 +140,12 @@ def read_report(xml: str) -> dict[str, Any]:
     return found
 
 
+COLUMNS = (
+    *("Python", "torch", "torchvision", "torchao", "NumPy", "CUDA build", "device"),
+    *("passed", "failed", "skipped", "minutes", "commit"),
+)
+
+
 def page(results: dict[str, Any]) -> str:
     """Return docs/compatibility.md for the results."""
     lines = [
@@ -148,23 +154,8 @@ def page(results: dict[str, Any]) -> str:
         "The whole test suite, slow tests included, under several versions of torch and Python (`make matrix`,",
         "[matrix.json](../benchmarks/results/matrix.json)). A CUDA build without a device runs on the CPU.",
         "",
-        _row(
-            [
-                "Python",
-                "torch",
-                "torchvision",
-                "torchao",
-                "NumPy",
-                "CUDA-build",
-                "device",
-                "passed",
-                "failed",
-                "skipped",
-                "minutes",
-                "commit",
-            ]
-        ),
-        _row(["---"] * 12),
+        _row(COLUMNS),
+        _row(["---"] * len(COLUMNS)),
     ]
     for run in results["runs"].values():
         cells = [run["versions"][name] for name in ("python", "torch", "torchvision", "torchao", "numpy")]

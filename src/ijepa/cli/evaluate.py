@@ -33,7 +33,9 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("weights"),
         click.option("--protocol", default=None, help="Name of a protocol, or a YAML file."),
         click.option(
-            "--output", type=click.Path(path_type=Path), help="Folder for the result. Default: the folder of the run."
+            "--output",
+            type=click.Path(path_type=Path),
+            help="Folder for the result. Default: evaluations/ in the run folder, or the current folder if there is no run.",
         ),
         click.option(
             "--which",

@@ -15,8 +15,8 @@ from ijepa.utils.quantities import Length
 
 WEIGHTS_HELP = (
     "WEIGHTS is one of: a run folder, a checkpoint folder, a weights folder, an archive, a model folder of "
-    "transformers or timm, a .pth.tar file of the original I-JEPA code, a .safetensors file, or the name of weights that are "
-    "included in ijepa (scenes)."
+    "transformers or timm, a .pth.tar file of the original I-JEPA code, a .safetensors file, or the name of weights "
+    "that are included in ijepa (scenes)."
 )
 
 

@@ -34,11 +34,12 @@ class Encoder(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     """Ratio of the hidden width of the MLP to the width of the encoders."""
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth rate of the last block of the context encoder; the rate rises linearly from 0 over the blocks."""
+    """Stochastic depth rate of the last block of the context encoder; it rises linearly from 0 at the first block."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos position embeddings of the encoders; 1 in the paper."""
     initial: Literal["normal", "xavier"] = "normal"
-    """Standard deviation of the initial weights. normal: 0.02; xavier: sqrt(2 / (fan_in + fan_out)), for narrow encoders."""
+    """Standard deviation of the initial weights. normal: 0.02; xavier: sqrt(2 / (fan_in + fan_out)), which narrow
+    encoders need."""
 
 
 class Predictor(Section):
@@ -66,8 +67,8 @@ class Model(Section):
     patch_size: int = Field(16, ge=1)
     """Side length of a patch in pixels."""
     position_grid: Size | None = None
-    """Rows and columns of the grid for which position embeddings were made; they are interpolated from it. none: the grid
-    of model.image_size. --init.from sets it if the weights come from a different resolution."""
+    """Rows and columns of the grid that position embeddings were made for; they are interpolated from it. none: the
+    grid of model.image_size. init.from sets it if the weights come from a different resolution."""
     encoder: Encoder = Encoder()
     """The encoders."""
     predictor: Predictor = Predictor()
@@ -107,7 +108,8 @@ class Data(Section):
     """Where images come from and how they are cropped."""
 
     path: str | None = None
-    """Training images: a folder of class folders, a flat folder, tar shards (folder, brace pattern or glob) or one tar file."""
+    """Training images: a folder of class folders, a flat folder, tar shards (a folder, a brace pattern or a glob), or
+    one tar file."""
     workers: int | Auto = "auto"
     """Number of data loader processes. auto: the cores that training does not use; 0: load in the training process."""
     prefetch: int = Field(2, ge=1)
@@ -115,19 +117,22 @@ class Data(Section):
     images: int | None = Field(None, ge=1)
     """Number of images in the data set, to plan a run without the data; a run counts its images itself."""
     order: Literal["global", "blocks"] = "global"
-    """How images are shuffled. global: all images; blocks: by blocks of adjacent images, for storage with slow seeks."""
+    """How images are shuffled. global: one shuffle of all images; blocks: in blocks of adjacent images, for disks and
+    networks with slow seeks."""
     block: int = Field(256, ge=1)
     """Number of adjacent images in a block, with data.order blocks."""
     window: int = Field(64, ge=1)
     """Number of blocks whose images are mixed, with data.order blocks."""
     crops_per_decode: int = Field(1, ge=1)
-    """Number of crops per decoded image, in adjacent places of a batch; more than 1 helps if decoding limits the speed."""
+    """Number of crops per decoded image, at adjacent places in a batch; more than 1 helps if decoding is the
+    bottleneck."""
     crop_scale: Shares = (0.3, 1.0)
     """Area of a random crop, as a share of the image area."""
     crop_ratio: Ratios = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop, width over height."""
     replaced_limit: float = Field(0.01, ge=0, le=1)
-    """Largest allowed share of unreadable images; the run stops when the share is larger, certainly or almost certainly."""
+    """Largest allowed share of unreadable images. The run stops when it is certain, or almost certain, that the share
+    is larger."""
 
 
 class BatchSize(Section):
@@ -136,7 +141,8 @@ class BatchSize(Section):
     total: int = Field(2048, ge=1, alias="global")
     """Number of images per optimizer step, over all ranks and micro-batches (the global batch)."""
     micro: int | Auto = "auto"
-    """Number of images in one forward and backward pass. Gradients are accumulated over the micro-batches of a step."""
+    """Number of images in one forward and backward pass; gradients are accumulated over the global batch. auto: as many
+    as fit in memory."""
 
 
 class Optimizer(Section):
@@ -157,7 +163,8 @@ class Optimizer(Section):
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the whole gradient, to which it is clipped; none: no clipping."""
     nonfinite_limit: int = Field(10, ge=0)
-    """Number of consecutive void steps (their gradient is not finite, and they change nothing) that the run tolerates."""
+    """Largest allowed number of consecutive void steps, whose gradient is not finite and which change nothing. The run
+    stops after more."""
 
 
 class Schedule(Section):
@@ -183,13 +190,14 @@ class Precision(Section):
     """Precision of the computation; parameters, EMA and optimizer state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
-    """Precision of matrix products. none: float32 without TF32; auto: the faster one here, measured once and recorded."""
+    """Precision of matrix products. none: float32 without TF32; auto: the faster one on this machine, measured once and
+    recorded."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
     """Linear layers of both encoders in float8, with one scale per tensor or per row."""
     fp8_weight_gradient: Literal["fp8", "bf16"] = "fp8"
     """Precision in which float8 layers compute the gradient of their weights."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise sequences of similar length together, or math."""
+    """Attention kernel. auto: FlashAttention-2 on a GPU, and batched matrix products by sequence length on a CPU."""
 
 
 class Parallel(Section):
@@ -207,7 +215,8 @@ class Parallel(Section):
     compile: bool | Auto = False
     """Compile each transformer block with torch.compile; auto: on a GPU only."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activation checkpointing. selective: recompute all but outputs of matrix products and attention; full: all of them."""
+    """Activations that the backward pass recomputes (activation checkpointing). none: no activations; selective: all but
+    the outputs of matrix products and attention; full: all."""
     static: bool | Auto = "auto"
     """Pad batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
@@ -227,7 +236,8 @@ class Init(Section):
     source: str | None = Field(None, alias="from")
     """Weights to start from: a run, a weights folder, or weights of another library; none: random weights."""
     parts: Literal["encoder", "all"] = "encoder"
-    """Parts to load. encoder: its target encoder becomes both encoders, the predictor is random; all: all three parts."""
+    """Parts of the weights to load. encoder: the target encoder, for both encoders, with a random predictor; all: both
+    encoders and the predictor."""
 
 
 class Recipe(Section):

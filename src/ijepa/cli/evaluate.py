@@ -31,11 +31,11 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation takes."""
     options = (
         click.argument("weights"),
-        click.option("--protocol", default=None, help="Name of a protocol, or a YAML file."),
+        click.option("--protocol", default=None, help="Name of a protocol, or a YAML file with one."),
         click.option(
             "--output",
             type=click.Path(path_type=Path),
-            help="Folder for the result. Default: evaluations/ in the run folder, or the current folder if there is no run.",
+            help="Folder for the result. Default: evaluations/ in the run folder, or the current folder without a run.",
         ),
         click.option(
             "--which",

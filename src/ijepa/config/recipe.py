@@ -215,8 +215,8 @@ class Parallel(Section):
     compile: bool | Auto = False
     """Compile each transformer block with torch.compile; auto: on a GPU only."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that the backward pass recomputes (activation checkpointing). none: no activations; selective: all but
-    the outputs of matrix products and attention; full: all."""
+    """Activations that the backward pass recomputes (activation checkpointing). none: none of them; selective: all but
+    the outputs of matrix products and attention; full: all of them."""
     static: bool | Auto = "auto"
     """Pad batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 

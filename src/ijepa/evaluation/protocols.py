@@ -54,7 +54,7 @@ class LinearProtocol(ImageProtocol):
 
     head: Literal["linear", "attentive", "query"] = "linear"
     """Type of head. linear: reads mean patches; query: pools the patches of the last block by a learned query;
-    attentive: as query, followed by a transformer block."""
+    attentive: the same by a cross-attention block with MLP."""
     attention_heads: int | None = Field(None, ge=1)
     """Number of attention heads of a pooling head. null: as many as the encoder has (attentive), or one for every 64
     channels (query)."""
@@ -114,13 +114,13 @@ class LinearProtocol(ImageProtocol):
     crop_scale: Shares = (0.08, 1.0)
     """Smallest and largest area of a random crop, as a share of the image area."""
     crop_rule: Literal["retry", "clamp"] = "retry"
-    """Handling of a random crop that does not fit into the image. retry: draw it again; clamp: cut its sides to those of
-    the image."""
+    """Handling of a random crop that does not fit into the image. retry: draw it again; clamp: cut its sides to
+    those of the image."""
     standardise: bool = True
     """Standardize every feature dimension to mean 0 and standard deviation 1 over the train set."""
     selection: Literal["held-out", "test", "test-epochs"] = "held-out"
     """Data on which the best head is chosen. held-out: a part of the train set; test: the test set, at the end;
-    test-epochs: the test set, at the best epoch. The last two give results that are too good."""
+    test-epochs: the test set, at the best epoch. A choice on the test set makes results too good."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share of the train set that is held out to choose the head, with selection held-out. No head is trained on it."""
 
@@ -159,8 +159,8 @@ class KnnProtocol(ImageProtocol):
     neighbours: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1)
     """Values of k for which the accuracy is computed."""
     k: Count = 20
-    """The k whose accuracy is the result. It is fixed in advance: the best k on the test set would give a result that is
-    too good."""
+    """The k whose accuracy is the result. It is fixed in advance, because a choice on the test set makes results too
+    good."""
     temperature: float = Field(0.07, gt=0)
     """Temperature of the vote."""
     standardise: bool = False

@@ -113,8 +113,8 @@ class SegmentationProtocol(Section):
     interpolation: Interpolation = "bilinear"
     """Antialiased filter that resizes the images: bilinear or bicubic."""
     classes: int | None = Field(None, ge=2)
-    """Number of mask labels, including 0; null: the named classes of the data set and the background, or else the highest
-    label in the masks."""
+    """Number of mask labels, including 0; null: the named classes of the data set and the background, or else the
+    highest label in the masks."""
     ignore: tuple[int, ...] = (255,)
     """Mask labels that are not scored. A label map has its own list."""
     labels: str | None = None

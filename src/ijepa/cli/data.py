@@ -17,7 +17,7 @@ def data() -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--images", type=int, default=12000, show_default=True, help="Number of scenes, both splits together.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all scenes.")
-@click.option("--size", type=int, default=64, show_default=True, help="Side of a scene in pixels.")
+@click.option("--size", type=int, default=64, show_default=True, help="Side length of a scene in pixels.")
 @click.option(
     "--val-share", type=float, default=1 / 6, show_default="1/6", help="Share of the scenes in the validation split."
 )
@@ -113,7 +113,7 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
 @click.option(
     "--max-side",
     type=click.IntRange(min=1),
-    help="Resize images whose longer side is larger, in pixels. Default: copy files as they are.",
+    help="Longest side in pixels. Larger images are resized. Default: copy all files unchanged.",
 )
 @click.option(
     "--processes",

@@ -48,7 +48,7 @@ def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, he
 def import_(file: str, out: Path, heads: int | None) -> None:
     """Import weights from another format.
 
-    FILE is converted to a weights folder OUT, which every other command reads.
+    FILE is converted to a weights folder OUT, which other commands accept as WEIGHTS.
     """
     from ijepa.interop.exchange import import_weights
 

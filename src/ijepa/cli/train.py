@@ -42,8 +42,8 @@ _EPILOG = (
     "--diagnose-data",
     metavar="PATH",
     default=None,
-    help="Images for these measurements. Default: the validation split of data.path, or data.path itself if it has no "
-    "validation split.",
+    help="Images for the measurements of --diagnose-every. Default: the validation split of data.path, or data.path "
+    "itself if it has no validation split.",
 )
 @click.option(
     "--profile",
@@ -148,7 +148,13 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     metavar="X",
     help="Share of the GPU's dense bf16 peak that the run reaches, counted in executed operations.",
 )
-@click.option("--country", default="World", show_default=True, metavar="NAME", help="Country of the electricity mix.")
+@click.option(
+    "--country",
+    default="World",
+    show_default=True,
+    metavar="NAME",
+    help="Country whose electricity mix gives the CO2 estimate.",
+)
 @click.option(
     "--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures to this file."
 )

@@ -197,7 +197,7 @@ class Precision(Section):
     fp8_weight_gradient: Literal["fp8", "bf16"] = "fp8"
     """Precision in which float8 layers compute the gradient of their weights."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    """Attention kernel. auto: FlashAttention-2 on a GPU, and batched matrix products by sequence length on a CPU."""
+    """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise batched matrix products."""
 
 
 class Parallel(Section):

@@ -1,6 +1,7 @@
 """The users' edge: exit codes, one line for every refusal, nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from ijepa.__main__ import main
 from ijepa.cli import cli
 from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_source
+from ijepa.evaluation.protocols import DEFAULTS
 
 
 def ijepa(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,6 +48,18 @@ def test_every_field_of_the_recipe_is_in_the_help():
     for key, _, meaning, _ in Recipe.leaves():
         assert f"--{key} " in text and meaning.split()[0] in text
     assert "Recipe: optimizer" in text
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_help_names_the_default_protocol(kind):
+    text = " ".join(CliRunner().invoke(cli, ["evaluate", kind, "--help"]).output.split())
+    assert re.search(rf"default protocol(,| is) {DEFAULTS[kind]}\b", text)
+
+
+@pytest.mark.parametrize("flag", ["--license", "--licence"])
+def test_both_spellings_of_license_are_accepted(flag):
+    context = cli.commands["archive"].make_context("archive", ["RUN", "OUT", flag, "mit"])
+    assert context.params["licence"] == "mit"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,11 @@ from ijepa.cli.train import demo, plan, pretrain
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ijepa")
 def cli() -> None:
-    """I-JEPA: pretrain by a recipe, evaluate by the field's protocols, see what was learned."""
+    """Pretrain I-JEPA models and evaluate them.
+
+    A recipe (a preset or a YAML file) defines a pretraining run. A protocol defines an evaluation. Most protocols
+    follow a published one.
+    """
 
 
 for command in (pretrain, plan, demo, evaluate, diagnose, report, export, import_, archive, data, bench):

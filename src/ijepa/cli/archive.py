@@ -11,12 +11,25 @@ from ijepa.utils.errors import Refused
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path), required=False)
-@click.option("--verify", is_flag=True, help="Check the archive RUN instead of writing one.")
-@click.option("--unfinished", is_flag=True, help="Also a run that has not come to its end.")
-@click.option("--licence", default="apache-2.0", show_default=True, help="Of the weights, as the hub names it.")
-@click.option("--dataset", help="What the card calls the data; else their path's last part.")
-@click.option("--country", default="World", show_default=True, help="Whose electricity the run drew.")
-@click.option("--watts", type=click.FloatRange(min=0, min_open=True), help="Power of a device, where it is unknown.")
+@click.option("--verify", is_flag=True, help="Verify the checksums of the existing archive RUN. Write nothing.")
+@click.option("--unfinished", is_flag=True, help="Also accept a run that is not finished.")
+@click.option(
+    "--license",
+    "--licence",
+    "licence",
+    default="apache-2.0",
+    show_default=True,
+    help="License of the weights, by its identifier on the Hugging Face Hub.",
+)
+@click.option("--dataset", help="Name of the data set on the model card. Default: the last part of the data path.")
+@click.option(
+    "--country", default="World", show_default=True, help="Country whose electricity mix gives the CO2 estimate."
+)
+@click.option(
+    "--watts",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Power of one device and its share of the machine, in watts, if ijepa does not know the device.",
+)
 @debug_option
 def archive(
     run: Path,
@@ -28,7 +41,10 @@ def archive(
     country: str,
     watts: float | None,
 ) -> None:
-    """Write the release of RUN to OUT: weights, recipe, curves, evaluations, model card, checksums."""
+    """Write RUN as an archive for release.
+
+    The archive OUT is a folder with weights, recipe, curves, evaluations, model card and checksums.
+    """
     from ijepa.planning.hardware import find_country
     from ijepa.release.archive import verify_archive, write_archive
     from ijepa.release.model_card import About

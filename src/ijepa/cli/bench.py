@@ -13,24 +13,39 @@ from ijepa.utils.errors import Refused
 
 @click.group()
 def bench() -> None:
-    """Measure this machine; results are JSON, ratios from interleaved runs."""
+    """Measure the speed of this machine.
+
+    Results are printed, and written as JSON with --output. Methods that are compared run in turns, so that other load
+    on the machine affects all of them.
+    """
 
 
 def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --output for the JSON of a measurement."""
-    option = click.option("--output", type=click.Path(path_type=Path), help="File for the result as JSON.")
+    option = click.option("--output", type=click.Path(path_type=Path), help="File to write the result to, as JSON.")
     return option(debug_option(command))
 
 
 @bench.command("data")
-@click.option("--data.path", "path", required=True, help="Images to read.")
-@click.option("--recipe", default="vit-huge-16-in22k", show_default=True, help="Whose crops and masks are made.")
-@click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="How many of them.")
-@click.option("--micro", type=click.IntRange(min=1), default=128, show_default=True, help="Images of a micro-batch.")
-@click.option("--repeats", type=click.IntRange(min=1), default=12, show_default=True, help="Interleaved rounds.")
+@click.option("--data.path", "path", required=True, help="Data set to read.")
+@click.option(
+    "--recipe", default="vit-huge-16-in22k", show_default=True, help="Recipe that defines the crops and masks."
+)
+@click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="Number of images.")
+@click.option("--micro", type=click.IntRange(min=1), default=128, show_default=True, help="Images per micro-batch.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="Number of rounds. Each measures all methods.",
+)
 @bench_output
 def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, output: Path | None) -> None:
-    """Reading, decoding and cropping beside the usual PIL pipeline, in images per CPU-second."""
+    """Measure image loading.
+
+    Compares decoding and cropping with the usual Pillow pipeline, in images per CPU-second, and measures the loader.
+    """
     from ijepa.bench.data import bench_data as run
 
     _keep(run(path, Recipe.load(recipe), images=images, micro=micro, repeats=repeats, echo=click.echo), output)
@@ -38,10 +53,13 @@ def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, ou
 
 @bench.command("step", cls=RecipeCommand)
 @click.argument("recipe")
-@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="Steps to measure.")
+@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="Number of steps to measure.")
 @bench_output
 def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> None:
-    """One training step of RECIPE on random pixels, by parts, beside what the machine's matrix products reach."""
+    """Measure the parts of a training step.
+
+    Trains by RECIPE on random pixels, and compares the speed with that of plain matrix products on this machine.
+    """
     from ijepa.bench import bench_step as run
 
     loaded = load_recipe(recipe, fields)
@@ -50,11 +68,21 @@ def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> N
 
 
 @bench.command("index")
-@click.option("--images", "sizes", default="250000,1000000", show_default=True, metavar="N,N", help="Two sizes.")
-@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Where the shards are made, then removed.")
+@click.option(
+    "--images",
+    "sizes",
+    default="250000,1000000",
+    show_default=True,
+    metavar="N,N",
+    help="Data set sizes to measure, in images, in ascending order.",
+)
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Folder for the temporary shards.")
 @bench_output
 def bench_index(sizes: str, folder: Path | None, output: Path | None) -> None:
-    """Indexing shards of two sizes, and what that gives for ImageNet-22k."""
+    """Measure indexing of tar shards.
+
+    Indexes synthetic data sets of several sizes, and extrapolates CPU time and index size to ImageNet-22k.
+    """
     from ijepa.bench import bench_index as run
 
     try:
@@ -67,10 +95,13 @@ def bench_index(sizes: str, folder: Path | None, output: Path | None) -> None:
 
 
 @bench.command("order")
-@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Where the index is made, then removed.")
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Folder for the temporary index.")
 @bench_output
 def bench_order(folder: Path | None, output: Path | None) -> None:
-    """Finding any step of ImageNet-22k's order, and walking an epoch of it."""
+    """Measure the shuffled image order.
+
+    Jumps to steps of an order of the size of ImageNet-22k, and iterates over an epoch of it.
+    """
     from ijepa.bench import bench_order as run
 
     _keep(run(folder=folder, echo=click.echo), output)
@@ -79,7 +110,7 @@ def bench_order(folder: Path | None, output: Path | None) -> None:
 @bench.command("masks")
 @bench_output
 def bench_masks(output: Path | None) -> None:
-    """Drawing the masks of 256 images."""
+    """Measure drawing and packing the masks of 256 images."""
     from ijepa.bench import bench_masks as run
 
     _keep(run(echo=click.echo), output)
@@ -88,7 +119,7 @@ def bench_masks(output: Path | None) -> None:
 @bench.command("attention")
 @bench_output
 def bench_attention(output: Path | None) -> None:
-    """Packed attention beside a loop, padding, and torch's own kernel."""
+    """Compare packed attention with a loop, with padding, and with PyTorch's own kernel."""
     from ijepa.bench import bench_attention as run
 
     _keep(run(echo=click.echo), output)
@@ -100,28 +131,41 @@ def bench_attention(output: Path | None) -> None:
     "parts",
     type=click.Choice(["forward", "cached", "knn", "bank"]),
     multiple=True,
-    help="Measure only this; may be given several times.",
+    help="Measure only this part. The option can be repeated.",
 )
-@click.option("--recipe", default="vit-small-16", show_default=True, help="Whose encoder stands before the heads.")
-@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="Its batch.")
+@click.option(
+    "--recipe", default="vit-small-16", show_default=True, help="Recipe that defines the encoder in front of the heads."
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), default=32, show_default=True, help="Images per batch of the encoder."
+)
 @click.option(
     "--knn-share",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
-    help="Of 1.28 M features of width 1280 and 50,000 queries.",
+    help="Size of the kNN measurement, as a share of 1.28 M features of width 1280 and 50,000 queries.",
 )
 @click.option(
     "--bank-share",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    help="Of a bank of 1 M patches of width 384.",
+    help="Size of the patch bank, as a share of 1 M patches of width 384.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of rounds. Each measures all methods.",
+)
 @bench_output
 def bench_evaluation(parts: tuple[Any, ...], output: Path | None, **options: Any) -> None:
-    """Many heads beside one, kNN and a retrieval bank at full size: seconds of CPU, memory, recall."""
+    """Measure the evaluation methods.
+
+    Compares many linear heads with one, and measures kNN and a large patch bank: CPU seconds, memory and recall.
+    """
     from ijepa.bench.evaluation import PARTS
     from ijepa.bench.evaluation import bench_evaluation as run
 

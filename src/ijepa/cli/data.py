@@ -15,14 +15,21 @@ def data() -> None:
 
 @data.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--images", type=int, default=12000, show_default=True, help="How many scenes, both splits together.")
-@click.option("--seed", type=int, default=0, show_default=True, help="All drawing comes from it.")
-@click.option("--size", type=int, default=64, show_default=True, help="Side of a scene in pixels.")
-@click.option("--val-share", type=float, default=1 / 6, show_default="1/6", help="Share of scenes for validation.")
-@click.option("--processes", type=int, default=1, show_default=True, help="Drawing processes; bytes do not change.")
+@click.option("--images", type=int, default=12000, show_default=True, help="Number of scenes, both splits together.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all scenes.")
+@click.option("--size", type=int, default=64, show_default=True, help="Side length of a scene in pixels.")
+@click.option(
+    "--val-share", type=float, default=1 / 6, show_default="1/6", help="Share of the scenes in the validation split."
+)
+@click.option(
+    "--processes", type=int, default=1, show_default=True, help="Number of processes. The output does not depend on it."
+)
 @debug_option
 def scenes(out: Path, images: int, seed: int, size: int, val_share: float, processes: int) -> None:
-    """Draw the built-in data set into OUT, as tar shards with labels and masks."""
+    """Generate the built-in data set.
+
+    The scenes are written to the folder OUT as tar shards with labels and masks.
+    """
     from ijepa.prepare.scenes.scenes import write_scenes
 
     made = write_scenes(out, images=images, seed=seed, size=size, val_share=val_share, processes=processes)
@@ -31,10 +38,13 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
 
 @data.command()
 @click.argument("path")
-@click.option("--split", default=None, help="train, val or test, where the folder holds several.")
+@click.option("--split", default=None, help="Which split to read if PATH holds several: train, val or test.")
 @debug_option
 def index(path: str, split: str | None) -> None:
-    """Index PATH, or check its index, and say what it holds."""
+    """Index a data set.
+
+    Creates the index of PATH, or checks an existing one, and prints the number of images and classes.
+    """
     from ijepa.data.open import open_source
 
     source = open_source(path, where="PATH", split=split)
@@ -44,13 +54,20 @@ def index(path: str, split: str | None) -> None:
 
 @data.command()
 @click.argument("path")
-@click.option("--split", default=None, help="train, val or test, where the folder holds several.")
-@click.option("--duplicates", is_flag=True, help="Also list images whose files are equal.")
-@click.option("--checksums", is_flag=True, help="Only compare the shards with their manifest's SHA-256.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Decoding processes.")
+@click.option("--split", default=None, help="Which split to read if PATH holds several: train, val or test.")
+@click.option("--duplicates", is_flag=True, help="Also list images whose files are identical.")
+@click.option(
+    "--checksums",
+    is_flag=True,
+    help="Only compare the shards with the SHA-256 checksums in their manifest. Decode nothing.",
+)
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Number of processes.")
 @debug_option
 def check(path: str, split: str | None, duplicates: bool, checksums: bool, processes: int) -> None:
-    """Decode every image of PATH; list the bad ones, and end with exit code 1 if there are any."""
+    """Decode every image and list the bad ones.
+
+    The exit code is 1 if an image of PATH is bad.
+    """
     from ijepa.data.open import open_source
     from ijepa.prepare.checksums import changed_shards
     from ijepa.prepare.verify import check as run
@@ -75,18 +92,36 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
 @click.argument("kind", type=click.Choice(["imagenet22k", "imagenet1k", "folder", "list"]))
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--devkit", type=click.Path(path_type=Path), help="ImageNet-1K's development kit, for validation classes."
+    "--devkit",
+    type=click.Path(path_type=Path),
+    help="Development kit of ImageNet-1K, which holds the classes of the validation images.",
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Which to pack where a folder holds several; else what to call the images.",
+    help="Which split to pack if a folder holds several. Otherwise: the name of the split to write.",
 )
-@click.option("--hold-out", type=click.IntRange(min=0), default=0, show_default=True, help="Images a class for val.")
-@click.option("--shard-size", type=click.IntRange(min=1), default=3000, show_default=True, help="Images a shard.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the shuffle.")
-@click.option("--max-side", type=click.IntRange(min=1), help="Make larger images smaller; else every byte is kept.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Bytes do not change.")
+@click.option(
+    "--hold-out",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Number of images per class to move to the validation split.",
+)
+@click.option("--shard-size", type=click.IntRange(min=1), default=3000, show_default=True, help="Images per shard.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the shuffle.")
+@click.option(
+    "--max-side",
+    type=click.IntRange(min=1),
+    help="Longest side in pixels. Larger images are resized. Default: copy all files unchanged.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of processes. The output does not depend on it.",
+)
 @debug_option
 def pack(
     kind: str,
@@ -99,7 +134,11 @@ def pack(
     max_side: int | None,
     processes: int,
 ) -> None:
-    """Pack PATHS (archives as downloaded, a folder, a list of paths and labels) into shards; the last path is OUT."""
+    """Pack images into tar shards.
+
+    PATHS are one or more sources, and the output folder as the last path. A source is an archive as downloaded
+    (imagenet22k, imagenet1k), a folder of images (folder), or a file with paths and labels (list).
+    """
     from ijepa.data.sources.base import Source
     from ijepa.prepare.archives import open_archives
     from ijepa.prepare.pack import Settings

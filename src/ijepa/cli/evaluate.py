@@ -12,16 +12,16 @@ from ijepa.utils.errors import Refused
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation on two labelled sets takes."""
-    fitted = click.option("--train", required=True, help="Labelled data to fit or look up in.")
+    fitted = click.option("--train", required=True, help="Labeled data to train on, or to find neighbors in.")
     return set_options(fitted(command))
 
 
 def set_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation on labelled sets takes but the train set."""
     for option in (
-        click.option("--test-list", default=None, help="The same of --test."),
-        click.option("--train-list", default=None, help="File of image names: only these are taken of --train."),
-        click.option("--test", required=True, help="Data that is scored."),
+        click.option("--test-list", default=None, help="File of image names. Only these images of --test are used."),
+        click.option("--train-list", default=None, help="File of image names. Only these images of --train are used."),
+        click.option("--test", required=True, help="Labeled data to score."),
     ):
         command = option(command)
     return common_options(command)
@@ -31,24 +31,38 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what every evaluation takes."""
     options = (
         click.argument("weights"),
-        click.option("--protocol", default=None, help="A protocol's name or a YAML file."),
+        click.option("--protocol", default=None, help="Name of a protocol, or a YAML file with one."),
         click.option(
-            "--output", type=click.Path(path_type=Path), help="Folder for the result; the run's if not given."
+            "--output",
+            type=click.Path(path_type=Path),
+            help="Folder for the result. Default: evaluations/ in the run folder, or the current folder without a run.",
         ),
-        click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True, help="Hold-out split and initial heads."),
+        click.option(
+            "--which",
+            type=click.Choice(["target", "context"]),
+            default="target",
+            show_default=True,
+            help="Which encoder to evaluate.",
+        ),
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Seed of the evaluation, for example of the held-out split and of the initial heads.",
+        ),
         click.option(
             "--baselines/--no-baselines",
             default=True,
             show_default=True,
-            help="Also evaluate the initial encoder and raw pixels.",
+            help="Also evaluate the encoder with its initial, untrained weights, and raw pixels.",
         ),
         heads_option,
         click.option(
             "--autocast",
             type=click.Choice(["auto", "none", "bf16"]),
             default=None,
-            help="Precision of the encoder: auto is bf16 on a GPU, none is float32; the protocol's if not given.",
+            help="Precision of the encoder. auto: bf16 on a GPU, else float32. none: float32. Default: the protocol's.",
         ),
         debug_option,
     )
@@ -59,7 +73,7 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what evaluations on whole images take beside."""
-    text = "ImageNet's development kit or Kaggle's table of validation classes, if not beside the images."
+    text = "ImageNet development kit or Kaggle's table of validation classes, if it is not next to the images."
     return click.option("--devkit", default=None, help=text)(command)
 
 
@@ -73,21 +87,28 @@ class _Comparing(click.Group):
 
 
 @click.group(cls=_Comparing)
-@click.option("--compare", is_flag=True, expose_value=False, help="Put results into one table, as `compare` does.")
+@click.option("--compare", is_flag=True, expose_value=False, help="Same as the command `compare`.")
 def evaluate() -> None:
-    """Say how good an encoder is, by one protocol; the result is JSON with its protocol inside."""
+    """Evaluate an encoder by a protocol.
+
+    The result is a JSON file that includes the protocol.
+    """
 
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
 @click.option(
     "--save-head",
     type=click.Path(path_type=Path),
-    help="File for the best head on the last block, which `ijepa export --head` takes.",
+    help="File to write the best head on the last block to. `ijepa export --head` reads it.",
 )
 @image_options
 @evaluation_options
 def evaluate_linear(**options: Any) -> None:
-    """Linear probe: heads on frozen features, chosen on a held-out part of train; test is read once."""
+    """Linear and attentive probes.
+
+    Trains heads on frozen features. The protocol says on which data the best head is chosen. The default protocol,
+    heldout, chooses it on a held-out part of --train, and reads --test once.
+    """
     _evaluate("linear", **options)
 
 
@@ -95,24 +116,45 @@ def evaluate_linear(**options: Any) -> None:
 @image_options
 @evaluation_options
 def evaluate_knn(**options: Any) -> None:
-    """Nearest neighbours by cosine on pooled features."""
+    """Nearest neighbors by cosine similarity.
+
+    Classifies by the mean of the patch features. Nothing is trained. The default protocol is dino.
+    """
     _evaluate("knn", **options)
 
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
-@click.option("--labels", default=None, help="Label map of the masks: a name or a YAML file; else the set's own.")
+@click.option(
+    "--labels", default=None, help="Label map of the masks: a name or a YAML file. Default: that of the data set."
+)
 @set_options
-@click.option("--train", default=None, help="Labelled data to fit or look up in; protocols of level 0 have none.")
+@click.option(
+    "--train",
+    default=None,
+    help="Labeled data to train on, or to find neighbors in. Protocols of level 0 do not use it.",
+)
 def evaluate_segmentation(**options: Any) -> None:
-    """Segmentation: clusters that labels only score, dense nearest neighbours, or a linear layer; told by level."""
+    """Semantic segmentation.
+
+    The result states the level of supervision. Level 0: labels are only used for scoring (k-means, TokenCut). Level 1:
+    nearest neighbors in a bank of labeled patches. Level 2: a trained linear layer. The default protocol is capi.
+    """
     _evaluate("segmentation", **options)
 
 
 @evaluate.command("propagation", epilog=WEIGHTS_HELP)
-@click.option("--data", required=True, help="Labelled videos: a DAVIS tree, or images/NAME/* and masks/NAME/*.")
+@click.option(
+    "--data",
+    required=True,
+    help="Labeled videos: a folder in the layout of DAVIS, or with images/NAME/* and masks/NAME/*.",
+)
 @common_options
 def evaluate_propagation(data: str, **options: Any) -> None:
-    """Carry the labels of videos' first frames on to the others; J and F, nothing trained."""
+    """Label propagation in videos.
+
+    Propagates the labels of the first frame to the other frames, and reports J and F. Nothing is trained. The default
+    protocol is davis.
+    """
     from ijepa.evaluation.run import evaluate_videos as run
 
     with telling() as tell:
@@ -122,10 +164,13 @@ def evaluate_propagation(data: str, **options: Any) -> None:
 
 @evaluate.command("compare")
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--published/--no-published", default=True, show_default=True, help="Add published figures beside.")
+@click.option("--published/--no-published", default=True, show_default=True, help="Also show published results.")
 @debug_option
 def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
-    """Put RESULTS (JSON files of evaluations) into one table, a column for each protocol and data."""
+    """Compare results in one table.
+
+    RESULTS are JSON files of evaluations. The table has one column per protocol and data set.
+    """
     from ijepa.evaluation.results.compare import compare_results
 
     click.echo(compare_results(results, beside=published))
@@ -176,22 +221,35 @@ def _show(result: dict[str, Any], file: Path) -> None:
 
 @click.command(epilog=WEIGHTS_HELP)
 @click.argument("weights")
-@click.option("--data", "path", required=True, help="Images to look at; labels are not used.")
-@click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="How many of them.")
-@click.option("--which", type=click.Choice(["target", "context"]), default="target", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the images.")
-@click.option("--layers/--no-layers", default=False, show_default=True, help="Also every block by itself.")
+@click.option("--data", "path", required=True, help="Images to encode. Labels are not used.")
+@click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="Number of images.")
 @click.option(
-    "--views", type=click.IntRange(min=0), default=10, show_default=True, help="Of an image, for LiDAR; 0: none."
+    "--which",
+    type=click.Choice(["target", "context"]),
+    default="target",
+    show_default=True,
+    help="Which encoder to diagnose.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed that selects the images and draws their views."
+)
+@click.option("--layers/--no-layers", default=False, show_default=True, help="Also report the figures of every block.")
+@click.option(
+    "--views",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Number of masked views per image, to compute LiDAR. 0: do not compute it.",
 )
 @heads_option
 @debug_option
 def diagnose(
     weights: str, path: str, images: int, which: Any, seed: int, layers: bool, views: int, heads: int | None
 ) -> None:
-    """Diagnose an encoder without labels: rank, spread, what position explains, and a verdict.
+    """Diagnose an encoder without labels.
 
-    If WEIGHTS is a run, its curves are checked too, and what they show is listed under "warnings".
+    Prints JSON with the rank and spread of the features, the share of variance that position explains, and a verdict.
+    If WEIGHTS is a run, its training metrics are checked too, and problems are listed under "warnings".
     """
     import json
 
@@ -216,10 +274,13 @@ def diagnose(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", "path", default=None, help="Images for the pictures, where the run's own are elsewhere now.")
+@click.option("--data", "path", default=None, help="Images for the pictures. Default: the data of the run.")
 @debug_option
 def report(run: Path, path: str | None) -> None:
-    """Write RUN/report.html: one page with curves, pictures and tables, which needs no network."""
+    """Write the report of a run.
+
+    RUN/report.html is one page with curves, pictures and tables. It needs no network.
+    """
     from ijepa.release.archive import SUMS
     from ijepa.report.page import write_report
 

@@ -13,7 +13,7 @@ _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program"
 @click.command("export", epilog=WEIGHTS_HELP)
 @click.argument("weights")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(_FORMATS), required=True, help="Who shall read it.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), required=True, help="Output format.")
 @click.option(
     "--which",
     "--weights",
@@ -21,13 +21,20 @@ _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program"
     type=click.Choice(["target", "context"]),
     default="target",
     show_default=True,
-    help="Encoder.",
+    help="Which encoder to export.",
 )
-@click.option("--head", type=click.Path(path_type=Path), help="A linear probe's head, to become the classifier.")
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    help="Linear head to export as the classifier: a file that `ijepa evaluate linear --save-head` wrote.",
+)
 @heads_option
 @debug_option
 def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, heads: int | None) -> None:
-    """Write the encoder of WEIGHTS to OUT for transformers, timm, the original's code, ONNX or torch.export."""
+    """Export an encoder to another format.
+
+    The encoder of WEIGHTS is written to OUT for transformers, timm, the original I-JEPA code, ONNX or torch.export.
+    """
     from ijepa.interop.exchange import export_weights
 
     click.echo(f"{form}: {export_weights(weights, out, form, which=which, head=head, heads=heads)}")
@@ -39,7 +46,10 @@ def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, he
 @heads_option
 @debug_option
 def import_(file: str, out: Path, heads: int | None) -> None:
-    """Turn FILE (the original's .pth.tar, a folder of transformers or timm, safetensors) into a weights folder OUT."""
+    """Import weights from another format.
+
+    FILE is converted to a weights folder OUT, which other commands accept as WEIGHTS.
+    """
     from ijepa.interop.exchange import import_weights
 
     found = import_weights(file, out, heads=heads)

@@ -14,8 +14,9 @@ from ijepa.utils.errors import Refused
 from ijepa.utils.quantities import Length
 
 WEIGHTS_HELP = (
-    "WEIGHTS is a run, a checkpoint folder, a weights folder or an archive, a folder of transformers or timm, the "
-    "original's .pth.tar, a .safetensors file, or the name of weights that come along."
+    "WEIGHTS is one of: a run folder, a checkpoint folder, a weights folder, an archive, a model folder of "
+    "transformers or timm, a .pth.tar file of the original I-JEPA code, a .safetensors file, or the name of weights "
+    "that are included in ijepa (scenes)."
 )
 
 
@@ -57,7 +58,7 @@ def _metavar(annotation: Any) -> str:
         return "HEIGHT,WIDTH" if parts[0] is int else "LOW,HIGH"
     if parts:
         return "|".join(_metavar(part) for part in parts if part is not type(None))
-    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "WORD")
+    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "TEXT")
 
 
 def _typed(value: Any) -> str:
@@ -87,12 +88,15 @@ def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --debug, which `ijepa.__main__` reads: errors keep their traceback."""
-    return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(command)
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(command)
 
 
 def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --heads, for weights that do not say how many attention heads they have."""
-    text = "Attention heads of the encoder, if WEIGHTS does not say; else known models of its width, or a guess."
+    text = (
+        "Number of attention heads of the encoder, if the weights do not state it. Default: the number in a known "
+        "model of the same width, or a guess."
+    )
     return click.option("--heads", type=click.IntRange(min=1), help=text)(command)
 
 

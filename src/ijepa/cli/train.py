@@ -11,36 +11,45 @@ from ijepa.config.files import presets
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import Failed, Refused
 
-_EPILOG = f"Presets: {', '.join(presets())}. Defaults are those of a recipe that says nothing; presets say much."
+_EPILOG = (
+    f"Presets: {', '.join(presets())}. The defaults shown apply to an empty recipe. Presets override many of them. "
+    "The value none clears an optional field."
+)
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--output", type=click.Path(path_type=Path), help="The run's folder; runs/NAME if not given.")
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
 @click.option(
     "--resume",
     type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
     show_default=True,
-    help="auto continues the run in the folder from its latest checkpoint and refuses a damaged one; last-good "
-    "continues from the latest checkpoint that is not damaged; never refuses a folder that holds a run.",
+    help="What to do if the run folder already holds a run. auto: continue from the latest checkpoint, and stop with "
+    "an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop with "
+    "an error.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost. Write nothing.")
 @click.option(
     "--diagnose-every",
     type=click.IntRange(min=0),
     default=None,
     metavar="N",
-    help="Measure RankMe, std and position R^2 every N steps, and warn of a collapse; a tenth of the run, 50 to 5,000 "
-    "steps, if not given; 0: only at start and end.",
+    help="Measure RankMe, standard deviation and position R^2 every N steps, and warn of a collapse. 0: measure only "
+    "at the start and at the end. Default: a tenth of the run, but at least 50 and at most 5,000 steps.",
 )
 @click.option(
     "--diagnose-data",
     metavar="PATH",
     default=None,
-    help="Images to measure on; if not given, data.path's validation split, or data.path itself where it has none.",
+    help="Images for the measurements of --diagnose-every. Default: the validation split of data.path, or data.path "
+    "itself if it has no validation split.",
 )
-@click.option("--profile", metavar="FIRST-LAST", help="Trace these steps, counted from 1, into the run's profile/.")
+@click.option(
+    "--profile",
+    metavar="FIRST-LAST",
+    help="Profile these steps, counted from 1, and write the trace to the folder profile/ of the run.",
+)
 @debug_option
 def pretrain(
     recipe: str,
@@ -52,7 +61,10 @@ def pretrain(
     profile: str | None,
     **fields: Any,
 ) -> None:
-    """Pretrain by RECIPE, a preset's name or a YAML file; the same command resumes."""
+    """Pretrain a model.
+
+    RECIPE is the name of a preset or a YAML file. The same command resumes an interrupted run.
+    """
     loaded = load_recipe(recipe, fields)
     if dry_run:
         from ijepa.planning.outlook import describe
@@ -120,19 +132,32 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="a100, h100, h200 or b200.")
-@click.option("--gpus", type=int, default=8, show_default=True, help="How many; must divide batch.global.")
-@click.option("--images-per-second", type=float, metavar="X", help="Rate of all GPUs; else --share-of-peak gives it.")
+@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="Type of GPU: a100, h100, h200 or b200.")
+@click.option("--gpus", type=int, default=8, show_default=True, help="Number of GPUs. It must divide batch.global.")
+@click.option(
+    "--images-per-second",
+    type=float,
+    metavar="X",
+    help="Throughput of all GPUs together. Default: an estimate from --share-of-peak.",
+)
 @click.option(
     "--share-of-peak",
     type=float,
     default=0.35,
     show_default=True,
     metavar="X",
-    help="Executed operations over the dense bf16 peak.",
+    help="Share of the GPU's dense bf16 peak that the run reaches, counted in executed operations.",
 )
-@click.option("--country", default="World", show_default=True, metavar="NAME", help="Whose electricity.")
-@click.option("--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write every figure there.")
+@click.option(
+    "--country",
+    default="World",
+    show_default=True,
+    metavar="NAME",
+    help="Country whose electricity mix gives the CO2 estimate.",
+)
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures to this file."
+)
 @debug_option
 def plan(
     recipe: str,
@@ -144,7 +169,11 @@ def plan(
     file: Path | None,
     **fields: Any,
 ) -> None:
-    """Plan RECIPE on given hardware: size, FLOPs, memory a GPU, days, energy, CO2; no device needed."""
+    """Estimate the cost of a run.
+
+    Prints the model size, FLOPs, memory per GPU, days, energy and CO2 of RECIPE (the name of a preset or a YAML file)
+    on the given hardware. It needs no GPU.
+    """
     from ijepa.planning.outlook import outlook
     from ijepa.planning.text import show
     from ijepa.utils.files import write_json
@@ -173,12 +202,15 @@ def plan(
 
 @click.command()
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="The run's folder."
+    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws scenes, weights, masks.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole demo.")
 @debug_option
 def demo(output: Path, seed: int) -> None:
-    """Go the whole journey on the built-in scenes: data, pretraining, evaluation, report."""
+    """Run a complete example.
+
+    It generates the built-in scenes, pretrains on them, evaluates the encoder and writes a report.
+    """
     from ijepa.demo import run
 
     run(output, seed=seed)

@@ -23,51 +23,52 @@ Auto = Literal["auto"]
 
 
 class Encoder(Section):
-    """Both encoders: the context encoder and its moving average, the target encoder."""
+    """The context encoder and its exponential moving average, the target encoder."""
 
     width: int = Field(1280, ge=8)
-    """Channels of a token."""
+    """Embedding dimension of the encoders; must be a multiple of 4 and of the number of heads."""
     depth: int = Field(32, ge=1)
-    """Layers."""
+    """Number of transformer blocks in the encoders."""
     heads: int = Field(16, ge=1)
-    """Attention heads; must divide the width."""
+    """Number of attention heads in the encoders; must divide the width."""
     mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLP over the width."""
+    """Ratio of the hidden width of the MLP to the width of the encoders."""
     drop_path: float = Field(0.0, ge=0, lt=1)
-    """Stochastic depth's rate at the last layer of the context encoder; rates rise linearly from 0."""
+    """Stochastic depth rate of the last block of the context encoder; it rises linearly from 0 at the first block."""
     position_scale: float = Field(1.0, ge=0)
-    """Factor on the sin-cos positions; 1 in the paper."""
+    """Factor on the sin-cos position embeddings of the encoders; 1 in the paper."""
     initial: Literal["normal", "xavier"] = "normal"
-    """Deviation of the initial weights: .02, or sqrt(2 / (fan in + fan out)), which narrow encoders need."""
+    """Standard deviation of the initial weights. normal: 0.02; xavier: sqrt(2 / (fan_in + fan_out)), which narrow
+    encoders need."""
 
 
 class Predictor(Section):
     """The predictor: narrower than the encoders."""
 
     width: int = Field(384, ge=8)
-    """Channels of a token."""
+    """Embedding dimension of the predictor; must be a multiple of 4 and of the number of heads."""
     depth: int = Field(12, ge=1)
-    """Layers."""
+    """Number of transformer blocks in the predictor."""
     heads: int = Field(16, ge=1)
-    """Attention heads; must divide the width."""
+    """Number of attention heads in the predictor; must divide the width."""
     mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLP over the width."""
+    """Ratio of the hidden width of the MLP to the width of the predictor."""
     position_scale: float = Field(1.0, ge=0)
-    """Factor on the sin-cos positions; 1 in the paper."""
+    """Factor on the sin-cos position embeddings of the predictor; 1 in the paper."""
     initial: Literal["normal", "xavier"] = "normal"
-    """Deviation of the initial weights, as for the encoders."""
+    """Standard deviation of the initial weights; the same choices as for the encoders."""
 
 
 class Model(Section):
     """The shape of the model."""
 
     image_size: Size = (224, 224)
-    """Height and width of the training crops in pixels; one number for a square."""
+    """Height and width of the training crops in pixels; one number for square crops."""
     patch_size: int = Field(16, ge=1)
-    """Side of a patch in pixels."""
+    """Side length of a patch in pixels."""
     position_grid: Size | None = None
-    """Rows and columns that positions were made for, and are stretched over; None: those of image_size. `init.from`
-    sets it where the weights come from another resolution."""
+    """Rows and columns of the grid that position embeddings were made for; they are interpolated from it. none: the
+    grid of model.image_size. init.from sets it if the weights come from a different resolution."""
     encoder: Encoder = Encoder()
     """The encoders."""
     predictor: Predictor = Predictor()
@@ -107,36 +108,41 @@ class Data(Section):
     """Where images come from and how they are cropped."""
 
     path: str | None = None
-    """Class folders, a flat folder, tar shards (folder, brace pattern or glob), or a single tar."""
+    """Training images: a folder of class folders, a flat folder, tar shards (a folder, a brace pattern or a glob), or
+    one tar file."""
     workers: int | Auto = "auto"
-    """Loader processes; auto takes the cores that computing leaves, 0 loads in the training process."""
+    """Number of data loader processes. auto: the cores that training does not use; 0: load in the training process."""
     prefetch: int = Field(2, ge=1)
-    """Micro-batches each worker prepares ahead."""
+    """Number of micro-batches that each worker prepares in advance."""
     images: int | None = Field(None, ge=1)
-    """Size of the data set, for planning without it; a run counts its own."""
+    """Number of images in the data set, to plan a run without the data; a run counts its images itself."""
     order: Literal["global", "blocks"] = "global"
-    """global shuffles all images; blocks mixes runs of neighbours, for disks and networks that seek slowly."""
+    """How images are shuffled. global: one shuffle of all images; blocks: in blocks of adjacent images, for disks and
+    networks with slow seeks."""
     block: int = Field(256, ge=1)
-    """Neighbouring images of a run, with order: blocks."""
+    """Number of adjacent images in a block, with data.order blocks."""
     window: int = Field(64, ge=1)
-    """Runs whose images are mixed, with order: blocks."""
+    """Number of blocks whose images are mixed, with data.order blocks."""
     crops_per_decode: int = Field(1, ge=1)
-    """Crops taken of an image once it is decoded, in neighbouring slots of a batch: for runs that wait for decoding."""
+    """Number of crops per decoded image, at adjacent places in a batch; more than 1 helps if decoding is the
+    bottleneck."""
     crop_scale: Shares = (0.3, 1.0)
-    """Area of a random crop, as a share of the image."""
+    """Area of a random crop, as a share of the image area."""
     crop_ratio: Ratios = (3 / 4, 4 / 3)
     """Aspect ratio of a random crop, width over height."""
     replaced_limit: float = Field(0.01, ge=0, le=1)
-    """The run stops when the share of unreadable images is certain, or all but certain, to be larger."""
+    """Largest allowed share of unreadable images. The run stops when it is certain, or almost certain, that the share
+    is larger."""
 
 
 class BatchSize(Section):
-    """How many images a step learns from."""
+    """Number of images in an optimizer step."""
 
     total: int = Field(2048, ge=1, alias="global")
-    """Images a step, over all ranks and micro-batches (the global batch)."""
+    """Number of images per optimizer step, over all ranks and micro-batches (the global batch)."""
     micro: int | Auto = "auto"
-    """Images in one forward and backward pass; gradients of several are summed to the global batch."""
+    """Number of images in one forward and backward pass; gradients are accumulated over the global batch. auto: as many
+    as fit in memory."""
 
 
 class Optimizer(Section):
@@ -147,109 +153,114 @@ class Optimizer(Section):
     lr_predictor: float = Field(1.5e-3, gt=0)
     """Peak learning rate of the predictor."""
     betas: Decays = (0.9, 0.95)
-    """Decay of the moment estimates."""
+    """Decay rates of the two moment estimates of AdamW."""
     eps: float = Field(1e-8, gt=0)
-    """Added to the denominator."""
+    """Epsilon in the denominator of AdamW."""
     weight_decay: float = Field(0.05, ge=0)
-    """Decoupled weight decay at the start; none on biases, norms and the mask token."""
+    """Decoupled weight decay at the start; biases, norms and the mask token have no decay."""
     weight_decay_end: float | None = Field(None, ge=0)
-    """Weight decay at the end, by a cosine; None keeps it constant."""
+    """Weight decay at the end, which a cosine schedule reaches; none: weight decay stays constant."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient; None does not clip."""
+    """Largest norm of the whole gradient, to which it is clipped; none: no clipping."""
     nonfinite_limit: int = Field(10, ge=0)
-    """Steps with a non-finite gradient, in a row, after which the run stops; each of them is void."""
+    """Largest allowed number of consecutive void steps, whose gradient is not finite and which change nothing. The run
+    stops after more."""
 
 
 class Schedule(Section):
-    """How learning rates and EMA momentum move."""
+    """Schedules of the learning rates and of the EMA momentum."""
 
     warmup: Stretch = Length(amount=40, unit="epochs")
-    """Linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
+    """Length of the linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
     warmup_from: float = Field(0.0, ge=0, le=1)
-    """Share of the peak rate at which warm-up starts."""
+    """Learning rate at the start of the warm-up, as a share of the peak."""
     decay: Literal["cosine", "tail"] = "cosine"
-    """cosine from the end of warm-up; tail stays at the peak and falls linearly over the last `tail`."""
+    """Learning rate after the warm-up. cosine: cosine decay; tail: constant, then linear decay over schedule.tail."""
     tail: Stretch = Length(amount=20, unit="%")
-    """Length of the fall with decay: tail."""
+    """Length of the linear decay at the end, with schedule.decay tail."""
     lr_end: float = Field(1e-6, ge=0)
-    """Learning rate at the end, of both parts."""
+    """Learning rate at the end, for encoder and predictor."""
     momentum_start: float = Field(0.996, ge=0, le=1)
-    """EMA momentum of the target encoder at the start; it moves linearly."""
+    """EMA momentum of the target encoder at the start; it changes linearly to schedule.momentum_end."""
     momentum_end: float = Field(1.0, ge=0, le=1)
-    """EMA momentum at the end."""
+    """EMA momentum of the target encoder at the end."""
 
 
 class Precision(Section):
-    """What is computed in which precision; parameters, EMA and optimiser state are always float32."""
+    """Precision of the computation; parameters, EMA and optimizer state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
-    """bf16 for matrix products; none: float32, without TF32; auto measures once what is fast here, and records it."""
+    """Precision of matrix products. none: float32 without TF32; auto: the faster one on this machine, measured once and
+    recorded."""
     fp8: Literal["none", "tensorwise", "rowwise"] = "none"
-    """float8 linear layers in both encoders, scaled by tensor or by row."""
+    """Linear layers of both encoders in float8, with one scale per tensor or per row."""
     fp8_weight_gradient: Literal["fp8", "bf16"] = "fp8"
-    """What float8 layers compute their weights' gradient in."""
+    """Precision in which float8 layers compute the gradient of their weights."""
     attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
-    """Kernel of attention; auto is FlashAttention-2 on a GPU and our own buckets on a CPU."""
+    """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise batched matrix products."""
 
 
 class Parallel(Section):
-    """How a run is spread over devices."""
+    """Distribution of a run over devices."""
 
     strategy: Literal["auto", "none", "ddp", "zero2", "zero3", "hsdp"] = "auto"
-    """ddp: nothing is sharded; zero2: optimiser, gradients and target encoder are; zero3: all weights too; hsdp: zero2
-    within groups of ranks that are copies of one another; auto: zero2 under torchrun, none without."""
+    """What is sharded over the ranks. ddp: nothing; zero2: optimizer state, gradients and target encoder; zero3: all
+    weights as well; hsdp: as zero2 within groups of ranks, and the groups are replicas; auto: zero2 under torchrun,
+    otherwise none (a single process)."""
     shard: int | Auto = "auto"
-    """Ranks that share one copy with hsdp; auto takes those of a node."""
+    """Number of ranks in a group of hsdp, which holds one replica; auto: the ranks of one node."""
     timeout: float = Field(600.0, gt=0)
-    """Seconds without progress, except in measuring and compiling, after which a run gives up and names the rank that
-    others wait for."""
+    """Seconds without progress after which the run fails and names the rank that the others wait for. Measuring and
+    compiling do not count."""
     compile: bool | Auto = False
-    """torch.compile, block by block; auto does on a GPU."""
+    """Compile each transformer block with torch.compile; auto: on a GPU only."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations computed again in the backward pass: none, all but matrix products' and attention's, or all."""
+    """Activations that the backward pass recomputes (activation checkpointing). none: none of them; selective: all but
+    the outputs of matrix products and attention; full: all of them."""
     static: bool | Auto = "auto"
-    """Pad batches to a constant number of tokens, so that shapes stay; auto does on a GPU."""
+    """Pad batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
 
 class Checkpoint(Section):
-    """When the run's state is saved."""
+    """When the state of the run is saved."""
 
     every: int = Field(1000, ge=1)
-    """Steps between checkpoints; one is saved at the end too."""
+    """Number of steps between checkpoints; the last step is saved as well."""
     keep: int = Field(2, ge=1)
-    """How many of the latest checkpoints stay."""
+    """Number of latest checkpoints to keep."""
 
 
 class Init(Section):
-    """Weights to begin with, instead of random ones."""
+    """Pretrained weights to start from, instead of random ones."""
 
     source: str | None = Field(None, alias="from")
-    """A run, a weights folder, or weights of another library; None draws them from the seed."""
+    """Weights to start from: a run, a weights folder, or weights of another library; none: random weights."""
     parts: Literal["encoder", "all"] = "encoder"
-    """encoder: its target encoder becomes both of ours, the predictor is drawn; all: all three parts are taken."""
+    """Parts of the weights to load. encoder: the target encoder, for both encoders, with a random predictor; all: both
+    encoders and the predictor."""
 
 
 class Recipe(Section):
-    """Every number of a run."""
+    """All settings of a run."""
 
     name: str = "unnamed"
-    """The recipe's name."""
+    """Name of the recipe, and of the default run folder."""
     description: str = ""
-    """What it is for, what it takes, what it gives."""
+    """Description of the recipe."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """All randomness comes from it."""
+    """Seed of all random draws."""
     randomness: int = randomness.VERSION
-    """Version of the random draws; a recipe of another version is refused, not redrawn."""
+    """Version of the random number generation; a recipe of a different version is an error."""
     epochs: float | None = Field(None, gt=0)
-    """Length of the run in passes over the data."""
+    """Length of the run in epochs (passes over the data)."""
     images: int | None = Field(None, ge=1)
-    """Length in images; overrides epochs."""
+    """Length of the run in images; overrides epochs."""
     steps: int | None = Field(None, ge=1)
-    """Length in steps; overrides epochs and images."""
+    """Length of the run in steps; overrides epochs and images."""
     model: Model = Model()
     """The model."""
     init: Init = Init()
-    """What it begins with."""
+    """The initial weights."""
     mask: MaskRule = MaskRule()
     """The masks."""
     data: Data = Data()
@@ -257,19 +268,19 @@ class Recipe(Section):
     batch: BatchSize = BatchSize()
     """The batch."""
     optimizer: Optimizer = Optimizer()
-    """The optimiser."""
+    """The optimizer."""
     schedule: Schedule = Schedule()
     """The schedules."""
     precision: Precision = Precision()
     """The precision."""
     parallel: Parallel = Parallel()
-    """The devices."""
+    """The distribution over devices."""
     checkpoint: Checkpoint = Checkpoint()
-    """Saving."""
+    """The checkpoints."""
     log_every: int = Field(10, ge=1)
-    """Steps between readings of the device's values; metrics still have every step."""
+    """Number of steps between reads of metrics from the device; metrics are recorded for every step."""
     deterministic: bool = True
-    """Bitwise repeatable kernels; on CUDA at a cost."""
+    """Use deterministic kernels, so that results are bitwise repeatable; slower on CUDA."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -27,94 +27,102 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ImageProtocol(Section):
-    """What protocols that classify whole images share."""
+    """Fields that all protocols of image classification share."""
 
     name: str
-    """What results call it."""
+    """Name of the protocol in results."""
     description: str = ""
-    """What it follows, and where it departs from that."""
+    """Description: the published protocol that it follows, and the differences."""
     image_size: int | None = Field(None, ge=1)
-    """Side in pixels that images are brought to; the encoder's native size if null."""
+    """Side length of the images in pixels; null: the native size of the encoder."""
     crop_fraction: float = Field(0.875, gt=0, le=1)
     """Share of the short side that the central crop keeps; 0.875 is "resize to 256, crop 224"."""
     interpolation: Interpolation = "bilinear"
-    """How images are brought to their size, train and test alike, antialiased: bilinear or bicubic."""
+    """Antialiased filter that resizes train and test images: bilinear or bicubic."""
     train_images: int | None = Field(None, ge=2)
-    """Train images used at most, chosen by seed; all if null."""
+    """Largest number of train images, selected by the seed; null: all."""
     test_images: int | None = Field(None, ge=1)
-    """Test images used at most, chosen by seed; all if null."""
+    """Largest number of test images, selected by the seed; null: all."""
     forward_batch: int = Field(64, ge=1)
-    """Images a forward pass."""
+    """Number of images per forward pass of the encoder."""
     autocast: Autocast = "auto"
-    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
+    """Precision of the encoder: none (float32), bf16, or auto (bf16 on a GPU, float32 on a CPU)."""
 
 
 class LinearProtocol(ImageProtocol):
-    """A linear or attentive probe: many heads on frozen features, trained in one pass, one of them chosen."""
+    """A linear or attentive probe: many heads on frozen features are trained in one pass, and one of them is chosen."""
 
     head: Literal["linear", "attentive", "query"] = "linear"
-    """linear reads means of patches; query pools the last block's by a learned query, attentive by that and a block."""
+    """Type of head. linear: reads mean patches; query: pools the patches of the last block by a learned query;
+    attentive: the same by a cross-attention block with MLP."""
     attention_heads: int | None = Field(None, ge=1)
-    """Of pooling heads; if null, attentive has as many as the encoder, and query one for every 64 channels."""
+    """Number of attention heads of a pooling head. null: as many as the encoder has (attentive), or one for every 64
+    channels (query)."""
     clip: float | None = Field(None, gt=0)
-    """Length to which a pooling head's gradient is cut; no bound if null."""
+    """Largest norm of the gradient of a pooling head, to which it is clipped; null: no clipping."""
     final_weight_decay: float | None = Field(None, ge=0)
-    """What a pooling head's decay falls to by a cosine; it stays if null."""
+    """Weight decay of a pooling head at the end, which a cosine schedule reaches; null: weight decay is constant."""
     blocks: tuple[Count, ...] = Field((1, 4), min_length=1)
-    """How many last blocks are concatenated, each the mean of its patches; one group of heads for each number."""
+    """Numbers of last blocks whose mean patches are concatenated; there is one group of heads for each number."""
     norms: tuple[Norm, ...] = Field(("none",), min_length=1)
-    """What stands before the linear layer: none, batch (a batch norm without gain and offset), batch-affine."""
+    """Normalization before the linear layer: none, batch (batch norm without gain and offset), or batch-affine (with
+    both)."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of the batch norm."""
     norm_batch: int | None = Field(None, ge=2)
-    """Images that a batch norm takes its figures from: those of one device or machine; the whole step's if null."""
+    """Number of images over which a batch norm computes its statistics, as those on one device or machine; null: all
+    images of the step."""
     lrs: tuple[Positive, ...] = Field(min_length=1)
-    """Peak learning rates per 256 images a step, one head for each with each weight decay and each norm."""
+    """Peak learning rates per 256 images in a step. There is one head for each combination of rate, weight decay and
+    norm."""
     weight_decays: tuple[NotNegative, ...] = Field(min_length=1)
-    """Weight decays, decoupled in AdamW; norms have none."""
+    """Weight decays, decoupled for AdamW. Norms have no weight decay."""
     decay_bias: bool = False
-    """Decay biases of linear heads, too."""
+    """Apply weight decay to the biases of linear heads as well."""
     optimizer: Name = "adamw"
-    """adamw, sgd or lars."""
+    """Optimizer: adamw, sgd or lars."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay of its moment estimates."""
+    """Decay rates of the two moment estimates of AdamW."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd and lars."""
+    """Momentum of sgd and lars."""
     initial_std: NotNegative | Literal["linear"] = 0.0
-    """Deviation of a linear head's weights at the start, biases at 0; 0 is zero, which a convex problem allows.
+    """Standard deviation of the initial weights of a linear head; its biases start at 0.
 
-    linear is the start of torch's nn.Linear: weights and biases uniform within 1 / sqrt(features)."""
+    With 0 the weights start at zero, which is fine for a convex problem. linear: weights and biases start as those of
+    torch.nn.Linear, uniform within 1 / sqrt(features)."""
     batch: int = Field(1024, ge=1)
-    """Images a step."""
+    """Number of images per step."""
     steps: int | None = Field(12500, ge=1)
-    """Steps at most; no bound if null."""
+    """Largest number of steps; null: no limit."""
     epochs: float = Field(100, gt=0)
-    """Passes over the train set at most: a small set ends here."""
+    """Largest number of epochs. It ends the training on a small train set."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly."""
+    """Length of the linear warm-up of the learning rate, as a share of the steps."""
     ramp: Literal["open", "from-zero", "closed"] = "open"
-    """How warm-up and cosine begin and end.
+    """Learning rate at the ends of warm-up and cosine schedule.
 
-    open: the first rate is one step above 0, the last one step above the cosine's end. from-zero: the first rate of the
-    warm-up is 0. closed: that, and the last rates of warm-up and cosine are the peak and 0."""
+    open: the first rate is one step above 0, and the last rate is one step above the end of the cosine. from-zero: the
+    first rate of the warm-up is 0. closed: as from-zero, and the warm-up ends at the peak and the cosine at 0."""
     last_batch: Literal["wrap", "keep", "drop"] = "wrap"
-    """The end of an epoch whose images the batch does not divide.
+    """Handling of the last batch of an epoch if it is not full.
 
-    wrap fills the batch with the next epoch's first images, keep trains on a smaller one, drop leaves the rest out."""
+    wrap: fill it with the first images of the next epoch. keep: train on the smaller batch. drop: skip it."""
     milestones: tuple[Positive, ...] = ()
-    """Epochs at which the rate is divided by 10; if none, it falls to 0 by a cosine."""
+    """Epochs at which the learning rate is divided by 10. Without any, the rate decays to 0 by a cosine schedule."""
     augment: bool = False
-    """Train on random resized crops, flipped half of the time, their features made as heads train, not cached."""
+    """Train on random resized crops, half of them flipped. Their features are computed during training, not cached."""
     crop_scale: Shares = (0.08, 1.0)
-    """Bounds of a crop's share of the image's area."""
+    """Smallest and largest area of a random crop, as a share of the image area."""
     crop_rule: Literal["retry", "clamp"] = "retry"
-    """What happens to a random crop that does not fit: retry draws it again, clamp cuts its sides to the image's."""
+    """Handling of a random crop that does not fit into the image. retry: draw it again; clamp: cut its sides to
+    those of the image."""
     standardise: bool = True
-    """Bring every dimension to mean 0 and deviation 1 over the train set."""
+    """Standardize every feature dimension to mean 0 and standard deviation 1 over the train set."""
     selection: Literal["held-out", "test", "test-epochs"] = "held-out"
-    """Where the head is chosen: held-out is honest; test (at the end) and test-epochs (best epoch) flatter."""
+    """Data on which the best head is chosen. held-out: a part of the train set; test: the test set, at the end;
+    test-epochs: the test set, at the best epoch. A choice on the test set makes results too good."""
     held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the train set that no head is trained on and that chooses the head, where the selection is held-out."""
+    """Share of the train set that is held out to choose the head, with selection held-out. No head is trained on it."""
 
     @property
     def pools(self) -> bool:
@@ -144,18 +152,19 @@ class LinearProtocol(ImageProtocol):
 
 
 class KnnProtocol(ImageProtocol):
-    """k nearest neighbours by cosine similarity, votes weighted by exp(s / temperature)."""
+    """k nearest neighbors by cosine similarity s, with votes weighted by exp(s / temperature)."""
 
     blocks: Count = 1
-    """How many last blocks are concatenated, each the mean of its patches."""
+    """Number of last blocks whose mean patches are concatenated."""
     neighbours: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1)
-    """Values of k that are scored."""
+    """Values of k for which the accuracy is computed."""
     k: Count = 20
-    """The k whose accuracy is the result: fixed beforehand, since choosing it on the test set would flatter."""
+    """The k whose accuracy is the result. It is fixed in advance, because a choice on the test set makes results too
+    good."""
     temperature: float = Field(0.07, gt=0)
-    """T of the vote."""
+    """Temperature of the vote."""
     standardise: bool = False
-    """First bring every dimension to mean 0 and deviation 1 over the train set."""
+    """Standardize every feature dimension to mean 0 and standard deviation 1 over the train set."""
 
     @model_validator(mode="after")
     def _k_is_scored(self) -> Self:

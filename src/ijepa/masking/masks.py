@@ -36,20 +36,20 @@ Booleans = npt.NDArray[np.bool_]
 
 
 class MaskRule(Section):
-    """How context and target blocks are drawn. Areas are shares of the image, aspects height over width."""
+    """How context and target blocks are drawn. Areas are shares of the image, aspect ratios are height over width."""
 
     targets: int = Field(4, ge=1, le=16)
-    """Target blocks an image."""
+    """Number of target blocks per image."""
     target_scale: Shares = (0.15, 0.2)
-    """Area of a target block, as a share of the image."""
+    """Area of a target block, as a share of the image area."""
     target_aspect: Ratios = (0.75, 1.5)
     """Aspect ratio of a target block, height over width."""
     context_scale: Shares = (0.85, 1.0)
-    """Area of the context block before the targets are taken out, as a share of the image."""
+    """Area of the context block before target patches are removed, as a share of the image area."""
     context_aspect: Ratios = (1.0, 1.0)
     """Aspect ratio of the context block, height over width."""
     min_context: int = Field(10, ge=1)
-    """Context patches an image keeps at the least."""
+    """Minimum number of context patches per image."""
 
     def check_grid(self, grid: tuple[int, int]) -> None:
         """Refuse a grid on which the rule cannot be kept.

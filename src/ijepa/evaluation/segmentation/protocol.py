@@ -17,111 +17,116 @@ class Clustering(Section):
     """Level 0: clusters of patch features, matched to classes."""
 
     components: int = Field(50, ge=1)
-    """Principal components kept of the standardised features."""
+    """Number of principal components of the standardized features to keep."""
     overcluster: int = Field(500, ge=1)
-    """Clusters of the many-to-one reading."""
+    """Number of clusters for many-to-one matching."""
     iterations: int = Field(100, ge=1)
-    """Lloyd iterations at most."""
+    """Largest number of Lloyd iterations."""
     restarts: int = Field(5, ge=1)
-    """Starts of k-means, of which the one with the least inertia is kept."""
+    """Number of restarts of k-means. The one with the smallest inertia is used."""
     seeds: int = Field(5, ge=1)
-    """Runs whose mean is the result."""
+    """Number of runs with different seeds. The result is their mean."""
     mask_size: int = Field(100, ge=1)
-    """Side in pixels at which clusters and masks are compared, both by nearest neighbour."""
+    """Side length in pixels to which clusters and masks are resized, by nearest neighbor, to compare them."""
     patches: int = Field(PATCHES, ge=1)
-    """Patches held at most; of a larger test set images are chosen by seed, and the result has their number."""
+    """Largest number of patches in memory. If the test set has more, images are selected by the seed, and the result
+    states their number."""
 
 
 class Searched(Section):
-    """How a bank is searched."""
+    """How a patch bank is searched."""
 
     search: Literal["exact", "inverted"] = "exact"
-    """exact looks at the whole bank; inverted at a few of its lists, and the result states the recall."""
+    """Search method. exact: search the whole bank; inverted: search some lists of an inverted index. The result states
+    the recall."""
     lists: int | None = Field(None, ge=1)
-    """Lists of the inverted index; about the square root of the bank's patches if null."""
+    """Number of lists of the inverted index; null: about the square root of the number of patches in the bank."""
     probes: int = Field(32, ge=1)
-    """Lists that a query looks through."""
+    """Number of lists that are searched per query."""
 
 
 class Retrieval(Searched):
-    """Level 1: nearest neighbours in a bank of labelled patches."""
+    """Level 1: nearest neighbors in a bank of labeled patches."""
 
     neighbours: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
     """Values of k to choose from."""
     distances: tuple[Distance, ...] = Field(("cosine", "l2"), min_length=1)
     """Distances to choose from."""
     held_out: float = Field(0.1, gt=0, lt=1)
-    """Share of the training images on which k and distance are chosen."""
+    """Share of the training images that is held out to choose k and distance."""
     bank_patches: int | None = Field(PATCHES, ge=1)
-    """Patches in the bank at most, the same number of every image; all if null. Bounds the memory."""
+    """Largest number of patches in the bank, which limits its memory. The same number is taken from every image. null:
+    all patches."""
 
 
 class SoftRetrieval(Searched):
-    """Level 1: nearest neighbours with soft labels, as in Hummingbird."""
+    """Level 1: nearest neighbors with soft labels, as in Hummingbird."""
 
     neighbours: int = Field(30, ge=1)
-    """k."""
+    """Number of nearest neighbors (k)."""
     temperature: float = Field(0.02, gt=0)
-    """T of the neighbours' weights, softmax(cosine / T)."""
+    """Temperature T of the weights of the neighbors, softmax(cosine / T)."""
     bank_patches: int | None = Field(10_240_000, ge=1)
-    """Patches in the bank at most, as many of every image, rare classes first; all if null. Bounds the memory."""
+    """Largest number of patches in the bank, which limits its memory. The same number is taken from every image, rare
+    classes first. null: all patches."""
 
 
 class LinearHead(Section):
     """Level 2: a linear layer on patch features, trained on masks."""
 
     lr: float = Field(1e-3, gt=0)
-    """AdamW's rate at its peak; after it falls to 0 by a cosine."""
+    """Peak learning rate of AdamW. It decays to 0 by a cosine schedule."""
     weight_decay: float = Field(1e-3, ge=0)
-    """AdamW's decay."""
+    """Weight decay of AdamW."""
     steps: int = Field(40_000, ge=1)
-    """Steps of training."""
+    """Number of training steps."""
     batch: int = Field(16, ge=1)
-    """Images a step."""
+    """Number of images per step."""
     warmup: float = Field(0.0375, ge=0, lt=1)
-    """Share of the steps in which the rate rises linearly."""
+    """Length of the linear warm-up of the learning rate, as a share of the steps."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """How often a channel of an image is left out in training."""
+    """Probability that a channel of an image is dropped in training."""
 
 
 class TokenCut(Section):
-    """Level 0: one object an image, cut out by the similarity of its patches."""
+    """Level 0: one object per image, segmented by the similarity of the patches."""
 
     tau: float = Field(0.2, ge=-1, lt=1)
-    """Cosine above which two patches are joined."""
+    """Cosine similarity above which two patches are connected."""
     eps: float = Field(1e-5, gt=0)
-    """Weight between patches that are not."""
+    """Edge weight between patches that are not connected."""
     ground: tuple[str, ...] = ("ground", "background")
-    """Names of the classes that are no objects; where classes have no names, 0 is ground."""
+    """Names of the background classes. If classes have no names, class 0 is the background."""
 
 
 class SegmentationProtocol(Section):
     """One protocol of segmentation by frozen features."""
 
     name: str
-    """What results call it."""
+    """Name of the protocol in results."""
     description: str = ""
-    """One line."""
+    """Description: the published protocol that it follows, and the differences."""
     method: Literal["kmeans", "tokencut", "retrieval", "hummingbird", "linear"]
-    """Which of the five; only the section of that name counts."""
+    """Method of segmentation. Only the section with its name is used."""
     image_size: int = Field(ge=1)
-    """Side in pixels to which whole images are resized."""
+    """Side length in pixels to which whole images are resized."""
     interpolation: Interpolation = "bilinear"
-    """How they are, antialiased: bilinear or bicubic."""
+    """Antialiased filter that resizes the images: bilinear or bicubic."""
     classes: int | None = Field(None, ge=2)
-    """Number of mask labels, 0 included; if null, the set's named classes and ground, or the masks' highest label."""
+    """Number of mask labels, including 0; null: the named classes of the data set and the background, or else the
+    highest label in the masks."""
     ignore: tuple[int, ...] = (255,)
-    """Labels that are not scored; a label map says so itself."""
+    """Mask labels that are not scored. A label map has its own list."""
     labels: str | None = None
-    """Label map of the masks, a preset's name or a YAML file; the data set's own if null."""
+    """Label map of the masks: the name of a preset or a YAML file; null: that of the data set."""
     train_images: int | None = Field(None, ge=2)
-    """Training images used at most, chosen by seed; all if null."""
+    """Largest number of training images, selected by the seed; null: all."""
     test_images: int | None = Field(None, ge=1)
-    """Test images used at most, chosen by seed; all if null."""
+    """Largest number of test images, selected by the seed; null: all."""
     batch: int = Field(32, ge=1)
-    """Images a forward pass."""
+    """Number of images per forward pass of the encoder."""
     autocast: Autocast = "auto"
-    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
+    """Precision of the encoder: none (float32), bf16, or auto (bf16 on a GPU, float32 on a CPU)."""
     kmeans: Clustering = Clustering()
     tokencut: TokenCut = TokenCut()
     retrieval: Retrieval = Retrieval()

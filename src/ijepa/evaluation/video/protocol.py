@@ -7,21 +7,21 @@ from ijepa.utils.config import Section
 
 
 class PropagationProtocol(Section):
-    """How labels are carried from a video's first frame to the others."""
+    """How labels are propagated from the first frame of a video to the other frames."""
 
     name: str
-    """What results call it."""
+    """Name of the protocol in results."""
     description: str = ""
-    """What it follows, and where it departs from that."""
+    """Description: the published protocol that it follows, and the differences."""
     short_side: int = Field(480, ge=1)
-    """Pixels to which a frame's short side is brought; both sides are then cut down to whole patches."""
+    """Length in pixels to which the short side of a frame is resized. Both sides are then cropped to whole patches."""
     memory: int = Field(7, ge=0)
-    """Frames before the present one that labels are taken from, besides the first."""
+    """Number of preceding frames from which labels are propagated, in addition to the first frame."""
     neighbours: int = Field(5, ge=1)
-    """Patches whose labels a patch takes."""
+    """Number of nearest patches from which a patch takes its label."""
     radius: int = Field(12, ge=0)
-    """Rows and columns of patches that those are away at most."""
+    """Largest distance to those patches, in rows and in columns of patches."""
     temperature: float = Field(0.1, gt=0)
-    """T of their weights, exp(cosine / T)."""
+    """Temperature T of the weights of those patches, exp(cosine / T)."""
     autocast: Autocast = "auto"
-    """Precision of the encoder: none (float32), bf16, or auto, which is bf16 on a GPU and float32 on a CPU."""
+    """Precision of the encoder: none (float32), bf16, or auto (bf16 on a GPU, float32 on a CPU)."""

@@ -19,7 +19,7 @@ from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import Failed, Refused
 from tests.evaluation.toys import MeanColour, Noise, block_mask, png, write_pairs
 
-FOLDER = Path(s.__file__).parent / "protocols/segmentation"
+FOLDER = Path(s.__file__).parents[1] / "protocols/segmentation"
 RETRIEVAL: dict[str, Any] = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1, 5]}}
 KMEANS: dict[str, Any] = {
     "name": "k",

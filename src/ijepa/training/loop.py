@@ -13,22 +13,19 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from ijepa.checkpoint.format import latest_name, load_checkpoint, named_checkpoints, set_aside, verify_checkpoint
+from ijepa.checkpoint.format import latest_name, load_checkpoint, set_aside
 from ijepa.checkpoint.reader import WITHOUT_CHECKSUMS
 from ijepa.checkpoint.run_dir import (
-    Run,
     claim,
     decisive,
     note_checkpoint,
-    noted_checkpoint,
-    open_run,
     settings,
     start_run,
 )
@@ -51,17 +48,15 @@ from ijepa.training.model_setup import compiles, token_budget
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
 from ijepa.training.parallelize import Spread, build
 from ijepa.training.profiler import Profile, Window
-from ijepa.training.runtime import Resolved, computing, resolve, set_up
+from ijepa.training.resume import Resume, choose_checkpoint, open_for
+from ijepa.training.runtime import Resolved, computing, set_up
 from ijepa.training.schedules import rates_at
 from ijepa.training.signals import caught_signals
 from ijepa.training.unreadable import too_many
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import Failed
 
 _MEAN_WEIGHT = 0.02
 """Weight of a new batch in the running mean target of each position, which `skill` is measured against."""
-
-Resume = Literal["auto", "last-good", "never"]
-"""What to do with a run that exists: go on from its latest checkpoint, from the latest whole one, or refuse it."""
 
 _DTYPE: torch.dtype | None = None
 """Dtype of the weights; None is float32. Tests set float64, to tell rounding from mistakes."""
@@ -164,8 +159,8 @@ def _train(
     initial: Mapping[str, Callable[[], Tensor]] | None,
 ) -> IJEPA:
     """Pretrain in a folder that this process holds; see `pretrain`."""
-    run, exists, found, resolved = by_first(world, lambda: _open(recipe, source, output, resume, world.size))
-    saved, skipped = _choose(world, recipe, found, resume)
+    run, exists, found, resolved = by_first(world, lambda: open_for(recipe, source, output, resume, world.size))
+    saved, skipped = choose_checkpoint(world, recipe, found, resume)
     device = set_up(resolved, recipe.deterministic)
     spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
     model = spread.model
@@ -246,67 +241,6 @@ def _train(
                 raise Stopped(stop, step)
             garbage.after(step)
     return model
-
-
-def _open(
-    recipe: Recipe, source: Source, output: Path, resume: Resume, ranks: int
-) -> tuple[Run, bool, list[Path], Resolved]:
-    """Return the run, whether it exists, its checkpoints, the latest first, and what `auto` is; write nothing."""
-    run, exists = open_run(output, recipe, resume=resume != "never")
-    earlier = run.info() if exists else None
-    if earlier is not None and not {"images", "resolved"} <= earlier.keys():
-        raise Refused(run.info_file, "is not what a run writes there", "restore it, or give another --output")
-    if earlier is not None and earlier["images"] != len(source):
-        raise Refused(
-            run.info_file,
-            f"the run was started on {earlier['images']} images, data.path holds {len(source)}",
-            "give the same data",
-        )
-    if earlier is not None and earlier.get("fingerprint", source.fingerprint) != source.fingerprint:
-        raise Refused(
-            run.info_file,
-            "the run was started on other data: names, sizes or order of the files are not those of data.path",
-            "give the same data, or another --output",
-        )
-    found = named_checkpoints(run.checkpoints)[::-1]
-    if earlier is not None and not found and (first := noted_checkpoint(earlier)) is not None:
-        raise Refused(
-            run.checkpoints,
-            f"holds no checkpoint, but the run has saved some, the first after step {first}",
-            "bring them back (is the disk mounted?), or give another --output",
-        )
-    resolved = resolve(recipe, earlier["resolved"] if earlier else None, ranks)
-    return run, exists, found, resolved
-
-
-@dataclass(frozen=True)
-class _Skipped:
-    """A checkpoint that cannot be used, and why."""
-
-    name: str
-    problem: str
-
-
-def _choose(world: World, recipe: Recipe, found: Sequence[Path], resume: Resume) -> tuple[Path | None, list[_Skipped]]:
-    """Return the checkpoint to go on from, None where there is none yet, and those that are skipped.
-
-    All ranks verify together, so they choose the same one.
-
-    Raises:
-        Refused: the latest is damaged and `resume` is not "last-good", or all are.
-    """
-    skipped: list[_Skipped] = []
-    for path in found:
-        try:
-            verify_checkpoint(path, decisive(recipe), world)
-            return path, skipped
-        except Refused as error:
-            if resume != "last-good":
-                raise
-            skipped.append(_Skipped(path.name, f"{Path(error.where).name} {error.problem}"))
-    if skipped:
-        raise Refused(found[0].parent, f"holds no whole checkpoint: in {skipped[0].name}, {skipped[0].problem}")
-    return None, []
 
 
 def _failing(monitor: Monitor, watch: Watch) -> int:

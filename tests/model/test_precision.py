@@ -85,7 +85,7 @@ def test_a_frozen_layer_is_20_db_above_its_noise(scaling, dtype):
 
 @pytest.mark.parametrize("larger", [1.3, 4, 32])
 def test_padding_that_sets_the_scale_costs_no_precision(larger):
-    """Padding may hold the largest magnitude of a tensor; the other tokens lose range, of which there is plenty."""
+    """Padding may hold the largest magnitude of a tensor; the other tokens lose range only, and float8 has enough."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(64, 48, generator=draw)
     layer = torch.nn.Linear(48, 32)

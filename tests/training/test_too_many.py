@@ -50,7 +50,7 @@ def test_the_risk_holds_over_all_looks_by_an_exact_count():
 
 
 def test_what_is_certain_stops_a_run_whatever_the_order():
-    """100 images, of which 5 are unreadable: more than 4 %, and known with the fifth."""
+    """5 of 100 images are unreadable, which is more than 4 %. The fifth one decides."""
     for shuffled in (True, False):
         assert not too_many(5, 90, 100, 0.05, shuffled=shuffled)
         assert not too_many(10, 200, 100, 0.05, shuffled=shuffled)

@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ijepa.utils.files import write_parts
+
 _BLOCK = 2**20
 """Bytes read at a time."""
 
@@ -29,10 +31,9 @@ def cut_log(
 ) -> str:
     """Cut a log back to `step`, take out damaged lines, and return what is wrong with it in one line, "" if nothing is.
 
-    Rows after a damaged line stay. A file of at most 16 MB is checked line by line. In a longer one the end is, and
-    otherwise damage shows as a byte that JSON would not have there, or as another size than `expected`; then every line
-    is checked, too. Cutting the end off changes a file in place; where lines are taken out, it is written anew beside
-    and renamed.
+    Rows after a damaged line stay. Every line of a file of at most 16 MB is checked. In a longer file only the end is
+    checked, unless the file has bytes that JSON does not have or another size than `expected`; then every line is
+    checked too. Cutting the end off changes the file in place. If lines are taken out, a new file replaces the old one.
 
     Args:
         file: the log; a file that is missing counts as empty.
@@ -63,7 +64,7 @@ def cut_log(
         if kept == end:
             _truncate(log, end, size)
         else:
-            _rewrite(file, _sound(log, end, step, repeats))
+            write_parts(file, (line for line, _ in _sound(log, end, step, repeats)))
     return _lost(file, damaged, missing, None if repeats or every_step else (last, step))
 
 
@@ -217,16 +218,3 @@ def _truncate(log: BinaryIO, end: int, size: int) -> None:
     if end < size:
         log.truncate(end)
         os.fsync(log.fileno())
-
-
-def _rewrite(file: Path, rows: Iterator[tuple[bytes, int]]) -> None:
-    """Replace a file by some of its own rows."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as out:
-            out.writelines(line for line, _ in rows)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)

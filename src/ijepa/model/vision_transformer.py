@@ -176,9 +176,9 @@ class VisionTransformer(nn.Module):
         if len(set(sequences.lengths)) > 1:  # else the number of tokens is the same at every step
             patches, index = pad_rows(patches), pad_rows(index)
         x = self.embed(patches, index, grid or self.grid)
-        # Padding starts at zero, so that what it becomes depends on the weights and not on the images. A float8 scale
-        # over all tokens can still be set by padding in later linear layers: that costs range, of which float8 has
-        # plenty, and no precision. To zero padding before each of them would cost several passes over the tokens.
+        # Padding starts at zero, so its later values depend on the weights and not on the images. In later linear
+        # layers padding can still set a float8 scale over all tokens. That costs range but no precision, and float8
+        # has enough range. To zero padding before each layer would cost several passes over the tokens.
         if sequences.real is not None:
             x = x.masked_fill(~pad_rows(sequences.real)[: len(x), None], 0)
         outputs = []

@@ -401,7 +401,7 @@ class _Loop:
         return int((self.order.indices(places) != np.array(batch.indices)).sum())
 
     def _check_images(self, row: dict[str, Any]) -> None:
-        """Stop after a step of which all ranks know that too many images have been unreadable."""
+        """Stop if too many images have been unreadable. All ranks have the same counts, so all stop after this step."""
         counts, data = self.counts, self.recipe.data
         counts.seen += self.recipe.batch.total
         if "replaced" not in row:

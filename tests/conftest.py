@@ -26,6 +26,8 @@ except (ImportError, RuntimeError):
     for _name in ("nms", "qnms"):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+pytest_plugins = ["tests.helpers.run_fixtures"]
+
 TINY = {
     "name": "tiny",
     "steps": 8,

@@ -1,0 +1,161 @@
+"""The ranks of a small world: `python -m tests.helpers.ranks JOBS SIZE` forks into them.
+
+JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
+"copy": a run to go on from, "resume": how, "data": the images' path for each rank,
+"reductions": file for how often gradients were reduced and scattered,
+"backend": torch.compile's, "warm": step after which nothing is compiled}; they run one after another in one process
+group, because starting processes costs more than the runs do.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.distributed as dist
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ijepa.config.recipe import Recipe
+from ijepa.data.open import open_source
+from ijepa.training import loop, model_setup
+from ijepa.training.block_transforms import compile_blocks
+from ijepa.training.optimizer import make_optimizer
+from tests.helpers.paths import ROOT
+from tests.helpers.waiting import LIMIT
+
+
+def run(job: dict[str, Any]) -> None:
+    """Run one job in this process, by the loop's own code."""
+    recipe = Recipe.read(job["recipe"], "test")
+    loop._DTYPE = torch.float64 if job.get("double") else None
+    loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
+    calls: list[loop.Callback] = []
+    if recipe.parallel.compile is True:
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(job.get("backend", "eager"))
+        model_setup.compile_blocks = partial(compile_blocks, backend=counter)
+        compiled: list[int] = []
+        calls = [loop.Callback(1, lambda model: compiled.append(counter.frame_count) or {})]
+    if "stop_after" in job:
+
+        def stop(model):
+            stop.calls += 1
+            if stop.calls == job["stop_after"] + 1 and os.environ.get("RANK", "1") == "1":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        stop.calls = 0
+        calls = [loop.Callback(1, stop)]
+    if "copy" in job and os.environ.get("RANK", "0") == "0":  # nothing is read before rank 0 has read
+        shutil.copytree(job["copy"], job["output"])
+    try:
+        data = job["data"][int(os.environ["RANK"])] if "data" in job else recipe.data.path
+        source = open_source(data, split="train")
+        with counted_reductions() as count:
+            output, resume = Path(job["output"]), job.get("resume", "auto")
+            loop.pretrain(recipe, source, output, callbacks=calls, quiet=True, resume=resume)
+        if "reductions" in job and os.environ.get("RANK", "0") == "0":
+            Path(job["reductions"]).write_text(str(len(count)))
+        if "warm" in job:
+            assert 0 < compiled[job["warm"]] == compiled[-1], compiled
+    except loop.Stopped as stopped:
+        assert "stop_after" in job, stopped
+    finally:
+        loop._DTYPE, loop.make_optimizer, model_setup.compile_blocks = None, make_optimizer, compile_blocks
+
+
+@contextmanager
+def counted_reductions() -> Iterator[list[str]]:
+    """Collect a name for every reduce-scatter, by which FSDP sums gradients and each rank keeps its part."""
+    count: list[str] = []
+    names = [name for name in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, name)]  # 2.13, 2.11
+    plain = {name: getattr(dist, name) for name in names}
+
+    def counting(name: str) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: count.append(name) or plain[name](*arguments, **keywords)
+
+    for name in names:
+        setattr(dist, name, counting(name))
+    try:
+        yield count
+    finally:
+        for name in names:
+            setattr(dist, name, plain[name])
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """The environment that torchrun would give a rank."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+    }
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
+    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            command, env=environment(rank, size, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+
+
+def run_jobs(size: int, jobs: list[dict[str, Any]]) -> None:
+    """Run jobs on `size` ranks, each of them in a process of its own."""
+    ((code, text),) = spawn(1, [sys.executable, "-m", "tests.helpers.ranks", json.dumps(jobs), str(size)])
+    assert code == 0, text
+
+
+def fork_ranks(size: int, jobs: list[dict[str, Any]]) -> int:
+    """Fork into `size` ranks, so that torch is imported once; return the worst exit code."""
+    import torch.distributed.checkpoint.hf_storage
+    import torch.distributed.fsdp
+
+    assert torch.get_num_threads() == 1  # a fork takes no threads along
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+            for job in jobs:
+                run(job)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+
+
+if __name__ == "__main__":
+    loop.leave = lambda world: None
+    sys.exit(fork_ranks(int(sys.argv[2]), json.loads(sys.argv[1])))

@@ -1,0 +1,16 @@
+"""What several tests of training share: an uninterrupted run."""
+
+from pathlib import Path
+
+import pytest
+
+from ijepa.training.loop import pretrain
+from tests.helpers.runs import recipe, source
+
+
+@pytest.fixture(scope="session")
+def whole(scenes, tmp_path_factory) -> Path:
+    """The uninterrupted run that others must equal."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(recipe(scenes), source(scenes), out, quiet=True)
+    return out

@@ -1,0 +1,75 @@
+"""The same values give the same bits, wherever in memory a batch's tensors lie."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ijepa.data.loading.loader import Loader
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
+from ijepa.model.ijepa import IJEPA, Outcome
+from ijepa.training.loop import pretrain
+from tests.helpers.runs import bytes_of, recipe, source
+
+SHIFTS = range(4, 64, 4)
+
+
+def moved(tensor: Tensor, shift: int) -> Tensor:
+    """Return a copy that starts `shift` bytes behind a multiple of 64, or at the multiple of its items before that."""
+    shift -= shift % tensor.element_size()
+    memory = torch.empty(tensor.nbytes + 128, dtype=torch.uint8)
+    start = -memory.data_ptr() % 64 + shift
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))  # channels last stay so
+    dense = tensor.permute(order)
+    raw = np.frombuffer(memory.numpy().data, np.uint8, tensor.nbytes, start).view(dense.numpy().dtype)
+    copy = torch.from_numpy(raw).view(dense.shape).copy_(dense).permute(np.argsort(order).tolist())
+    assert copy.stride() == tensor.stride() and (not copy.numel() or copy.data_ptr() % 64 == shift)
+    return copy
+
+
+def batch_of(chosen) -> Batch:
+    shape = chosen.model
+    collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_hw), dtype=np.uint8))
+    return collate(np.arange(8), pixels.contiguous(memory_format=torch.channels_last), (), ())
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_loss_and_gradients_do_not_depend_on_where_a_batch_lies(scenes, autocast):
+    chosen = recipe(scenes)
+    model, batch = IJEPA(chosen.model, seed=1), batch_of(chosen)
+
+    def found(batch: Batch) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            outcome: Outcome = model(batch)
+        outcome.loss.backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        model.zero_grad()
+        values = [outcome.loss.detach(), outcome.baseline, outcome.target_sums, outcome.position_sums]
+        return [*values, *gradients]
+
+    expected = found(batch.map(lambda tensor: moved(tensor, 0)))
+    assert len(expected) > 50 and math.isfinite(expected[0].item())
+    for shift in SHIFTS:
+        for number, (one, other) in enumerate(
+            zip(found(batch.map(lambda tensor, by=shift: moved(tensor, by))), expected, strict=True)
+        ):
+            assert torch.equal(one, other), f"value {number} differs at {shift} bytes"
+
+
+def test_a_run_does_not_depend_on_where_its_batches_lie(scenes, whole, tmp_path, monkeypatch):
+    """Weights, moments and metrics, with every tensor of every batch at a place of its own."""
+    places = np.random.default_rng(0)
+
+    def scattered(self: Loader, start: int, end: int) -> Iterator[Batch]:
+        for batch in iterate(self, start, end):
+            yield batch.map(lambda tensor: moved(tensor, int(places.choice(SHIFTS))))
+
+    iterate = Loader.iterate
+    monkeypatch.setattr(Loader, "iterate", scattered)
+    pretrain(recipe(scenes), source(scenes), tmp_path / "run", quiet=True)
+    assert bytes_of(tmp_path / "run") == bytes_of(whole)

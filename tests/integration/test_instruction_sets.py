@@ -1,0 +1,78 @@
+"""Bits that must not change do not change on other CPUs: each setting makes the libraries do what they do there.
+
+ATen, oneDNN and MKL each choose kernels by the CPU; each has a variable that makes it choose otherwise. Whether bits
+are equal *between* settings is not asked: they are not.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import bytes_of, recipe
+
+SETTINGS = {
+    "": "ATen",
+    "ATEN_CPU_CAPABILITY=default": "ATen DEFAULT",
+    "ATEN_CPU_CAPABILITY=avx2": "ATen AVX2",
+    "ONEDNN_MAX_CPU_ISA=AVX2": "isa:Intel AVX2",
+    "MKL_CBWR=COMPATIBLE": "CNR:COMPATIBLE",
+}
+"""What is set, and what the libraries then say of themselves; nothing is set for this CPU as it is."""
+
+EXACT = (
+    "tests/training/test_alignment.py",
+    "tests/training/test_loop.py::test_workers_and_logging_change_no_bit",
+    "tests/training/test_resuming.py::test_a_crash_anywhere_resumes_to_the_same_bits",
+    "tests/training/test_resuming.py::test_sigkill_loses_nothing",
+    "tests/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
+    "tests/evaluation/test_tokencut.py",
+)
+"""Tests that demand equal bits, or a result that rounding must not change."""
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda setting: setting or "native")
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment of a process under one setting."""
+    names = {setting.partition("=")[0] for setting in SETTINGS}
+    name, _, value = request.param.partition("=")
+    return {key: held for key, held in os.environ.items() if key not in names} | ({name: value} if name else {})
+
+
+def run(environment: dict[str, str], *arguments: object) -> None:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("autocast", "counts"), [("none", (0, 1, 3)), ("bf16", (0, 3))])
+def test_workers_change_no_bit(scenes, tmp_path, environment, autocast, counts):
+    file, found = tmp_path / "recipe.yaml", []
+    file.write_text(recipe(scenes, precision__autocast=autocast).dump())
+    for workers in counts:
+        output = tmp_path / f"workers-{workers}"
+        run(environment, "ijepa", "pretrain", file, "--data.workers", workers, "--output", output)
+        found.append(bytes_of(output))
+    assert all(each == found[0] for each in found)
+
+
+@pytest.mark.slow
+def test_tests_of_exactness_pass(environment):
+    run(environment, "pytest", "-m", "", "-p", "no:cacheprovider", *EXACT)  # those marked slow too
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are settings for x86 CPUs")
+def test_settings_take_effect(environment, request):
+    """Else the tests above would say nothing of other CPUs."""
+    code = (
+        "import torch; print('ATen', torch.backends.cpu.get_cpu_capability());"
+        "x = torch.ones(64, 64); x @ x; x = x.to_mkldnn(); x.relu()"
+    )
+    verbose = {"ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment | verbose, capture_output=True, text=True)
+    assert SETTINGS[request.node.callspec.params["environment"]] in found.stdout

@@ -1,0 +1,1 @@
+from tests.helpers.cache_fixtures import cache  # noqa: F401 - a fixture

@@ -1,0 +1,224 @@
+import io
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ijepa.data.open import open_set, open_source
+from ijepa.data.sources.base import Sample, Source
+from ijepa.utils.errors import Refused
+from tests.helpers.images import write_tar, write_tree
+
+WNIDS = ("n01440764", "n01443537", "n02085620")
+IDS = {1: "n02085620", 2: "n01440764", 3: "n01443537"}
+"""The kit's own numbers are in no order."""
+
+
+def tar(members: list[tuple[str, bytes]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def class_tar(wnid: str, count: int) -> bytes:
+    return tar([(f"{wnid}_{i}.JPEG", f"{wnid} {i}".encode() * (i + 1) * 90) for i in range(count)])
+
+
+def write_train(path: Path) -> Path:
+    return write_tar(path, [(f"{wnid}.tar", class_tar(wnid, i + 2)) for i, wnid in reversed([*enumerate(WNIDS)])])
+
+
+def kit_files(truth: str = "3\n1\n1\n2\n") -> dict[str, bytes]:
+    io_module = pytest.importorskip("scipy.io")
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(number, wnid, "a word", 0) for number, wnid in IDS.items()] + [(4, "n00001740", "entity", 3)]
+    stream = io.BytesIO()
+    io_module.savemat(stream, {"synsets": np.array(rows, dtype=kinds).reshape(-1, 1)}, do_compression=True)
+    return {
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
+        "ILSVRC2012_devkit_t12/data/meta.mat": stream.getvalue(),
+    }
+
+
+def val_files() -> dict[str, bytes]:
+    return {f"ILSVRC2012_val_{number:08d}.JPEG": b"image %d" % number for number in range(1, 5)}
+
+
+def labelled(source: Source) -> list[tuple[str, str]]:
+    return [(Path(source.name(i)).name, source.classes[source.label(i)]) for i in range(len(source))]
+
+
+TRUTH = [IDS[3], IDS[1], IDS[1], IDS[2]]
+
+
+def test_a_tar_of_class_tars_is_read_in_place(tmp_path: Path) -> None:
+    source = open_source(write_train(tmp_path / "ILSVRC2012_img_train.tar"))
+    assert source.classes == WNIDS
+    expected = [
+        Sample(f"ILSVRC2012_img_train.tar/{wnid}_{i}.JPEG", f"{wnid} {i}".encode() * (i + 1) * 90, number, None)
+        for number, wnid in reversed([*enumerate(WNIDS)])
+        for i in range(number + 2)
+    ]
+    assert [source[i] for i in range(len(source))] == expected
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[3] == source[3]
+    assert open_source(tmp_path / "ILSVRC2012_img_train.tar").fingerprint == source.fingerprint
+
+
+def test_the_inner_tars_places_are_those_that_tarfile_reads(tmp_path: Path) -> None:
+    path = write_train(tmp_path / "train.tar")
+    slow = {}
+    with tarfile.open(path) as outer:
+        for member in outer:
+            with tarfile.open(fileobj=outer.extractfile(member)) as inner:
+                slow |= {file.name: inner.extractfile(file).read() for file in inner}
+    source = open_source(path)
+    assert {Path(source.name(i)).name: source.image(i) for i in range(len(source))} == slow
+
+
+def test_a_damaged_inner_tar_is_named(tmp_path: Path) -> None:
+    whole = class_tar(WNIDS[0], 3)
+    write_tar(tmp_path / "a.tar", [("n1.tar", whole), ("n2.tar", whole[:1500]), ("n3.tar", whole)])
+    with pytest.raises(Refused, match=r"a\.tar, in it n2\.tar, is cut short: it ends at byte 1500") as caught:
+        open_source(tmp_path / "a.tar", where="--train")
+    assert "\n" not in str(caught.value)
+    write_tar(tmp_path / "b.tar", [("n1.tar", tar([("readme.txt", b"")]))])
+    with pytest.raises(Refused, match=r"b\.tar holds no images in its tars"):
+        open_source(tmp_path / "b.tar")
+    write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
+    with pytest.raises(Refused, match=r"c\.tar, in it n1\.tar, is compressed \(gzip\)"):
+        open_source(tmp_path / "c.tar")
+
+
+def test_validation_images_get_their_classes_from_the_kit(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "data", {f"val/{name}": data for name, data in val_files().items()})
+    write_tree(root, kit_files())
+    source = open_set(str(root / "val"), where="--test", split="val", labelled=True)
+    assert source.classes == tuple(sorted(IDS.values()))
+    assert labelled(source) == list(zip(val_files(), TRUTH, strict=True))
+    assert labelled(open_source(root, split="val")) == labelled(source), "the folder above, beside the kit"
+    assert [source.image(i) for i in range(4)] == list(val_files().values())
+    assert source.require_labels("--test").tolist() == [WNIDS.index(name) for name in TRUTH]
+
+
+@pytest.mark.parametrize("form", ["folder", "data", "archive", "table"])
+def test_the_kit_may_be_named_and_packed(tmp_path: Path, form: str) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    folder = write_tree(tmp_path / "elsewhere", kit_files())
+    given = folder / "ILSVRC2012_devkit_t12"
+    if form == "data":
+        given = given / "data"
+    elif form == "archive":
+        with tarfile.open(given.with_suffix(".tar.gz"), "w:gz") as archive:
+            archive.add(given, given.name)
+        given = given.with_suffix(".tar.gz")
+    elif form == "table":
+        rows = [f"ILSVRC2012_val_{i + 1:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for i, wnid in enumerate(TRUTH)]
+        given = folder / "LOC_val_solution.csv"
+        given.write_text("\n".join(["ImageId,PredictionString", *rows[::-1]]) + "\n")
+    source = open_set(str(root), where="--test", split="val", devkit=str(given), labelled=True)
+    assert [wnid for _, wnid in labelled(source)] == TRUTH
+
+
+def test_official_tars_in_one_folder(tmp_path: Path) -> None:
+    write_tree(tmp_path, kit_files())
+    write_train(tmp_path / "ILSVRC2012_img_train.tar")
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", list(val_files().items()))
+    train, test = (open_set(str(tmp_path), where="--x", split=split, labelled=True) for split in ("train", "val"))
+    assert len(train) == 9 and train.classes == test.classes
+    assert [wnid for _, wnid in labelled(test)] == TRUTH
+    assert open_source(tmp_path / "ILSVRC2012_img_val.tar").labels.tolist() == test.labels.tolist()
+    with pytest.raises(
+        Refused, match=r"data.path: .* holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; give one"
+    ):
+        open_source(tmp_path)
+
+
+def test_without_a_kit_images_are_images_and_probes_are_told(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    assert open_source(root).labels is None
+    with pytest.raises(Refused, match=r"--test: .*val holds ImageNet's validation images, .*; give --devkit"):
+        open_set(str(root), where="--test", split="val", labelled=True)
+    with pytest.raises(Refused, match=r"--devkit: .*nowhere does not exist"):
+        open_set(str(root), where="--test", split="val", devkit="nowhere")
+    (tmp_path / "kit").mkdir()
+    with pytest.raises(Refused, match=r"--devkit: .*kit holds no ILSVRC2012_validation_ground_truth.txt"):
+        open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "kit"))
+    (tmp_path / "table.csv").write_text("ImageId,PredictionString\nx,y\n")
+    with pytest.raises(Refused, match=r"--devkit: .*table.csv is not the table of the validation images"):
+        open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "table.csv"))
+
+
+def test_a_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    write_tree(tmp_path, kit_files("1\n2\n3\n"))
+    with pytest.raises(Refused, match=r"00000004.JPEG is none of the 3 images whose classes are known"):
+        open_source(root, where="--test")
+    write_tree(tmp_path, kit_files("1\n2\n3\n4\n"))
+    with pytest.raises(Refused, match=r"meta.mat does not name the classes: 4"):
+        open_source(root, where="--test")
+    write_tree(tmp_path, {"ILSVRC2012_devkit_t12/data/meta.mat": b"nonsense"})
+    with pytest.raises(Refused, match=r"meta.mat does not name the classes") as caught:
+        open_source(root, where="--test")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kit_or_table_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # compressed, not stored
+    folder = write_tree(tmp_path / "elsewhere/ILSVRC2012_devkit_t12", {"data/a.bin": digits}) / "data"
+    given = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+
+    def refused(file: Path, message: str) -> None:
+        with pytest.raises(Refused, match=f"--devkit: {message}") as caught:
+            open_set(str(root), where="--test", split="val", devkit=str(file), labelled=True)
+        assert "\n" not in str(caught.value)
+
+    for kind in ("gz", "xz"):
+        with tarfile.open(given, f"w:{kind}") as archive:  # type: ignore[call-overload]
+            archive.add(folder, "data")
+        whole = given.read_bytes()
+        given.write_bytes(whole[: len(whole) // 2])
+        refused(given, r".*t12.tar.gz is (damaged|no folder and no archive): ")
+        given.write_bytes(whole[:40_000] + b"\xff" * 20_000 + whole[60_000:])
+        refused(given, r".*t12.tar.gz is (damaged|no folder and no archive): ")
+    table = tmp_path / "LOC_val_solution.csv"
+    table.write_text("ImageId,PredictionString\n" + "x" * 200_000 + ",y\n")
+    refused(table, r".*solution.csv is not the table of the validation images: field larger")
+
+
+def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path / "val", val_files())
+    write_tree(tmp_path, kit_files())
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(Refused, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
+        open_set(str(root), where="--test", split="val", labelled=True)
+    assert open_source(root).labels is None, "who wants no classes needs no scipy"
+
+
+def test_tiny_imagenet(tmp_path: Path) -> None:
+    table = "val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t1\t2\t3\t4\n"
+    files = {
+        "train/n01/images/n01_0.JPEG": b"a",
+        "train/n01/n01_boxes.txt": b"",
+        "train/n02/images/n02_0.JPEG": b"b",
+        "val/images/val_0.JPEG": b"c",
+        "val/images/val_1.JPEG": b"d",
+        "val/val_annotations.txt": table.encode(),
+        "test/images/test_0.JPEG": b"e",
+    }
+    root = write_tree(tmp_path / "tiny-imagenet-200", files)
+    train, test = (open_source(root, split=split) for split in ("train", "val"))
+    assert labelled(train) == [("n01_0.JPEG", "n01"), ("n02_0.JPEG", "n02")]
+    assert labelled(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
+    assert labelled(open_source(root / "val")) == labelled(test)
+    (root / "val/val_annotations.txt").write_text(table.splitlines()[0])
+    with pytest.raises(Refused, match=r"val_annotations.txt has no class for val_1.JPEG"):
+        open_source(root, split="val")

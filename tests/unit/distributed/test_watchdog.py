@@ -1,0 +1,255 @@
+"""A rank that is lost or stuck is named, and the others end: also where nothing that a device holds comes back."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.ranks import environment, free_port, spawn
+from tests.helpers.waiting import LIMIT, count_lines, wait_until
+from tests.integration.test_distributed import command, last, recipe, rows
+
+WAITS = """
+import sys
+import time
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+import torch.distributed as dist
+from ijepa.distributed import watchdog as watch
+from ijepa.distributed.process_group import World
+
+class Device:
+    def close(self):
+        Event().wait()  # a flush behind a collective that never finishes
+
+store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, timeout=timedelta(seconds=10))
+watch._PULSE, watch._PATIENCE = 0.1, 2.0
+with closing(Device()), (seen := watch.Watch(World(size=2), 0.3, lambda: None)).naming():
+    seen.at(7, "computing")
+    BODY
+"""
+
+
+def test_blame_names_the_silent_then_those_behind():
+    from ijepa.distributed.watchdog import Sign, blame
+
+    at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
+    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
+    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
+    late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
+    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
+    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
+
+
+SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
+TOLD = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
+UNKNOWN = "other ranks, of which the launcher's store knows nothing any more"
+
+
+@pytest.mark.parametrize(
+    ("body", "waits_for", "cause"),
+    [
+        ("Event().wait()", SILENT, ""),
+        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, TOLD),
+        ("del store; Event().wait()", UNKNOWN, ""),
+    ],
+    ids=["stuck", "told", "without a store"],
+)
+def test_what_waits_for_a_device_is_never_asked_again(body, waits_for, cause):
+    """Stuck in a step, or told by gloo while the device is stuck: one line, and the end before anything is closed.
+
+    What gloo has told comes after that line.
+    """
+    port = free_port()
+    script = [sys.executable, "-c", WAITS.replace("BODY", body), str(port)]
+    done = subprocess.run(script, env=environment(0, 2, port), capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ijepa: ")]  # torch speaks of its store too
+    assert lines == [f"ijepa: step 7 waits for {waits_for}; there is no checkpoint yet"]
+    assert done.stderr.partition(lines[0])[2].startswith(f"\n{cause}") and "and where" not in done.stderr
+
+
+def test_of_nccl_the_cause_is_told_and_not_only_its_code():
+    from ijepa.distributed.watchdog import _cause
+
+    said = "NCCL error in: utils.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call failed.\nLast error:\n"
+    assert _cause(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
+    assert _cause(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
+        "77, unhandled cuda error (Cuda failure 2 'out of memory')"
+    )
+    assert _cause(RuntimeError()) == "RuntimeError: "
+
+
+def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
+    """Its text holds a traceback, through multiprocessing/connection.py, for example."""
+    from ijepa.data.loading.workers import LoaderDefect
+    from ijepa.distributed.process_group import World
+    from ijepa.distributed.watchdog import Watch
+
+    def leave(self, error):
+        raise AssertionError("left")
+
+    monkeypatch.setattr(Watch, "leave", leave)
+    seen = Watch(World(), 1.0, lambda: None)
+    seen._store = object()
+    with pytest.raises(LoaderDefect), seen.naming():
+        raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')
+    with pytest.raises(AssertionError, match="left"), seen.naming():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path):
+    out, port = tmp_path / "run", free_port()
+    whole = command(scenes, out, "--parallel.timeout", "5")
+    ranks = [
+        subprocess.Popen(
+            whole, env=environment(rank, 2, port), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        for rank in range(2)
+    ]
+    try:
+        wait_until(lambda: count_lines(out / "metrics.jsonl") >= 12, lambda: ranks[0].poll() is None)
+        os.kill(ranks[1].pid, signal.SIGSTOP)
+        _, said = ranks[0].communicate(timeout=LIMIT)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    (line,) = [line for line in said.splitlines() if line.startswith("ijepa: ")]
+    assert ranks[0].returncode == 1
+    assert re.match(r"ijepa: step \d+ waits for rank 1, which gives no sign \(last seen at step \d+, \w", line), line
+    assert "the same command resumes from step-0" in line
+
+
+SLOW = """
+import json, os, sys, time
+from pathlib import Path
+from ijepa.data.open import open_source
+from ijepa.config.recipe import Recipe
+from ijepa.training import loop, model_setup
+from ijepa.training.loop import Callback
+
+mine = int(os.environ["RANK"])
+recipe = Recipe.read(json.loads(sys.argv[1]), "test")
+calls = []
+BODY
+loop.pretrain(recipe, open_source(recipe.data.path, split="train"), Path(sys.argv[2]), callbacks=calls, quiet=True)
+"""
+
+MEASURE = """
+def measure(model):
+    time.sleep(14 if mine in {ranks} else 0)
+    return dict(answer=1.0)
+calls = [Callback(100, measure)]
+"""
+
+COMPILE = """
+from functools import partial
+from ijepa.training.block_transforms import compile_blocks
+
+def backend(graph, inputs):
+    backend.calls += 1
+    time.sleep(14 if mine == 0 and backend.calls == 1 else 0)
+    return graph
+
+backend.calls = 0
+model_setup.compile_blocks = partial(compile_blocks, backend=backend)
+"""
+
+HANG = """
+def measure(model):
+    if mine == 1:
+        os.kill(os.getpid(), 19)  # SIGSTOP: the process is there and gives no sign
+    return dict(answer=1.0)
+calls = [Callback(100, measure)]
+"""
+
+
+def slow_ranks(scenes: Path, out: Path, body: str, **parallel) -> list[tuple[int, str]]:
+    values = recipe(scenes, steps=3, parallel={"timeout": 5, **parallel})
+    return spawn(2, [sys.executable, "-c", SLOW.replace("BODY", body), json.dumps(values), str(out)])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "strategy"), [((0,), "zero2"), ((0,), "ddp"), ((0, 1), "zero2")])
+def test_a_measurement_longer_than_the_timeout_ends_no_run(scenes, tmp_path, ranks, strategy):
+    found = slow_ranks(scenes, tmp_path / "run", MEASURE.replace("{ranks}", str(ranks)), strategy=strategy)
+    assert [code for code, _ in found] == [0, 0], found
+    assert len(rows(tmp_path / "run")) == 3 and len((tmp_path / "run/diagnostics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_compilation_longer_than_the_timeout_ends_no_run(scenes, tmp_path):
+    found = slow_ranks(scenes, tmp_path / "run", COMPILE, compile=True)
+    assert [code for code, _ in found] == [0, 0], found
+    assert len(rows(tmp_path / "run")) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_rank_that_is_frozen_while_it_measures_is_named(scenes, tmp_path):
+    values = recipe(scenes, steps=3, parallel={"timeout": 5})
+    script = [sys.executable, "-c", SLOW.replace("BODY", HANG), json.dumps(values), str(tmp_path / "run")]
+    port = free_port()
+    ranks = [
+        subprocess.Popen(script, env=environment(rank, 2, port), stderr=subprocess.PIPE, text=True) for rank in range(2)
+    ]
+    try:
+        _, said = ranks[0].communicate(timeout=90)
+    finally:
+        for rank in ranks:
+            rank.kill()
+    (line,) = [line for line in said.splitlines() if line.startswith("ijepa: ")]
+    assert ranks[0].returncode == 1
+    assert "waits for rank 1, which gives no sign (last seen at step 0, " in line
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_end_with_a_torchrun_that_was_killed_and_lose_no_step(scenes, tmp_path, size):
+    out = tmp_path / "run"
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
+    launcher = subprocess.Popen(
+        [*launched, "-m", *command(scenes, out, "--checkpoint.every", "100000")[2:]],
+        env={**os.environ, "PYTHONPATH": environment(0, size, 0)["PYTHONPATH"], "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "said").open("w"),
+    )
+    ranks = []
+    try:
+        wait_until(lambda: count_lines(out / "metrics.jsonl") >= 12, lambda: launcher.poll() is None)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        ranks = [int(child) for child in children]
+        launcher.kill()
+        launcher.wait()
+        assert len(ranks) == size
+        wait_until(lambda: not any(alive(pid) for pid in ranks))
+    finally:
+        launcher.kill()
+        for pid in filter(alive, ranks):
+            os.kill(pid, signal.SIGKILL)
+    said = (tmp_path / "said").read_text()
+    step = int(last(out).name[-8:])
+    assert len(rows(out)) == step >= 12
+    line = f"ijepa: torchrun has ended: stopped after step {step}, state saved; the same command resumes"
+    assert [line for line in said.splitlines() if line.startswith("ijepa: ")] == [line]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one whose exit code nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

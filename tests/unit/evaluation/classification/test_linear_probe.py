@@ -1,0 +1,326 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ijepa.config.recipe import Model
+from ijepa.data.loading.shuffle import sample_indices
+from ijepa.evaluation.classification.compare import Origin, Split
+from ijepa.evaluation.classification.linear_probe import (
+    FLATTERED,
+    Walk,
+    edge_notes,
+    edge_of,
+    evaluate_linear,
+    make_groups,
+    probe,
+    rate_factor,
+    train_heads,
+)
+from ijepa.evaluation.classification.optimizers import EPS
+from ijepa.evaluation.features.loaders import Cached
+from ijepa.evaluation.protocols import LinearProtocol, load_protocol
+from ijepa.model.encoder import Encoder
+from ijepa.utils.errors import Refused
+from tests.helpers.feature_clouds import clouds, colour_sets
+from tests.reference import classifiers
+
+
+def protocol(**fields):
+    defaults = {"name": "toy", "blocks": (1,), "lrs": (3e-3,), "weight_decays": (0.0,), "batch": 64, "epochs": 20}
+    return LinearProtocol(**{**defaults, **fields})
+
+
+def test_heads_together_as_each_by_hand():
+    split = clouds(n=90, m=10, width=6, classes=3)
+    rule = protocol(
+        batch=32, steps=25, epochs=99, warmup=0.2, standardise=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
+    )
+    kept = np.arange(90)
+    (group,) = groups = make_groups(split, kept, rule, seed=4)
+    for _ in train_heads(groups, Cached(split), split.train_y, kept, rule, seed=4):
+        pass
+    order = sample_indices(4, np.arange(25 * 32), 90).reshape(25, 32)
+    factors = [min(step / 5, (1 + np.cos(np.pi * (step - 6) / 20)) / 2 if step > 5 else 1) for step in range(1, 26)]
+    x, y = split.train_x[:, 0].double().numpy(), split.train_y.numpy()
+    for head, (lr, decay) in enumerate([(1e-3, 0.0), (1e-3, 0.3), (5e-2, 0.0), (5e-2, 0.3)]):
+        rates = [lr * 32 / 256 * factor for factor in factors]
+        weight, bias = classifiers.adamw_head(x, y, 3, order, rates, decay, rule.betas, EPS)
+        np.testing.assert_allclose(group.heads.weight[:, head].T.numpy(), weight, atol=2e-5)
+        np.testing.assert_allclose(group.heads.bias[head].numpy(), bias, atol=2e-5)
+
+
+def test_agrees_with_logistic_regression():
+    split = clouds(n=4000, m=4000, width=16, spread=0.5)
+    rule = protocol(batch=500, epochs=60, lrs=(3e-3, 3e-2))
+    found = probe(split, rule, seed=0)
+    scaler = StandardScaler().fit(split.train_x.flatten(1).float())
+    other = LogisticRegression(C=1e4, max_iter=1000)
+    other.fit(scaler.transform(split.train_x.flatten(1).float()), split.train_y)
+    expected = other.score(scaler.transform(split.test_x.flatten(1).float()), split.test_y)
+    assert 0.5 < expected < 0.97
+    assert found["top1"] == pytest.approx(expected, abs=0.003)
+    low, high = found["ci"]
+    assert low < found["top1"] < high
+    assert found["top5"] == 1.0
+
+
+def test_agrees_with_logistic_regression_of_the_same_penalty():
+    """On the same rows: with a decay that joins the gradient, both minimise mean loss + decay / 2 |W|^2."""
+    split, decay = clouds(n=400, m=4000, width=64, spread=0.2), 0.02
+    rule = protocol(
+        optimizer="sgd", batch=200, epochs=200, lrs=(0.5,), weight_decays=(decay,), warmup=0.02, selection="test"
+    )
+    kept: list[torch.Tensor] = []
+    found = probe(split, rule, seed=0, keep=lambda *head: kept.extend(head))
+    scaler = StandardScaler().fit(split.train_x.flatten(1).float())
+    train, test = (scaler.transform(x.flatten(1).float()) for x in (split.train_x, split.test_x))
+    expected, loose = (
+        LogisticRegression(C=c, max_iter=2000, tol=1e-8).fit(train, split.train_y) for c in (1 / (400 * decay), 1e4)
+    )
+    assert found["top1"] == pytest.approx(expected.score(test, split.test_y), abs=0.003)
+    assert expected.score(test, split.test_y) > loose.score(test, split.test_y) + 0.02, "the penalty decides"
+    weight = kept[0].numpy() * scaler.scale_  # as it reads standardised features; logits are free up to a constant
+    assert np.abs(weight - weight.mean(0) - expected.coef_).max() < 0.02 * np.abs(expected.coef_).max()
+
+
+def test_chooses_on_held_out_images_alone():
+    """Test labels that are all wrong change the reported accuracy, never the chosen head."""
+    split = clouds(n=600, m=200, blocks=4, spread=0.2)
+    rule = protocol(blocks=(1, 4), lrs=(1e-5, 1e-2), weight_decays=(0.0, 0.1))
+    row = probe(split, rule, seed=0)
+    wrong = probe(replace(split, test_y=(split.test_y + 1) % 5), rule, seed=0)
+    assert row["head"] == wrong["head"]
+    assert row["held_out"] == wrong["held_out"]
+    assert row["top1"] > wrong["top1"]
+    assert row["head"]["blocks"] == 4, "four blocks hold four times as much here"
+
+
+def test_shuffled_labels_and_noise_are_at_chance():
+    split = clouds(n=2000, m=2000, classes=4)
+    # Of both sets: by a cloud's commonest false label alone all of its test images would be right or wrong together.
+    mixed, other = (torch.randperm(2000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    shuffled = replace(split, train_y=split.train_y[mixed], test_y=split.test_y[other])
+    noise = torch.randn(4000, 1, 24, generator=torch.Generator().manual_seed(2))
+    random = replace(split, train_x=noise[:2000], test_x=noise[2000:])
+    for without in (shuffled, random):
+        row = probe(without, protocol(), seed=0)
+        low, high = row["ci"]
+        assert row["top1"] == pytest.approx(0.25, abs=0.04)
+        assert low <= 0.25 <= high
+    assert probe(split, protocol(), seed=0)["top1"] > 0.95
+
+
+def test_seed_decides():
+    split = clouds(n=500, m=300, spread=0.25)
+    assert probe(split, protocol(), seed=1) == probe(split, protocol(), seed=1)
+    assert probe(split, protocol(), seed=1) != probe(split, protocol(), seed=2)
+
+
+def test_the_best_of_a_grid_on_the_test_set_flatters():
+    """With labels that are noise, the best of many heads on the test set lies above the honest choice."""
+    noise = torch.randn(600, 1, 24, generator=torch.Generator().manual_seed(2)).half()
+    y = torch.arange(600) % 4
+    split = Split(noise[:400], y[:400], noise[400:], y[400:], 4, None)
+    lrs, decays = tuple(np.geomspace(1e-5, 1, 12)), (0.0, 0.3)
+    rows = {
+        rule: probe(split, protocol(lrs=lrs, weight_decays=decays, selection=rule, epochs=5), seed=0)
+        for rule in ("held-out", "test", "test-epochs")
+    }
+    assert rows["held-out"]["top1"] < rows["test"]["top1"] <= rows["test-epochs"]["top1"]
+    assert "held_out" not in rows["test"]
+    assert 1 <= rows["test-epochs"]["head"]["epoch"] <= 5
+    assert rows["test"]["heads"] == 24
+
+
+def test_rates_fall_at_milestones():
+    rule = protocol(warmup=0, milestones=(15, 30, 45))
+    factors = [rate_factor(1 + epoch, 50, rule, epoch=epoch) for epoch in (0, 14, 15, 29, 30, 45, 49)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
+
+
+def test_rates_of_capi_are_two_linspaces():
+    """As eval_classification.py has them: warm-up from 0 to the peak, cosine from the peak to 0, both ends included."""
+    rule, steps, warmup = load_protocol("linear", "capi"), 12500, 1250
+    found = [rate_factor(step, steps, rule, epoch=0) for step in range(1, steps + 1)]
+    cosine = (1 + np.cos(np.linspace(0, np.pi, steps - warmup))) / 2
+    np.testing.assert_allclose(found, np.concatenate([np.linspace(0, 1, warmup), cosine]), atol=1e-12)
+
+
+def test_rates_of_mae_rise_from_zero_by_the_epoch():
+    rule, epoch = load_protocol("linear", "mae"), 78
+    for step in (1, 2, 400, 780, 781, 3000, 7020):
+        done = (step - 1) / epoch  # epochs before the step
+        expected = done / 10 if done < 10 else (1 + np.cos(np.pi * (done - 10) / 80)) / 2
+        assert rate_factor(step, 90 * epoch, rule, epoch=done) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_shortest_schedules_have_a_rate():
+    for ramp in ("open", "from-zero", "closed"):
+        for steps in (1, 2, 3):
+            rule = protocol(ramp=ramp, warmup=0.4)
+            assert all(0 <= rate_factor(step, steps, rule, epoch=0) <= 1 for step in range(1, steps + 1))
+
+
+@pytest.mark.parametrize(
+    ("last_batch", "expected"),
+    [
+        ("wrap", [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [16, 17, 18, 19]]),
+        ("keep", [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12, 13], [14, 15, 16, 17], [18, 19]]),
+        ("drop", [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13], [14, 15, 16, 17]]),
+    ],
+)
+def test_the_end_of_an_epoch(last_batch, expected):
+    """Ten images by four, two epochs: the places of the second epoch's images are 10 to 19."""
+    rule = protocol(batch=4, epochs=2, steps=None, last_batch=last_batch)
+    walk = Walk.of(10, rule)
+    assert [walk.positions(step).tolist() for step in range(1, walk.steps + 1)] == expected
+    split = clouds(n=10, m=10)
+    groups = make_groups(split, np.arange(10), rule, seed=0)
+    ends = list(train_heads(groups, Cached(split), split.train_y, np.arange(10), rule, seed=0))
+    assert ends == [1, 2]
+    assert Walk.of(3, rule).positions(1).tolist() == [0, 1, 2], "a set that is smaller than a batch"
+
+
+def test_the_edge_of_a_grid():
+    grid = (1e-3, 0.01, 0.1)
+    assert edge_of({0.1}, grid) == "highest"
+    assert edge_of({1e-3}, grid) == "lowest"
+    assert edge_of({0.01}, grid) is None
+    assert edge_of({0.01, 0.1}, grid) is None, "a head within the grid is as good"
+    assert edge_of({0.1}, (0.01, 0.1)) is None, "of two rates, each is an end"
+
+
+def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
+    rows = [{"encoder": name, "head": {"lr": 0.1, "edge": "highest"}} for name in "ac"]
+    rows.insert(1, {"encoder": "b", "head": {"lr": 0.01}})
+    (note,) = edge_notes(rows)
+    assert (
+        note == "the head chosen for a, c has the highest learning rate of the grid, 0.1; a wider grid may score higher"
+    )
+    split, slow, fits, diverges = clouds(n=600, m=200), (1e-7, 1e-6), (0.3,), (1e38, 2e38)
+    for lrs, edge in ((slow + fits, "highest"), (fits + diverges, "lowest"), (slow + fits + diverges, None)):
+        rule = protocol(lrs=lrs, initial_std=1.0)  # what hardly moves answers at random
+        assert probe(split, rule, seed=0)["head"].get("edge") == edge
+    train, test = colour_sets(tmp_path)
+    result = evaluate_linear({"toy": Colour()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)), seed=0)
+    assert result["notes"] == edge_notes(result["rows"])
+
+
+@pytest.mark.parametrize("rule", ["held-out", "test-epochs"])
+def test_random_views_are_read_in_place_of_the_cache(rule):
+    """Views that are the features themselves give the same heads; each place of each epoch asks for its own."""
+    split = clouds(n=200, m=100, spread=0.3)
+    asked: list[np.ndarray] = []
+
+    class Views(Cached):
+        def training(self, positions, chosen):
+            asked.append(positions)
+            return super().training(positions, chosen).float()
+
+    settings = protocol(selection=rule, epochs=3)
+    assert probe(split, settings, seed=0) == probe(split, settings, seed=0, reading=Views(split))
+    everything = np.concatenate(asked)
+    assert (everything == np.arange(len(everything))).all()
+    assert len(everything) >= 3 * 180
+
+
+class Colour:
+    """Mean colour of the image's left and right half, and how often it was asked."""
+
+    embed_dim, patch_size, grid = 3, 16, (2, 2)
+
+    def __init__(self):
+        self.seen: list[torch.Tensor] = []
+
+    def forward_blocks(self, pixels, last):
+        self.seen.append(pixels)
+        return [torch.nn.functional.avg_pool2d(pixels.float() / 255, 16).flatten(2).transpose(1, 2)] * last
+
+    def __call__(self, pixels):
+        return self.forward_blocks(pixels, 1)[0]
+
+
+def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    few = protocol(augment=True, standardise=False, epochs=4.0, batch=10)
+    many = few.model_copy(update={"blocks": (1, 2), "norms": ("none", "batch"), "lrs": (1e-2, 1e-1, 1.0)})
+    counted = []
+    for rule in (few, many):
+        encoder = Colour()
+        result = evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        counted.append(sum(map(len, encoder.seen)))
+    assert counted[0] == counted[1], "images the backbone went over"
+    (row,) = result["rows"]
+    assert row["heads"] == 12
+    assert row["top1"] > 0.8, "three plain colours"
+    views = torch.cat(encoder.seen[2:]).flatten(1)
+    assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "every view is another one"
+    again = evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)
+    assert again["rows"] == result["rows"]
+    assert FLATTERED not in result["notes"]
+    rule = rule.model_copy(update={"selection": "test"})
+    assert FLATTERED in evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"]
+
+
+def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    seen = []
+    for interpolation in ("bilinear", "bicubic"):
+        encoder = Colour()
+        rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
+        evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        seen.append(encoder.seen)
+    assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
+    for bilinear, bicubic in zip(*seen, strict=True):
+        assert len(bilinear) == 1 or (bilinear.float() - bicubic.float()).abs().mean() > 1
+
+
+def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
+    made = {}
+    for selection in ("held-out", "test", "test-epochs"):
+        encoder = Colour()
+        settings = rule.model_copy(update={"selection": selection, "norms": ("batch",)})
+        result = evaluate_linear({"toy": encoder}, train, test, settings, seed=0)
+        assert result["rows"][0]["heads"] == 1
+        made[selection] = sum(len(pixels) for pixels in encoder.seen if len(pixels) > 1)
+    assert made["test"] == made["test-epochs"] == 60 + len(test)
+    assert made["held-out"] == 54 + len(train) + len(test)
+
+
+def test_an_attentive_probe_reads_patches(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    rule = load_protocol("linear", "attentive").model_copy(
+        update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
+    )
+    results = [evaluate_linear({"toy": Colour()}, train, test, rule, seed=0) for _ in range(2)]
+    (row,) = results[0]["rows"]
+    assert row["top1"] > 0.6, "of a width of three, chance is a third"
+    assert results[1]["rows"] == [row]
+    assert results[0]["notes"] == [], "of one head, none is chosen"
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(Refused, match="standardise = true: and norms"):
+        protocol(norms=("batch",))
+    with pytest.raises(Refused, match="clip = 1.0: and head = linear"):
+        protocol(clip=1.0)
+    with pytest.raises(Refused, match="head = query: reads the last block"):
+        protocol(head="query", blocks=(1, 4))
+
+
+def test_an_attentive_probe_has_the_encoder_s_attention_heads(tmp_path: Path):
+    train, test = colour_sets(tmp_path)
+    shape = Model(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
+    places = np.arange(len(train))
+    origin = Origin(Encoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
+    split = replace(clouds(classes=3), origin=origin)
+    for name, count in (("attentive", 4), ("capi-attentive", 1)):
+        (group,) = make_groups(split, places, load_protocol("linear", name), seed=0)
+        assert {head.attention_heads for head in group.heads.heads} == {count}

@@ -1,0 +1,167 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from ijepa.config.recipe import Model
+from ijepa.data.open import open_source
+from ijepa.evaluation.features import extract as features
+from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
+from ijepa.model.encoder import Encoder
+from ijepa.utils.errors import Failed
+from tests.helpers.encoders import MeanColour
+from tests.helpers.feature_clouds import colour_sets
+
+SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
+SETTING = {"image_size": (32, 32), "last": 2, "label": "toy", "crop_fraction": 1.0}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return colour_sets(tmp_path_factory.mktemp("colours"))[0]
+
+
+@pytest.fixture
+def encoder():
+    return Encoder.initial(SHAPE, seed=3)
+
+
+def count_forwards(monkeypatch):
+    calls = []
+    whole = features.image_features
+    monkeypatch.setattr(features, "image_features", lambda *args: calls.append(len(args[1])) or whole(*args))
+    return calls
+
+
+def test_mean_patch_of_each_block_in_order(source, encoder):
+    found = extract(encoder, source, cache=None, batch_size=7, **SETTING)
+    assert found.x.shape == (60, 2, 32)
+    assert found.x.dtype == torch.float16
+    assert found.y.tolist() == source.labels.tolist()
+    image = torch.from_numpy(pixels_of(source, 11)).permute(2, 0, 1)[None]
+    expected = torch.stack([block.mean(1) for block in encoder.forward_blocks(image, 2)], 1)[0]
+    torch.testing.assert_close(found.x[11].float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_chosen_images_in_their_order(source, encoder):
+    whole = extract(encoder, source, cache=None, **SETTING)
+    some = extract(encoder, source, np.array([40, 3, 17]), cache=None, **SETTING)
+    torch.testing.assert_close(some.x, whole.x[[40, 3, 17]])
+    assert some.y.tolist() == whole.y[[40, 3, 17]].tolist()
+
+
+def test_crop_is_the_middle(source):
+    found = extract(
+        PixelEncoder((8, 8), 4), source, cache=None, **(SETTING | {"image_size": (8, 8), "crop_fraction": 0.25})
+    )
+    middle = pixels_of(source, 0)[12:20, 12:20].transpose(2, 0, 1).reshape(1, -1) / 255
+    torch.testing.assert_close(found.x[0].double(), torch.from_numpy(middle), atol=1e-3, rtol=1e-3)
+
+
+def test_cache_hit_is_identical_and_makes_nothing(source, encoder, tmp_path, monkeypatch):
+    calls = count_forwards(monkeypatch)
+    first = extract(encoder, source, cache=tmp_path / "new", **SETTING)
+    made = len(calls)
+    again = extract(encoder, source, cache=tmp_path / "new", **SETTING)
+    assert made
+    assert len(calls) == made
+    assert torch.equal(first.x, again.x)
+    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".safetensors"], "no half file is left"
+
+
+def test_cached_blocks_serve_for_fewer(source, encoder, tmp_path, monkeypatch):
+    calls = count_forwards(monkeypatch)
+    more = extract(encoder, source, cache=tmp_path, **SETTING)
+    made = len(calls)
+    fewer = extract(encoder, source, cache=tmp_path, **(SETTING | {"last": 1}))
+    assert len(calls) == made
+    assert torch.equal(fewer.x, more.x[:, -1:])
+    extract(encoder, source, cache=tmp_path, **(SETTING | {"last": 3}))
+    assert len(calls) == 2 * made
+
+
+@pytest.mark.parametrize("changed", ["weight", "setting", "buffer", "crop", "interpolation", "images", "data"])
+def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypatch, changed):
+    extract(encoder, source, cache=tmp_path, **SETTING)
+    calls = count_forwards(monkeypatch)
+    setting, indices = dict(SETTING), None
+    if changed == "weight":
+        with torch.no_grad():
+            encoder.vit.blocks[1].mlp.fc1.weight[0, 0] += 1e-3
+    elif changed == "setting":
+        encoder.vit.norm.eps *= 2
+    elif changed == "buffer":
+        encoder.vit.pos_embed *= 2
+    elif changed == "crop":
+        setting["crop_fraction"] = 0.875
+    elif changed == "interpolation":
+        setting["interpolation"] = "bicubic"
+    elif changed == "images":
+        indices = np.arange(60)[::-1]
+    else:
+        monkeypatch.setattr(source, "stamp", "another")
+    extract(encoder, source, indices, cache=tmp_path, **setting)
+    assert calls
+
+
+def test_hash_is_of_the_weights_not_of_the_object():
+    assert weights_hash(Encoder.initial(SHAPE, 3)) == weights_hash(Encoder.initial(SHAPE, 3))
+    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(SHAPE, 4))
+    heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
+    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(heads, 3)), "no weight knows heads"
+
+
+def test_an_encoder_that_is_no_module_is_not_cached(source, tmp_path):
+    class Colour(MeanColour):
+        grid = (4, 4)
+
+        def forward_blocks(self, pixels, last):
+            return [self(pixels)]
+
+    extract(Colour(), source, cache=tmp_path, **SETTING)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pixels_are_patches_and_the_reduced_image():
+    pixels = torch.randint(0, 256, (2, 3, 48, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoder = PixelEncoder((48, 32), 8)
+    assert encoder.grid == (6, 4)
+    (blocks,) = encoder.forward_blocks(pixels, 4)
+    assert blocks.shape == (2, 24, 192)
+    torch.testing.assert_close(blocks[1, 5], pixels[1, :, 8:16, 8:16].flatten() / 255)
+    found = image_features(encoder, pixels, 4)
+    expected = interpolate(pixels / 255, (32, 32), mode="area").flatten(1)
+    torch.testing.assert_close(found[:, 0], expected)
+    small = image_features(encoder, pixels[..., :24, :16], 4)
+    torch.testing.assert_close(small[:, 0], pixels[..., :24, :16].flatten(1) / 255)
+    assert weights_hash(encoder) != weights_hash(PixelEncoder((48, 32), 8, reduced=16)), "other features, another file"
+
+
+def test_unreadable_image_is_named(tmp_path):
+    colour_sets(tmp_path)
+    broken = tmp_path / "train" / "green" / "004.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(Failed, match=r"green/004\.png: "):
+        extract(PixelEncoder((32, 32), 8), open_source(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_broken_cache_and_features_out_of_range(source, encoder, tmp_path):
+    extract(encoder, source, cache=tmp_path, **SETTING)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(Failed, match="delete the file"):
+        extract(encoder, source, cache=tmp_path, **SETTING)
+    with torch.no_grad():
+        encoder.vit.norm.weight.fill_(1e6)
+    with pytest.raises(Failed, match="not finite"):
+        extract(encoder, source, cache=tmp_path, **SETTING)
+    file.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def pixels_of(source, index):
+    return np.array(Image.open(io.BytesIO(source[index].image)))

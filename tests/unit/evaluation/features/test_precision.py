@@ -1,0 +1,90 @@
+"""The precision of the encoder: what `auto` becomes on a device, and bfloat16 on a CPU where it is asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from ijepa.cli import cli
+from ijepa.config.recipe import Model, Recipe
+from ijepa.evaluation.features.extract import extract, weights_hash
+from ijepa.evaluation.features.precision import name_of, resolved
+from ijepa.evaluation.results.compare import compare_results
+from ijepa.model.encoder import Encoder
+from ijepa.model.ijepa import build_encoder
+from tests.conftest import TINY
+from tests.helpers.feature_clouds import colour_sets
+
+SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_bfloat16_on_a_gpu_that_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolved("auto", gpu) == (torch.bfloat16 if native else torch.float32)
+    assert resolved("auto", cpu) == torch.float32
+    for device in (cpu, gpu):
+        assert resolved("none", device) == torch.float32
+        assert resolved("bf16", device) == torch.bfloat16
+    assert (name_of(torch.bfloat16), name_of(torch.float32)) == ("bfloat16", "float32")
+
+
+def test_an_encoder_computes_in_what_it_is_told() -> None:
+    encoder = Encoder.initial(SHAPE, seed=3)
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.dtype] = []
+    encoder.vit.blocks[1].mlp.fc1.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    exact, digest = encoder(pixels), weights_hash(encoder)
+    assert encoder.precision == torch.float32
+    rough = encoder.compute_in(torch.bfloat16)(pixels)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert exact.dtype == rough.dtype == torch.float32
+    assert 0 < (exact - rough).abs().max() < 0.1
+    assert weights_hash(encoder) == digest, "the weights are the same"
+    assert torch.equal(encoder.compute_in(torch.float32)(pixels), exact)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(pixels)
+    assert seen[-1] == torch.bfloat16, "the caller's autocast stays"
+
+
+def test_cached_features_are_of_one_precision(tmp_path: Path) -> None:
+    source, _ = colour_sets(tmp_path)
+    encoder = Encoder.initial(SHAPE, seed=3)
+    setting = {"image_size": (32, 32), "last": 1, "label": "toy", "cache": tmp_path / "cache"}
+    exact = extract(encoder, source, **setting).x
+    rough = extract(encoder.compute_in(torch.bfloat16), source, **setting).x
+    assert not torch.equal(exact, rough)
+    assert torch.equal(extract(encoder.compute_in(torch.float32), source, **setting).x, exact)
+
+
+def test_a_result_says_its_precision(tmp_path: Path) -> None:
+    """By the command line on a CPU: float32 by default, bfloat16 where it is asked for, each in a file of its own."""
+    colour_sets(tmp_path, size=48)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
+    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
+    save_file(state, folder / "target_encoder.safetensors")
+    command = ["evaluate", "knn", str(folder), "--train", f"{tmp_path}/train", "--test", f"{tmp_path}/val"]
+    command += ["--protocol", "demo", "--no-baselines", "--output", str(tmp_path / "results")]
+    said = {}
+    for autocast in ("none", "bf16"):
+        done = CliRunner().invoke(cli, [*command, "--autocast", autocast])
+        assert done.exit_code == 0, done.output
+        said[autocast] = done.output
+    default = CliRunner().invoke(cli, command)
+    assert default.exit_code == 0, default.output
+    files = sorted((tmp_path / "results").glob("*.json"))
+    results = [json.loads(file.read_text()) for file in files]
+    found = {(result["protocol"]["autocast"], result["precision"]) for result in results}
+    assert found == {("none", "float32"), ("bf16", "bfloat16"), ("auto", "float32")}
+    assert "bfloat16" in said["bf16"] and "float32" in said["none"]
+    assert "bfloat16" in compare_results(files, beside=False)
+    assert CliRunner().invoke(cli, [*command, "--autocast", "fp16"]).exit_code == 2

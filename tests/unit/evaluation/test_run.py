@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ijepa.config.recipe import Recipe
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_source
+from ijepa.evaluation import run
+from ijepa.evaluation.features.extract import central_view
+from ijepa.evaluation.run import evaluate, table
+from ijepa.interop.exchange import export_weights
+from ijepa.interop.heads import Head
+from ijepa.interop.weights import load_encoder
+from ijepa.model.ijepa import build_encoder
+from ijepa.utils.errors import Failed, Refused
+from tests.conftest import TINY
+from tests.helpers.encoders import block_mask, write_pairs
+
+KINDS = {
+    "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
+    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\n",
+    "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 12\ntest_images: 6\n",
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights as they may come from anywhere: a recipe and one encoder."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
+    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
+    save_file(state, folder / "target_encoder.safetensors")
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> dict[str, str]:
+    files = {kind: tmp_path / f"{kind}.yaml" for kind in KINDS}
+    for kind, file in files.items():
+        file.write_text(KINDS[kind])
+    return {kind: str(file) for kind, file in files.items()}
+
+
+def sets(scenes: Path) -> tuple[str, str]:
+    return f"{scenes}/train-*.tar", f"{scenes}/val-*.tar"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    told: list[str] = []
+    results = []
+    for name in ("one", "two"):
+        output = tmp_path / "results" / name
+        result, file = evaluate(
+            kind, str(weights), *sets(scenes), protocol=small[kind], output=output, progress=told.append
+        )
+        assert file == output / f"{kind}-small.json"
+        assert json.loads(file.read_text()) == json.loads(json.dumps(result))
+        assert result.pop("seconds") > 0
+        results.append(json.dumps(result))
+    assert results[0] == results[1]
+    assert [row["encoder"] for row in result["rows"]] == ["trained", "random", "pixels"]
+    assert len({json.dumps({**row, "encoder": ""}) for row in result["rows"]}) == 3, "three encoders, three answers"
+    figure = "miou" if kind == "segmentation" else "top1"
+    assert all(0 <= row["ci"][0] <= row[figure] <= row["ci"][1] <= 1 for row in result["rows"]), "each has its interval"
+    assert (result["kind"], result["protocol"]["name"]) == (kind, "small")
+    assert [result["data"][part]["path"] for part in ("train", "test")] == list(sets(scenes))
+    assert result["data"]["test"]["n"] == (6 if kind == "segmentation" else 20)
+    assert 0 < result["chance"] < 0.5
+    assert result["versions"].keys() >= {"ijepa", "torch"}
+    assert result["weights"] == {"trained": weights.name}
+    assert told
+    digests = result["weights_sha256"]
+    assert len(set(digests.values())) == 3
+    assert all(len(digest) == 64 for digest in digests.values())
+    assert "commit" in result
+    assert result["devices"] and result["cpu"]["name"]
+    text = table(result)
+    assert all(word in text for word in ("trained", "random", "pixels", "small", "chance: "))
+    assert ("IoU by class" in text) == (kind == "segmentation")
+
+
+def test_several_weights_and_no_baselines(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    named = {"a": str(weights), "b": str(weights)}
+    result, _ = evaluate("knn", named, *sets(scenes), protocol=small["knn"], output=tmp_path, baselines=False)
+    first, second = result["rows"]
+    assert (first.pop("encoder"), second.pop("encoder")) == ("a", "b")
+    assert first == second
+
+
+def test_where_a_result_cannot_go_is_said_before_anything_is_computed(
+    weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it began to compute")
+
+    monkeypatch.setitem(run._RUNNERS, "knn", never)
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(Refused, match="--output: .*file is no folder"):
+            evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=output)
+    monkeypatch.setattr(run.os, "access", lambda *args: False)
+    with pytest.raises(Refused, match="--output: .* cannot be written"):
+        evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+    train, _ = sets(scenes)
+    with pytest.raises(Refused, match="--test: is the train set"):
+        evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
+    (tmp_path / "copy").mkdir()
+    for number, shard in enumerate([next(scenes.glob("train-*.tar")), next(scenes.glob("val-*.tar"))]):
+        (tmp_path / "copy" / f"{number}.tar").symlink_to(shard)
+    with pytest.raises(Refused, match=r"--test: \d+ of its \d+ images are in the train set"):
+        evaluate("knn", str(weights), train, str(tmp_path / "copy"), protocol=small["knn"], output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_a_failure_in_running(
+    weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
+        evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
+    assert caught.value.exit_code == 1
+
+
+def test_level_zero_takes_no_train_set(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    """The path that is given all the same is not even opened."""
+    rule = tmp_path / "clusters.yaml"
+    rule.write_text("base: demo-kmeans\nname: clusters\nimage_size: 48\ntest_images: 6\n")
+    settings = {"protocol": str(rule), "output": tmp_path, "baselines": False}
+    results = [
+        evaluate("segmentation", str(weights), train, sets(scenes)[1], **settings)[0] for train in (None, "nowhere")
+    ]
+    assert all(result.pop("seconds") > 0 for result in results)
+    assert results[0] == results[1]
+    assert results[0]["data"]["train"] == {"n": 0}
+    for kind in ("knn", "segmentation"):
+        with pytest.raises(Refused, match="--train: is missing, and protocol"):
+            evaluate(kind, str(weights), None, sets(scenes)[1], output=tmp_path)
+
+
+def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_path: Path) -> None:
+    for split, first in (("train", 0), ("val", 100)):
+        write_pairs(tmp_path / "set" / split, [block_mask(first + i) for i in range(14)])
+    (tmp_path / "list.txt").write_text("".join(f"{i:03d}\n" for i in range(12)))
+    (tmp_path / "map.yaml").write_text("name: two\nclasses: {low: [0, 1], high: 2-3}\n")
+    options = {"protocol": small["segmentation"], "output": tmp_path / "new", "baselines": False}
+    lists = {"train_list": str(tmp_path / "list.txt"), "labels": str(tmp_path / "map.yaml")}
+    result, _ = evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, **lists)
+    assert result["data"]["classes"] == ["low", "high"]
+    assert result["data"]["labels"] == {"train": "two", "test": "two"}
+    assert result["data"]["train"] | {"fingerprint": ""} == {
+        "n": 12,
+        "fingerprint": "",
+        "path": str(tmp_path / "set"),
+        "list": str(tmp_path / "list.txt"),
+    }
+    assert "list" not in result["data"]["test"]
+    assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
+    with pytest.raises(Refused, match="--labels: no label map 'tow'"):
+        evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")
+
+
+def test_a_kept_head_gives_the_accuracy_of_its_row(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
+    protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
+    result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    head, encoder = Head.read(file), load_encoder(weights)
+    source = open_source(f"{scenes}/val-*.tar")
+    view = central_view((48, 48), 1.0)
+    pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
+    right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels
+    assert right.mean() == pytest.approx(result["rows"][0]["top1"], abs=1 / len(source))  # features rounded to float16
+    assert head.classes == tuple(source.classes or map(str, range(len(head.bias))))
+    export_weights(weights, tmp_path / "hf", "transformers", head=file)
+    with pytest.raises(Refused, match="exists already"):
+        evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
+    with pytest.raises(Refused, match="no linear head on the last block"):
+        evaluate(
+            "linear", str(weights), *sets(scenes), protocol="attentive", output=tmp_path, save_head=tmp_path / "other"
+        )

@@ -1,0 +1,129 @@
+"""What is given to pack: lists, parquet files, folders of splits, and what is said while archives are opened."""
+
+import gzip
+import json
+
+import pytest
+
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import FolderSource
+from ijepa.prepare.archives import open_archives
+from ijepa.prepare.file_lists import list_index
+from ijepa.utils import progress
+from ijepa.utils.errors import Refused
+from tests.helpers.images import jpeg, write_tree
+from tests.unit.prepare.test_pack import content, held, nested, run, tree
+
+
+def test_columns_go_by_their_names(tmp_path):
+    tree(tmp_path / "tree")
+    for text, classes in (
+        ("\ufefffilename,class\ntree/a/i0.jpg,x\ntree/b/i1.jpg,w\n", ["w", "x"]),
+        ("label,size,path\nx,1,tree/a/i0.jpg\nw,2,tree/b/i1.jpg\n", ["w", "x"]),
+        ("path\ntree/a/i0.jpg\ntree/b/i1.jpg\n", None),
+    ):
+        (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+        index = list_index(tmp_path / "list.csv")
+        assert index.header["classes"] == classes and len(index.arrays["ends"]) == 2
+        assert classes is None or index.arrays["label"].tolist() == [1, 0]
+    for text, message in (
+        ('path,label\n"' + "x" * 200_000 + '",1\n', "line 2 is no line of a CSV"),
+        ("path,label\n" + "x" * 5000 + ",1\n", "line 2 names .*, which is not there"),
+        ("path,label\ntree/a/i0.jpg,\n", "line 2 has no label"),
+        ("path\na,b\n", "write 1 columns"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(Refused, match=message):
+            list_index(tmp_path / "bad.csv")
+
+
+def test_a_parquet_list_is_a_list(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    tree(tmp_path / "tree")
+    paths = ["tree/a/i0.jpg", "tree/b/i1.jpg", "tree/c/i2.jpg"]
+    (tmp_path / "list.csv").write_text(
+        "path,label\n" + "".join(f"{p},{n}\n" for p, n in zip(paths, (10, 9, 10), strict=True))
+    )
+    for columns in ({"path": paths, "label": [10, 9, 10]}, {"Label": ["10", "9", "10"], "n": [1, 2, 3], "File": paths}):
+        pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+        index, same = list_index(tmp_path / "list.parquet"), list_index(tmp_path / "list.csv")
+        assert index.header == same.header
+        assert {k: v.tolist() for k, v in index.arrays.items()} == {k: v.tolist() for k, v in same.arrays.items()}
+    for columns, message in (
+        ({"image": [jpeg(1)]}, "holds no paths; .*`ijepa data pack folder` takes it"),
+        ({"path": paths, "label": [1, None, 2]}, "row 2 has no label"),
+        ({"path": ["a", None]}, "row 1 names"),
+        ({"a": [1]}, "has no column of paths among a"),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
+        with pytest.raises(Refused, match=message):
+            list_index(tmp_path / "bad.parquet")
+
+
+def test_a_parquet_list_with_damaged_pages_is_refused(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"path": [f"{number:04d}.jpg" for number in range(4000)]}
+    file = tmp_path / "list.parquet"
+    pq.write_table(pa.table(columns), file, use_dictionary=False, compression="snappy")
+    data = bytearray(file.read_bytes())
+    data[40:400] = b"\xff" * 360
+    file.write_bytes(data)
+    with pytest.raises(Refused, match="list.parquet: cannot be read") as refused:
+        list_index(file)
+    assert "\n" not in str(refused.value)
+
+
+def test_parquet_files_are_packed_to_the_bytes_in_them(tmp_path):
+    pytest.importorskip("pyarrow")
+    from tests.unit.data.sources.test_parquet import write
+
+    write(tmp_path / "set/data/train-00000-of-00001.parquet", range(10))
+    write(tmp_path / "set/data/validation-00000-of-00001.parquet", range(20, 23))
+    run("folder", tmp_path / "set", tmp_path / "out", "--shard-size", 4)
+    wanted = {f"{row:09d}": (jpeg(row), ("cat", "dog")[row % 2]) for row in range(10)}
+    assert held(tmp_path / "out") == wanted
+    assert sorted(data for data, _ in held(tmp_path / "out", "val").values()) == sorted(map(jpeg, range(20, 23)))
+    assert not (tmp_path / "out/.packing").exists()
+
+
+def test_both_splits_of_a_folder_are_packed_or_one(tmp_path):
+    root = tmp_path / "imagenet"
+    tree(root / "train")
+    write_tree(root / "val", {"b/v0.jpg": jpeg(70), "c/v1.jpg": jpeg(71)})
+    assert "30 train in 1, 2 val in 1 shards" in run("folder", root, tmp_path / "out")
+    assert held(tmp_path / "out", "val") == {"v0": (jpeg(70), "b"), "v1": (jpeg(71), "c")}
+    assert list(json.loads((tmp_path / "out/manifest.json").read_text())["splits"]) == ["train", "val"]
+    assert "2 val in 1 shards" in run("folder", root, tmp_path / "one", "--split", "val")
+    assert "30 test in 1 shards" in run("folder", root / "train", tmp_path / "two", "--split", "test")
+    # Packing shards again keeps their splits.
+    run("folder", tmp_path / "out", tmp_path / "again", "--shard-size", 10)
+    assert len(held(tmp_path / "again")) == 30 and len(held(tmp_path / "again", "val")) == 2
+    with pytest.raises(Refused, match="takes from a training set alone, not from train, val"):
+        run("folder", root, tmp_path / "x", "--hold-out", 1)
+
+
+def test_expanding_says_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    archive = tmp_path / "whole.tar.gz"
+    archive.write_bytes(gzip.compress(nested(tmp_path / "plain.tar", each=20).read_bytes()))
+    said: list[str] = []
+    open_archives("imagenet22k", [archive], tmp_path / "spool", None, said.append)
+    assert any(line.startswith("expanding whole.tar.gz: ") and "minutes left" in line for line in said)
+    assert any(line.startswith("indexing whole-") and "minutes left" in line for line in said)
+
+
+def test_a_packing_of_a_list_without_labels(tmp_path):
+    tree(tmp_path / "tree")
+    (tmp_path / "list.csv").write_text("path\ntree/a/i0.jpg\n")
+    run("list", tmp_path / "list.csv", tmp_path / "out")
+    assert open_source(tmp_path / "out").labels is None and "classes.txt" not in content(tmp_path / "out")
+
+
+def test_a_list_may_name_images_by_absolute_paths(tmp_path):
+    root = write_tree(tmp_path / "elsewhere", {"a.jpg": jpeg(1), "b.jpg": jpeg(2)})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/list.csv").write_text(f"path,label\n{root}/b.jpg,1\n../elsewhere/a.jpg,0\n")
+    source = FolderSource(list_index(tmp_path / "lists/list.csv"))
+    assert [source.image(i) for i in range(2)] == [jpeg(2), jpeg(1)]
+    run("list", tmp_path / "lists/list.csv", tmp_path / "out")
+    assert held(tmp_path / "out") == {"a": (jpeg(1), "0"), "b": (jpeg(2), "1")}

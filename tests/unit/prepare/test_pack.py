@@ -1,0 +1,406 @@
+"""Packing keeps every byte, loses nothing to a kill, and takes archives as they are downloaded."""
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ijepa.cli import cli
+from ijepa.data.open import open_source
+from ijepa.prepare import pack as module
+from ijepa.prepare import pack_state, shard_writer
+from ijepa.prepare.archives import open_archives
+from ijepa.prepare.file_lists import list_index
+from ijepa.prepare.pack import Settings, pack
+from ijepa.utils.errors import Failed, Refused
+from tests.helpers.images import encoded, jpeg, picture, write_shards, write_tar, write_tree
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+
+
+def tar_bytes(members: list[tuple[str, bytes]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def images(each: int) -> dict[str, dict[str, bytes]]:
+    """Small JPEGs by class and name."""
+    return {
+        wnid: {f"{wnid}_{n}.JPEG": jpeg(100 * place + n, 24, 30) for n in range(each)}
+        for place, wnid in enumerate(CLASSES)
+    }
+
+
+def nested(path: Path, each: int = 5, folder: str = "") -> Path:
+    made = [(f"{folder}{wnid}.tar", tar_bytes(list(files.items()))) for wnid, files in images(each).items()]
+    return write_tar(path, made)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def run(*words: object) -> str:
+    done = CliRunner().invoke(cli, ["data", "pack", *map(str, words)], catch_exceptions=False, standalone_mode=False)
+    return done.output
+
+
+def held(folder: Path, split: str = "train") -> dict[str, tuple[bytes, str]]:
+    """Image bytes and class by the original's name."""
+    source = open_source(folder, split=split)
+    return {
+        source.name(i).partition("-")[2].partition("-")[2].rpartition(".")[0]: (
+            source.image(i),
+            source.classes[source.label(i)],
+        )
+        for i in range(len(source))
+    }
+
+
+@pytest.mark.parametrize("form", ["tar of tars", "gz of tars in a folder", "gz of folders"])
+def test_imagenet22k_as_it_is_downloaded(form, tmp_path):
+    if form == "tar of tars":
+        archive = nested(tmp_path / "fall11_whole.tar")
+    elif form == "gz of tars in a folder":
+        plain = nested(tmp_path / "plain.tar", folder="winter21_whole/")
+        archive = tmp_path / "winter21_whole.tar.gz"
+        archive.write_bytes(gzip.compress(plain.read_bytes()))
+    else:
+        members = [
+            (f"winter21/{wnid}/{name}", data) for wnid, files in images(5).items() for name, data in files.items()
+        ]
+        archive = tmp_path / "winter21_whole.tar.gz"
+        archive.write_bytes(gzip.compress(tar_bytes(members)))
+    said = run("imagenet22k", archive, tmp_path / "out", "--shard-size", 4, "--hold-out", 1)
+    assert "12 train in 3, 3 val in 1 shards; 0 bad" in said
+    out = tmp_path / "out"
+    tars = {"train-0000.tar", "train-0001.tar", "train-0002.tar", "val-0000.tar"}
+    assert {p.name for p in out.iterdir()} == tars | {"classes.txt", "bad.jsonl", "manifest.json"}
+    found = held(out) | held(out, "val")
+    wanted = {
+        name.rpartition(".")[0]: (data, wnid) for wnid, files in images(5).items() for name, data in files.items()
+    }
+    assert found == wanted
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["classes"] == list(CLASSES) and manifest["splits"]["val"]["images_per_class"] == dict.fromkeys(
+        CLASSES, 1
+    )
+    assert [shard["images"] for shard in manifest["splits"]["train"]["shards"]] == [4, 4, 4]
+
+
+def test_imagenet1k_with_its_validation_archive(tmp_path):
+    train = nested(tmp_path / "ILSVRC2012_img_train.tar")
+    val = write_tar(
+        tmp_path / "ILSVRC2012_img_val.tar", [(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(n, 20, 20)) for n in range(1, 5)]
+    )
+    truth = {f"ILSVRC2012_val_{n:08d}": CLASSES[n % 3] for n in range(1, 5)}
+    table = tmp_path / "LOC_val_solution.csv"
+    table.write_text("ImageId,PredictionString\n" + "".join(f"{name},{wnid} 1 2 3 4\n" for name, wnid in truth.items()))
+    run("imagenet1k", train, val, tmp_path / "out", "--devkit", table)
+    assert {name: wnid for name, (_, wnid) in held(tmp_path / "out", "val").items()} == truth
+    assert len(held(tmp_path / "out")) == 15
+
+
+def tree(root: Path) -> Path:
+    return write_tree(root, {f"{'abc'[n % 3]}/i{n}.jpg": jpeg(n, 24, 20 + n) for n in range(30)})
+
+
+def test_a_list_of_paths_and_labels(tmp_path):
+    tree(tmp_path / "tree")
+    (tmp_path / "list.csv").write_text("path,label\ntree/a/i0.jpg,10\ntree/b/i1.jpg,9\ntree/c/i2.jpg,10\n")
+    run("list", tmp_path / "list.csv", tmp_path / "out")
+    assert {name: kind for name, (_, kind) in held(tmp_path / "out").items()} == {"i0": "10", "i1": "9", "i2": "10"}
+    assert (tmp_path / "out/classes.txt").read_text() == "9\n10\n"
+    for text, message in (
+        ("tree/a/i0.jpg\n", "line 1"),
+        ("path,label\n\ntree/a/none.jpg,1\n", "line 3 names .*, which is not there"),
+        ("", "lists no images"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(Refused, match=message):
+            list_index(tmp_path / "bad.csv")
+
+
+def test_the_seed_and_nothing_else_decides_the_bytes(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    for name, seed, processes in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
+        pack(source, tmp_path / name, Settings(seed=seed, shard_size=7), processes=processes)
+    one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
+    assert one == two and one["train-0000.tar"] != other["train-0000.tar"]
+    sizes = [entry["images"] for entry in json.loads(one["manifest.json"])["splits"]["train"]["shards"]]
+    assert sizes == [6, 6, 6, 6, 6]
+    # Shuffled: neighbours in the folder are not neighbours in a shard.
+    keys = [int(open_source(tmp_path / "one").name(i).rpartition("/")[2][:9]) for i in range(30)]
+    assert sorted(keys) == list(range(30)) and np.abs(np.diff(keys)).mean() > 4
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ijepa.data.open import open_source
+from ijepa.data.sources.base import FolderSource
+from ijepa.prepare.pack import Settings, pack
+left = int(sys.argv[3])
+class Mortal(FolderSource):
+    def _image(self, index):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._image(index)
+source = Mortal(open_source(sys.argv[1]).index)
+pack({"train": source}, Path(sys.argv[2]), Settings(shard_size=4, hold_out=2))
+"""
+
+
+@pytest.mark.slow
+def test_five_kills_change_no_byte(tmp_path):
+    root = tree(tmp_path / "tree")
+    pack({"train": open_source(root)}, tmp_path / "whole", Settings(shard_size=4, hold_out=2))
+    kills = np.random.default_rng(7).integers(3, 7, size=5)
+    for reads in kills.tolist():
+        done = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "out"), str(reads)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert not (tmp_path / "out/manifest.json").exists()
+    pack({"train": open_source(root)}, tmp_path / "out", Settings(shard_size=4, hold_out=2))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert not (tmp_path / "out" / pack_state.WORK).exists()
+
+
+def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monkeypatch):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    pack(source, tmp_path / "whole", Settings(shard_size=6))
+    run_one = module._Job.run
+
+    def until_the_last(job, sources):
+        if job.plan.number == 4:
+            raise Failed("stopped")
+        return run_one(job, sources)
+
+    monkeypatch.setattr(module._Job, "run", until_the_last)
+    with pytest.raises(Failed, match="stopped"):
+        pack(source, tmp_path / "out", Settings(shard_size=6))
+    monkeypatch.undo()
+    there = [tmp_path / f"out/train-000{number}.tar" for number in range(4)]
+    there[0].unlink()
+    there[1].write_bytes(there[1].read_bytes()[:1024])
+    before = [path.stat() for path in there[2:]]
+    pack(source, tmp_path / "out", Settings(shard_size=6))
+    after = [path.stat() for path in there[2:]]
+    assert [(s.st_ino, s.st_mtime_ns) for s in before] == [(s.st_ino, s.st_mtime_ns) for s in after]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kept", [["plan.json", "train-0000.tar.json"], []])
+def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypatch, kept):
+    root = tree(tmp_path / "tree")
+
+    def killed(out):
+        for file in (out / pack_state.WORK).iterdir():
+            if file.name not in kept:
+                file.unlink()
+        raise Failed("killed")
+
+    monkeypatch.setattr(pack_state, "clean", killed)
+    with pytest.raises(Failed, match="killed"):
+        run("folder", root, tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="with other settings"):
+        run("folder", root, tmp_path / "out", "--seed", 3)
+    assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
+    assert not (tmp_path / "out" / pack_state.WORK).exists()
+
+
+def test_one_packing_at_a_time(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    with (
+        pack_state.claim(tmp_path / "out"),
+        pytest.raises(Refused, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
+    ):
+        pack(source, tmp_path / "out", Settings())
+    assert not (tmp_path / "out").exists()
+    pack(source, tmp_path / "out", Settings())
+
+
+def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(tmp_path):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+    folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
+    folders[-1].mkdir(parents=True)
+    for folder in folders:
+        (folder / ".half.tar.77.part").write_bytes(b"half")
+
+    def opened(spool):
+        assert spool == folders[-1] and not list((tmp_path / "out").rglob("*.part"))
+        return source
+
+    pack(opened, tmp_path / "out", Settings())
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
+def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
+    far = write_shards(tmp_path / "shards", [4])
+    (far / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(Refused, match="label 2 of train has no name: there are 2 classes"):
+        pack({"train": open_source(far)}, tmp_path / "out", Settings())
+    lines = write_tree(tmp_path / "lines", {"a\nb/i.jpg": jpeg(1)})
+    with pytest.raises(Refused, match="is no name that fits a line"):
+        pack({"train": open_source(lines)}, tmp_path / "out", Settings())
+    assert not (tmp_path / "out").exists()
+    odd = os.fsdecode(b"caf\xe9")
+    latin = write_tree(tmp_path / "latin", {f"{odd}/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
+    pack({"train": open_source(latin)}, tmp_path / "out", Settings())
+    assert (tmp_path / "out/classes.txt").read_text() == "b\ncaf\\xe9\n"
+    assert open_source(tmp_path / "out").classes == open_source(latin).classes == ("b", "caf\\xe9")
+
+
+def test_splits_that_number_their_classes_differently(tmp_path):
+    sources = {
+        "train": open_source(write_tree(tmp_path / "train", {f"{c}/i.jpg": jpeg(n) for n, c in enumerate("abc")})),
+        "val": open_source(write_tree(tmp_path / "val", {"c/j.jpg": jpeg(7)})),
+    }
+    pack(sources, tmp_path / "out", Settings())
+    assert held(tmp_path / "out", "val") == {"j": (jpeg(7), "c")}
+
+
+def test_holding_out_leaves_one_image_of_each_class(tmp_path):
+    files = (
+        {f"a/{n}.jpg": jpeg(n) for n in range(5)} | {f"b/{n}.jpg": jpeg(9 + n) for n in range(2)} | {"c/1.jpg": jpeg(8)}
+    )
+    said = run("folder", write_tree(tmp_path / "tree", files), tmp_path / "out", "--hold-out", 3)
+    assert "2 of 3 classes have 3 images or fewer" in said
+    splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
+    assert splits["train"]["images_per_class"] == {"a": 2, "b": 1, "c": 1}
+    assert splits["val"]["images_per_class"] == {"a": 3, "b": 1}
+
+
+def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
+    root = tree(tmp_path / "tree")
+    source = {"train": open_source(root)}
+    pack(source, tmp_path / "whole", Settings(shard_size=4))
+    written = [0]
+    header = shard_writer._header
+
+    def full(name, size):
+        written[0] += 1
+        if written[0] > 25:
+            raise OSError(28, "No space left on device")
+        return header(name, size)
+
+    monkeypatch.setattr(shard_writer, "_header", full)
+    with pytest.raises(Failed, match="No space left") as error:
+        pack(source, tmp_path / "out", Settings(shard_size=4))
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3  # eight members each: an image and a label
+    pack(source, tmp_path / "out", Settings(shard_size=4))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_bad_images_are_listed_and_left_out(tmp_path):
+    gif = encoded(Image.fromarray(picture(1)), "GIF")
+    root = write_tree(
+        tmp_path / "tree",
+        {
+            "a/good.jpg": jpeg(1),
+            "a/cut.jpg": jpeg(2)[:300],
+            "a/empty.jpg": b"",
+            "a/text.jpg": b"no image",
+            "a/moving.jpg": gif,
+            "b/really.jpg": encoded(picture(3), "PNG"),
+        },
+    )
+    manifest = pack({"train": open_source(root)}, tmp_path / "out", Settings())
+    bad = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
+    assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg", "a/text.jpg"} and manifest[
+        "bad"
+    ] == 4
+    assert {each["why"] for each in bad if each["name"] == "a/text.jpg"} == {"cannot identify image file"}
+    assert manifest["splits"]["train"]["images_per_class"] == {"a": 1, "b": 1}
+    names = [open_source(tmp_path / "out").name(i) for i in range(2)]
+    assert any(name.endswith("really.png") for name in names)  # its bytes say what it is
+
+
+def test_large_images_are_made_smaller_only_when_asked(tmp_path):
+    root = write_tree(tmp_path / "tree", {"a/large.jpg": jpeg(1, 80, 60), "a/small.jpg": jpeg(2, 30, 20)})
+    pack({"train": open_source(root)}, tmp_path / "out", Settings(max_side=40))
+    found = {name: Image.open(io.BytesIO(data)) for name, (data, _) in held(tmp_path / "out").items()}
+    assert found["large"].size == (30, 40) and held(tmp_path / "out")["small"][0] == jpeg(2, 30, 20)
+
+
+def test_what_cannot_be_packed_is_one_line(tmp_path):
+    root = tree(tmp_path / "tree")
+    source = {"train": open_source(root)}
+    pack(source, tmp_path / "done", Settings())
+    single = write_tree(tmp_path / "single", {"a/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/file").write_text("x")
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(os.urandom(9000))[:4000])
+    for words, message in (
+        (("folder", root, tmp_path / "done"), "is packed already"),
+        (("folder", root, tmp_path / "busy"), "is not empty"),
+        (("folder", root), "OUT: is missing"),
+        (("folder", tmp_path / "nowhere", tmp_path / "x"), "does not exist"),
+        (("folder", single, tmp_path / "x", "--hold-out", 1), "finds no class with two images"),
+        (("folder", root, root / "a/shards"), "whose images are to be packed"),
+        (("imagenet22k", tmp_path / "cut.tar.gz", tmp_path / "x"), "is damaged"),
+    ):
+        with pytest.raises(Refused, match=message):
+            run(*words)
+    assert not (tmp_path / "x").exists() and not (root / "a/shards").exists()
+
+
+def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
+    source = {"train": open_source(tree(tmp_path / "tree"))}
+
+    def broken(self, sources):
+        raise Failed("broken")
+
+    monkeypatch.setattr(module._Job, "run", broken)
+    with pytest.raises(Failed):
+        pack(source, tmp_path / "out", Settings(shard_size=4))
+    monkeypatch.undo()
+    with pytest.raises(Refused, match="shard_size = 4, not 5"):
+        pack(source, tmp_path / "out", Settings(shard_size=5))
+    pack(source, tmp_path / "out", Settings(shard_size=4))
+
+
+def test_an_archive_is_expanded_once(tmp_path):
+    plain = nested(tmp_path / "plain.tar")
+    archive = tmp_path / "whole.tar.gz"
+    archive.write_bytes(gzip.compress(plain.read_bytes()))
+    for _ in range(2):
+        opened = open_archives("imagenet22k", [archive], tmp_path / "spool", None, lambda line: None)
+        assert len(opened["train"]) == 15
+    (file,) = (tmp_path / "spool").iterdir()
+    assert file.read_bytes() == plain.read_bytes()
+
+
+def test_masks_are_not_left_larger_than_their_images(tmp_path, scenes):
+    with pytest.raises(Refused, match="smaller than their masks"):
+        pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
+    pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings())
+    again, first = open_source(tmp_path / "out"), open_source(scenes, split="train")
+    number = int(again.name(0).rpartition("/")[2][:9])
+    assert again.mask(0) == first.mask(number) and again.label(0) == first.label(number)
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path):
+    root = write_tree(tmp_path / "tree", {f"a/{'é' * 60}{n}.jpg": jpeg(n) for n in range(3)})
+    pack({"train": open_source(root)}, tmp_path / "out", Settings())
+    source = open_source(tmp_path / "out")
+    assert sorted(source.image(i) for i in range(3)) == sorted(jpeg(n) for n in range(3))

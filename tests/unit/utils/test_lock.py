@@ -1,0 +1,167 @@
+"""One process writes a run's folder; another is refused, and a dead one holds nothing."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ijepa.checkpoint.run_dir import Run, claim
+from ijepa.training.loop import pretrain
+from ijepa.utils.errors import Refused
+from ijepa.utils.lock import exclusive
+from tests.helpers.ranks import environment, spawn
+from tests.helpers.runs import bytes_of, recipe, source
+from tests.integration.test_distributed import one_line
+
+ENVIRONMENT = {key: value for key, value in environment(0, 1, 0).items() if key not in ("RANK", "WORLD_SIZE")}
+
+
+def command(scenes: Path, run: Path, **changes) -> list[str]:
+    file = run.parent / f"{run.name}.yaml"
+    file.write_text(recipe(scenes, **changes).dump())
+    return [sys.executable, "-m", "ijepa", "pretrain", str(file), "--output", str(run)]
+
+
+def started(line: list[str], run: Path, rows: int) -> subprocess.Popen[bytes]:
+    """Start a command and return it once its log has some rows."""
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < rows:
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_and_leaves_the_first_alone(scenes, tmp_path):
+    changes = {"steps": 150, "checkpoint__every": 7}
+    line = command(scenes, tmp_path / "run", **changes)
+    first = started(line, tmp_path / "run", 20)
+    try:
+        first.send_signal(signal.SIGSTOP)
+        (half := tmp_path / "run/checkpoints/.step-00000150.partial").mkdir(parents=True)
+        before = contents(tmp_path / "run")
+        second = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+        assert contents(tmp_path / "run") == before and half.exists()
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0
+    finally:
+        first.kill()
+    assert second.returncode == 2 and second.stderr == (
+        f"ijepa: {tmp_path / 'run'}: is being written by process {first.pid} on host {socket.gethostname()}; "
+        "wait until it ends, or give another --output\n"
+    )
+    subprocess.run(command(scenes, tmp_path / "alone", **changes), env=ENVIRONMENT, check=True)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")
+    assert contents(tmp_path / "run").keys() == contents(tmp_path / "alone").keys()
+
+
+def family(pid: int) -> Iterator[int]:
+    """The process ids of all that a process has started, on Linux."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            yield child
+            yield from family(child)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds loader processes in /proc")
+def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(scenes, tmp_path):
+    """Its loader processes are stopped here, so that they cannot notice the end of the run and end too."""
+    run = tmp_path / "run"
+    first = started(command(scenes, run, steps=3000, data__workers=2), run, 2)
+    left = list(family(first.pid))
+    try:
+        for pid in left:
+            os.kill(pid, signal.SIGSTOP)
+        first.kill()
+        first.wait()
+        assert len(left) >= 3 and Run(run).lock_file.exists()
+        with claim(run):
+            assert json.loads(Run(run).lock_file.read_text())["pid"] == os.getpid()
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert not Run(run).lock_file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_all_ranks_are_refused_in_one_line(scenes, tmp_path):
+    line = command(scenes, tmp_path / "run")
+    with claim(tmp_path / "run"):
+        found = one_line(spawn(2, line))
+    assert re.fullmatch(rf"ijepa: \S+: is being written by process {os.getpid()} on host \S+; wait until .*", found)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_cut_short_behind_a_lock_is_begun_anew(scenes, tmp_path):
+    (tmp_path / "run").mkdir()
+    Run(tmp_path / "run").lock_file.write_text('{"host": "gone", "pid": 1}\n')
+    (tmp_path / "run/run.json").write_text("{}")
+    pretrain(recipe(scenes, steps=3), source(scenes), tmp_path / "run", resume="never", quiet=True)
+    assert Run(tmp_path / "run").recipe() == recipe(scenes, steps=3)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_refused_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
+    names = sorted(path.name for path in whole.iterdir())
+    with pytest.raises(Refused, match="started with seed"):
+        pretrain(recipe(scenes, seed=9), source(scenes), whole, quiet=True)
+    assert sorted(path.name for path in whole.iterdir()) == names
+    with pytest.raises(ValueError), claim(tmp_path / "new/run"):
+        raise ValueError
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(Refused, match="is not empty and holds no run"), claim(tmp_path):
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, monkeypatch):
+    """The second has opened the file when the first removes it: it must lock the new file and not the removed one."""
+    import fcntl
+
+    file, removed = tmp_path / "lock", []
+
+    def flock(stream, how):
+        if not removed:
+            removed.append(file.unlink())
+        real(stream, how)
+
+    real = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with exclusive(file, tmp_path, "is busy", "wait"):
+        line = rf"is busy by process {os.getpid()} on host .*; wait"
+        with pytest.raises(Refused, match=line), exclusive(file, tmp_path, "is busy", "wait"):
+            pass
+        assert file.exists()
+    with exclusive(file, tmp_path, "is busy", "wait"):
+        pass
+
+
+def test_a_folder_that_cannot_be_created_or_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match=r"cannot be created \(Not a directory\)"), claim(tmp_path / "file/run"):
+        pass
+    Run(tmp_path / "run").lock_file.mkdir(parents=True)
+    with pytest.raises(Refused, match=r"cannot be written \(Is a directory\)"), claim(tmp_path / "run"):
+        pass

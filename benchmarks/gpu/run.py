@@ -33,7 +33,7 @@ CHOICES = {
     "fp8": Choice(fp8="tensorwise"),
     "fp8 compiled, bf16 weight gradients": Choice(fp8="tensorwise", weight_gradient="bf16", compile=True),
     "fp8 rowwise compiled": Choice(fp8="rowwise", compile=True),
-    "fp8 compiled, selective": Choice(fp8="tensorwise", compile=True, recompute="selective"),
+    "fp8 compiled, selective": Choice(fp8="tensorwise", compile=True, activation_checkpointing="selective"),
     "bf16 compiled, cudnn": Choice(compile=True, attention="cudnn"),
     "bf16 compiled, efficient": Choice(compile=True, attention="efficient"),
     "bf16 compiled, math": Choice(compile=True, attention="math"),
@@ -44,7 +44,7 @@ EXACT = {
     "float32 padded": Choice(autocast=False),
     "float32 compiled": Choice(autocast=False, compile=True, attention="math"),
     "float32 math": Choice(autocast=False, attention="math"),
-    "float32 recomputed": Choice(autocast=False, recompute="full"),
+    "float32 recomputed": Choice(autocast=False, activation_checkpointing="full"),
 }
 
 

@@ -47,7 +47,7 @@ class Choice:
     weight_gradient: str = "fp8"
     compile: bool = False
     attention: str = "auto"
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
 
     def recipe(self, images: int, *, tiny: bool) -> Recipe:
         values: dict[str, Any] = {
@@ -56,10 +56,10 @@ class Choice:
             "precision.fp8": self.fp8,
             "precision.fp8_weight_gradient": self.weight_gradient,
             "precision.attention": self.attention,
-            "parallel.recompute": self.recompute,
+            "activation_checkpointing": self.activation_checkpointing,
             "parallel.strategy": "none",
-            "parallel.static": True,
-            "parallel.compile": False,  # `build` compiles, by the backend that the device allows
+            "batch.pad_to_budget": True,
+            "compile": False,  # `build` compiles, by the backend that the device allows
         }
         return Recipe.load("vit-huge-16-in22k", {**values, **(TINY if tiny else {})})
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-from ijepa.utils.errors import Failed, Notice
+from ijepa.utils.errors import Notice, RunError
 from ijepa.utils.output import Output, OutputLost
 
 
@@ -25,7 +25,7 @@ def main() -> None:
         with redirect_stdout(output):
             code = cli.main(standalone_mode=False)
         output.finish()
-    except Failed as error:
+    except RunError as error:
         if "--debug" in sys.argv:
             raise
         _complain(str(error))

@@ -27,7 +27,7 @@ from ijepa.training.loop import Callback, pretrain
 from ijepa.training.metrics import duration
 from ijepa.utils import random as randomness
 from ijepa.utils.cores import available_cores
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json, write_json
 
 IMAGES = 12000
@@ -57,7 +57,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
         overrides: dotted keys of the `scenes` recipe.
 
     Raises:
-        Refused: the folders hold another run, or other scenes.
+        UserError: the folders hold another run, or other scenes.
     """
     clock = _Clock()
     scenes = output.with_name(output.name + "-scenes")
@@ -94,7 +94,7 @@ def draw(folder: Path, *, images: int, seed: int) -> None:
     """Draw scenes into `folder`, complete or absent; those that are there already are kept.
 
     Raises:
-        Refused: the folder holds other scenes, or something else.
+        UserError: the folder holds other scenes, or something else.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         _check(folder, images, seed)
@@ -106,16 +106,16 @@ def draw(folder: Path, *, images: int, seed: int) -> None:
 
 
 def _check(folder: Path, images: int, seed: int) -> None:
-    mend = "give another --output, or remove that folder"
+    hint = "give another --output, or remove that folder"
     if not (folder / "manifest.json").is_file():
-        raise Refused(folder, "is not empty and holds no scenes", mend)
+        raise UserError(folder, "is not empty and holds no scenes", hint)
     manifest = read_json(folder / "manifest.json")
     there = {key: manifest.get(key) for key in ("seed", "version", "randomness")}
     there["images"] = sum(split["images"] for split in manifest["splits"].values())
     wanted = {"seed": seed, "version": VERSION, "randomness": randomness.VERSION, "images": images}
     for key, value in wanted.items():
         if there[key] != value:
-            raise Refused(folder, f"holds scenes of {key} {there[key]}, not {value}", mend)
+            raise UserError(folder, f"holds scenes of {key} {there[key]}, not {value}", hint)
 
 
 def summary(results: dict[str, dict[str, Any]]) -> Table:

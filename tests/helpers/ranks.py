@@ -40,7 +40,7 @@ def run(job: dict[str, Any]) -> None:
     loop._DTYPE = torch.float64 if job.get("double") else None
     loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
     calls: list[loop.Callback] = []
-    if recipe.parallel.compile is True:
+    if recipe.compile is True:
         torch._dynamo.reset()
         counter = CompileCounterWithBackend(job.get("backend", "eager"))
         model_setup.compile_blocks = partial(compile_blocks, backend=counter)
@@ -68,7 +68,7 @@ def run(job: dict[str, Any]) -> None:
             Path(job["reductions"]).write_text(str(len(count)))
         if "warm" in job:
             assert 0 < compiled[job["warm"]] == compiled[-1], compiled
-    except loop.Stopped as stopped:
+    except loop.Interrupted as stopped:
         assert "stop_after" in job, stopped
     finally:
         loop._DTYPE, loop.make_optimizer, model_setup.compile_blocks = None, make_optimizer, compile_blocks

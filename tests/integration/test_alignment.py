@@ -11,7 +11,7 @@ from torch import Tensor
 from ijepa.data.loading.loader import Loader
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
-from ijepa.model.ijepa import IJEPA, Outcome
+from ijepa.model.ijepa import IJEPA, IJEPAOutput
 from ijepa.training.loop import pretrain
 from tests.helpers.runs import bytes_of, recipe, source
 
@@ -45,7 +45,7 @@ def test_loss_and_gradients_do_not_depend_on_where_a_batch_lies(scenes, autocast
 
     def found(batch: Batch) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            outcome: Outcome = model(batch)
+            outcome: IJEPAOutput = model(batch)
         outcome.loss.backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad()

@@ -45,7 +45,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_every_field_of_the_recipe_is_in_the_help():
     text = CliRunner().invoke(cli, ["pretrain", "--help"]).output
-    for key, _, meaning, _ in Recipe.leaves():
+    for key, _, meaning, _ in Recipe.iter_fields():
         assert f"--{key} " in text and meaning.split()[0] in text
     assert "Recipe: optimizer" in text
 
@@ -68,7 +68,7 @@ def test_both_spellings_of_license_are_accepted(flag):
         ("precision.fp8", "none|tensorwise|rowwise", "none"),
         ("precision.attention", "auto|flash|cudnn|efficient|math", "auto"),
         ("model.encoder.initial", "normal|xavier", "normal"),
-        ("parallel.static", "BOOL|auto", "auto"),
+        ("batch.pad_to_budget", "BOOL|auto", "auto"),
         ("data.workers", "N|auto", "auto"),
         ("model.image_size", "HEIGHT,WIDTH", "224,224"),
         ("optimizer.betas", "LOW,HIGH", "0.9,0.95"),

@@ -6,7 +6,7 @@ import pytest
 
 from ijepa import demo
 from ijepa.demo import draw, run, summary
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def test_the_journey_ends_in_a_table_and_a_page(tmp_path, capsys):
@@ -61,12 +61,12 @@ def test_other_scenes_are_refused_not_reused(tmp_path, monkeypatch, changed, wor
     draw(tmp_path / "scenes", images=24, seed=0)
     if not changed:
         monkeypatch.setattr(demo, "VERSION", 99)
-    with pytest.raises(Refused, match=f"scenes: holds scenes of {words}; give another --output"):
+    with pytest.raises(UserError, match=f"scenes: holds scenes of {words}; give another --output"):
         draw(tmp_path / "scenes", **{"images": 24, "seed": 0, **changed})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(Refused, match="is not empty and holds no scenes"):
+    with pytest.raises(UserError, match="is not empty and holds no scenes"):
         draw(tmp_path, images=24, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -20,7 +20,7 @@ from ijepa.distributed.process_group import join
 from ijepa.interop.weights import load_encoder
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.conftest import TINY
 from tests.helpers.ranks import environment, run, run_jobs, spawn
 from tests.helpers.waiting import LIMIT, count_lines, wait_until
@@ -231,13 +231,13 @@ def test_a_missing_or_short_shard_is_refused_in_one_line(runs, scenes, tmp_path)
     shutil.copytree(last(runs / "zero2"), folder)
     shard = sorted(folder.glob("shard-*"))[1]
     shard.write_bytes(shard.read_bytes()[:-8])
-    with pytest.raises(Refused, match="shard-00002.* bytes, not"):
+    with pytest.raises(UserError, match="shard-00002.* bytes, not"):
         load_checkpoint(folder, *built(scenes))
     shard.unlink()
-    with pytest.raises(Refused, match="shard-00002.* does not exist; the checkpoint is not whole"):
+    with pytest.raises(UserError, match="shard-00002.* does not exist; the checkpoint is not whole"):
         load_checkpoint(folder, *built(scenes))
     shutil.copy(runs / "zero2/recipe.yaml", folder)
-    with pytest.raises(Refused, match="shard-00002.* does not exist"):
+    with pytest.raises(UserError, match="shard-00002.* does not exist"):
         load_encoder(folder)
 
 
@@ -265,7 +265,7 @@ def test_what_does_not_fit_the_world_is_refused_before_anything_is_written(
     if world:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         run({"recipe": recipe(scenes, strategy), "output": str(tmp_path / "run")})
     assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
 
@@ -275,7 +275,7 @@ def test_more_ranks_than_gpus_are_refused(scenes, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(Refused, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
+    with pytest.raises(UserError, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
         join(Recipe.read(recipe(scenes), "test"), {})
 
 
@@ -321,7 +321,7 @@ def test_a_flipped_bit_in_a_shard_is_one_line_from_one_rank_and_all_ranks_skip_i
     flip(shard, -1)
     line = one_line(spawn(2, [sys.executable, "-m", "ijepa", "pretrain", str(out), "--output", str(out)]))
     assert line.startswith(f"ijepa: {shard}: is damaged: its content does not match its checksum in state.json; ")
-    with pytest.raises(Refused, match=r"shard-00002.*: is damaged"):
+    with pytest.raises(UserError, match=r"shard-00002.*: is damaged"):
         load_encoder(out)
     values = Recipe.load(out / "recipe.yaml").model_dump(mode="json", by_alias=True)
     run_jobs(2, [{"recipe": values, "output": str(out), "resume": "last-good", "unfused": True}])
@@ -388,6 +388,6 @@ def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, t
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(Failed, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device"):
         Saver(tmp_path, 2, World()).save(1, *built(scenes), {})
     assert not any(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from ijepa.cli import cli
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.init_from import beginning
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.utils.errors import Notice, Refused
+from ijepa.utils.errors import Notice, UserError
 from tests.conftest import TINY
 from tests.helpers.libraries import averaged, pixels, recipe, write_weights
 from tests.unit.evaluation.video.test_propagation import write_video
@@ -119,7 +119,7 @@ def test_a_known_width_keeps_its_heads_whatever_the_recipe_says(tmp_path):
     )
     other = recipe("tiny", encoder={"width": 192, "heads": 6}, predictor={"heads": 6})
     other = other.model_copy(update={"init": other.init.model_copy(update={"source": str(official)})})
-    with pytest.raises(Refused, match="has model.encoder.heads = 3, the recipe 6"):
+    with pytest.raises(UserError, match="has model.encoder.heads = 3, the recipe 6"):
         beginning(other)
 
 
@@ -136,7 +136,7 @@ def test_a_timm_folder_without_its_number_of_heads(tiny, tmp_path):
 def test_a_width_that_no_common_head_divides_is_refused(tmp_path):
     ours = write_weights(tmp_path / "ours", recipe("tiny", encoder={"width": 20}, predictor={"width": 24}))
     file = export_weights(ours, tmp_path / "a.pth.tar", "official")
-    with pytest.raises(Refused, match="does not say how many attention heads 20 channels have; add --heads N"):
+    with pytest.raises(UserError, match="does not say how many attention heads 20 channels have; add --heads N"):
         resolve_weights(file)
     assert resolve_weights(file, heads=4).recipe.model.encoder.heads == 4
 

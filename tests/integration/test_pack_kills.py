@@ -15,7 +15,7 @@ import pytest
 from ijepa.data.open import open_source
 from ijepa.prepare import pack_state, shard_writer
 from ijepa.prepare.pack import Settings, pack
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.waiting import wait_until
 from tests.unit.prepare.test_pack import content, nested, run, tree
 
@@ -130,7 +130,7 @@ def test_a_disk_that_fills_at_the_plan_or_a_record(tmp_path, monkeypatch, write)
     source = {"train": open_source(root)}
     monkeypatch.setattr(shard_writer.os, "fsync", full)
     name = ["plan.json", "train-0000.tar:", "train-0000.tar.json", "train-0001.tar:"][write - 1]
-    with pytest.raises(Failed, match=f"{name}.*No space left"):
+    with pytest.raises(RunError, match=f"{name}.*No space left"):
         pack(source, tmp_path / "out", Settings(shard_size=10))
     monkeypatch.undo()
     pack(source, tmp_path / "out", Settings(shard_size=10))

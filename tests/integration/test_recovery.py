@@ -11,7 +11,7 @@ from ijepa.checkpoint.format import list_checkpoints
 from ijepa.interop.weights import load_encoder
 from ijepa.prepare.scenes.scenes import write_scenes
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.runs import Kill, bytes_of, recipe, source
 from tests.unit.checkpoint.test_format import as_format_1, flip
 
@@ -29,7 +29,7 @@ def files_of(run: Path) -> dict[str, bytes]:
 def refusal(scenes: Path, run: Path, **how) -> str:
     """The line in which a start is refused, which leaves every file as it was."""
     before = files_of(run)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         pretrain(recipe(scenes), source(scenes), run, quiet=True, **how)
     assert files_of(run) == before and "\n" not in str(caught.value)
     return str(caught.value)
@@ -123,7 +123,7 @@ def test_checkpoints_without_checksums_are_read_with_a_word(scenes, whole, run, 
 def test_weights_of_a_damaged_checkpoint_are_not_loaded(run):
     flip(run / "checkpoints/step-00000008/context_encoder.safetensors", -1)
     load_encoder(run)
-    with pytest.raises(Refused, match=r"context_encoder.safetensors: is damaged"):
+    with pytest.raises(UserError, match=r"context_encoder.safetensors: is damaged"):
         load_encoder(run, "context")
 
 
@@ -231,7 +231,7 @@ def test_other_data_are_refused_and_a_copy_is_not(scenes, run, tmp_path):
         assert len(source(data)) == len(source(scenes))
         before = files_of(run)
         with pytest.raises(
-            Refused, match=r"run.json: the run was started on other data: .* are not those of data.path"
+            UserError, match=r"run.json: the run was started on other data: .* are not those of data.path"
         ):
             pretrain(recipe(scenes), source(data), run, quiet=True)
         assert files_of(run) == before

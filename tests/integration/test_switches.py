@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ijepa.checkpoint.format import list_checkpoints
+from ijepa.config.files import set_by_path
 from ijepa.config.recipe import Recipe
 from ijepa.distributed import float8_gather
 from ijepa.model.float8 import cpu_scales_rows
@@ -19,9 +20,9 @@ FLOAT8 = {"autocast": "none", "fp8": "tensorwise"}
 ROWWISE = {"autocast": "none", "fp8": "rowwise"}
 STEPS = 4
 NARROW = {"autocast": "bf16", "fp8": "tensorwise"}
-STATIC = {"static": True}
+STATIC = {"batch.pad_to_budget": True}
 MATH = {"autocast": "none", "attention": "math"}
-ALL = {"compile": True, "recompute": "selective"}
+ALL = {"compile": True, "activation_checkpointing": "selective"}
 
 
 @pytest.fixture
@@ -36,8 +37,10 @@ def job(scenes, tmp_path_factory):
     """Make a job of the module's folder, from its name, strategy and switches; all have equal micro-batches."""
     out = tmp_path_factory.mktemp("switches")
 
-    def make(name: str, strategy: str, precision: dict, parallel: dict | None = None, **how) -> dict:
-        values = recipe(scenes, strategy, steps=STEPS, precision=precision, parallel=parallel or {})
+    def make(name: str, strategy: str, precision: dict, switches: dict | None = None, **how) -> dict:
+        values = recipe(scenes, strategy, steps=STEPS, precision=precision)
+        for key, value in (switches or {}).items():
+            set_by_path(values, key.split("."), value)
         return {"recipe": values, "output": str(out / name), "unfused": True, **how}
 
     return make
@@ -67,8 +70,8 @@ def all_runs(few_runs, job) -> Path:
             job("narrow", "zero2", NARROW),
             job("stopped", "zero2", FLOAT8, stop_after=1),
             job("plain", "zero2", MATH, STATIC),
-            job("selective", "zero2", MATH, {**STATIC, "recompute": "selective"}),
-            job("full", "zero3", MATH, {**STATIC, "recompute": "full"}),
+            job("selective", "zero2", MATH, {**STATIC, "activation_checkpointing": "selective"}),
+            job("full", "zero3", MATH, {**STATIC, "activation_checkpointing": "full"}),
             job("compiled", "zero2", MATH, {"compile": True}, warm=2),
             job("all", "zero2", NARROW, ALL, warm=2),
             job("all-ddp", "ddp", NARROW, ALL, warm=2),
@@ -171,6 +174,6 @@ def test_the_mission_starts_as_it_is_written(runs):
     """The preset's own switches under torchrun's environment, on a model that a CPU trains in a second."""
     written = Recipe.load(runs / "mission/recipe.yaml")
     assert (written.precision.autocast, written.precision.fp8) == ("bf16", "tensorwise")
-    assert (written.parallel.strategy, written.parallel.compile) == ("zero2", True)
-    assert Recipe.load("vit-huge-16-in22k").parallel.compile == "auto"
+    assert (written.parallel.strategy, written.compile) == ("zero2", True)
+    assert Recipe.load("vit-huge-16-in22k").compile == "auto"
     assert len(rows(runs / "mission")) == STEPS

@@ -67,8 +67,8 @@ def bench_data(
     `micro` images are a turn, and a micro-batch of the loader's: it spreads what a batch costs over its images.
 
     Raises:
-        Refused: nothing there that could be used.
-        Failed: nothing there that can be decoded.
+        UserError: nothing there that could be used.
+        RunError: nothing there that can be decoded.
     """
     keep_freed_memory()  # as training does
     source = open_source(path)

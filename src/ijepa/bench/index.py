@@ -17,7 +17,7 @@ from typing import Any
 from ijepa.data.open import open_source
 from ijepa.data.sources.index import cache_root
 from ijepa.utils.environment import machine
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 BYTES = 12_000
 IMAGENET_22K = 14_146_391
@@ -34,7 +34,7 @@ def bench_index(
     """Index synthetic shards of each number of images in a new folder within `folder`; return what is printed.
 
     Raises:
-        Failed: the disk refuses.
+        RunError: the disk refuses.
     """
     rows = []
     with tempfile.TemporaryDirectory(dir=folder) as kept:
@@ -45,7 +45,7 @@ def bench_index(
                 rows.append(_row(Path(kept) / str(count), count))
                 echo(_line(rows[-1]))
         except OSError as error:
-            raise Failed(f"{kept}: {error.strerror}") from None
+            raise RunError(f"{kept}: {error.strerror}") from None
         finally:
             os.environ.pop("IJEPA_CACHE")
             if before is not None:
@@ -86,7 +86,7 @@ def _row(folder: Path, count: int) -> dict[str, Any]:
     source = open_source(folder)
     cpu, wall = _cpu() - begun, time.perf_counter() - wall
     if len(source) != count or source.labels is None:
-        raise Failed(f"{folder}: {len(source)} of {count} images were indexed")
+        raise RunError(f"{folder}: {len(source)} of {count} images were indexed")
     begun = _cpu()
     open_source(folder)
     again = _cpu() - begun

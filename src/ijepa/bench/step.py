@@ -52,7 +52,7 @@ def bench_step(
         dtype's products, and `memory`, the peak in bytes.
 
     Raises:
-        Refused: where this machine cannot follow the recipe.
+        UserError: where this machine cannot follow the recipe.
     """
     resolved = resolve(recipe)
     device = torch.device(resolved.device)

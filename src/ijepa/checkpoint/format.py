@@ -39,10 +39,10 @@ from ijepa.checkpoint.reader import (
     verify_file,
 )
 from ijepa.distributed.local_tensors import as_sharded, local, rows_of
-from ijepa.distributed.process_group import World, by_first, share_out
+from ijepa.distributed.process_group import World, run_on_rank0, share_out
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import trained
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import flush_folder, write_text
 
 
@@ -78,7 +78,7 @@ def save_checkpoint(
     """Save the state after `step` steps into `folder` and drop all but the latest `keep` checkpoints.
 
     Raises:
-        Failed: when the disk refuses; earlier checkpoints are untouched and nothing half-written stays.
+        RunError: when the disk refuses; earlier checkpoints are untouched and nothing half-written stays.
     """
     tensors = _by_file(named_tensors(model, optimizer))
     with refusing_disk(folder, step):
@@ -129,7 +129,7 @@ def set_aside(path: Path) -> None:
     """Rename a damaged checkpoint, so that it is neither resumed nor counted; an earlier one of its step goes.
 
     Raises:
-        Failed: the disk refuses.
+        RunError: the disk refuses.
     """
     aside = path.with_name(f"damaged-{path.name}")
     try:
@@ -139,7 +139,7 @@ def set_aside(path: Path) -> None:
             aside.unlink(missing_ok=True)
         path.rename(aside)
     except OSError as error:
-        raise Failed(f"{path}: cannot be renamed to {aside.name}: {error.strerror}") from None
+        raise RunError(f"{path}: cannot be renamed to {aside.name}: {error.strerror}") from None
 
 
 def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> dict[str, Any]:
@@ -156,13 +156,13 @@ def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> 
         world: the ranks.
 
     Raises:
-        Refused: on every rank, the first file that is missing or damaged, or a checkpoint of another run.
+        UserError: on every rank, the first file that is missing or damaged, or a checkpoint of another run.
     """
-    state = by_first(world, lambda: read_state(path))
+    state = run_on_rank0(world, lambda: read_state(path))
     there = state.get("recipe", {})
     for key in sorted(settings.keys() & there.keys()):
         if there[key] != settings[key]:
-            raise Refused(path / "state.json", f"is of a run with {key} = {there[key]}, not {settings[key]}", EARLIER)
+            raise UserError(path / "state.json", f"is of a run with {key} = {there[key]}, not {settings[key]}", EARLIER)
     share_out(world, sorted(listed_files(state)), lambda name: verify_file(path, state, name))
     return state
 
@@ -172,7 +172,7 @@ def refusing_disk(folder: Path, step: int) -> Iterator[None]:
     """Turn what a disk says into one line, and leave nothing half-written.
 
     Raises:
-        Failed: naming the checkpoint, the reason, and the last good one.
+        RunError: naming the checkpoint, the reason, and the last good one.
     """
     try:
         yield
@@ -181,7 +181,7 @@ def refusing_disk(folder: Path, step: int) -> Iterator[None]:
         left = list_checkpoints(folder)
         kept = f"; the last good checkpoint is {left[-1].name}" if left else ""
         reason = getattr(error, "strerror", None) or str(error)
-        raise Failed(f"{folder / checkpoint_name(step)}: checkpoint not saved: {reason}{kept}") from None
+        raise RunError(f"{folder / checkpoint_name(step)}: checkpoint not saved: {reason}{kept}") from None
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def load_checkpoint(path: Path, model: IJEPA, optimizer: torch.optim.Optimizer) 
     Of a model that is spread over ranks, each rank reads its own part, however many there were when it was saved.
 
     Raises:
-        Refused: when a file is missing, damaged, or of other shapes.
+        UserError: when a file is missing, damaged, or of other shapes.
     """
     stored, like = Stored(path), named_tensors(model, optimizer)
     stored.check({name: tuple(tensor.shape) for name, tensor in like.items()})
@@ -211,7 +211,7 @@ def load_part(module: nn.Module, folder: Path, part: str) -> None:
     """Load one of the model's parts from a checkpoint or a weights folder into a module that is not spread.
 
     Raises:
-        Refused: naming the first key that is missing, unknown, or of another shape.
+        UserError: naming the first key that is missing, unknown, or of another shape.
     """
     file = folder / f"{part}.safetensors"
     verify_part(folder, part, set())
@@ -230,7 +230,7 @@ def verify_part(folder: Path, part: str, verified: set[str]) -> None:
     Files named in `verified` are left out; those that have been compared are added to it.
 
     Raises:
-        Refused: the first file that is missing or damaged.
+        UserError: the first file that is missing or damaged.
     """
     if not (folder / "state.json").exists():
         return
@@ -245,7 +245,7 @@ def load_module(module: nn.Module, file: Path) -> None:
     """Load a module's weights from one safetensors file.
 
     Raises:
-        Refused: naming the first key that is missing, unknown, or of another shape.
+        UserError: naming the first key that is missing, unknown, or of another shape.
     """
     tensors = read_tensors(file)
     check_shapes(file, {name: tuple(like.shape) for name, like in module.state_dict().items()}, tensors)
@@ -256,25 +256,25 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        Refused: where it is missing or damaged.
+        UserError: where it is missing or damaged.
     """
     try:
         return load_file(file)
     except FileNotFoundError:
-        raise Refused(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+        raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
     except (SafetensorError, OSError) as error:
-        raise Refused(file, f"not a whole safetensors file ({error})", EARLIER) from None
+        raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
 
 
 def check_shapes(file: Path, wanted: dict[str, tuple[int, ...]], tensors: Mapping[str, Shaped]) -> None:
     """Refuse tensors that are not exactly those wanted, by name and shape."""
     for name in sorted({*wanted, *tensors}):
         if name not in tensors:
-            raise Refused(file, f"{name} is missing", "the file belongs to another model")
+            raise UserError(file, f"{name} is missing", "the file belongs to another model")
         if name not in wanted:
-            raise Refused(file, f"{name} is unknown", "the file belongs to another model")
+            raise UserError(file, f"{name} is unknown", "the file belongs to another model")
         if tuple(tensors[name].shape) != wanted[name]:
-            raise Refused(
+            raise UserError(
                 file,
                 f"{name} has shape {tuple(tensors[name].shape)}, the recipe's model {wanted[name]}",
                 "use the recipe the file was trained with",

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json, sha256_of
 
 PARTS = ("context_encoder", "target_encoder", "predictor")
@@ -59,25 +59,25 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's `state.json`.
 
     Raises:
-        Refused: it is missing, damaged, of a later format, or of another step than the folder's name says.
+        UserError: it is missing, damaged, of a later format, or of another step than the folder's name says.
     """
     file = folder / "state.json"
     if step_of(folder) is not None and not folder.is_dir():
-        raise Refused(folder, "is not a folder", EARLIER)
+        raise UserError(folder, "is not a folder", EARLIER)
     if not file.is_file():
-        raise Refused(file, "does not exist", EARLIER)
+        raise UserError(file, "does not exist", EARLIER)
     try:
         state = read_json(file)
-    except Refused as error:
-        raise Refused(file, error.problem, EARLIER) from None
+    except UserError as error:
+        raise UserError(file, error.problem, EARLIER) from None
     if state.get("format") not in (FORMAT, WITHOUT_CHECKSUMS):
-        raise Refused(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
+        raise UserError(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
     if state["format"] == FORMAT and not _is_sealed(state, file):
-        raise Refused(file, "is damaged: its content does not match its checksum", EARLIER)
+        raise UserError(file, "is damaged: its content does not match its checksum", EARLIER)
     if type(state.get("step")) is not int:
-        raise Refused(file, "step is missing", EARLIER)
+        raise UserError(file, "step is missing", EARLIER)
     if step_of(folder) not in (None, state["step"]):
-        raise Refused(file, f"is of step {state['step']}, not of the folder's", EARLIER)
+        raise UserError(file, f"is of step {state['step']}, not of the folder's", EARLIER)
     return state
 
 
@@ -109,19 +109,19 @@ def verify_file(folder: Path, state: Mapping[str, Any], name: str) -> None:
     """Compare a file of a checkpoint with what its state lists.
 
     Raises:
-        Refused: it is missing, unreadable, or has other bytes.
+        UserError: it is missing, unreadable, or has other bytes.
     """
     file, listed = folder / name, listed_files(state).get(name, {})
     try:
         size = file.stat().st_size
         if size != listed.get("bytes", size):
-            raise Refused(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
+            raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
         if "sha256" in listed and sha256_of(file) != listed["sha256"]:
-            raise Refused(file, "is damaged: its content does not match its checksum in state.json", EARLIER)
+            raise UserError(file, "is damaged: its content does not match its checksum in state.json", EARLIER)
     except FileNotFoundError:
-        raise Refused(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+        raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
     except OSError as error:
-        raise Refused(file, f"cannot be read: {error.strerror}", EARLIER) from None
+        raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Stored:
     """A checkpoint's tensors by their name in the model. Sizes are compared here, checksums by `verify_file`.
 
     Raises:
-        Refused: when a file is missing or damaged, or the format is another version's.
+        UserError: when a file is missing or damaged, or the format is another version's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,11 +163,11 @@ class Stored:
         for name in sorted({*wanted, *there}):
             file = self._pieces[name][0].file if name in self.shapes else self._file_of(name)
             if name not in there:
-                raise Refused(file, f"{name} is missing", "the file belongs to another model")
+                raise UserError(file, f"{name} is missing", "the file belongs to another model")
             if name not in wanted:
-                raise Refused(file, f"{name} is unknown", "the file belongs to another model")
+                raise UserError(file, f"{name} is unknown", "the file belongs to another model")
             if self.shapes[name] != wanted[name]:
-                raise Refused(
+                raise UserError(
                     file,
                     f"{name} has shape {self.shapes[name]}, the recipe's model {wanted[name]}",
                     "use the recipe the file was trained with",
@@ -191,7 +191,7 @@ class Stored:
     def _open(self, file: Path, prefix: str, size: int | None) -> None:
         try:
             if size is not None and file.stat().st_size != size:
-                raise Refused(file, f"has {file.stat().st_size} bytes, not {size}", EARLIER)
+                raise UserError(file, f"has {file.stat().st_size} bytes, not {size}", EARLIER)
             content = safe_open(file, framework="pt")
             about = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
             for key in content.keys():  # noqa: SIM118 - not a dict
@@ -199,9 +199,9 @@ class Stored:
                 shape = tuple(content.get_slice(key).get_shape())
                 self._pieces[prefix + key].append(Piece(file, content, key, starts[0], shape))
         except FileNotFoundError:
-            raise Refused(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+            raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
         except (SafetensorError, OSError) as error:
-            raise Refused(file, f"not a whole safetensors file ({error})", EARLIER) from None
+            raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
 
 
 def _whole(pieces: list[Piece]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import yaml
 
 from ijepa.config.recipe import Recipe
 from ijepa.utils.environment import machine
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import read_json, write_json, write_text
 from ijepa.utils.lock import exclusive
 
@@ -101,7 +101,7 @@ def claim(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process, and create it if it is missing; leave no trace where no run was started.
 
     Raises:
-        Refused: another process holds it, it holds something else than a run, or it cannot be created. Nothing is
+        UserError: another process holds it, it holds something else than a run, or it cannot be created. Nothing is
             written or removed then.
     """
     run = Run(folder)
@@ -112,7 +112,7 @@ def claim(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Refused(folder, f"cannot be created ({error.strerror})", "give another --output") from None
+            raise UserError(folder, f"cannot be created ({error.strerror})", "give another --output") from None
         with exclusive(run.lock_file, folder, "is being written", "wait until it ends, or give another --output"):
             try:
                 yield
@@ -128,13 +128,13 @@ def _check_place(run: Run) -> bool:
     """Whether a run exists in the folder already.
 
     Raises:
-        Refused: it holds something else.
+        UserError: it holds something else.
     """
     folder = run.folder
     if not folder.exists() or (folder.is_dir() and {*folder.iterdir()} <= {*_begun(run), run.lock_file}):
         return False
     if not run.recipe_file.is_file() or not run.info_file.is_file():
-        raise Refused(folder, "is not empty and holds no run", "give another --output")
+        raise UserError(folder, "is not empty and holds no run", "give another --output")
     return True
 
 
@@ -142,17 +142,17 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
     """Return the run in `folder` and whether it exists already; nothing is written.
 
     Raises:
-        Refused: when the folder holds something else, another recipe, or a run that must not be resumed.
+        UserError: when the folder holds something else, another recipe, or a run that must not be resumed.
     """
     run = Run(folder)
     if not _check_place(run):
         return run, False
     if not resume:
-        raise Refused(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
+        raise UserError(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
     there, here = decisive(run.recipe()), decisive(recipe)
     for key in sorted({*there, *here}):
         if there.get(key) != here.get(key):
-            raise Refused(
+            raise UserError(
                 run.recipe_file,
                 f"the run was started with {key} = {there.get(key)}, not {here.get(key)}",
                 "give another --output, or the run's own recipe",
@@ -182,7 +182,7 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
     """Make the folder with `run.json` and its recipe, which comes last and makes it a run.
 
     Raises:
-        Failed: when the disk refuses.
+        RunError: when the disk refuses.
     """
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
         write_json(run.info_file, {**machine(), "date": date.today().isoformat(), "seed": recipe.seed, **info})
         write_text(run.recipe_file, recipe.dump())
     except OSError as error:
-        raise Failed(f"{run.folder}: cannot be written: {error.strerror}") from None
+        raise RunError(f"{run.folder}: cannot be written: {error.strerror}") from None
 
 
 def _begun(run: Run) -> set[Path]:

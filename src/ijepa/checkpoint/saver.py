@@ -19,7 +19,7 @@ from torch import Tensor
 from ijepa.checkpoint.format import begin, complete, named_tensors, refusing_disk, save_checkpoint
 from ijepa.checkpoint.reader import describe
 from ijepa.distributed.local_tensors import as_sharded, local
-from ijepa.distributed.process_group import World, by_first, share_out
+from ijepa.distributed.process_group import World, run_on_rank0, share_out
 from ijepa.model.ijepa import IJEPA
 
 
@@ -38,11 +38,11 @@ class Saver:
         """Save the state after `step`; sharded weights are only copied now. Every rank calls it.
 
         Raises:
-            Failed: this checkpoint, or the last one if that was still under way, could not be written.
+            RunError: this checkpoint, or the last one if that was still under way, could not be written.
         """
         self.finish()
         if self.world.mesh is None:
-            self._write(lambda: by_first(self.world, lambda: self._plain(step, model, optimizer, state)))
+            self._write(lambda: run_on_rank0(self.world, lambda: self._plain(step, model, optimizer, state)))
             return
         copies = {name: self._copy(tensor) for name, tensor in named_tensors(model, optimizer).items()}
         self._thread = Thread(target=self._write, args=(lambda: self._sharded(step, copies, state),), daemon=True)
@@ -52,7 +52,7 @@ class Saver:
         """Wait until what is under way is saved.
 
         Raises:
-            Failed: it could not be.
+            RunError: it could not be.
         """
         if self._thread is not None:
             self._thread.join()
@@ -80,12 +80,12 @@ class Saver:
     def _sharded(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         world = replace(self.world, host=self.world.files)
         with refusing_disk(self.folder, step):
-            beside = by_first(world, lambda: begin(self.folder, step))
+            beside = run_on_rank0(world, lambda: begin(self.folder, step))
             write_shards(beside, tensors, world)
-            names = by_first(world, lambda: sorted(file.name for file in beside.glob("*.safetensors")))
+            names = run_on_rank0(world, lambda: sorted(file.name for file in beside.glob("*.safetensors")))
             # File n is the one that rank n has written, so each rank reads its own from its page cache.
             files = dict(zip(names, share_out(world, names, lambda name: describe(beside / name)), strict=True))
-            by_first(world, lambda: self._complete(step, {**state, "files": files}))
+            run_on_rank0(world, lambda: self._complete(step, {**state, "files": files}))
 
     def _complete(self, step: int, state: dict[str, Any]) -> None:
         complete(self.folder, step, state, self.keep)

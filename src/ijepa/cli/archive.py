@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ijepa.cli.options import debug_option, telling
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 @click.command()
@@ -51,13 +51,13 @@ def archive(
 
     if verify:
         if out is not None:
-            raise Refused("--verify", "takes one folder", "write `ijepa archive --verify FOLDER`")
+            raise UserError("--verify", "takes one folder", "write `ijepa archive --verify FOLDER`")
         with telling() as tell:
             count = verify_archive(run, tell)
         click.echo(f"{run}: whole, {count} files")
         return
     if out is None:
-        raise Refused("OUT", "is missing", "write `ijepa archive RUN OUT`")
+        raise UserError("OUT", "is missing", "write `ijepa archive RUN OUT`")
     find_country(country)
     about = About(licence=licence, country=country, watts=watts, dataset=dataset)
     with telling() as tell:

@@ -8,7 +8,7 @@ import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, load_recipe
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 @click.group()
@@ -90,7 +90,7 @@ def bench_index(sizes: str, folder: Path | None, output: Path | None) -> None:
     except ValueError:
         images = []
     if not images or min(images) < 1 or images != sorted(set(images)):
-        raise Refused(f"--images {sizes}", "is no list of rising numbers", "write --images 250000,1000000")
+        raise UserError(f"--images {sizes}", "is no list of rising numbers", "write --images 250000,1000000")
     _keep(run(images=images, folder=folder, echo=click.echo), output)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ijepa.cli.options import debug_option, telling
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 @click.group()
@@ -71,21 +71,21 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
     from ijepa.data.open import open_source
     from ijepa.prepare.checksums import changed_shards
     from ijepa.prepare.verify import check as run
-    from ijepa.utils.errors import Failed
+    from ijepa.utils.errors import RunError
 
     if checksums:
         with telling() as progress:
             count, lines = changed_shards(Path(path).expanduser(), split, threads=processes, tell=progress)
         click.echo("\n".join([f"{count} shards: {count - len(lines)} as packed, {len(lines)} not", *lines]))
         if lines:
-            raise Failed(f"{path}: {len(lines)} of {count} shards are not as they were packed")
+            raise RunError(f"{path}: {len(lines)} of {count} shards are not as they were packed")
         return
     source = open_source(path, where="PATH", split=split)
     with telling() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)
     click.echo("\n".join(found.lines()))
     if found.bad:
-        raise Failed(f"{path}: {len(found.bad)} of {found.images} images are bad")
+        raise RunError(f"{path}: {len(found.bad)} of {found.images} images are bad")
 
 
 @data.command()
@@ -146,11 +146,11 @@ def pack(
 
     *sources, out = paths
     if not sources:
-        raise Refused("OUT", "is missing", f"write `ijepa data pack {kind} SOURCE OUT`")
+        raise UserError("OUT", "is missing", f"write `ijepa data pack {kind} SOURCE OUT`")
     settings = Settings(seed, shard_size, hold_out, max_side)
     for path in sources:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise Refused(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
+            raise UserError(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
     with telling() as tell:
 
         def opened(spool: Path) -> dict[str, Source]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, heads_option, open_images, telling
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -285,5 +285,5 @@ def report(run: Path, path: str | None) -> None:
     from ijepa.report.page import write_report
 
     if (run / SUMS).is_file():
-        raise Refused(run, "is an archive, which a new page would change", "give the run it was made of")
+        raise UserError(run, "is an archive, which a new page would change", "give the run it was made of")
     click.echo(f"report: {write_report(run, data=path)}")

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.quantities import Length
 
 WEIGHTS_HELP = (
@@ -25,7 +25,7 @@ class RecipeCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for key, annotation, text, default in Recipe.leaves():
+        for key, annotation, text, default in Recipe.iter_fields():
             help_ = text if default in (None, "") else f"{text}  [default: {_typed(default)}]"
             metavar = _metavar(annotation)
             self.params.append(click.Option([f"--{key}", identifier(key)], metavar=metavar, help=help_, default=None))
@@ -37,7 +37,7 @@ class RecipeCommand(click.Command):
             record = param.get_help_record(ctx)
             if record:
                 name = (param.name or "").replace("__", ".")
-                dotted = any(name == key for key, *_ in Recipe.leaves())
+                dotted = any(name == key for key, *_ in Recipe.iter_fields())
                 head = "Options" if not dotted else f"Recipe: {name.rpartition('.')[0] or 'run'}"
                 groups.setdefault(head, []).append(record)
         for head in sorted(groups, key=lambda head: (head != "Options", head != "Recipe: run")):
@@ -72,17 +72,17 @@ def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
     """Load a recipe and lay the flags given over it; `none` clears an optional field, the recipe's types read the rest.
 
     Raises:
-        Refused: naming the flag at fault, or the file and its key.
+        UserError: naming the flag at fault, or the file and its key.
     """
-    typed = {key: value for key, *_ in Recipe.leaves() if (value := fields[identifier(key)]) is not None}
-    optional = {key for key, annotation, *_ in Recipe.leaves() if type(None) in get_args(annotation)}
+    typed = {key: value for key, *_ in Recipe.iter_fields() if (value := fields[identifier(key)]) is not None}
+    optional = {key for key, annotation, *_ in Recipe.iter_fields() if type(None) in get_args(annotation)}
     clears = {key for key, value in typed.items() if key in optional and value.lower() in ("none", "null")}
     try:
         return Recipe.load(name_or_path, {key: None if key in clears else value for key, value in typed.items()})
-    except Refused as error:
+    except UserError as error:
         for key, value in typed.items():
             if f": {key} = " in error.where:
-                raise Refused(f"--{key} {value}", error.problem, error.mend) from None
+                raise UserError(f"--{key} {value}", error.problem, error.hint) from None
         raise
 
 

@@ -9,7 +9,7 @@ import click
 from ijepa.cli.options import RecipeCommand, debug_option, first_process, load_recipe, open_images
 from ijepa.config.files import presets
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 _EPILOG = (
     f"Presets: {', '.join(presets())}. The defaults shown apply to an empty recipe. Presets override many of them. "
@@ -73,7 +73,7 @@ def pretrain(
         click.echo(describe(loaded, len(source) if source else None))
         return
     if loaded.data.path is None:
-        raise Refused("data.path", "no data given", "add --data.path with images or tar shards")
+        raise UserError("data.path", "no data given", "add --data.path with images or tar shards")
     from ijepa.interop.init_from import beginning
     from ijepa.training.loop import pretrain as run
     from ijepa.training.profiler import Window
@@ -119,7 +119,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     where = "data.path" if data is None else "--diagnose-data"
     try:
         held_out = open_source(data or str(recipe.data.path), where=where, split="val")
-    except Refused as error:
+    except UserError as error:
         if data is not None:
             raise
         held_out = open_images(str(recipe.data.path))
@@ -180,7 +180,7 @@ def plan(
 
     loaded = load_recipe(recipe, fields)
     if file is not None and not file.absolute().parent.is_dir():
-        raise Refused(f"--json {file}", f"{file.parent} is no folder")
+        raise UserError(f"--json {file}", f"{file.parent} is no folder")
     source = open_images(loaded.data.path) if loaded.data.path else None
     found = outlook(
         loaded,
@@ -196,7 +196,7 @@ def plan(
         try:
             write_json(file, found.as_json())
         except OSError as error:
-            raise Failed(f"{file}: cannot be written: {error.strerror}") from None
+            raise RunError(f"{file}: cannot be written: {error.strerror}") from None
         click.echo(f"plan: {file}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ijepa.utils.errors import Refused, did_you_mean
+from ijepa.utils.errors import UserError, did_you_mean
 
 
 def presets() -> list[str]:
@@ -19,7 +19,7 @@ def presets() -> list[str]:
 def read_layers(name_or_path: str, *, seen: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
     """Read a recipe's YAML, its `base` first, unvalidated: (values, what to call it in errors)."""
     if name_or_path in seen:
-        raise Refused(name_or_path, "is its own base")
+        raise UserError(name_or_path, "is its own base")
     if name_or_path in presets():
         file, where = resources.files("ijepa.config") / "recipes" / f"{name_or_path}.yaml", f"recipe {name_or_path}"
         text = file.read_text()
@@ -29,18 +29,18 @@ def read_layers(name_or_path: str, *, seen: tuple[str, ...] = ()) -> tuple[dict[
             path = path / "recipe.yaml"
         where = str(path)
         if not path.is_file():
-            mend = did_you_mean(name_or_path, presets()) + ", or a YAML file's path"
-            raise Refused(f"recipe {name_or_path}", "no preset or file of that name", mend)
+            hint = did_you_mean(name_or_path, presets()) + ", or a YAML file's path"
+            raise UserError(f"recipe {name_or_path}", "no preset or file of that name", hint)
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise Refused(where, "is no text", "give a preset's name or a YAML file") from None
+            raise UserError(where, "is no text", "give a preset's name or a YAML file") from None
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise Refused(where, f"not YAML: {error}", "mend the line named") from None
+        raise UserError(where, f"not YAML: {error}", "fix the line named") from None
     if not isinstance(values, dict):
-        raise Refused(where, "not a mapping of keys to values", "see `ijepa pretrain --help` for the keys")
+        raise UserError(where, "not a mapping of keys to values", "see `ijepa pretrain --help` for the keys")
     base = values.pop("base", None)
     if base is not None:
         under, _ = read_layers(str(base), seen=(*seen, name_or_path))
@@ -57,7 +57,7 @@ def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> None:
             under[key] = value
 
 
-def lay(values: dict[str, Any], path: list[str], value: Any) -> None:
+def set_by_path(values: dict[str, Any], path: list[str], value: Any) -> None:
     """Set the value at a path of keys, in place."""
     for part in path[:-1]:
         inner = values.get(part)

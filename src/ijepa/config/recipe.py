@@ -12,17 +12,17 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from ijepa.config.files import lay, read_layers
+from ijepa.config.files import read_layers, set_by_path
 from ijepa.masking.masks import MaskRule
 from ijepa.utils import random as randomness
-from ijepa.utils.config import Decays, Ratios, Section, Shares
-from ijepa.utils.errors import Refused
+from ijepa.utils.config import BaseConfig, Decays, Ratios, Shares
+from ijepa.utils.errors import UserError
 from ijepa.utils.quantities import Length, Size, Stretch
 
 Auto = Literal["auto"]
 
 
-class Encoder(Section):
+class Encoder(BaseConfig):
     """The context encoder and its exponential moving average, the target encoder."""
 
     width: int = Field(1280, ge=8)
@@ -42,7 +42,7 @@ class Encoder(Section):
     encoders need."""
 
 
-class Predictor(Section):
+class Predictor(BaseConfig):
     """The predictor: narrower than the encoders."""
 
     width: int = Field(384, ge=8)
@@ -59,7 +59,7 @@ class Predictor(Section):
     """Standard deviation of the initial weights; the same choices as for the encoders."""
 
 
-class Model(Section):
+class Model(BaseConfig):
     """The shape of the model."""
 
     image_size: Size = (224, 224)
@@ -89,22 +89,24 @@ class Model(Section):
         for side in self.image_size:
             if side < 1 or side % self.patch_size:
                 fit = max(side // self.patch_size, 1) * self.patch_size
-                raise Refused(
+                raise UserError(
                     f"model.image_size = {side}",
                     f"patch_size {self.patch_size} does not divide it",
                     f"try {fit}",
                 )
         if self.position_grid is not None and min(self.position_grid) < 1:
-            raise Refused(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
+            raise UserError(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
         for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
             if part.width % part.heads:
-                raise Refused(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
+                raise UserError(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
             if part.width % 4:
-                raise Refused(f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one")
+                raise UserError(
+                    f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one"
+                )
         return self
 
 
-class Data(Section):
+class Data(BaseConfig):
     """Where images come from and how they are cropped."""
 
     path: str | None = None
@@ -135,7 +137,7 @@ class Data(Section):
     is larger."""
 
 
-class BatchSize(Section):
+class BatchSize(BaseConfig):
     """Number of images in an optimizer step."""
 
     total: int = Field(2048, ge=1, alias="global")
@@ -143,9 +145,11 @@ class BatchSize(Section):
     micro: int | Auto = "auto"
     """Number of images in one forward and backward pass; gradients are accumulated over the global batch. auto: as many
     as fit in memory."""
+    pad_to_budget: bool | Auto = "auto"
+    """Pad micro-batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
 
-class Optimizer(Section):
+class Optimizer(BaseConfig):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with one learning rate for each part."""
 
     lr_encoder: float = Field(6e-4, gt=0)
@@ -167,17 +171,18 @@ class Optimizer(Section):
     stops after more."""
 
 
-class Schedule(Section):
+class Schedule(BaseConfig):
     """Schedules of the learning rates and of the EMA momentum."""
 
     warmup: Stretch = Length(amount=40, unit="epochs")
     """Length of the linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
     warmup_from: float = Field(0.0, ge=0, le=1)
     """Learning rate at the start of the warm-up, as a share of the peak."""
-    decay: Literal["cosine", "tail"] = "cosine"
-    """Learning rate after the warm-up. cosine: cosine decay; tail: constant, then linear decay over schedule.tail."""
-    tail: Stretch = Length(amount=20, unit="%")
-    """Length of the linear decay at the end, with schedule.decay tail."""
+    decay: Literal["cosine", "wsd"] = "cosine"
+    """Learning rate after the warm-up. cosine: cosine decay; wsd: constant, then linear decay over schedule.cooldown
+    (warmup-stable-decay)."""
+    cooldown: Stretch = Length(amount=20, unit="%")
+    """Length of the linear decay at the end, with schedule.decay wsd."""
     lr_end: float = Field(1e-6, ge=0)
     """Learning rate at the end, for encoder and predictor."""
     momentum_start: float = Field(0.996, ge=0, le=1)
@@ -186,7 +191,7 @@ class Schedule(Section):
     """EMA momentum of the target encoder at the end."""
 
 
-class Precision(Section):
+class Precision(BaseConfig):
     """Precision of the computation; parameters, EMA and optimizer state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
@@ -200,7 +205,7 @@ class Precision(Section):
     """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise batched matrix products."""
 
 
-class Parallel(Section):
+class Parallel(BaseConfig):
     """Distribution of a run over devices."""
 
     strategy: Literal["auto", "none", "ddp", "zero2", "zero3", "hsdp"] = "auto"
@@ -212,16 +217,9 @@ class Parallel(Section):
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which the run fails and names the rank that the others wait for. Measuring and
     compiling do not count."""
-    compile: bool | Auto = False
-    """Compile each transformer block with torch.compile; auto: on a GPU only."""
-    recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that the backward pass recomputes (activation checkpointing). none: none of them; selective: all but
-    the outputs of matrix products and attention; full: all of them."""
-    static: bool | Auto = "auto"
-    """Pad batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
 
-class Checkpoint(Section):
+class Checkpoint(BaseConfig):
     """When the state of the run is saved."""
 
     every: int = Field(1000, ge=1)
@@ -230,7 +228,7 @@ class Checkpoint(Section):
     """Number of latest checkpoints to keep."""
 
 
-class Init(Section):
+class Init(BaseConfig):
     """Pretrained weights to start from, instead of random ones."""
 
     source: str | None = Field(None, alias="from")
@@ -240,7 +238,7 @@ class Init(Section):
     encoders and the predictor."""
 
 
-class Recipe(Section):
+class Recipe(BaseConfig):
     """All settings of a run."""
 
     name: str = "unnamed"
@@ -275,6 +273,11 @@ class Recipe(Section):
     """The precision."""
     parallel: Parallel = Parallel()
     """The distribution over devices."""
+    compile: bool | Auto = False
+    """Compile each transformer block with torch.compile; auto: on a GPU only."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations that the backward pass recomputes instead of storing. none: none of them; selective: all but the
+    outputs of matrix products and attention; full: all of them."""
     checkpoint: Checkpoint = Checkpoint()
     """The checkpoints."""
     log_every: int = Field(10, ge=1)
@@ -285,27 +288,27 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.randomness != randomness.VERSION:
-            raise Refused(
+            raise UserError(
                 f"randomness = {self.randomness}",
                 f"this version draws with {randomness.VERSION}",
                 "use the version of ijepa that wrote the recipe, or remove the key to draw anew",
             )
         if self.steps is None and self.images is None and self.epochs is None:
-            raise Refused("epochs", "the run has no length", "give epochs, images or steps")
+            raise UserError("epochs", "the run has no length", "give epochs, images or steps")
         self.mask.check_grid(self.model.grid)
         micro, whole = self.batch.micro, self.batch.total
         if micro != "auto" and (micro < 1 or whole % micro):
-            raise Refused(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
+            raise UserError(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
         if isinstance(self.data.workers, int) and self.data.workers < 0:
-            raise Refused(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
+            raise UserError(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
         crops = self.data.crops_per_decode
         if whole % crops:
-            raise Refused(
+            raise UserError(
                 f"data.crops_per_decode = {crops}", f"does not divide batch.global = {whole}", "choose a divisor"
             )
         shard = self.parallel.shard
         if shard != "auto" and shard < 1:
-            raise Refused(f"parallel.shard = {shard}", "must be 1 or more, or auto")
+            raise UserError(f"parallel.shard = {shard}", "must be 1 or more, or auto")
         if self.data.images is not None:
             self.lengths(self.data.images)
         elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):
@@ -313,10 +316,10 @@ class Recipe(Section):
         return self
 
     def lengths(self, images: int) -> "Lengths":
-        """Whole steps of the run, warm-up and tail for a data set of `images` images.
+        """Whole steps of the run, warm-up and cooldown for a data set of `images` images.
 
         Raises:
-            Refused: when warm-up (with the tail, where there is one) does not end before the run does.
+            UserError: when warm-up (with the cooldown, if there is one) does not end before the run does.
         """
         whole = self.batch.total
         if self.steps is not None:
@@ -326,27 +329,29 @@ class Recipe(Section):
         else:
             total = max(round((self.epochs or 0) * images / whole), 1)
         warmup = self.schedule.warmup.steps(images=images, global_batch=whole, total=total)
-        tail = 0
-        if self.schedule.decay == "tail":
-            tail = self.schedule.tail.steps(images=images, global_batch=whole, total=total)
-        if warmup + tail >= total and warmup + tail > 0:
-            raise Refused(
+        cooldown = 0
+        if self.schedule.decay == "wsd":
+            cooldown = self.schedule.cooldown.steps(images=images, global_batch=whole, total=total)
+        if warmup + cooldown >= total and warmup + cooldown > 0:
+            raise UserError(
                 f"schedule.warmup = {self.schedule.warmup}",
-                f"{warmup} steps of warm-up" + (f" and {tail} of tail" if tail else "") + f" in a run of {total}",
+                f"{warmup} steps of warm-up"
+                + (f" and {cooldown} of cooldown" if cooldown else "")
+                + f" in a run of {total}",
                 "shorten it, for example --schedule.warmup '5 %'",
             )
-        return Lengths(total=total, warmup=warmup, tail=tail)
+        return Lengths(total=total, warmup=warmup, cooldown=cooldown)
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
         """Load a preset by name or a YAML file, lay dotted `overrides` over it, and validate the whole.
 
         Raises:
-            Refused: naming file, key, value and mend.
+            UserError: naming file, key, value and hint.
         """
         values, where = read_layers(str(name_or_path))
         for key, value in (overrides or {}).items():
-            lay(values, key.split("."), value)
+            set_by_path(values, key.split("."), value)
         return cls.read(values, where)
 
     def dump(self) -> str:
@@ -354,12 +359,12 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-class Lengths(Section):
+class Lengths(BaseConfig):
     """A run's stretches in whole steps."""
 
     total: int
     """Steps of the run."""
     warmup: int
     """Steps of warm-up."""
-    tail: int
-    """Steps of the final fall, 0 with a cosine."""
+    cooldown: int
+    """Steps of the linear decay at the end; 0 with a cosine."""

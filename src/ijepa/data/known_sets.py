@@ -12,7 +12,7 @@ from ijepa.data.sources.cifar import find_cifar
 from ijepa.data.sources.image_mask_pairs import find_pairs, voc_index, voc_root
 from ijepa.data.sources.imagenet import find_imagenet
 from ijepa.data.sources.index import require_regular
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _ALSO = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 _ELSEWHERE = re.compile(r"[a-z0-9]{2,}:")
@@ -24,7 +24,7 @@ def recognise(
     """Return the data set at a path if it is one of those known by name; see `find_imagenet` for the last two.
 
     Raises:
-        Refused: it is one, and something of it is missing or broken; or a file that is not a regular one.
+        UserError: it is one, and something of it is missing or broken; or a file that is not a regular one.
     """
     if not str(path) or _ELSEWHERE.match(str(path)):
         return None
@@ -40,7 +40,7 @@ def recognise(
             if found is not None:
                 return found
     except OSError as error:
-        raise Refused(where, f"{error.filename or path} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{error.filename or path} cannot be read: {error.strerror}") from error
     return None
 
 

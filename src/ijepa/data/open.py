@@ -15,7 +15,7 @@ from ijepa.data.sources.index import build, cache_root
 from ijepa.data.sources.parquet import find as find_tables
 from ijepa.data.sources.parquet import open_parquet
 from ijepa.data.sources.subset import select
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def open_source(path: str | Path, *, where: str = "data.path", split: str | None = None) -> Source:
@@ -24,7 +24,7 @@ def open_source(path: str | Path, *, where: str = "data.path", split: str | None
     `split` ("train", "val", "test") chooses where a folder holds several. `where` names the key or flag in errors.
 
     Raises:
-        Refused: nothing there that could be used.
+        UserError: nothing there that could be used.
     """
     if str(path).startswith(PREFIX):
         return open_saved(str(path), where, split)
@@ -55,7 +55,7 @@ def open_set(
         labelled: whether the images' classes are wanted.
 
     Raises:
-        Refused: nothing there that could be used, or a list that does not fit it.
+        UserError: nothing there that could be used, or a list that does not fit it.
     """
     flag = f"{where}-list"
     file = None if listed is None else Path(listed).expanduser()
@@ -66,7 +66,7 @@ def open_set(
         return select(FolderSource(voc_index(voc, where, None)), file, flag)
     given = None if devkit is None else Path(devkit).expanduser()
     if given is not None and not given.exists():
-        raise Refused("--devkit", f"{given} does not exist")
+        raise UserError("--devkit", f"{given} does not exist")
     source = recognise(path, where, split, devkit=given, strict=labelled)
     if source is None:
         source = open_source(path, where=where, split=split)

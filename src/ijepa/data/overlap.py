@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ijepa.data.sources.base import Source
 from ijepa.data.sources.subset import Listed
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Numbers = npt.NDArray[np.int64]
 
@@ -25,7 +25,7 @@ def refuse_overlap(train: Source, test: Source) -> None:
     """Check that no image is in both sets; of two that are the same throughout, fingerprints tell.
 
     Raises:
-        Refused: an image is in both.
+        UserError: an image is in both.
     """
     if train.fingerprint == test.fingerprint:
         return
@@ -44,7 +44,7 @@ def refuse_overlap(train: Source, test: Source) -> None:
     if len(both):
         first = test.name(int(both[0]))
         problem = f"{len(both)} of its {len(test)} images are in the train set, the first is {first}"
-        raise Refused("--test", problem, "give images that are not in --train")
+        raise UserError("--test", problem, "give images that are not in --train")
 
 
 def _whole(source: Source) -> tuple[Source, Numbers | None]:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(?![A-Za-z])")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -39,10 +39,10 @@ def find(path: str | Path, where: str, split: str | None = None) -> Shards | Fol
     """Return the files that `path` means; `where` is the key or flag it came from.
 
     Raises:
-        Refused: nothing there, nothing of the kind, or several splits and none chosen.
+        UserError: nothing there, nothing of the kind, or several splits and none chosen.
     """
     if not str(path):
-        raise Refused(where, "no path given", _ACCEPTED)
+        raise UserError(where, "no path given", _ACCEPTED)
     try:
         given = Path(path).expanduser().absolute()
         if given.is_dir():
@@ -51,7 +51,7 @@ def find(path: str | Path, where: str, split: str | None = None) -> Shards | Fol
             return _tars([given], where)
         return _pattern(given, where)
     except OSError as error:
-        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
 
 
 def _pattern(given: Path, where: str) -> Shards:
@@ -61,14 +61,14 @@ def _pattern(given: Path, where: str) -> Shards:
         paths = [Path(name) for name in expand_braces(text)]
         missing = [p for p in paths if not p.is_file()]
         if missing:
-            raise Refused(where, f"{missing[0]} does not exist", f"{len(missing)} of {len(paths)} files are missing")
+            raise UserError(where, f"{missing[0]} does not exist", f"{len(missing)} of {len(paths)} files are missing")
         return _tars(paths, where)
     if any(sign in text for sign in "*?["):
         found = sorted(Path(given.anchor).glob(str(given.relative_to(given.anchor))))
         if not found:
-            raise Refused(where, f"{given} matches nothing", _ACCEPTED)
+            raise UserError(where, f"{given} matches nothing", _ACCEPTED)
         return _tars(found, where)
-    raise Refused(where, f"{given} does not exist", _ACCEPTED)
+    raise UserError(where, f"{given} does not exist", _ACCEPTED)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -94,14 +94,14 @@ def _in_folder(root: Path, where: str, split: str | None) -> Shards | Folder:
     with os.scandir(root) as listed:
         entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
     if not entries:
-        raise Refused(where, f"{root} is empty", _ACCEPTED)
+        raise UserError(where, f"{root} is empty", _ACCEPTED)
     folders = [entry.name for entry in entries if entry.is_dir()]
     tars = [entry.name for entry in entries if entry.name.endswith(".tar") and entry.is_file()]
     if {"images", "masks"} <= set(folders):
         return Folder(root / "images", root / "masks")
     split_folders = _split_folders(folders)
     if tars and split_folders:
-        raise Refused(
+        raise UserError(
             where, f"{root} holds both tar files and the folders {', '.join(split_folders)}", "give one of them"
         )
     if tars:
@@ -109,7 +109,7 @@ def _in_folder(root: Path, where: str, split: str | None) -> Shards | Folder:
     if split_folders:
         chosen = choose(root, split_folders, where, split, "")
         if len(chosen) > 1:
-            raise Refused(where, f"{root} holds {', '.join(chosen)}", f"give one, as {root / chosen[0]}")
+            raise UserError(where, f"{root} holds {', '.join(chosen)}", f"give one, as {root / chosen[0]}")
         return _in_folder(root / chosen[0], where, None)
     return Folder(root)
 
@@ -146,7 +146,7 @@ def parquet_files(folder: Path) -> list[str]:
 def _tars(paths: list[Path], where: str) -> Shards:
     other = next((p for p in paths if p.suffix != ".tar" and not _is_tar(p)), None)
     if other is not None:
-        raise Refused(where, f"{other} is not a tar archive", _ACCEPTED)
+        raise UserError(where, f"{other} is not a tar archive", _ACCEPTED)
     return Shards(Path(os.path.commonpath([p.parent for p in paths])), tuple(paths))
 
 
@@ -161,7 +161,7 @@ def choose(root: Path | str, names: list[str], where: str, split: str | None, su
     """Return the names of the split asked for; all of them where names speak of no split, or of one only.
 
     Raises:
-        Refused: several splits and none chosen, or not the one asked for; `suffix` ends the names that the line shows.
+        UserError: several splits and none chosen, or not the one asked for.
     """
     by_split: dict[str, list[str]] = {}
     for name in names:
@@ -171,10 +171,10 @@ def choose(root: Path | str, names: list[str], where: str, split: str | None, su
         return names
     if split is not None:
         if _split_of(split) not in present:
-            raise Refused(where, f"{root} holds no {split}, only {', '.join(present)}")
+            raise UserError(where, f"{root} holds no {split}, only {', '.join(present)}")
         return by_split[_split_of(split)]
     if len(present) > 1:
-        raise Refused(
+        raise UserError(
             where,
             f"{root} holds several splits: {', '.join(present)}",
             f"give one, as {root}/{present[0]}{'-' if suffix else ''}{suffix}",

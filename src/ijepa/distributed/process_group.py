@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 # From torch 2.14 on it has a public name, and the private one warns.
 _set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 _LAST_RESORT = timedelta(days=1)
-"""How long a collective may take once a `Watch` decides when a rank has waited for too long."""
+"""How long a collective may take once a `Watchdog` decides when a rank has waited for too long."""
 Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
 
 
@@ -74,7 +74,7 @@ class World:
         return values
 
     def watched(self) -> None:
-        """Let collectives take as long as they take; every rank calls it, once its `Watch` decides when to give up.
+        """Let collectives take as long as they take; every rank calls it, once its `Watchdog` decides when to give up.
 
         A limit of a collective cannot tell a rank that is stuck from one that measures or compiles. Files keep theirs.
         """
@@ -91,17 +91,17 @@ class World:
         """Return what agrees on stopping."""
         return StopFlag(self)
 
-    def must_agree(self, facts: dict[str, Any]) -> None:
+    def assert_same(self, facts: dict[str, Any]) -> None:
         """Refuse, with the same line on every rank, where a fact of one rank is not that of rank 0.
 
         Raises:
-            Refused: naming the first such fact, the rank and both values.
+            UserError: naming the first such fact, the rank and both values.
         """
         first, *others = self.gathered(facts)
         for rank, theirs in enumerate(others, 1):
             for key in sorted({*first, *theirs}):
                 if first.get(key) != theirs.get(key):
-                    raise Refused(
+                    raise UserError(
                         key,
                         f"is {theirs.get(key)} on rank {rank} and {first.get(key)} on rank 0",
                         "start every rank with the same recipe, flags and data",
@@ -141,31 +141,31 @@ def choose_strategy(recipe: Recipe) -> Strategy:
     """Resolve `parallel.strategy`, and refuse what does not fit the number of processes.
 
     Raises:
-        Refused: a strategy without torchrun, none with several processes, or a batch that does not divide.
+        UserError: a strategy without torchrun, none with several processes, or a batch that does not divide.
     """
     wanted, size = recipe.parallel.strategy, int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
     if wanted == "auto":
         wanted = "zero2" if size > 1 else "none"
     if wanted != "none" and not under_torchrun():
-        raise Refused(
+        raise UserError(
             f"parallel.strategy = {wanted}",
             "needs processes to share the work",
             "start with torchrun --nproc-per-node N -m ijepa ..., or add --parallel.strategy none",
         )
     if wanted == "none" and size > 1:
-        raise Refused(
+        raise UserError(
             "parallel.strategy = none", f"{size} processes would train the same", "add --parallel.strategy zero2"
         )
     if recipe.batch.total % size:
         fits = max(d for d in range(1, size + 1) if recipe.batch.total % d == 0)
-        raise Refused(
+        raise UserError(
             f"batch.global = {recipe.batch.total}",
             f"is not divisible by {size} processes",
             f"start {fits}, for example",
         )
     micro = recipe.batch.micro
     if micro != "auto" and recipe.batch.total // size % micro:
-        raise Refused(
+        raise UserError(
             f"batch.micro = {micro}",
             f"does not divide the {recipe.batch.total // size} images of each of {size} processes",
             "choose a divisor, or auto",
@@ -177,7 +177,7 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     """Join the other processes that torchrun has started; alone, return a world of one.
 
     Raises:
-        Refused: see `choose_strategy`; more processes than GPUs; or `facts`, what must be the same on every rank, are
+        UserError: see `choose_strategy`; more processes than GPUs; or `facts`, what must be the same on every rank, are
             not.
     """
     strategy = choose_strategy(recipe)
@@ -190,12 +190,12 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     if strategy == "hsdp":
         shard = local_size if recipe.parallel.shard == "auto" else recipe.parallel.shard
         if size % shard:
-            raise Refused(f"parallel.shard = {shard}", f"does not divide {size} processes", "choose a divisor")
+            raise UserError(f"parallel.shard = {shard}", f"does not divide {size} processes", "choose a divisor")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     patience = timedelta(seconds=recipe.parallel.timeout)
     if device == "cuda":
         if local_size > (there := torch.cuda.device_count()):
-            raise Refused(
+            raise UserError(
                 f"--nproc-per-node {local_size}",
                 f"this machine shows {there} GPU{'s' * (there > 1)}",
                 f"start {there}, and let every process see all of them",
@@ -206,7 +206,7 @@ def join(recipe: Recipe, facts: dict[str, Any]) -> World:
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=longer)
     host, files = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-    World(size=size, host=host).must_agree(facts)
+    World(size=size, host=host).assert_same(facts)
     if strategy == "ddp":
         return World(strategy, rank, size, local_rank, host=host, files=files, launcher=launcher)
     from torch.distributed.device_mesh import init_device_mesh
@@ -232,7 +232,7 @@ def summed(world: World, parts: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
-def by_first(world: World, act: Callable[[], T]) -> T:
+def run_on_rank0(world: World, act: Callable[[], T]) -> T:
     """Let rank 0 act, and all others wait for it; what it returns, all return, and what it raises, all raise."""
     if world.size == 1:
         return act()
@@ -248,7 +248,7 @@ def by_first(world: World, act: Callable[[], T]) -> T:
     return result
 
 
-def all_or_none(world: World, act: Callable[[], T]) -> T:
+def raise_on_any_rank(world: World, act: Callable[[], T]) -> T:
     """Let every rank act; what one of them raises, all raise, so that none waits for a rank that has given up."""
     if world.size == 1:
         return act()
@@ -278,6 +278,6 @@ def share_out(world: World, items: Sequence[Item], act: Callable[[Item], T]) -> 
             return list(pool.map(act, share))
 
     results: list[Any] = [None] * len(items)
-    for rank, part in enumerate(world.gathered(all_or_none(world, mine))):
+    for rank, part in enumerate(world.gathered(raise_on_any_rank(world, mine))):
         results[rank :: world.size] = part
     return results

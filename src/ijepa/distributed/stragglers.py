@@ -23,7 +23,7 @@ _READINGS = 3
 """Readings in a row after which that is worth a line."""
 
 
-class Pace:
+class StragglerDetector:
     """Times this rank and compares it with the others. In a world of one it does nothing."""
 
     def __init__(self, world: World, model: IJEPA, device: torch.device) -> None:

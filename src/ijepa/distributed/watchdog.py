@@ -8,11 +8,11 @@ and a stuck one as nothing at all.
 Measuring and compiling may take as long as they take (`_UNLIMITED`): while a rank does so and its process gives signs,
 no other rank's clock runs. A process that gives no sign for half of `parallel.timeout` is lost, whatever it did.
 
-A rank that has lost another says so and ends on the spot (`Watch.leave`): its device may wait in a collective that
+A rank that has lost another says so and ends on the spot (`Watchdog.leave`): its device may wait in a collective that
 never finishes, and whatever asked the device for more, unread metrics or a synchronisation, would wait with it.
 
 torchrun ends its ranks, but not when it is killed itself. A rank whose torchrun has ended stops after its step, with
-the state saved (`Watch.orphaned`), or on the spot if that takes longer than `parallel.timeout`.
+the state saved (`Watchdog.orphaned`), or on the spot if that takes longer than `parallel.timeout`.
 
 The store also makes one voice of many: a line that all ranks would say is said once.
 """
@@ -50,7 +50,7 @@ _launcher_lost = Event()
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """The last sign of one rank: its step (from 1), what it does, and a number that grows while it lives."""
 
     rank: int
@@ -59,7 +59,7 @@ class Sign:
     beat: int
 
 
-class Watch:
+class Watchdog:
     """Gives this rank's signs while it is open, and reads the others'.
 
     In a world of one it only notices the end of torchrun, if that started the process.
@@ -124,7 +124,7 @@ class Watch:
         What a collective has failed with is a line of its own after that. Nothing is closed or flushed; a resume cuts
         the run's files back to its checkpoint in any case.
         """
-        signs: list[tuple[Sign, bool]] = []
+        signs: list[tuple[Heartbeat, bool]] = []
         with suppress(Exception):
             signs = self._signs()
         cause = f"\n  {_cause(error)}" if error is not None else ""
@@ -198,7 +198,7 @@ class Watch:
         sign = {"step": self._step, "doing": self._state(), "beat": self._beat}
         self._store.set(_key(f"sign/{self.world.rank}"), json.dumps(sign))  # type: ignore[union-attr]
 
-    def _signs(self) -> list[tuple[Sign, bool]]:
+    def _signs(self) -> list[tuple[Heartbeat, bool]]:
         """Return every rank's last sign and whether it still gives any."""
         before = [self._read(rank) for rank in range(self.world.size)]
         for _ in range(3):  # this may be the thread that gives signs
@@ -209,20 +209,20 @@ class Watch:
             (now, now.beat > was.beat or now.rank == self.world.rank) for was, now in zip(before, after, strict=True)
         ]
 
-    def _read(self, rank: int) -> Sign:
+    def _read(self, rank: int) -> Heartbeat:
         key = _key(f"sign/{rank}")
         store: Any = self._store
         known = json.loads(store.get(key)) if store.check([key]) else {"step": 0, "doing": "starting", "beat": 0}
-        return Sign(rank, **known)
+        return Heartbeat(rank, **known)
 
-    def _explain(self, signs: list[tuple[Sign, bool]]) -> str:
+    def _explain(self, signs: list[tuple[Heartbeat, bool]]) -> str:
         who = blame(signs) if signs else "other ranks, of which the launcher's store knows nothing any more"
         saved = self._latest()
         resume = f"the same command resumes from {saved}" if saved else "there is no checkpoint yet"
         return f"step {self._step} waits for {who}; {resume}"
 
 
-def blame(signs: list[tuple[Sign, bool]]) -> str:
+def blame(signs: list[tuple[Heartbeat, bool]]) -> str:
     """Say which ranks are missing: those that are silent, else those that are behind."""
     silent = [sign for sign, alive in signs if not alive]
     if silent:

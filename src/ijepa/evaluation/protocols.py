@@ -18,15 +18,15 @@ from ijepa.evaluation.classification.optimizers import Name
 from ijepa.evaluation.features.precision import Autocast
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.video.protocol import PropagationProtocol
-from ijepa.utils.config import Section, Shares
-from ijepa.utils.errors import Refused, did_you_mean
+from ijepa.utils.config import BaseConfig, Shares
+from ijepa.utils.errors import UserError, did_you_mean
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ImageProtocol(Section):
+class ImageProtocol(BaseConfig):
     """Fields that all protocols of image classification share."""
 
     name: str
@@ -142,12 +142,12 @@ class LinearProtocol(ImageProtocol):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.standardise and not self.pools and set(self.norms) != {"none"}:
-            raise Refused("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
+            raise UserError("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
         if self.pools and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
-            raise Refused(f"head = {self.head}", "reads the last block by AdamW", "drop blocks, norms and optimizer")
+            raise UserError(f"head = {self.head}", "reads the last block by AdamW", "drop blocks, norms and optimizer")
         for name in ("clip", "final_weight_decay"):
             if not self.pools and getattr(self, name) is not None:
-                raise Refused(f"{name} = {getattr(self, name)}", "and head = linear, which has none", f"drop {name}")
+                raise UserError(f"{name} = {getattr(self, name)}", "and head = linear, which has none", f"drop {name}")
         return self
 
 
@@ -169,11 +169,11 @@ class KnnProtocol(ImageProtocol):
     @model_validator(mode="after")
     def _k_is_scored(self) -> Self:
         if self.k not in self.neighbours:
-            raise Refused(f"k = {self.k}", f"is not one of neighbours = {list(self.neighbours)}", "add it there")
+            raise UserError(f"k = {self.k}", f"is not one of neighbours = {list(self.neighbours)}", "add it there")
         return self
 
 
-KINDS: dict[str, type[Section]] = {
+KINDS: dict[str, type[BaseConfig]] = {
     "linear": LinearProtocol,
     "knn": KnnProtocol,
     "segmentation": SegmentationProtocol,
@@ -194,7 +194,7 @@ def load_protocol(kind: str, name_or_path: str | Path | None = None) -> Any:
     """Return a protocol of one kind: a preset by its name, a YAML file, or the kind's default if None.
 
     Raises:
-        Refused: no such preset or file, unknown keys, or values out of range.
+        UserError: no such preset or file, unknown keys, or values out of range.
     """
     chosen = str(name_or_path or DEFAULTS[kind])
     return KINDS[kind].read(_values(kind, chosen), chosen)
@@ -206,32 +206,32 @@ def _values(kind: str, chosen: str) -> dict[str, Any]:
     elif Path(chosen).suffix in (".yaml", ".yml"):
         file = Path(chosen)
     else:
-        raise Refused("--protocol", f"no {kind} protocol {chosen!r}", did_you_mean(chosen, presets(kind)))
+        raise UserError("--protocol", f"no {kind} protocol {chosen!r}", did_you_mean(chosen, presets(kind)))
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refused(chosen, f"cannot be read: {error.strerror}") from None
+        raise UserError(chosen, f"cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(chosen, f"is no YAML: {error}") from None
+        raise UserError(chosen, f"is no YAML: {error}") from None
     if not isinstance(values, dict):
-        raise Refused(chosen, "holds no keys and values", "see the presets in evaluation/protocols")
+        raise UserError(chosen, "holds no keys and values", "see the presets in evaluation/protocols")
     base = values.pop("base", None)
     if base is not None:
         values = _over(kind, chosen, base, values)
     name = values.get("name")
     if isinstance(name, str) and chosen not in presets(kind):
-        where, mend = f"{chosen}: name = {name!r}", "give it another: results are filed and compared by name"
+        where, hint = f"{chosen}: name = {name!r}", "give it another: results are filed and compared by name"
         if name in presets(kind):
-            raise Refused(where, f"is the name of a {kind} preset", mend)
+            raise UserError(where, f"is the name of a {kind} preset", hint)
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise Refused(where, "cannot be part of a file's name", mend)
+            raise UserError(where, "cannot be part of a file's name", hint)
     return values
 
 
 def _over(kind: str, chosen: str, base: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Return a file's values over those of the preset `base`, section by section, under a name of their own."""
     if base not in presets(kind):
-        raise Refused(
+        raise UserError(
             f"{chosen}: base = {base!r}", f"no {kind} protocol of that name", did_you_mean(str(base), presets(kind))
         )
     below = _values(kind, base)

@@ -32,7 +32,7 @@ from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.utils.environment import machine
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json
 
 _RUNNERS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -85,8 +85,8 @@ def evaluate(
         The result and its file.
 
     Raises:
-        Refused: one line, before anything is written.
-        Failed: an image cannot be decoded, features are not finite, or the result cannot be saved.
+        UserError: one line, before anything is written.
+        RunError: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     sets = _Sets(train, test, train_list, test_list, devkit)
     with joined() as ranks:
@@ -96,7 +96,7 @@ def evaluate(
         if getattr(task.protocol, "level", None) == 0:  # looks at one set alone
             sets = replace(sets, train=None, train_list=None)
         elif train is None:
-            raise Refused("--train", f"is missing, and protocol {task.protocol.name} reads it", "give it")
+            raise UserError("--train", f"is missing, and protocol {task.protocol.name} reads it", "give it")
         source, scored = sets.open(labelled=kind != "segmentation")
         if source is not None:
             refuse_overlap(source, scored)
@@ -242,7 +242,7 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
         file = file_for(task.folder, stem, result)
         write_json(file, result)
     except OSError as error:
-        raise Failed(f"{file}: the result cannot be saved: {error.strerror}") from error
+        raise RunError(f"{file}: the result cannot be saved: {error.strerror}") from error
     return result, file
 
 
@@ -254,9 +254,9 @@ def _keep_head(file: Path, train: Source, ranks: Ranks, weight: Tensor, bias: Te
 
 def _check_file(file: Path) -> None:
     if file.exists():
-        raise Refused(f"--save-head {file}", "exists already", "give another file")
+        raise UserError(f"--save-head {file}", "exists already", "give another file")
     if not file.absolute().parent.is_dir():
-        raise Refused(f"--save-head {file}", f"{file.absolute().parent} is no folder")
+        raise UserError(f"--save-head {file}", f"{file.absolute().parent} is no folder")
 
 
 def _check_folder(folder: Path) -> None:
@@ -264,9 +264,9 @@ def _check_folder(folder: Path) -> None:
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise Refused("--output", f"{there} is no folder")
+        raise UserError("--output", f"{there} is no folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Refused("--output", f"{there} cannot be written")
+        raise UserError("--output", f"{there} cannot be written")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def whole(values: dict[str, Any], key: str, default: int | None, where: Path) -> int | None:
     """Return a number that counts something; `default` where the file does not say.
 
     Raises:
-        Refused: it is nothing of the kind.
+        UserError: it is nothing of the kind.
     """
     value = values.get(key, default)
     if value is default:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise Refused(where, f"{key} = {value!r}", "a whole number above 0 was expected")
+        raise UserError(where, f"{key} = {value!r}", "a whole number above 0 was expected")
     return value
 
 
@@ -24,14 +24,14 @@ def size(values: dict[str, Any], key: str, default: int | None, where: Path) -> 
     """Return height and width in pixels, of one number or two; `default` where the file does not say.
 
     Raises:
-        Refused: it is nothing of the kind.
+        UserError: it is nothing of the kind.
     """
     value = values.get(key, default)
     if value is None:
         return None
     sides = value if isinstance(value, list | tuple) else [value, value]
     if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides):
-        raise Refused(where, f"{key} = {value!r}", "one number of pixels, or height and width, was expected")
+        raise UserError(where, f"{key} = {value!r}", "one number of pixels, or height and width, was expected")
     return int(sides[0]), int(sides[1])
 
 
@@ -39,11 +39,11 @@ def table(values: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
     """Return a group of values; an empty one where the file has none.
 
     Raises:
-        Refused: it is nothing of the kind.
+        UserError: it is nothing of the kind.
     """
     value = values.get(key)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise Refused(where, f"{key} = {value!r}", "an object was expected")
+        raise UserError(where, f"{key} = {value!r}", "an object was expected")
     return value

@@ -19,7 +19,7 @@ from ijepa.interop.onnx import data_of, write_onnx, write_program
 from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, Positions
 from ijepa.interop.tensors import SHARD, Lazy, write_tensors
 from ijepa.interop.weights import Weights, Which, resolve_weights
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json, write_text
 
 Format = Literal["transformers", "timm", "official", "safetensors", "onnx", "program"]
@@ -47,15 +47,15 @@ def export_weights(
         heads: attention heads of tensors that do not say how many they have.
 
     Raises:
-        Refused: `out` exists, or a head that does not fit.
-        Failed: the disk refuses.
+        UserError: `out` exists, or a head that does not fit.
+        RunError: the disk refuses.
     """
     found = resolve_weights(weights, heads=heads)
     model, part = found.recipe.model, f"{which}_encoder"
     tensors = {**_positions(model), **found.tensors(part)}
     kept = Head.read(head).checked(model) if head else None
     if kept and form not in ("transformers", "timm"):
-        raise Refused("--head", f"has no place in {form}", "use transformers or timm")
+        raise UserError("--head", f"has no place in {form}", "use transformers or timm")
     about = {"encoder": which, "source": found.label}
     with written(out, *([data_of(out)] if form == "onnx" else [])) as beside:
         if form == "official":
@@ -80,8 +80,8 @@ def import_weights(source: str | Path, out: Path, *, heads: int | None = None) -
     """Write anything that holds an encoder as a weights folder of ours: a recipe, and every part that is there.
 
     Raises:
-        Refused: `out` exists, or `source` is nothing of the kind.
-        Failed: the disk refuses.
+        UserError: `out` exists, or `source` is nothing of the kind.
+        RunError: the disk refuses.
     """
     found = resolve_weights(source, heads=heads)
     parts = {part: found.tensors(part) for part in found.parts}
@@ -104,15 +104,15 @@ def written(out: Path, *more: Path) -> Iterator[Path]:
         more: files that may be written beside it.
 
     Raises:
-        Refused: one of them exists, or their folder does not.
-        Failed: the disk refuses.
+        UserError: one of them exists, or their folder does not.
+        RunError: the disk refuses.
     """
     out = out.absolute()
     for place in (out, *more):
         if place.exists():
-            raise Refused(place, "exists already", "give another place")
+            raise UserError(place, "exists already", "give another place")
     if not out.parent.is_dir():
-        raise Refused(out, f"{out.parent} is no folder")
+        raise UserError(out, f"{out.parent} is no folder")
     beside = out.with_name(f".{os.getpid()}.{out.name}")
     moved: list[Path] = []
     try:
@@ -123,7 +123,7 @@ def written(out: Path, *more: Path) -> Iterator[Path]:
     except OSError as error:
         for place in moved:
             place.unlink(missing_ok=True)
-        raise Failed(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise RunError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ijepa.config.recipe import Model
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_bytes
 
 
@@ -29,21 +29,21 @@ class Head:
         """Write a safetensors file with the names in its metadata; it is complete or absent.
 
         Raises:
-            Failed: the disk refuses.
+            RunError: the disk refuses.
         """
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
         data = save(tensors, {"format": "pt", "classes": json.dumps(self.classes)})
         try:
             write_bytes(file, data)
         except OSError as error:
-            raise Failed(f"{file}: the head cannot be saved: {error.strerror}") from error
+            raise RunError(f"{file}: the head cannot be saved: {error.strerror}") from error
 
     @classmethod
     def read(cls, file: Path) -> "Head":
         """Read what `write` wrote.
 
         Raises:
-            Refused: the file is nothing of the kind.
+            UserError: the file is nothing of the kind.
         """
         try:
             with safe_open(file, framework="pt") as content:
@@ -56,7 +56,7 @@ class Head:
                 raise ValueError(f"{shapes} do not fit one another")
             return cls(weight, bias, tuple(map(str, names)))
         except (OSError, SafetensorError, ValueError) as error:
-            raise Refused(
+            raise UserError(
                 f"--head {file}", f"is no head ({error})", "`ijepa evaluate linear --save-head` writes one"
             ) from None
 
@@ -64,8 +64,8 @@ class Head:
         """Return this head, if it fits an encoder of this shape.
 
         Raises:
-            Refused: it does not.
+            UserError: it does not.
         """
         if self.weight.shape[1] != model.encoder.width:
-            raise Refused("--head", f"reads {self.weight.shape[1]} channels, the encoder has {model.encoder.width}")
+            raise UserError("--head", f"reads {self.weight.shape[1]} channels, the encoder has {model.encoder.width}")
         return self

@@ -10,7 +10,7 @@ import re
 from ijepa.config.recipe import Model
 from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, TOLERANCE, Positions, read_positions
 from ijepa.interop.tensors import Tensors
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Attention heads by width: ViT-Ti, S, B, L, H, g and G of the original, timm and transformers."""
@@ -31,16 +31,16 @@ def encoder_shape(
         image_size: native height and width in pixels, where they are known.
 
     Raises:
-        Refused: tensors that are no such encoder's, positions other than sin-cos ones, heads that cannot be guessed.
+        UserError: tensors that are no such encoder's, positions other than sin-cos ones, heads that cannot be guessed.
     """
     kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)
     if kernel[1] != 3 or kernel[2] != kernel[3] or 0 in kernel:
-        raise Refused(where, f"patch_embed.proj.weight has shape {kernel}", "3 channels and square patches are read")
+        raise UserError(where, f"patch_embed.proj.weight has shape {kernel}", "3 channels and square patches are read")
     width, patch = kernel[0], kernel[2]
     if width % 4:
-        raise Refused(where, f"is {width} wide, not a multiple of 4", "sin-cos positions need one")
+        raise UserError(where, f"is {width} wide, not a multiple of 4", "sin-cos positions need one")
     if "cls_token" in tensors:
-        raise Refused(where, "has a class token", "I-JEPA's encoders have none: is it a model of another method?")
+        raise UserError(where, "has a class token", "I-JEPA's encoders have none: is it a model of another method?")
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     positions = read_positions(tensors, width, where, grid=grid)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]
@@ -71,17 +71,17 @@ def with_predictor(model: Model, tensors: Tensors, where: object) -> Model:
     """Return `model` with the predictor that fits a predictor's tensors; it has the encoder's heads, as originally.
 
     Raises:
-        Refused: tensors that are no predictor's of this encoder, or positions other than its grid's sin-cos ones.
+        UserError: tensors that are no predictor's of this encoder, or positions other than its grid's sin-cos ones.
     """
     width, outer = _shape(tensors, "predictor_embed.weight", 2, where)
     if outer != model.encoder.width:
-        raise Refused(where, f"the predictor reads {outer} channels, the encoder has {model.encoder.width}")
+        raise UserError(where, f"the predictor reads {outer} channels, the encoder has {model.encoder.width}")
     heads = model.encoder.heads
     if width % heads or width % 4:
-        raise Refused(where, f"{heads} heads, or sin-cos positions, do not divide the predictor's {width} channels")
+        raise UserError(where, f"{heads} heads, or sin-cos positions, do not divide the predictor's {width} channels")
     positions = read_positions(tensors, width, where, name=PREDICTOR_POSITIONS, grid=model.grid)
     if PREDICTOR_POSITIONS in tensors and positions.native != model.position_grid:
-        raise Refused(where, f"{PREDICTOR_POSITIONS} is of another grid than pos_embed", "they must agree")
+        raise UserError(where, f"{PREDICTOR_POSITIONS} is of another grid than pos_embed", "they must agree")
     predictor = {
         "width": width,
         "depth": _depth(tensors, r"predictor_blocks\.(\d+)\.", where),
@@ -96,13 +96,13 @@ def check_positions(model: Model, tensors: Tensors, where: object) -> list[str]:
     """Compare a second encoder's table of positions with the model's; return what the user should know about it.
 
     Raises:
-        Refused: the table is another one.
+        UserError: the table is another one.
     """
     found = read_positions(tensors, model.encoder.width, where, grid=model.grid)
     if POSITIONS in tensors:
         scale = model.encoder.position_scale
         if found.native != model.position_grid or abs(found.scale - scale) > TOLERANCE * scale:
-            raise Refused(where, "the two encoders have different positions", "they must agree")
+            raise UserError(where, "the two encoders have different positions", "they must agree")
     return _drift(found, where)
 
 
@@ -119,13 +119,13 @@ def _guessed(width: int, where: object) -> int:
     for each in _HEAD_WIDTHS:
         if width % each == 0:
             return width // each
-    raise Refused(where, f"does not say how many attention heads {width} channels have", "add --heads N")
+    raise UserError(where, f"does not say how many attention heads {width} channels have", "add --heads N")
 
 
 def _heads(width: int, given: int | None, where: object) -> int:
     heads = given or HEADS[width]
     if heads < 0 or width % heads:
-        raise Refused(where, f"{heads} attention heads do not divide the width {width}", "give the right number")
+        raise UserError(where, f"{heads} attention heads do not divide the width {width}", "give the right number")
     return heads
 
 
@@ -133,14 +133,14 @@ def _depth(tensors: Tensors, pattern: str, where: object) -> int:
     numbers = {int(found[1]) for name in tensors if (found := re.match(pattern, name))}
     if not numbers or numbers != set(range(len(numbers))):
         lost = next((n for n in range(len(numbers) + 1) if n not in numbers), 0)
-        raise Refused(where, f"block {lost} is missing", "the file is of another model, or not whole")
+        raise UserError(where, f"block {lost} is missing", "the file is of another model, or not whole")
     return len(numbers)
 
 
 def _shape(tensors: Tensors, name: str, dimensions: int, where: object) -> tuple[int, ...]:
     if name not in tensors:
-        raise Refused(where, f"{name} is missing", "the file is of another model, or not whole")
+        raise UserError(where, f"{name} is missing", "the file is of another model, or not whole")
     shape = tensors[name].shape
     if len(shape) != dimensions:
-        raise Refused(where, f"{name} has shape {shape}", f"{dimensions} dimensions were expected")
+        raise UserError(where, f"{name} has shape {shape}", f"{dimensions} dimensions were expected")
     return shape

@@ -14,8 +14,8 @@ from ijepa.config.recipe import Recipe
 from ijepa.interop.infer_config import HEADS
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import resolve_weights
-from ijepa.utils.config import Section
-from ijepa.utils.errors import Refused
+from ijepa.utils.config import BaseConfig
+from ijepa.utils.errors import UserError
 
 _PARTS = ("predictor", "context_encoder", "target_encoder")
 _MATTER = ("width", "depth", "heads", "mlp_ratio", "position_scale")
@@ -40,7 +40,7 @@ def beginning(recipe: Recipe) -> Beginning | None:
     """Return what a recipe begins with, None where it draws all its weights.
 
     Raises:
-        Refused: weights that are not there, lack a part, or are of another shape than the recipe's model.
+        UserError: weights that are not there, lack a part, or are of another shape than the recipe's model.
     """
     if recipe.init.source is None:
         return None
@@ -56,7 +56,7 @@ def beginning(recipe: Recipe) -> Beginning | None:
         given = {"context_encoder": target, "target_encoder": target}
     else:
         if lost := [part for part in _PARTS if part not in found.parts]:
-            raise Refused(
+            raise UserError(
                 f"init.from = {recipe.init.source}",
                 f"has no {lost[0].replace('_', ' ')}, which init.parts = all would take",
                 "add --init.parts encoder",
@@ -69,7 +69,7 @@ def beginning(recipe: Recipe) -> Beginning | None:
     return Beginning(found.label, recipe, {name: tensor.make for name, tensor in named.items()})
 
 
-def _compare(recipe: Recipe, section: str, ours: Section, theirs: Section) -> None:
+def _compare(recipe: Recipe, section: str, ours: BaseConfig, theirs: BaseConfig) -> None:
     for key in _MATTER:
         mine, other = getattr(ours, key), getattr(theirs, key)
         if abs(mine - other) > 1e-6 * abs(other):
@@ -77,6 +77,6 @@ def _compare(recipe: Recipe, section: str, ours: Section, theirs: Section) -> No
 
 
 def _refuse(recipe: Recipe, key: str, theirs: object, ours: object) -> None:
-    raise Refused(
+    raise UserError(
         f"init.from = {recipe.init.source}", f"has {key} = {theirs}, the recipe {ours}", f"add --{key} {theirs}"
     )

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ijepa.interop.tensors import DTYPES, Lazy, Tensors
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
 """What the original calls a part, and what we call it."""
@@ -36,17 +36,17 @@ def read_official(path: Path) -> dict[str, dict[str, Lazy]]:
     A file that is one model's state alone (keys such as `blocks.0.norm1.weight`) counts as a target encoder.
 
     Raises:
-        Refused: a file with code in it, cut short, or of another layout.
+        UserError: a file with code in it, cut short, or of another layout.
     """
     content = _load(path)
     if not isinstance(content, Mapping):
-        raise Refused(path, f"holds a {type(content).__name__}, not a dictionary of models")
+        raise UserError(path, f"holds a {type(content).__name__}, not a dictionary of models")
     parts = {ours: content[theirs] for theirs, ours in PARTS.items() if isinstance(content.get(theirs), Mapping)}
     if not parts and any("blocks.0." in str(name) for name in content):
         parts = {"target_encoder": content}
     if not {"context_encoder", "target_encoder"} & set(parts):
         keys = ", ".join(map(str, list(content)[:5]))
-        raise Refused(path, f"holds no encoder, but {keys}", "is it a checkpoint of I-JEPA?")
+        raise UserError(path, f"holds no encoder, but {keys}", "is it a checkpoint of I-JEPA?")
     return {part: _tensors(path, part, state) for part, state in parts.items()}
 
 
@@ -61,24 +61,24 @@ def write_official(path: Path, parts: Mapping[str, Tensors], **more: Any) -> Non
 
 
 def _load(path: Path) -> Any:
-    mend = "fetch the file again, from where you trust it"
+    hint = "fetch the file again, from where you trust it"
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
             warnings.simplefilter("ignore")  # of a pickle's protocol, before what is wrong with it
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             except RuntimeError as error:
-                raise Refused(path, f"cannot be read: {_line(error)}", mend) from None
+                raise UserError(path, f"cannot be read: {_line(error)}", hint) from None
     except pickle.UnpicklingError as error:
         if named := _OBJECT.search(str(error)):
-            raise Refused(
+            raise UserError(
                 path,
                 f"holds code or objects ({named[1]}), not only tensors and numbers",
                 "if you trust it, save the models' state dicts alone",
             ) from None
-        raise Refused(path, "is no whole file that torch.save wrote", mend) from None
+        raise UserError(path, "is no whole file that torch.save wrote", hint) from None
     except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise Refused(path, f"cannot be read: {_line(error)}", mend) from None
+        raise UserError(path, f"cannot be read: {_line(error)}", hint) from None
 
 
 _OBJECT = re.compile(r"(?:GLOBAL|global|class)\s+`?([A-Za-z_][\w.]*)")
@@ -95,7 +95,7 @@ def _tensors(path: Path, part: str, state: Mapping[Any, Any]) -> dict[str, Lazy]
     found = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in DTYPES:
-            raise Refused(path, f"{name} of {part} is no tensor of floating-point numbers of 16 bits or more")
+            raise UserError(path, f"{name} of {part} is no tensor of floating-point numbers of 16 bits or more")
         found[str(name).removeprefix("module.")] = Lazy.of(value)
     return found
 

@@ -12,7 +12,7 @@ import torch
 
 from ijepa.interop.dense import DenseEncoder
 from ijepa.model.encoder import Encoder
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 OPSET = 23
@@ -37,13 +37,13 @@ def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
     The graph names that file, so `file` must have its final name.
 
     Raises:
-        Refused: without the extra `onnx`.
+        UserError: without the extra `onnx`.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise Refused("--format onnx", f"needs {error.name}", "pip install 'ijepa-pretrain[onnx]'") from None
+        raise UserError("--format onnx", f"needs {error.name}", "pip install 'ijepa-pretrain[onnx]'") from None
     size = sum(value.numel() * value.element_size() for value in encoder.vit.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own internals

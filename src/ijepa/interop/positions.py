@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ijepa.interop.tensors import Lazy, Tensors
 from ijepa.model.vision_transformer import sincos_positions
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 POSITIONS, PREDICTOR_POSITIONS = "pos_embed", "predictor_pos_embed"
 
@@ -56,25 +56,25 @@ def read_positions(
         grid: rows and columns, where they are known.
 
     Raises:
-        Refused: no table and no grid, or a table that is not one of sin-cos positions.
+        UserError: no table and no grid, or a table that is not one of sin-cos positions.
     """
     if name not in tensors:
         if grid is None:
-            raise Refused(where, f"{name} is missing", "the file is of another model, or not whole")
+            raise UserError(where, f"{name} is missing", "the file is of another model, or not whole")
         return Positions(grid)
     shape = tensors[name].shape
     count = shape[-2] if len(shape) in (2, 3) and shape[-1] == width and shape[:-2] in ((), (1,)) else 0
     if not count:
-        raise Refused(where, f"{name} has shape {shape}", f"(1, patches, {width}) was expected")
+        raise UserError(where, f"{name} has shape {shape}", f"(1, patches, {width}) was expected")
     if grid is not None and count != grid[0] * grid[1]:
-        raise Refused(where, f"{name} has {count} positions", f"a grid of {grid[0]} x {grid[1]} was expected")
+        raise UserError(where, f"{name} has {count} positions", f"a grid of {grid[0]} x {grid[1]} was expected")
     table = tensors[name].make().double().reshape(count, width)
     rounding = max(_ROUNDING, torch.finfo(tensors[name].dtype).eps)
     for candidate in [grid] if grid is not None else _grids(count):
         if (found := _fit(table, candidate, rounding)) is not None:
             return found
     told = f"of {grid[0]} x {grid[1]} patches" if grid else f"of {count} patches"
-    raise Refused(where, f"{name} is not the sin-cos table {told}", "learned ones are not read")
+    raise UserError(where, f"{name} is not the sin-cos table {told}", "learned ones are not read")
 
 
 def without_positions(tensors: Tensors) -> dict[str, Lazy]:

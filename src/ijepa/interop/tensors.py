@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ijepa.utils.alignment import ALIGNMENT
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
 
 SHARD = 5 * 10**9
@@ -60,22 +60,22 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
     """Open a safetensors file, or the shards of an index file; values are read when they are asked for.
 
     Raises:
-        Refused: a file that is missing, cut short, or no safetensors file.
+        UserError: a file that is missing, cut short, or no safetensors file.
     """
     if path.name.endswith(".index.json"):
         found: dict[str, Lazy] = {}
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict):
-            raise Refused(path, "has no weight_map", "is it an index of safetensors files?")
+            raise UserError(path, "has no weight_map", "is it an index of safetensors files?")
         for name in sorted(set(map(str, listed.values()))):
             if Path(name).name != name:
-                raise Refused(path, f"names {name}, which lies elsewhere", "an index names files beside it")
+                raise UserError(path, f"names {name}, which lies elsewhere", "an index names files beside it")
             if not name.endswith(".safetensors"):  # an index, itself even
-                raise Refused(path, f"names {name}, which is no .safetensors", "is it an index of safetensors files?")
+                raise UserError(path, f"names {name}, which is no .safetensors", "is it an index of safetensors files?")
             found |= open_tensors(path.with_name(name))
         lost = sorted(set(listed) - set(found))
         if lost:
-            raise Refused(path, f"{lost[0]} is in none of its files", "the set is not whole; fetch it again")
+            raise UserError(path, f"{lost[0]} is in none of its files", "the set is not whole; fetch it again")
         return found
     try:
         content = safe_open(path, framework="pt")
@@ -84,26 +84,26 @@ def open_tensors(path: Path) -> dict[str, Lazy]:
         found = {}
         for key, entry in entries.items():
             if entry.get_dtype() not in kinds:
-                raise Refused(path, f"{key} is of type {entry.get_dtype()}", "weights are floating-point numbers")
+                raise UserError(path, f"{key} is of type {entry.get_dtype()}", "weights are floating-point numbers")
             shape = tuple(entry.get_shape())
             found[key] = Lazy(shape, lambda key=key: content.get_tensor(key), kinds[entry.get_dtype()])  # type: ignore[misc]
         return found
     except FileNotFoundError:
-        raise Refused(path, "does not exist", "fetch the whole folder again") from None
+        raise UserError(path, "does not exist", "fetch the whole folder again") from None
     except (SafetensorError, OSError) as error:
-        raise Refused(path, f"not a whole safetensors file ({error})", "fetch it again") from None
+        raise UserError(path, f"not a whole safetensors file ({error})", "fetch it again") from None
 
 
 def metadata(file: Path) -> dict[str, str]:
     """Return what a safetensors file says of itself beside its tensors.
 
     Raises:
-        Refused: a file that is no whole safetensors file.
+        UserError: a file that is no whole safetensors file.
     """
     try:
         return safe_open(file, framework="pt").metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Refused(file, f"not a whole safetensors file ({error})", "fetch it again") from None
+        raise UserError(file, f"not a whole safetensors file ({error})", "fetch it again") from None
 
 
 def write_tensors(

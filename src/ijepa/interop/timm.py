@@ -12,7 +12,7 @@ from ijepa.interop.config_json import size, table, whole
 from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, open_tensors
 from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _ARCHITECTURE = "vit_base_patch16_gap_224"
 """timm's entry for a ViT that averages patches; every size is given beside it."""
@@ -70,16 +70,16 @@ def read_timm(
         heads: attention heads, where the configuration does not say.
 
     Raises:
-        Refused: another kind of model.
+        UserError: another kind of model.
     """
     where, file = folder / "config.json", folder / "model.safetensors"
     arguments = table(values, "model_args", where)
     if arguments.get("class_token", "_gap_" not in str(values.get("architecture"))):
-        raise Refused(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
+        raise UserError(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
     for key, ours in _FUNCTION.items():
         value = arguments.get(key)
         if value and str(value).replace("_", "").lower() != ours:
-            raise Refused(where, f"{key} = {value}", f"only encoders with {ours} are read")
+            raise UserError(where, f"{key} = {value}", f"only encoders with {ours} are read")
     tensors = {
         name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
     }

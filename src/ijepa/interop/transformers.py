@@ -17,7 +17,7 @@ from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, Tensors, open_tensors
 from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 from ijepa.model.vision_transformer import NORM_EPS
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _OUTER = {
     "pos_embed": "embeddings.position_embeddings",
@@ -62,7 +62,7 @@ def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
     """Return transformers' tensors under our names; a classifier is left out.
 
     Raises:
-        Refused: a name that is none of I-JEPA's, or a third of a qkv that is missing or of another shape.
+        UserError: a name that is none of I-JEPA's, or a third of a qkv that is missing or of another shape.
     """
     outer = {theirs: ours for ours, theirs in _OUTER.items()}
     inner = {theirs: ours for ours, theirs in _INNER.items()}
@@ -78,13 +78,13 @@ def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
         elif layer and layer[2] in _THIRDS:
             thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{layer[3]}", {})[_THIRDS[layer[2]]] = tensor
         elif not name.startswith(("classifier.", "pooler.")):
-            raise Refused(where, f"{key} is unknown", "is it transformers' I-JEPA?")
+            raise UserError(where, f"{key} is unknown", "is it transformers' I-JEPA?")
     for name, parts in thirds.items():
         for part in _QKV:
             if part not in parts:
-                raise Refused(where, f"{part} of {name} is missing", "the file is not whole")
+                raise UserError(where, f"{part} of {name} is missing", "the file is not whole")
         if len({tensor.shape for tensor in parts.values()}) > 1 or not parts["query"].shape:
-            raise Refused(where, f"query, key and value of {name} differ in shape", "the file is of another model")
+            raise UserError(where, f"query, key and value of {name} differ in shape", "the file is of another model")
         found[name] = _joined([parts[part] for part in _QKV])
     return found
 
@@ -138,20 +138,20 @@ def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict
     """Return shape, tensors under our names, and notes of a folder whose `config.json` holds `values`.
 
     Raises:
-        Refused: another kind of model, or a config that says other than its tensors.
+        UserError: another kind of model, or a config that says other than its tensors.
     """
     where = folder / "config.json"
     if values.get("model_type") != "ijepa":
-        raise Refused(where, f"model_type is {values.get('model_type')}", "only I-JEPA models are read")
+        raise UserError(where, f"model_type is {values.get('model_type')}", "only I-JEPA models are read")
     for key, (ours, theirs) in _FUNCTION.items():
         if values.get(key, theirs) != ours:
-            raise Refused(where, f"{key} = {values.get(key, theirs)}", f"only encoders with {ours} are read")
+            raise UserError(where, f"{key} = {values.get(key, theirs)}", f"only encoders with {ours} are read")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     tensors = to_ours(open_tensors(index if index.is_file() else single), single)
     heads, image_size = whole(values, "num_attention_heads", 12, where), size(values, "image_size", 224, where)
     shape, notes = encoder_shape(tensors, single, heads=heads, image_size=image_size)
     if values.get("hidden_size", shape.encoder.width) != shape.encoder.width:
-        raise Refused(where, f"hidden_size is {values['hidden_size']}, the tensors' width {shape.encoder.width}")
+        raise UserError(where, f"hidden_size is {values['hidden_size']}, the tensors' width {shape.encoder.width}")
     return shape, tensors, notes
 
 

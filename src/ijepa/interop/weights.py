@@ -34,7 +34,7 @@ from ijepa.interop.transformers import read_transformers
 from ijepa.model.encoder import Encoder
 from ijepa.model.ijepa import IJEPA, build_encoder
 from ijepa.utils.alignment import aligned
-from ijepa.utils.errors import Notice, Refused, did_you_mean
+from ijepa.utils.errors import Notice, UserError, did_you_mean
 from ijepa.utils.files import read_json
 
 Which = Literal["target", "context"]
@@ -72,7 +72,7 @@ class Weights:
         """Return the tensors of a part under our names, in float32; values are read when they are asked for.
 
         Raises:
-            Refused: the part is not there, its file does not match its checksum, or its tensors are not those of the
+            UserError: the part is not there, its file does not match its checksum, or its tensors are not those of the
                 recipe's model.
         """
         with torch.device("meta"):
@@ -81,8 +81,8 @@ class Weights:
         where = self.folder
         if part not in self.parts:
             there = " and ".join(name.replace("_", " ") for name in self.parts)
-            mend = "; add --which context" if part == "target_encoder" and "context_encoder" in self.parts else ""
-            raise Refused(where, f"holds no {part.replace('_', ' ')}", f"it holds {there}{mend}")
+            hint = "; add --which context" if part == "target_encoder" and "context_encoder" in self.parts else ""
+            raise UserError(where, f"holds no {part.replace('_', ' ')}", f"it holds {there}{hint}")
         if self.foreign is None:
             verify_part(self.folder, part, self.verified)
         if self.foreign is not None:
@@ -100,7 +100,7 @@ class Weights:
         """Return an encoder that is there; weights that are aligned in their file stay mapped from it.
 
         Raises:
-            Refused: it is not there, or its tensors are not those of the recipe's model.
+            UserError: it is not there, or its tensors are not those of the recipe's model.
         """
         tensors = self.tensors(f"{which}_encoder")
         with torch.device("meta"):  # no memory for weights that the file's take the place of
@@ -116,7 +116,7 @@ def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights
     What was guessed or replaced is a `Notice`.
 
     Raises:
-        Refused: where it is nothing of the kind.
+        UserError: where it is nothing of the kind.
     """
     found = _resolve(weights, heads)
     for note in found.notes:
@@ -130,13 +130,13 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
         if str(weights) in shipped_weights():
             path = shipped_folder(str(weights))
             return Weights(path, Recipe.load(path / "recipe.yaml"), f"{weights} (comes with the package)")
-        raise Refused(weights, "no such run, checkpoint or weights", did_you_mean(str(weights), shipped_weights()))
+        raise UserError(weights, "no such run, checkpoint or weights", did_you_mean(str(weights), shipped_weights()))
     if path.is_file():
         return _from_file(path, heads)
     if (path / "checkpoints").is_dir() or ((path / "run.json").is_file() and not _has_weights(path)):
         saved = list_checkpoints(Run(path).checkpoints)
         if not saved:
-            raise Refused(path, "the run has no checkpoint yet", "wait for one, or train on")
+            raise UserError(path, "the run has no checkpoint yet", "wait for one, or train on")
         return Weights(saved[-1], Run(path).recipe(), f"{path.name} ({saved[-1].name})", path)
     for recipe_file in (path / "recipe.yaml", path.parent.parent / "recipe.yaml"):
         if recipe_file.is_file() and _has_weights(path):
@@ -144,7 +144,7 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
             return Weights(path, Recipe.load(recipe_file), path.name, run)
     if (path / "config.json").is_file():
         return _from_config(path, heads)
-    raise Refused(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
+    raise UserError(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
 
 
 def _has_weights(path: Path) -> bool:
@@ -158,7 +158,7 @@ def _from_file(path: Path, heads: int | None) -> Weights:
     elif is_official(path):
         parts = read_official(path)
     else:
-        raise Refused(path, "is no file of weights", "give a run, a folder of weights, .safetensors or .pth.tar")
+        raise UserError(path, "is no file of weights", "give a run, a folder of weights, .safetensors or .pth.tar")
     # The context encoder's positions come first: no moving average has rounded them.
     first, *others = (parts[part] for part in ("context_encoder", "target_encoder") if part in parts)
     model, notes = encoder_shape(first, path, heads=heads)
@@ -194,7 +194,7 @@ def _recipe(path: Path, model: Model) -> Recipe:
     }
     try:
         return Recipe.read(values, str(path))
-    except Refused:  # a grid too small for the paper's masks; whoever pretrains on sets them anew
+    except UserError:  # a grid too small for the paper's masks; whoever pretrains on sets them anew
         return Recipe.read({**values, "mask": {"min_context": 1}}, str(path))
 
 
@@ -225,6 +225,6 @@ def load_encoder(weights: str | Path, which: Which = "target", *, heads: int | N
         A frozen module (B, 3, H, W) -> (B, N, D), with `.embed_dim`, `.patch_size` and `.grid`.
 
     Raises:
-        Refused: one line that names the file and what is wrong with it.
+        UserError: one line that names the file and what is wrong with it.
     """
     return resolve_weights(weights, heads=heads).encoder(which)

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ijepa.utils.config import Ratios, Section, Shares
-from ijepa.utils.errors import Refused
+from ijepa.utils.config import BaseConfig, Ratios, Shares
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, Words, below, uniform, words
 
 ATTEMPTS = 16
@@ -35,7 +35,7 @@ Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
 
-class MaskRule(Section):
+class MaskRule(BaseConfig):
     """How context and target blocks are drawn. Areas are shares of the image, aspect ratios are height over width."""
 
     targets: int = Field(4, ge=1, le=16)
@@ -55,7 +55,7 @@ class MaskRule(Section):
         """Refuse a grid on which the rule cannot be kept.
 
         Raises:
-            Refused: when no block of whole patches comes near the rule's area and aspect, or when one target
+            UserError: when no block of whole patches comes near the rule's area and aspect, or when one target
                 block could leave fewer than `min_context` patches of context.
         """
         height, width = grid
@@ -66,7 +66,7 @@ class MaskRule(Section):
         for share, (low, high) in ((area, self.target_scale), (aspect, self.target_aspect)):
             near &= (share >= low * (1 - _TOLERANCE)) & (share <= high * (1 + _TOLERANCE))
         if not near.any():
-            raise Refused(
+            raise UserError(
                 f"mask.target_scale = {self.target_scale[0]},{self.target_scale[1]}",
                 f"no block of whole patches has that area and aspect on a {height}x{width} grid",
                 "use a smaller patch_size or a larger image_size",
@@ -74,7 +74,7 @@ class MaskRule(Section):
         largest_target = _largest(self.target_scale, self.target_aspect, grid)
         smallest_context = _smallest(self.context_scale, self.context_aspect, grid)
         if smallest_context - largest_target < self.min_context:
-            raise Refused(
+            raise UserError(
                 f"mask.min_context = {self.min_context}",
                 f"on a {height}x{width} grid a context block of {smallest_context} patches loses up to "
                 f"{largest_target} to one target",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.linear import Linear
 from ijepa.model.vision_transformer import VisionTransformer
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Scaling = Literal["tensorwise", "rowwise"]
 WeightGradient = Literal["fp8", "bf16"]
@@ -39,24 +39,24 @@ def check_float8(device: torch.device, scaling: Scaling = "tensorwise", *, autoc
     """Refuse float8 where it cannot be had; a CPU computes it in software, slowly, which is how it is tested.
 
     Raises:
-        Refused: a GPU without float8 units (compute capability below 8.9), or no torchao; scales by row in float32 on
+        UserError: a GPU without float8 units (compute capability below 8.9), or no torchao; scales by row in float32 on
             a GPU, whose units then give bfloat16 only; scales by row on a CPU with a torch that lacks them there.
     """
     key = "precision.fp8"
     if device.type == "cuda":
         if scaling == "rowwise" and not autocast:
-            raise Refused(f"{key} = rowwise", "gives bfloat16 only on a GPU", "add --precision.autocast bf16")
+            raise UserError(f"{key} = rowwise", "gives bfloat16 only on a GPU", "add --precision.autocast bf16")
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 9):
             major, minor = capability
             name = torch.cuda.get_device_name(device)
             problem = f"{name} has no float8 units (compute capability {major}.{minor}, 8.9 is needed)"
-            raise Refused(key, problem, f"add --{key} none")
+            raise UserError(key, problem, f"add --{key} none")
     elif device.type == "cpu" and scaling == "rowwise" and not cpu_scales_rows():
         problem = f"torch {torch.__version__} computes it on a GPU only"
-        raise Refused(f"{key} = rowwise", problem, f"add --{key} tensorwise, or install a later torch")
+        raise UserError(f"{key} = rowwise", problem, f"add --{key} tensorwise, or install a later torch")
     if importlib.util.find_spec("torchao") is None:
-        raise Refused(key, "torchao is not installed", f"pip install 'ijepa-pretrain[fp8]', or add --{key} none")
+        raise UserError(key, "torchao is not installed", f"pip install 'ijepa-pretrain[fp8]', or add --{key} none")
 
 
 def cpu_scales_rows() -> bool:

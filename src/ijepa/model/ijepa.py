@@ -87,7 +87,7 @@ class ModelShape(Protocol):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class IJEPAOutput:
     """What one micro-batch says. All values are sums whose sum over a global batch is the batch's figure.
 
     Attributes:
@@ -141,22 +141,22 @@ class IJEPA(nn.Module):
         self.target_encoder.eval()
         return self
 
-    def forward(self, batch: Batch) -> Outcome:
-        """Run one micro-batch; see `Outcome`."""
+    def forward(self, batch: Batch) -> IJEPAOutput:
+        """Run one micro-batch; see `IJEPAOutput`."""
         patches = patchify(batch.pixels, self.context_encoder.patch_size)  # (B * N, 3 p p), uint8
         output = self.encode_targets(patches, len(batch.context.lengths))
         targets = layer_norm(output)
         seen = self.pixel_norm(patches.index_select(0, batch.context.index))
         (context,) = self.context_encoder(seen, batch.context, kept=batch.kept)
-        prediction = widened(self.predictor(context, batch))
+        prediction = upcast(self.predictor(context, batch))
         wanted = targets.index_select(0, batch.targets.index)
         mean = self.position_mean.index_select(0, batch.targets.index % len(self.position_mean))
         with torch.no_grad():
             baseline = weighted_smooth_l1(mean, wanted, batch.loss_weight)
-            flat = widened(output)
+            flat = upcast(output)
             sums = torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(0), flat.square().sum(0)])
             by_position = targets.unflatten(0, (-1, len(self.position_mean))).sum(0)
-        return Outcome(weighted_smooth_l1(prediction, wanted, batch.loss_weight), baseline, sums, by_position)
+        return IJEPAOutput(weighted_smooth_l1(prediction, wanted, batch.loss_weight), baseline, sums, by_position)
 
     @torch.no_grad()
     def encode_targets(self, patches: Tensor, images: int) -> Tensor:
@@ -204,14 +204,14 @@ def whole_images(patches: Tensor, images: int) -> Sequences:
     return Sequences(torch.arange(len(patches), device=patches.device), starts, (each,) * images, each)
 
 
-def widened(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """Return x in float32 where it is narrower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def layer_norm(output: Tensor) -> Tensor:
     """Layer-normalise (T, D) without affine, in float32."""
-    return F.layer_norm(widened(output), output.shape[-1:], eps=TARGET_EPS)
+    return F.layer_norm(upcast(output), output.shape[-1:], eps=TARGET_EPS)
 
 
 def weighted_smooth_l1(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

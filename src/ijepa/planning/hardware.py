@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from ijepa.utils.config import Section
-from ijepa.utils.errors import Refused, did_you_mean
+from ijepa.utils.config import BaseConfig
+from ijepa.utils.errors import UserError, did_you_mean
 
 
-class Gpu(Section):
+class Gpu(BaseConfig):
     """One kind of GPU; what each figure means stands in gpus.yaml."""
 
     name: str
@@ -32,7 +32,7 @@ class Gpu(Section):
     """Where the figures are from."""
 
 
-class Grid(Section):
+class Grid(BaseConfig):
     """A country's electricity."""
 
     grams: float = Field(ge=0)
@@ -41,7 +41,7 @@ class Grid(Section):
     """Of which the figure is the mean."""
 
 
-class Grids(Section):
+class Grids(BaseConfig):
     """All countries' electricity, and what a site needs beside its computers."""
 
     source: str
@@ -70,11 +70,11 @@ def find_gpu(name: str) -> Gpu:
     """Return the GPU called `name`, in any case.
 
     Raises:
-        Refused: when the table has none of that name.
+        UserError: when the table has none of that name.
     """
     found = gpus().get(name.lower())
     if found is None:
-        raise Refused(f"--gpu {name}", "not in the table of GPUs", did_you_mean(name.lower(), gpus()))
+        raise UserError(f"--gpu {name}", "not in the table of GPUs", did_you_mean(name.lower(), gpus()))
     return found
 
 
@@ -82,17 +82,17 @@ def find_country(name: str) -> tuple[str, Grid]:
     """Return a country's name as the table writes it, and its electricity; `name` in any case.
 
     Raises:
-        Refused: when the table has none of that name.
+        UserError: when the table has none of that name.
     """
     known = {country.lower(): country for country in grids().countries}
     wanted = " ".join(name.lower().split())
     if wanted not in known:
-        mend = did_you_mean(wanted, known)
+        hint = did_you_mean(wanted, known)
         for lower, country in known.items():
-            mend = mend.replace(f"did you mean {lower}?", f"did you mean {country}?")
-        if mend.startswith("known"):
-            mend = "known: " + ", ".join(grids().countries)
-        raise Refused(f"--country {name}", "not in the table of countries", mend)
+            hint = hint.replace(f"did you mean {lower}?", f"did you mean {country}?")
+        if hint.startswith("known"):
+            hint = "known: " + ", ".join(grids().countries)
+        raise UserError(f"--country {name}", "not in the table of countries", hint)
     return known[wanted], grids().countries[known[wanted]]
 
 

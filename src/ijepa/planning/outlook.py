@@ -13,7 +13,7 @@ from ijepa.planning.cost import Course, course
 from ijepa.planning.hardware import Gpu, Grid, find_country, find_gpu, gpus, grids
 from ijepa.planning.memory import USABLE, Memory, memories
 from ijepa.planning.size import Plan, plan
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 __all__ = ["Outlook", "Plan", "Row", "describe", "outlook", "plan"]
 
@@ -135,7 +135,7 @@ def outlook(
         images: size of the data set, the recipe's own figure if not given.
 
     Raises:
-        Refused: unknown names, a number of GPUs that does not divide the batch, rates that cannot be.
+        UserError: unknown names, a number of GPUs that does not divide the batch, rates that cannot be.
     """
     sheet, (place, grid) = find_gpu(gpu), find_country(country)
     _check(recipe, devices, images_per_second, share_of_peak)
@@ -173,7 +173,7 @@ def outlook(
 
     asked = row(gpu.lower(), sheet, images_per_second, share_of_peak)
     if asked.course.share_of_peak > 1:
-        raise Refused(
+        raise UserError(
             f"--images-per-second {images_per_second:g}",
             f"is {asked.course.share_of_peak:.1f} times the bfloat16 peak of {devices} x {sheet.name}",
             "a third of it is a good rate",
@@ -186,16 +186,16 @@ def outlook(
 
 def _check(recipe: Recipe, devices: int, rate: float | None, share: float) -> None:
     if devices < 1:
-        raise Refused(f"--gpus {devices}", "must be 1 or more")
+        raise UserError(f"--gpus {devices}", "must be 1 or more")
     if recipe.batch.total % devices:
         fits = max(d for d in range(1, devices + 1) if recipe.batch.total % d == 0)
-        raise Refused(
+        raise UserError(
             f"--gpus {devices}", f"does not divide batch.global = {recipe.batch.total}", f"{fits} does, for example"
         )
     if rate is not None and not 0 < rate < math.inf:
-        raise Refused(f"--images-per-second {rate:g}", "must be a number above 0")
+        raise UserError(f"--images-per-second {rate:g}", "must be a number above 0")
     if not 0 < share <= 1:
-        raise Refused(f"--share-of-peak {share:g}", "must be above 0 and at most 1", "large models reach .3 to .55")
+        raise UserError(f"--share-of-peak {share:g}", "must be above 0 and at most 1", "large models reach .3 to .55")
 
 
 def _group(recipe: Recipe, devices: int) -> int:
@@ -204,7 +204,7 @@ def _group(recipe: Recipe, devices: int) -> int:
     if shard == "auto":
         return math.gcd(devices, NODE)
     if devices % shard:
-        raise Refused(f"parallel.shard = {shard}", f"does not divide {devices} GPUs", "choose a divisor")
+        raise UserError(f"parallel.shard = {shard}", f"does not divide {devices} GPUs", "choose a divisor")
     return shard
 
 

@@ -28,7 +28,7 @@ from ijepa.data.sources.parquet import ParquetSource
 from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
 from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.shard_writer import Record, complete_or_absent, write_shard
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.progress import Progress
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
@@ -46,15 +46,15 @@ def open_archives(
     `split` chooses where a folder holds several, and else says what the images are to be called: train, if nothing.
 
     Raises:
-        Refused: archives that are missing, damaged, or of another kind.
-        Failed: the disk refuses the expanded archive.
+        UserError: archives that are missing, damaged, or of another kind.
+        RunError: the disk refuses the expanded archive.
     """
     for path in paths:
         if not path.exists():
-            raise Refused(path, "does not exist")
+            raise UserError(path, "does not exist")
     if kind == "imagenet1k" and len(paths) == 2:
         if split is not None:
-            raise Refused("--split", "names one set, and there are two archives", "give one of them")
+            raise UserError("--split", "names one set, and there are two archives", "give one of them")
         kit = None if devkit is None else str(devkit)
         return {
             "train": open_set(str(paths[0]), where=str(paths[0]), split="train", labelled=True),
@@ -62,7 +62,7 @@ def open_archives(
         }
     if len(paths) != 1:
         takes = "the train and the validation archive" if kind == "imagenet1k" else "one path"
-        raise Refused(kind, f"takes {takes}, not {len(paths)} paths")
+        raise UserError(kind, f"takes {takes}, not {len(paths)} paths")
     (path,) = paths
     where, name = str(path), split or "train"
     if kind == "imagenet1k":
@@ -112,8 +112,8 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     """Return a plain tar: `path` itself, or the one in `spool` that it is expanded into, once.
 
     Raises:
-        Refused: a damaged archive.
-        Failed: the disk refuses.
+        UserError: a damaged archive.
+        RunError: the disk refuses.
     """
     with path.open("rb") as file:
         opener = _OPENERS.get(file.read(2))
@@ -131,8 +131,8 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
                 block = packed.read(_CHUNK)
             except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
                 if isinstance(error, OSError) and error.errno is not None:
-                    raise Failed(f"{path}: {error.strerror}") from None
-                raise Refused(path, f"is damaged: {error}", "fetch it again") from None
+                    raise RunError(f"{path}: {error.strerror}") from None
+                raise UserError(path, f"is damaged: {error}", "fetch it again") from None
             if not block:
                 break
             out.write(block)
@@ -144,7 +144,7 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
     """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_arrays`.
 
     Raises:
-        Refused: the file is damaged or holds no images in folders.
+        UserError: the file is damaged or holds no images in folders.
     """
     digest = _Digest("tar of folders", None)
     digest.file(path.name, path.stat())
@@ -160,12 +160,12 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
                     places.append((member.offset // BLOCK, member.size))
                     at(member.offset)
         except TarError as error:
-            raise Refused(where, f"{path} {error}", error.mend) from error
+            raise UserError(where, f"{path} {error}", error.hint) from error
         finally:
             os.close(descriptor)
         classes, labels = np.unique(np.array(names), return_inverse=True)
         if not names or not all(classes):
-            raise Refused(where, f"{path} holds no images in class folders")
+            raise UserError(where, f"{path} holds no images in class folders")
         table = np.array(places, dtype=np.uint32)
         arrays: Arrays = {
             "first": np.array([0, len(names)]),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
 from ijepa.utils.progress import Progress
 
@@ -16,19 +16,19 @@ def changed_shards(
     """Return how many shards the manifest lists (of `split`, or of all), and a line for each that is not as listed.
 
     Raises:
-        Refused: no manifest of `ijepa data pack` or `ijepa data scenes`, or no such split in it.
+        UserError: no manifest of `ijepa data pack` or `ijepa data scenes`, or no such split in it.
     """
     file = folder / "manifest.json"
     if not file.is_file():
-        raise Refused("--checksums", f"{file} is not there", "give a folder that `ijepa data pack` wrote")
+        raise UserError("--checksums", f"{file} is not there", "give a folder that `ijepa data pack` wrote")
     try:
         splits = {name: part["shards"] for name, part in read_json(file)["splits"].items()}
         listed = [each for name, shards in splits.items() if split in (None, name) for each in shards]
         wanted = {str(each["name"]): (int(each["bytes"]), str(each["sha256"])) for each in listed}
     except (KeyError, TypeError, AttributeError, ValueError):
-        raise Refused(file, "is no manifest of shards", "give a folder that `ijepa data pack` wrote") from None
+        raise UserError(file, "is no manifest of shards", "give a folder that `ijepa data pack` wrote") from None
     if not wanted:
-        raise Refused(file, f"lists no shards of {split}", f"its splits are {', '.join(splits)}")
+        raise UserError(file, f"lists no shards of {split}", f"its splits are {', '.join(splits)}")
     progress, done = Progress(tell, "read", sum(size for size, _ in wanted.values()), "GB", 1e9), 0
     lines = []
     with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads run

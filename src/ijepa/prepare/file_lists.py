@@ -14,7 +14,7 @@ import numpy as np
 
 from ijepa.data.sources.index import Arrays, Index, _Digest
 from ijepa.data.sources.parquet import open_file
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _PATHS, _LABELS = ("path", "filename", "file", "image"), ("label", "class")
 _Row = tuple[str, str, str | None]
@@ -25,7 +25,7 @@ def list_index(file: Path) -> Index:
     """Return the index of the images that a file lists.
 
     Raises:
-        Refused: a row that is not so, or an image that is not there.
+        UserError: a row that is not so, or an image that is not there.
     """
     root = file.absolute().parent
     names, labels = list[str](), list[str]()
@@ -33,17 +33,17 @@ def list_index(file: Path) -> Index:
     try:
         for place, name, label in _parquet(file) if file.suffix == ".parquet" else _csv(file):
             if not name or label == "":
-                raise Refused(file, f"{place} has no {'label' if name else 'path'}", "write path,label")
+                raise UserError(file, f"{place} has no {'label' if name else 'path'}", "write path,label")
             try:
                 digest.file(f"{name}\0{label}", (root / name).stat())
             except (OSError, ValueError):
-                raise Refused(file, f"{place} names {str(root / name)[:200]}, which is not there") from None
+                raise UserError(file, f"{place} names {str(root / name)[:200]}, which is not there") from None
             names.append(name)
             labels += [] if label is None else [label]
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(file, f"cannot be read: {error}") from None
+        raise UserError(file, f"cannot be read: {error}") from None
     if not names:
-        raise Refused(file, "lists no images", "write one path,label a line")
+        raise UserError(file, "lists no images", "write one path,label a line")
     encoded = [os.fsencode(name) for name in names]
     arrays: Arrays = {
         "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
@@ -70,11 +70,11 @@ def _csv(file: Path) -> Iterator[_Row]:
                     path, label, width = _column(cells, _PATHS), _column(cells, _LABELS), len(cells)
                 elif row and len(row) != width:
                     problem = f"line {rows.line_num} is {','.join(row)[:60]!r}"
-                    raise Refused(file, problem, "write path,label" if width == 2 else f"write {width} columns")
+                    raise UserError(file, problem, "write path,label" if width == 2 else f"write {width} columns")
                 elif row:
                     yield f"line {rows.line_num}", cells[path], cells[label] if label >= 0 else None
         except csv.Error as error:
-            raise Refused(file, f"line {rows.line_num} is no line of a CSV: {error}") from None
+            raise UserError(file, f"line {rows.line_num} is no line of a CSV: {error}") from None
 
 
 def _parquet(file: Path) -> Iterator[_Row]:
@@ -82,7 +82,7 @@ def _parquet(file: Path) -> Iterator[_Row]:
     columns = opened.schema_arrow.names
     path, label = _column(columns, _PATHS), _column(columns, _LABELS)
     if path < 0:
-        raise Refused(file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one {_PATHS[0]}")
+        raise UserError(file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one {_PATHS[0]}")
     wanted = [columns[place] for place in (path, label) if place >= 0]
     row = 0
     for batch in _batches(opened, file, wanted):
@@ -91,8 +91,8 @@ def _parquet(file: Path) -> Iterator[_Row]:
         for name, of in zip(paths, labels, strict=True):
             row += 1
             if name is not None and not isinstance(name, str):
-                mend = "where it holds the images themselves, `ijepa data pack folder` takes it"
-                raise Refused(file, f"its column {wanted[0]} holds no paths", mend)
+                hint = "where it holds the images themselves, `ijepa data pack folder` takes it"
+                raise UserError(file, f"its column {wanted[0]} holds no paths", hint)
             yield f"row {row}", (name or "").strip(), None if label < 0 else "" if of is None else str(of).strip()
 
 
@@ -103,7 +103,7 @@ def _batches(opened: Any, file: Path, columns: list[str]) -> Iterator[Any]:
     try:
         yield from opened.iter_batches(columns=columns)
     except (OSError, pa.ArrowException) as error:
-        raise Refused(file, f"cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(file, f"cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def _column(names: list[str], wanted: tuple[str, ...]) -> int:

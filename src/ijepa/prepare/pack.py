@@ -31,7 +31,7 @@ from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.sources.base import Source
 from ijepa.prepare import pack_state
 from ijepa.prepare.shard_writer import FORMAT, Record, ShardPlan, complete_or_absent, write_shard
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import read_json
 
 Tell = Callable[[str], None]
@@ -73,9 +73,9 @@ def pack(
     `sources` may be a call that opens them, given a folder for the archives that have to be expanded.
 
     Raises:
-        Refused: a folder that holds something else, or other images or settings; no labels to hold out by; labels or
+        UserError: a folder that holds something else, or other images or settings; no labels to hold out by; labels or
             classes that `classes.txt` cannot name.
-        Failed: the disk refuses, or a process was killed; the same command goes on.
+        RunError: the disk refuses, or a process was killed; the same command goes on.
     """
     with pack_state.claim(out) as work:
         whole = pack_state.already_whole(out, asdict(settings))
@@ -89,7 +89,7 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
     classes = _classes(sources)
     splits = _splits(sources, settings, tell)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
-        raise Refused("--max-side", "would make images smaller than their masks", "pack them as they are")
+        raise UserError("--max-side", "would make images smaller than their masks", "pack them as they are")
     pack_state.go_on(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
     plans = [plan for split, (_, chosen) in splits.items() for plan in _cut(split, len(chosen), settings.shard_size)]
     left = [plan for plan in plans if not pack_state.finished(out, plan)]
@@ -156,7 +156,7 @@ def _each(jobs: list[_Job], sources: Sources, processes: int) -> Iterator[int]:
             for future in as_completed(waiting):
                 yield future.result()
         except BrokenProcessPool:
-            raise Failed("a packing process was killed; the same command goes on") from None
+            raise RunError("a packing process was killed; the same command goes on") from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -213,21 +213,21 @@ def _classes(sources: Sources) -> list[str]:
     """Return the names of the packed set's classes: those of the first split.
 
     Raises:
-        Refused: a label without a name, a class of a later split that the first has not, or a name that is no line.
+        UserError: a label without a name, a class of a later split that the first has not, or a name that is no line.
     """
     classes = list(next(iter(sources.values())).classes or ())
     for split, source in sources.items():
         strange = sorted(set(source.classes or ()) - set(classes))
         if strange:
             problem = f"{ascii(strange[0])[1:-1]} of {split} is not in the first split"
-            raise Refused("classes", problem, "give matching archives")
+            raise UserError("classes", problem, "give matching archives")
         known = len(source.classes or classes)
         if known and source.labels is not None and int(source.labels.max()) >= known:
             problem = f"label {source.labels.max()} of {split} has no name: there are {known} classes"
-            raise Refused("classes", problem, "name every class in the classes.txt beside the images")
+            raise UserError("classes", problem, "name every class in the classes.txt beside the images")
     for name in classes:
         if name.splitlines() != [name] or not name.strip():
-            raise Refused("classes", f"{name!r} is no name that fits a line of classes.txt", "rename that folder")
+            raise UserError("classes", f"{name!r} is no name that fits a line of classes.txt", "rename that folder")
     return classes
 
 
@@ -247,7 +247,7 @@ def _splits(sources: Sources, settings: Settings, tell: Tell) -> dict[str, tuple
         found[split] = split, sample_indices(settings.seed, np.arange(n), n)
     if settings.hold_out:
         if list(sources) != ["train"]:
-            raise Refused("--hold-out", f"takes from a training set alone, not from {', '.join(sources)}")
+            raise UserError("--hold-out", f"takes from a training set alone, not from {', '.join(sources)}")
         order = found["train"][1]
         held = _held(sources["train"].require_labels("--hold-out")[order], settings.hold_out, tell)
         found = {"train": ("train", order[~held]), "val": ("train", order[held])}
@@ -258,7 +258,7 @@ def _held(labels: npt.NDArray[np.int32], count: int, tell: Tell) -> npt.NDArray[
     """Return which images are held out: the first `count` of each label, but never its last one.
 
     Raises:
-        Refused: no class has two images.
+        UserError: no class has two images.
     """
     by_class = np.argsort(labels, kind="stable")
     ordered = labels[by_class]
@@ -266,7 +266,7 @@ def _held(labels: npt.NDArray[np.int32], count: int, tell: Tell) -> npt.NDArray[
     held = np.zeros(len(labels), dtype=np.bool_)
     held[by_class] = np.arange(len(labels)) - begins < np.minimum(count, ends - begins - 1)
     if not held.any():
-        raise Refused(f"--hold-out {count}", "finds no class with two images", "leave it out")
+        raise UserError(f"--hold-out {count}", "finds no class with two images", "leave it out")
     sizes = np.unique(labels, return_counts=True)[1]
     short = int((sizes <= count).sum())
     if short:

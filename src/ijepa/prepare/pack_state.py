@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ijepa.prepare.shard_writer import ShardPlan, complete_or_absent
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
 from ijepa.utils.lock import exclusive
 
@@ -27,7 +27,7 @@ def claim(out: Path) -> Iterator[Path]:
     """Hold `out` for one packing, and give its `.packing`; leave nothing of it where nothing was begun.
 
     Raises:
-        Refused: a folder that is packed already or holds anything but a packing under way, or one that another
+        UserError: a folder that is packed already or holds anything but a packing under way, or one that another
             process is packing.
     """
     _check(out)
@@ -35,7 +35,7 @@ def claim(out: Path) -> Iterator[Path]:
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(out, f"cannot be created ({error.strerror})", "give a folder you may write to") from None
+        raise UserError(out, f"cannot be created ({error.strerror})", "give a folder you may write to") from None
     with exclusive(work / "lock", out, "is being packed", "wait until it ends"):
         _check(out)  # it may have become whole since
         sweep(out)
@@ -52,22 +52,22 @@ def claim(out: Path) -> Iterator[Path]:
 def _check(out: Path) -> None:
     under_way = (out / WORK).is_dir()
     if (out / "manifest.json").is_file() and not under_way:
-        raise Refused(out, "is packed already", "give another folder, or remove it first")
+        raise UserError(out, "is packed already", "give another folder, or remove it first")
     if out.exists() and (not out.is_dir() or (not under_way and any(out.iterdir()))):
-        raise Refused(out, "is not empty", "give a new folder, or remove it first")
+        raise UserError(out, "is not empty", "give a new folder, or remove it first")
 
 
 def already_whole(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """Return the manifest of a packing that was killed after writing it, and remove what is left beside the shards.
 
     Raises:
-        Refused: it was packed with other settings.
+        UserError: it was packed with other settings.
     """
     if not (out / "manifest.json").is_file():
         return None
     manifest = read_json(out / "manifest.json")
     if manifest.get("packed") != settings:
-        raise Refused(out, "is packed already, with other settings", "give another folder, or remove it first")
+        raise UserError(out, "is packed already, with other settings", "give another folder, or remove it first")
     clean(out)
     return manifest
 
@@ -89,7 +89,7 @@ def go_on(out: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with that of the packing under way.
 
     Raises:
-        Refused: that one packs other images, or with other settings.
+        UserError: that one packs other images, or with other settings.
     """
     file = out / WORK / "plan.json"
     if file.is_file():
@@ -97,7 +97,7 @@ def go_on(out: Path, plan: dict[str, Any]) -> None:
         for key, value in plan.items():
             if before.get(key) != value:
                 shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
-                raise Refused(out, f"a packing with {shown} is under way there", "give another folder, or remove it")
+                raise UserError(out, f"a packing with {shown} is under way there", "give another folder, or remove it")
         return
     with complete_or_absent(file) as stream:
         stream.write(json.dumps(plan).encode())

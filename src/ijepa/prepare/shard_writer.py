@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 FORMAT = 1
 """Version of the manifest's own layout."""
@@ -69,16 +69,16 @@ def plan_shards(splits: Mapping[str, int], shard_size: int) -> list[ShardPlan]:
 
 
 def prepare_folder(out: str | Path) -> Path:
-    """Create `out`, or take it as it is where it is empty; anything else is `Refused`."""
+    """Create `out`, or take it as it is where it is empty; anything else is `UserError`."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise Refused(folder, "is a file", "give a folder that does not exist yet")
+        raise UserError(folder, "is a file", "give a folder that does not exist yet")
     if folder.is_dir() and any(folder.iterdir()):
-        raise Refused(folder, "is not empty", "give a new folder, or remove it first")
+        raise UserError(folder, "is not empty", "give a new folder, or remove it first")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(folder, f"cannot be created ({error.strerror})", "give a folder you may write to") from error
+        raise UserError(folder, f"cannot be created ({error.strerror})", "give a folder you may write to") from error
     return folder
 
 
@@ -87,7 +87,7 @@ def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
     """Open a file beside `path` for writing, and rename it to `path` once it is whole and on the disk.
 
     Raises:
-        Failed: the disk refuses.
+        RunError: the disk refuses.
     """
     # A name of this process's own: one that was told to stop, and has not yet, takes nobody's file away.
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -98,7 +98,7 @@ def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(stream.fileno())
         beside.replace(path)
     except OSError as error:
-        raise Failed(f"{path}: not written: {error}") from error
+        raise RunError(f"{path}: not written: {error}") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -115,7 +115,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
 
         for record in records:
             if record.key in taken:
-                raise Failed(f"{path}: two samples have the key {record.key}")
+                raise RunError(f"{path}: two samples have the key {record.key}")
             taken.add(record.key)
             images += 1
             if record.label is not None:
@@ -155,13 +155,13 @@ def write_folder(
     """Write the shards of all splits, classes.txt and then manifest.json, and return the manifest.
 
     `splits` maps a split's name to its number of samples; `records(plan)` yields the records of one shard, and is
-    picklable where `processes` is above 1; `about` goes into the manifest as it is. Raises `Refused` for a folder
-    that is not empty, `Failed` where the disk fails.
+    picklable where `processes` is above 1; `about` goes into the manifest as it is. Raises `UserError` for a folder
+    that is not empty, `RunError` where the disk fails.
     """
     if shard_size < 1:
-        raise Refused("--shard-size", f"{shard_size} is no number of images", "give at least 1")
+        raise UserError("--shard-size", f"{shard_size} is no number of images", "give at least 1")
     if processes < 1:
-        raise Refused("--processes", f"{processes} is no number of processes", "give at least 1")
+        raise UserError("--processes", f"{processes} is no number of processes", "give at least 1")
     folder = prepare_folder(out)
     plans = plan_shards(splits, shard_size)
     write = partial(_write_planned, folder, records)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.progress import Progress
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
@@ -64,10 +64,10 @@ def check(
     """Read and decode every sample of `source`; `processes` changes the time and nothing else.
 
     Raises:
-        Refused: `processes` below 1.
+        UserError: `processes` below 1.
     """
     if processes < 1:
-        raise Refused("--processes", f"{processes} is no number of processes", "give at least 1")
+        raise UserError("--processes", f"{processes} is no number of processes", "give at least 1")
     runs = [range(start, min(start + _RUN, len(source))) for start in range(0, len(source), _RUN)]
     look = partial(_look, source, duplicates)
     if processes == 1 or len(runs) == 1:
@@ -106,7 +106,7 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
             shape = decode_mask(mask, "accept").shape  # some layouts' masks are colours
             if shape[:2] != (height, width):
                 why = f"its mask is {shape[1]} x {shape[0]}, the image {width} x {height}"
-    except (DecodeError, Failed) as error:
+    except (DecodeError, RunError) as error:
         why = str(error)
     return _Seen(name, side, size, why, digest)
 

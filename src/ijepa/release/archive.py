@@ -22,7 +22,7 @@ from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
 from ijepa.release.model_card import About, card
 from ijepa.report.page import write_report
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import irregular, read_json, write_text
 
 SUMS = "SHA256SUMS"
@@ -43,15 +43,15 @@ def write_archive(
         progress: told a line now and then.
 
     Raises:
-        Refused: no run, one without a checkpoint or not at its end, one with a link among its files, or `out` exists.
-        Failed: the disk refuses.
+        UserError: no run, one without a checkpoint or not at its end, one with a link among its files, or `out` exists.
+        RunError: the disk refuses.
     """
     found = resolve_weights(run)
     if found.run is None:
-        raise Refused(run, "is no run", "give the folder that `ijepa pretrain` wrote")
+        raise UserError(run, "is no run", "give the folder that `ijepa pretrain` wrote")
     step, total = _reached(found)
     if step < total and not unfinished:
-        raise Refused(run, f"has come to step {step} of {total}", "let it finish, or add --unfinished")
+        raise UserError(run, f"has come to step {step} of {total}", "let it finish, or add --unfinished")
     folder = Run(found.run)
     results = sorted(folder.evaluations.glob("*.json"))
     for path in (folder.evaluations, *(folder.folder / name for name in _KEPT), *results):
@@ -83,24 +83,24 @@ def verify_archive(folder: Path, progress: Callable[[str], None] | None = None) 
     """Check an archive against its checksums and its weights against its recipe; return how many files it has.
 
     Raises:
-        Refused: `folder` is no archive.
-        Failed: a file is missing, changed, or more than there should be; there is a link, or something else that is
+        UserError: `folder` is no archive.
+        RunError: a file is missing, changed, or more than there should be; there is a link, or something else that is
             neither a regular file nor a folder; or the weights are not the recipe's.
     """
     if not (folder / SUMS).is_file():
-        raise Refused(folder, f"holds no {SUMS}", "give a folder that `ijepa archive` wrote")
+        raise UserError(folder, f"holds no {SUMS}", "give a folder that `ijepa archive` wrote")
     there = set(_files(folder)) - {SUMS}
     listed = _listed(folder)
     for name in sorted(set(listed) | there):
         if name not in there:
-            raise Failed(f"{folder / name}: is missing")
+            raise RunError(f"{folder / name}: is missing")
         if name not in listed:
-            raise Failed(f"{folder / name}: is not in {SUMS}")
+            raise RunError(f"{folder / name}: is not in {SUMS}")
     for name, wanted in listed.items():
         if progress is not None:
             progress(f"checking {name}")
         if digest(folder / name) != wanted:
-            raise Failed(f"{folder / name}: has changed since the archive was written")
+            raise RunError(f"{folder / name}: has changed since the archive was written")
     found = resolve_weights(folder)
     for part in found.parts:
         found.tensors(part)
@@ -125,7 +125,7 @@ def _report(found: Weights, run: Run, tell: Callable[[str], None]) -> bool:
     tell("writing the report")
     try:
         write_report(run.folder)
-    except Failed as error:  # a release without pictures is still one
+    except RunError as error:  # a release without pictures is still one
         tell(f"without a new report: {error}")
     return page.is_file()
 
@@ -134,7 +134,7 @@ def _own(path: Path) -> bool:
     """Return whether a run has this file or folder.
 
     Raises:
-        Refused: it is a link, whose target is no part of the run, or anything else that is not to be published.
+        UserError: it is a link, whose target is no part of the run, or anything else that is not to be published.
     """
     try:
         mode = path.lstat().st_mode
@@ -142,7 +142,7 @@ def _own(path: Path) -> bool:
         return False
     kind = irregular(mode)
     if kind is not None and not stat.S_ISDIR(mode):
-        raise Refused(path, f"is {kind}, not a regular file", "replace it by what it stands for, or remove it")
+        raise UserError(path, f"is {kind}, not a regular file", "replace it by what it stands for, or remove it")
     return kind is None
 
 
@@ -150,7 +150,7 @@ def _files(folder: Path) -> list[str]:
     """Return the files of an archive.
 
     Raises:
-        Failed: one of them is not a regular file.
+        RunError: one of them is not a regular file.
     """
     found = []
     for path in sorted(folder.rglob("*")):
@@ -159,7 +159,7 @@ def _files(folder: Path) -> list[str]:
         if kind is None:
             found.append(path.relative_to(folder).as_posix())
         elif not stat.S_ISDIR(mode):
-            raise Failed(f"{path}: is {kind}, and an archive holds regular files only")
+            raise RunError(f"{path}: is {kind}, and an archive holds regular files only")
     return found
 
 
@@ -167,20 +167,20 @@ def _listed(folder: Path) -> dict[str, str]:
     """Return the SHA-256 by file name, as the archive's list has them.
 
     Raises:
-        Failed: it is not a list of checksums, or has a name twice.
+        RunError: it is not a list of checksums, or has a name twice.
     """
     try:
         text = (folder / SUMS).read_bytes().decode()
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise Failed(f"{folder / SUMS}: cannot be read: {error.strerror}") from None
+        raise RunError(f"{folder / SUMS}: cannot be read: {error.strerror}") from None
     pairs = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
     if any(len(value) != 64 or not name or name.startswith(("/", "..")) for value, _, name in pairs):
-        raise Failed(f"{folder / SUMS}: is not a list of checksums")
+        raise RunError(f"{folder / SUMS}: is not a list of checksums")
     name, times = Counter(name for _, _, name in pairs).most_common(1)[0]
     if times > 1:
-        raise Failed(f"{folder / SUMS}: lists {name} {times} times")
+        raise RunError(f"{folder / SUMS}: lists {name} {times} times")
     return {name: value for value, _, name in pairs}
 
 

@@ -41,7 +41,7 @@ def of_release(found: Weights, files: Sequence[Path]) -> tuple[list[Shown], list
     The target encoder's come first.
 
     Raises:
-        Refused: a file is no result.
+        UserError: a file is no result.
     """
     results = {file: read_result(file) for file in files}
     # Before training the two are equal: the target, which comes first, then has the name.

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 from zlib import crc32
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 """Stand-ins for the page's text, its softer text, and its thin lines."""
@@ -26,12 +26,12 @@ def require_extra() -> None:
     """Refuse where matplotlib is not installed.
 
     Raises:
-        Refused: naming the extra that brings it.
+        UserError: naming the extra that brings it.
     """
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise Refused("matplotlib", "is not installed", "pip install 'ijepa-pretrain[report]'") from None
+        raise UserError("matplotlib", "is not installed", "pip install 'ijepa-pretrain[report]'") from None
 
 
 def draw(paint: Callable[[Any], None], size: tuple[float, float], box: Sequence[float], words: str) -> str:

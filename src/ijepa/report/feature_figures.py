@@ -23,7 +23,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, Labels, find_classe
 from ijepa.evaluation.segmentation.label_map import Rgb
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.retrieval import Distance, search
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, words
 
 _LEAST_FOREGROUND = 16
@@ -115,13 +115,13 @@ def segment(
         seed: chooses images and k-means' start.
 
     Raises:
-        Refused: masks that are missing or hold a label out of range, or a size that the patches do not divide.
-        Failed: an image cannot be decoded, or features are not finite.
+        UserError: masks that are missing or hold a label out of range, or a size that the patches do not divide.
+        RunError: an image cannot be decoded, or features are not finite.
     """
     train.require_masks("--train")
     test.require_masks("--test")
     if image_size % encoder.patch_size:
-        raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {image_size} pixels")
+        raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {image_size} pixels")
     known = find_classes([(train, "--train"), (test, "--test")], classes, ignore, labels)
     wanted = np.asarray(shown, dtype=np.int64)
     others = np.setdiff1d(choose(len(test), clustered, seed), wanted)

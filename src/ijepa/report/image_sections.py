@@ -36,7 +36,7 @@ from ijepa.report.pictures import (
     strips,
 )
 from ijepa.report.run_data import Record, Result
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 MASKS, FEATURES = ("masks", "Masks"), ("features", "Patch features")
 RETRIEVAL, PANELS = ("retrieval", "Nearest neighbours"), ("panels", "Segmentation without training")
@@ -281,8 +281,8 @@ def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
         return "looking up needs a second set of images, and there is only one", command
     try:
         require_extra()
-    except Refused as refusal:
-        return f"{refusal.where} {refusal.problem}", refusal.mend
+    except UserError as refusal:
+        return f"{refusal.where} {refusal.problem}", refusal.hint
     return None
 
 

@@ -17,7 +17,7 @@ from ijepa.report.markup import Gap, Part, Section, figure, number
 from ijepa.report.material import Encoders, Images, Pair, first_batch, shown, varied
 from ijepa.report.pictures import Pixels, colours, grid, masked, picture
 from ijepa.report.run_data import Record
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 MAPS = "maps", "What patches resemble"
 """The section's key and title."""
@@ -84,7 +84,7 @@ def _prediction(record: Record, images: Images) -> str:
     try:
         for part in ("context_encoder", "target_encoder", "predictor"):
             load_part(getattr(model, part), saved[-1], part)
-    except Refused:  # weights alone, without what pretraining needs besides
+    except UserError:  # weights alone, without what pretraining needs besides
         return ""
     count, (rows, columns) = min(_IMAGES, len(source)), recipe.model.grid
     batch = first_batch(recipe, source, count)

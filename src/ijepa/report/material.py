@@ -26,7 +26,7 @@ from ijepa.masking.packing import Packer
 from ijepa.model.encoder import Encoder as FrozenEncoder
 from ijepa.model.flops import layers_flops
 from ijepa.report.run_data import Record, Result
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _OPERATIONS = 2e11
 """Forward operations on a CPU for one encoder's features of one picture: seconds."""
@@ -53,12 +53,12 @@ class Images:
         given: path that stands for all of them.
 
     Raises:
-        Refused: where `given` cannot be used.
+        UserError: where `given` cannot be used.
     """
 
     def __init__(self, record: Record, given: str | None) -> None:
         self.record, self.given = record, given
-        self._opened: dict[tuple[str, str, str | None], Source | Refused] = {}
+        self._opened: dict[tuple[str, str, str | None], Source | UserError] = {}
         if given is not None:
             open_source(given, where="--data", split="train")
 
@@ -100,7 +100,7 @@ class Images:
         if key not in self._opened:
             try:
                 self._opened[key] = open_set(path, where="data", split=split, listed=listed)
-            except Refused as refusal:
+            except UserError as refusal:
                 self._opened[key] = refusal
         found = self._opened[key]
         return found if isinstance(found, Source) else str(found)

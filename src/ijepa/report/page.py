@@ -29,7 +29,7 @@ from ijepa.report.material import Images, load_encoders
 from ijepa.report.run_data import Record, read_record
 from ijepa.report.style import CSS
 from ijepa.report.tables import evaluation_section, glance_section, headline, recipe_section
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.utils.files import write_text
 
 
@@ -41,8 +41,8 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
         data: images for the pictures, where the run's own are elsewhere now or others are wanted.
 
     Raises:
-        Refused: the folder holds no run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
-        Failed: the page cannot be written.
+        UserError: the folder holds no run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
+        RunError: the page cannot be written.
     """
     require_extra()
     record = read_record(run)
@@ -63,7 +63,7 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
     try:
         write_text(page, _page(record, parts))
     except OSError as error:
-        raise Failed(f"{page}: cannot be written: {error.strerror}") from None
+        raise RunError(f"{page}: cannot be written: {error.strerror}") from None
     return page
 
 
@@ -71,7 +71,7 @@ def _attempted(names: tuple[str, str], command: str, make: Callable[[], Part]) -
     """Return a section of pictures; where what it is made of is at fault, its gap, which says so."""
     try:
         return make()
-    except Failed as failure:
+    except RunError as failure:
         return Gap(*names, str(failure), command)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ijepa.checkpoint.run_dir import Run
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
 
 Numbers = npt.NDArray[np.float64]
@@ -103,11 +103,11 @@ def read_record(folder: Path) -> Record:
     """Read a run's folder.
 
     Raises:
-        Refused: the folder holds no run, or one of its files is not what it should be.
+        UserError: the folder holds no run, or one of its files is not what it should be.
     """
     run = Run(folder)
     if not run.recipe_file.is_file():
-        raise Refused(folder, "holds no run", "give a folder that `ijepa pretrain` wrote")
+        raise UserError(folder, "holds no run", "give a folder that `ijepa pretrain` wrote")
     return Record(
         run=run,
         recipe=run.recipe(),
@@ -123,7 +123,7 @@ def read_columns(file: Path) -> dict[str, Numbers]:
     """Read a file of one JSON object a line as columns (rows,), NaN where a row has no number; empty without a file.
 
     Raises:
-        Refused: a line that is no JSON object with a step.
+        UserError: a line that is no JSON object with a step.
     """
     if not file.is_file():
         return {}
@@ -136,9 +136,9 @@ def read_columns(file: Path) -> dict[str, Numbers]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise Refused(f"{file}:{number}", f"not JSON: {error}") from None
+                raise UserError(f"{file}:{number}", f"not JSON: {error}") from None
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise Refused(f"{file}:{number}", "not a JSON object with a step")
+                raise UserError(f"{file}:{number}", "not a JSON object with a step")
             for key, value in row.items():
                 if isinstance(value, int | float) and key not in columns:
                     columns[key] = array("d", [missing]) * rows
@@ -158,7 +158,7 @@ def _results(folder: Path) -> tuple[Result, ...]:
         rows = values.get("rows")
         told = isinstance(rows, list) and rows and all(isinstance(row, dict) and "encoder" in row for row in rows)
         if "kind" not in values or not (told or isinstance(values.get("numbers"), dict)):
-            raise Refused(file, "is no result of an evaluation", "move it out of evaluations/")
+            raise UserError(file, "is no result of an evaluation", "move it out of evaluations/")
         results.append(Result(file, values))
     order = list(KINDS)
     place = {kind: number for number, kind in enumerate(order)}

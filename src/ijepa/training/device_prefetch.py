@@ -19,7 +19,7 @@ COLLECT_EVERY = 500
 """Steps between garbage collections."""
 
 
-class Feed:
+class DevicePrefetcher:
     """Brings batches to a device. Where that is the host's own memory, it hands them on as they are."""
 
     def __init__(self, device: torch.device) -> None:

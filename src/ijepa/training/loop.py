@@ -35,25 +35,25 @@ from ijepa.data.loading.loader import Loader
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.sources.base import Source
 from ijepa.distributed.local_tensors import place
-from ijepa.distributed.process_group import World, all_or_none, by_first, join, leave, summed
-from ijepa.distributed.stragglers import Pace
-from ijepa.distributed.watchdog import Watch
+from ijepa.distributed.process_group import World, join, leave, raise_on_any_rank, run_on_rank0, summed
+from ijepa.distributed.stragglers import StragglerDetector
+from ijepa.distributed.watchdog import Watchdog
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
 from ijepa.model.ijepa import IJEPA, skill_of
-from ijepa.training.device_prefetch import Feed, collecting
+from ijepa.training.device_prefetch import DevicePrefetcher, collecting
 from ijepa.training.metrics import Monitor, StepRecord, cut_back
 from ijepa.training.model_setup import compiles, token_budget
 from ijepa.training.optimizer import apply_step, gradient_norm, make_optimizer, set_rates
-from ijepa.training.parallelize import Spread, build
+from ijepa.training.parallelize import DistributedModel, build
 from ijepa.training.profiler import Profile, Window
 from ijepa.training.resume import Resume, choose_checkpoint, open_for
 from ijepa.training.runtime import Resolved, computing, set_up
 from ijepa.training.schedules import rates_at
 from ijepa.training.signals import caught_signals
 from ijepa.training.unreadable import too_many
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 _MEAN_WEIGHT = 0.02
 """Weight of a new batch in the running mean target of each position, which `skill` is measured against."""
@@ -80,7 +80,7 @@ _LAUNCHER_LOST, _OUTPUT_LOST = 1000, 2000
 """What ranks ask to stop for besides signals, as numbers above those of signals; an errno is added to the second."""
 
 
-class Stopped(Failed):
+class Interrupted(RunError):
     """The run ended early, after a finished, saved step.
 
     Exit code 128 + signal; 1 if no signal was the cause, but the end of torchrun or of standard output.
@@ -130,16 +130,16 @@ def pretrain(
     weights `initial` gives, by their names in the model, and draws the others.
 
     Raises:
-        Refused: before anything is written: a folder with another run, or one that another process writes; other data
+        UserError: before anything is written: a folder with another run, or one that another process writes; other data
             than the run was started on; a damaged checkpoint; a recipe that this machine cannot follow.
-        Stopped: a signal came; the state is saved.
-        Failed: too many unreadable images or void steps in a row, or a full disk.
+        Interrupted: a signal came; the state is saved.
+        RunError: too many unreadable images or void steps in a row, or a full disk.
     """
     lengths = recipe.lengths(len(source))
     facts = {**settings(recipe), "data": source.fingerprint, "--resume": resume}
     world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
     with ExitStack() as held:
-        by_first(world, lambda: held.enter_context(claim(output)))
+        run_on_rank0(world, lambda: held.enter_context(claim(output)))
         model = _train(recipe, source, output, world, lengths, resume, callbacks, quiet, info, profile, initial)
     leave(world)
     return model
@@ -159,7 +159,7 @@ def _train(
     initial: Mapping[str, Callable[[], Tensor]] | None,
 ) -> IJEPA:
     """Pretrain in a folder that this process holds; see `pretrain`."""
-    run, exists, found, resolved = by_first(world, lambda: open_for(recipe, source, output, resume, world.size))
+    run, exists, found, resolved = run_on_rank0(world, lambda: open_for(recipe, source, output, resume, world.size))
     saved, skipped = choose_checkpoint(world, recipe, found, resume)
     device = set_up(resolved, recipe.deterministic)
     spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
@@ -168,11 +168,11 @@ def _train(
     counts, start = Counts(), 0
     state: dict[str, Any] = {}
     if saved:
-        state = all_or_none(world, lambda: load_checkpoint(saved, model, optimizer))
+        state = raise_on_any_rank(world, lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
         counts = Counts(**state["counts"])
     elif initial:
-        all_or_none(world, lambda: place(model, initial))
+        raise_on_any_rank(world, lambda: place(model, initial))
 
     def begin() -> tuple[int, list[str]]:
         if not exists:
@@ -183,7 +183,7 @@ def _train(
             set_aside(run.checkpoints / error.name)
         return cut_back(run, start, state.get("metrics_bytes"))
 
-    measured, lines = by_first(world, begin)
+    measured, lines = run_on_rank0(world, begin)
     monitor = Monitor(
         run,
         total=lengths.total,
@@ -191,7 +191,7 @@ def _train(
         log_every=recipe.log_every,
         quiet=quiet,
         rank=world.rank,
-        pace=Pace(world, model, device),
+        pace=StragglerDetector(world, model, device),
     )
     if saved and world.rank == 0:
         for error in skipped:
@@ -202,7 +202,7 @@ def _train(
     for line in lines if world.rank == 0 else ():
         monitor.say(line)
     latest = partial(latest_name, run.checkpoints)
-    watch = Watch(world, recipe.parallel.timeout, latest, compiles=compiles(recipe, device))
+    watch = Watchdog(world, recipe.parallel.timeout, latest, compiles=compiles(recipe, device))
     world.watched()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
@@ -238,12 +238,12 @@ def _train(
             if stop or step == lengths.total:
                 saver.finish()
             if stop and step < lengths.total:
-                raise Stopped(stop, step)
+                raise Interrupted(stop, step)
             garbage.after(step)
     return model
 
 
-def _failing(monitor: Monitor, watch: Watch) -> int:
+def _failing(monitor: Monitor, watch: Watchdog) -> int:
     """Return what this rank asks to stop for, besides signals; 0 for nothing."""
     if monitor.output_lost:
         return _OUTPUT_LOST + monitor.output_lost
@@ -262,17 +262,17 @@ class _Loop:
     lengths: Lengths
     resolved: Resolved
     source: Source
-    spread: Spread
+    spread: DistributedModel
     optimizer: torch.optim.Optimizer
     monitor: Monitor
-    watch: Watch
+    watch: Watchdog
     counts: Counts
     profiling: Profile
 
     def __post_init__(self) -> None:
         self.model, self.world = self.spread.model, self.spread.world
         self.named = set(self.counts.replaced_names)  # all of them: the counts keep the first hundred
-        self.feed = Feed(torch.device(self.resolved.device))
+        self.feed = DevicePrefetcher(torch.device(self.resolved.device))
         data = self.recipe.data
         self.order = Order(self.recipe.seed, len(self.source), data.order, data.block, data.window)
 
@@ -377,7 +377,7 @@ class _Loop:
         """Have the monitor read and write what is pending, and act on it.
 
         Raises:
-            Failed: too many void steps in a row, or too many unreadable images.
+            RunError: too many void steps in a row, or too many unreadable images.
         """
         for row in self.monitor.flush():
             self._check_images(row)
@@ -410,7 +410,7 @@ class _Loop:
         bad, seen = (count // data.crops_per_decode for count in (counts.replaced, counts.seen))
         if too_many(bad, seen, len(self.source), data.replaced_limit, shuffled=data.order == "global"):
             names = _together(self.world, counts)["replaced_names"]
-            raise Failed(
+            raise RunError(
                 f"{bad} of {seen} images are unreadable, more than data.replaced_limit = {data.replaced_limit}; "
                 f"the first: {', '.join(names[:5])}"
             )
@@ -427,7 +427,7 @@ class _Loop:
             indices = list(dict.fromkeys(self.order.indices(places).tolist()))
             names = ", ".join(self.source.name(index) for index in indices[:8])
             more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
-            raise Failed(
+            raise RunError(
                 f"{self.counts.void_in_a_row} steps in a row had a non-finite gradient (each was void), the last is "
                 f"step {row['step']} with {names}{more}; lower the learning rates or set --precision.autocast none, "
                 f"which takes a new --output"

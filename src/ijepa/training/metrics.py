@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ijepa.checkpoint.logs import cut_log, rows_at_end
 from ijepa.checkpoint.run_dir import Run
-from ijepa.distributed.stragglers import Pace
+from ijepa.distributed.stragglers import StragglerDetector
 from ijepa.training.schedules import Rates
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.utils.files import flush_folder
 from ijepa.utils.output import Output
 
@@ -59,7 +59,7 @@ class Monitor:
         log_every: int,
         quiet: bool = False,
         rank: int = 0,
-        pace: Pace | None = None,
+        pace: StragglerDetector | None = None,
     ) -> None:
         self.total, self.log_every, self._pace = total, log_every, pace
         self._folder, self._rank = run.folder, rank
@@ -93,7 +93,7 @@ class Monitor:
         """Read what is pending off the device, write it, show it, and return its metrics. Every rank calls it."""
         return self._flush(self._pace)
 
-    def _flush(self, pace: Pace | None) -> list[dict[str, Any]]:
+    def _flush(self, pace: StragglerDetector | None) -> list[dict[str, Any]]:
         if not self._pending:
             return []
         values = torch.stack([record.values for record in self._pending]).tolist()
@@ -134,7 +134,7 @@ class Monitor:
         """Make what is written durable, as a checkpoint must not outlive its metrics; return the metrics' bytes.
 
         Raises:
-            Failed: the disk refuses.
+            RunError: the disk refuses.
         """
         try:
             if self._rank == 0:
@@ -143,7 +143,7 @@ class Monitor:
                 flush_folder(self._folder)
             return os.fstat(self._metrics.fileno()).st_size
         except OSError as error:
-            raise Failed(f"{self._folder}: logs cannot be written: {error.strerror}") from None
+            raise RunError(f"{self._folder}: logs cannot be written: {error.strerror}") from None
 
     def say(self, line: str) -> None:
         """Show one line of text, above the bar where there is one."""
@@ -170,7 +170,7 @@ def cut_back(run: Run, step: int, metrics_bytes: int | None = None) -> tuple[int
         from which rows are missing or damaged lines were taken out.
 
     Raises:
-        Failed: when the disk refuses; the file named is as it was.
+        RunError: when the disk refuses; the file named is as it was.
     """
     logs: dict[Path, dict[str, Any]] = {
         run.metrics_file: {"every_step": True, "expected": metrics_bytes},
@@ -182,7 +182,7 @@ def cut_back(run: Run, step: int, metrics_bytes: int | None = None) -> tuple[int
         try:
             said.append(cut_log(file, step, **form))
         except OSError as error:
-            raise Failed(f"{file}: cannot be cut back to step {step}: {error.strerror}") from None
+            raise RunError(f"{file}: cannot be cut back to step {step}: {error.strerror}") from None
     return rows_at_end(run.diagnostics_file, step), [line for line in said if line]
 
 
@@ -210,7 +210,7 @@ def _append(file: TextIO, rows: list[dict[str, Any]]) -> None:
         file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         file.flush()
     except OSError as error:
-        raise Failed(f"{file.name}: cannot be written: {error.strerror}") from None
+        raise RunError(f"{file.name}: cannot be written: {error.strerror}") from None
 
 
 def _peak_memory(device: torch.device) -> int:

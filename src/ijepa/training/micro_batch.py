@@ -17,7 +17,7 @@ from ijepa.planning.activations import activations
 from ijepa.planning.memory import USABLE, Strategy, divisors, fit, state
 from ijepa.planning.size import count_parameters, count_tokens
 from ijepa.training.model_setup import attention_of
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _USABLE_ON_CPU = 0.5
 """Share of a computer's memory that a step may take: workers, page cache and other people's work lie there too."""
@@ -36,7 +36,7 @@ def largest_micro(recipe: Recipe, device: torch.device, *, share: int, ranks: in
         autocast: linear layers compute in bfloat16.
 
     Raises:
-        Refused: where not even one image fits, or the device does not have the recipe's attention.
+        UserError: where not even one image fits, or the device does not have the recipe's attention.
     """
     strategy = strategy_of(recipe, ranks)
     group, float8 = _group(recipe, strategy, ranks), recipe.precision.fp8 != "none"
@@ -47,15 +47,17 @@ def largest_micro(recipe: Recipe, device: torch.device, *, share: int, ranks: in
     if on_gpu and kernel in KERNELS:
         # These take sequences padded to an image's patches; as if all else were padded too, it is an upper bound.
         tokens = replace(tokens, context=np.full_like(tokens.context, tokens.patches))
-    each = activations(recipe.model, tokens, recipe.parallel.recompute, autocast=autocast, with_scores=with_scores)
+    each = activations(
+        recipe.model, tokens, recipe.activation_checkpointing, autocast=autocast, with_scores=with_scores
+    )
     usable = memory_of(device) * (USABLE if device.type == "cuda" else _USABLE_ON_CPU)
-    best = fit(held, recipe.parallel.recompute, each, share, usable)
+    best = fit(held, recipe.activation_checkpointing, each, share, usable)
     if not best.micro:
-        raise Refused(
+        raise UserError(
             "batch.micro = auto",
             f"one image and the model need {best.peak / 2**30:.1f} GiB with {strategy}, of which this device has "
             f"{usable / 2**30:.1f} to give",
-            "add --parallel.strategy zero3 or more GPUs, or --parallel.recompute full; `ijepa plan` shows what fits",
+            "add --parallel.strategy zero3, more GPUs or --activation_checkpointing full; see `ijepa plan`",
         )
     return max(micro for micro in divisors(share) if micro <= min(best.micro, _MOST))
 

@@ -13,7 +13,7 @@ from ijepa.model.attention import Backend, flash_takes
 from ijepa.model.float8 import TOKENS, check_float8, to_float8
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import compile_blocks, recompute_blocks, set_attention
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def prepare(model: IJEPA, recipe: Recipe, device: torch.device, *, autocast: bool) -> None:
@@ -22,13 +22,13 @@ def prepare(model: IJEPA, recipe: Recipe, device: torch.device, *, autocast: boo
     `autocast` is what the recipe's was resolved to: linear layers compute in bfloat16.
 
     Raises:
-        Refused: where the device cannot.
+        UserError: where the device cannot.
     """
     set_attention(model, attention_of(recipe, device, autocast=autocast))
     if recipe.precision.fp8 != "none":
         check_float8(device, recipe.precision.fp8, autocast=autocast)
         to_float8(model, recipe.precision.fp8, recipe.precision.fp8_weight_gradient)
-    recompute_blocks(model, recipe.parallel.recompute)
+    recompute_blocks(model, recipe.activation_checkpointing)
     if compiles(recipe, device):
         compile_blocks(model)
 
@@ -37,16 +37,16 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
     """Return what a recipe's attention is on `device`: the kernel it names, or for `auto` one that suits its switches.
 
     Raises:
-        Refused: where the device does not have the kernel, or the kernel not the heads' width.
+        UserError: where the device does not have the kernel, or the kernel not the heads' width.
     """
     kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
     if not on_gpu and kernel not in ("auto", "math"):
-        raise Refused(f"precision.attention = {kernel}", f"needs a GPU, not a {device.type}", "use auto or math")
+        raise UserError(f"precision.attention = {kernel}", f"needs a GPU, not a {device.type}", "use auto or math")
     if kernel not in ("auto", "flash"):
         return kernel
     if kernel == "flash" and not autocast:
-        mend = "add --precision.autocast bf16, or use auto"
-        raise Refused("precision.attention = flash", "computes in 16 bits only", mend)
+        hint = "add --precision.autocast bf16, or use auto"
+        raise UserError("precision.attention = flash", "computes in 16 bits only", hint)
     if not (on_gpu and autocast):
         return "math" if compiles(recipe, device) else "auto"  # the buckets have another shape at every step
     for name, part in (("encoder", recipe.model.encoder), ("predictor", recipe.model.predictor)):
@@ -54,7 +54,7 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
         if not flash_takes(width):
             if kernel == "auto":
                 return "math"
-            raise Refused(
+            raise UserError(
                 "precision.attention = flash",
                 f"takes heads whose width is a multiple of 8 and at most 256, not model.{name}'s {width}",
                 f"use auto or math, or another model.{name}.heads",
@@ -64,15 +64,16 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
 
 def compiles(recipe: Recipe, device: torch.device) -> bool:
     """Return whether blocks are compiled on `device`."""
-    wanted = recipe.parallel.compile
+    wanted = recipe.compile
     return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def token_budget(recipe: Recipe, micro: int, device: torch.device) -> Budget | None:
     """Return what batches of `micro` images are padded to on `device`; None to leave them as they come."""
-    shape, precision, parallel = recipe.model, recipe.precision, recipe.parallel
+    shape, precision = recipe.model, recipe.precision
     rates = layer_rates(shape.encoder.depth, shape.encoder.drop_path)
-    static = device.type == "cuda" if parallel.static == "auto" else parallel.static
+    wanted = recipe.batch.pad_to_budget
+    static = device.type == "cuda" if wanted == "auto" else wanted
     if static or compiles(recipe, device):
         granule = GRANULE if device.type == "cuda" else TOKENS
         return Budget.for_masks(recipe.mask, shape.grid, micro, rates, granule=granule)

@@ -29,42 +29,42 @@ from ijepa.distributed.float8_gather import shard_frozen
 from ijepa.distributed.local_tensors import local, rows_of
 from ijepa.distributed.process_group import World
 from ijepa.masking.batch import Batch
-from ijepa.model.ijepa import IJEPA, Outcome
+from ijepa.model.ijepa import IJEPA, IJEPAOutput
 from ijepa.model.init import initial_rows
 from ijepa.model.vision_transformer import Block
 from ijepa.training.model_setup import compiles, prepare
 
 
 @dataclass
-class Spread:
+class DistributedModel:
     """A model over the ranks of a world. `model` is this rank's, with its own part of the weights."""
 
     model: IJEPA
     world: World
     wrapper: DistributedDataParallel | None = None
 
-    def backward(self, batch: Batch, forward: AbstractContextManager[Any], *, last: bool) -> Outcome:
+    def backward(self, batch: Batch, forward: AbstractContextManager[Any], *, last: bool) -> IJEPAOutput:
         """Add one micro-batch's gradients; with the step's `last`, sum them over ranks. `forward` is its context."""
         if self.world.mesh is not None:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         wait = nullcontext() if last or self.wrapper is None else self.wrapper.no_sync()
         with wait:
             with forward:
-                outcome: Outcome = (self.wrapper or self.model)(batch)
+                outcome: IJEPAOutput = (self.wrapper or self.model)(batch)
             outcome.loss.backward()
         return outcome
 
 
 def build(
     recipe: Recipe, device: torch.device, world: World, *, autocast: bool, dtype: torch.dtype | None = None
-) -> Spread:
+) -> DistributedModel:
     """Build a recipe's model with its initial weights, the same whatever the world, and spread it over the ranks.
 
     With `autocast` the weights of linear layers travel in bfloat16, in which they are used. `dtype` is that of the
     weights that are kept, float32 if None.
 
     Raises:
-        Refused: a switch that the device does not have.
+        UserError: a switch that the device does not have.
     """
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
@@ -74,7 +74,7 @@ def build(
 
             # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.
             config.optimize_ddp = False
-        return Spread(model, world, _replicate(model) if world.strategy == "ddp" else None)
+        return DistributedModel(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
     prepare(model, recipe, device, autocast=autocast)
@@ -82,7 +82,7 @@ def build(
     # `to_empty` would empty the constants too.
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     _initialize(model, recipe)
-    return Spread(model, world)
+    return DistributedModel(model, world)
 
 
 def _replicate(model: IJEPA) -> DistributedDataParallel:

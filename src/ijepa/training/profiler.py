@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 _ROWS = 60
 _ALLOCATIONS = 200_000
@@ -33,7 +33,7 @@ class Window:
         """Read `11` or `11-13`.
 
         Raises:
-            Refused: for anything else.
+            UserError: for anything else.
         """
         low, dash, high = text.partition("-")
         try:
@@ -41,7 +41,7 @@ class Window:
         except ValueError:
             window = cls(0, 0)
         if not 1 <= window.first <= window.last:
-            raise Refused(f"--profile {text}", "is no stretch of steps", "write --profile 11-13")
+            raise UserError(f"--profile {text}", "is no stretch of steps", "write --profile 11-13")
         return window
 
 
@@ -84,7 +84,7 @@ class Profile:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write(running)
         except OSError as error:
-            raise Failed(f"{self._folder}: cannot be written: {error.strerror}") from None
+            raise RunError(f"{self._folder}: cannot be written: {error.strerror}") from None
         return self._folder
 
     def _write(self, running: Any) -> None:

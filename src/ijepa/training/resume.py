@@ -11,7 +11,7 @@ from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.distributed.process_group import World
 from ijepa.training.runtime import Resolved, resolve
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Resume = Literal["auto", "last-good", "never"]
 """What to do with a run that exists: go on from its latest checkpoint, from the latest whole one, or refuse it."""
@@ -24,22 +24,22 @@ def open_for(
     run, exists = open_run(output, recipe, resume=resume != "never")
     earlier = run.info() if exists else None
     if earlier is not None and not {"images", "resolved"} <= earlier.keys():
-        raise Refused(run.info_file, "is not what a run writes there", "restore it, or give another --output")
+        raise UserError(run.info_file, "is not what a run writes there", "restore it, or give another --output")
     if earlier is not None and earlier["images"] != len(source):
-        raise Refused(
+        raise UserError(
             run.info_file,
             f"the run was started on {earlier['images']} images, data.path holds {len(source)}",
             "give the same data",
         )
     if earlier is not None and earlier.get("fingerprint", source.fingerprint) != source.fingerprint:
-        raise Refused(
+        raise UserError(
             run.info_file,
             "the run was started on other data: names, sizes or order of the files are not those of data.path",
             "give the same data, or another --output",
         )
     found = named_checkpoints(run.checkpoints)[::-1]
     if earlier is not None and not found and (first := noted_checkpoint(earlier)) is not None:
-        raise Refused(
+        raise UserError(
             run.checkpoints,
             f"holds no checkpoint, but the run has saved some, the first after step {first}",
             "bring them back (is the disk mounted?), or give another --output",
@@ -64,17 +64,17 @@ def choose_checkpoint(
     All ranks verify together, so they choose the same one.
 
     Raises:
-        Refused: the latest is damaged and `resume` is not "last-good", or all are.
+        UserError: the latest is damaged and `resume` is not "last-good", or all are.
     """
     skipped: list[Skipped] = []
     for path in found:
         try:
             verify_checkpoint(path, decisive(recipe), world)
             return path, skipped
-        except Refused as error:
+        except UserError as error:
             if resume != "last-good":
                 raise
             skipped.append(Skipped(path.name, f"{Path(error.where).name} {error.problem}"))
     if skipped:
-        raise Refused(found[0].parent, f"holds no whole checkpoint: in {skipped[0].name}, {skipped[0].problem}")
+        raise UserError(found[0].parent, f"holds no whole checkpoint: in {skipped[0].name}, {skipped[0].problem}")
     return None, []

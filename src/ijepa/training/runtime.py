@@ -39,7 +39,7 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
     as far as it divides a rank's share.
 
     Raises:
-        Refused: where the recipe asks for what this machine or version does not have.
+        UserError: where the recipe asks for what this machine or version does not have.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

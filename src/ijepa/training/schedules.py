@@ -20,7 +20,7 @@ def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedu
     """Return the rates of step `step`, counted from 0, of `lengths.total`.
 
     Warm-up is linear from `warmup_from` of the peak and reaches it with its last step. With `decay: cosine` the
-    rate then follows half a cosine to `lr_end`; with `tail` it stays and falls linearly over the tail (Hägele et
+    rate then follows half a cosine to `lr_end`; with `wsd` it stays and falls linearly over the cooldown (Hägele et
     al., arXiv 2405.18392). Momentum moves linearly over the whole run, weight decay by half a cosine.
     """
     part = step / max(lengths.total, 1)
@@ -41,7 +41,7 @@ def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: Schedule)
     if schedule.decay == "cosine":
         part = (step - lengths.warmup) / max(lengths.total - lengths.warmup, 1)
         return schedule.lr_end + (peak - schedule.lr_end) * _half_cosine(part)
-    left = (lengths.total - step) / max(lengths.tail, 1)
+    left = (lengths.total - step) / max(lengths.cooldown, 1)
     return schedule.lr_end + (peak - schedule.lr_end) * min(left, 1.0)
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ijepa.utils.errors import Refused, did_you_mean
+from ijepa.utils.errors import UserError, did_you_mean
 
 
-class Section(BaseModel):
+class BaseConfig(BaseModel):
     """A frozen group of settings; the docstring under each field is its help text."""
 
     model_config = ConfigDict(
@@ -28,34 +28,34 @@ class Section(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise _refusal(cls, error, where) from None
-        except Refused as error:
-            raise Refused(f"{where}: {error.where}", error.problem, error.mend) from None
+        except UserError as error:
+            raise UserError(f"{where}: {error.where}", error.problem, error.hint) from None
 
     @classmethod
-    def leaves(cls, prefix: str = "") -> Iterator[tuple[str, Any, str, Any]]:
+    def iter_fields(cls, prefix: str = "") -> Iterator[tuple[str, Any, str, Any]]:
         """Yield (dotted key, annotation, help text, default) of every field that is not itself a section."""
         for name, field in cls.model_fields.items():
-            key, kind = prefix + (field.alias or name), section_of(field.annotation)
+            key, kind = prefix + (field.alias or name), config_class(field.annotation)
             if kind is not None:
-                yield from kind.leaves(key + ".")
+                yield from kind.iter_fields(key + ".")
             else:
                 yield key, field.annotation, " ".join((field.description or "").split()), field.default
 
 
-def section_of(annotation: Any) -> type[Section] | None:
+def config_class(annotation: Any) -> type[BaseConfig] | None:
     """Return the section class an annotation stands for, or None."""
     for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, BaseConfig):
             return kind
     return None
 
 
-def _refusal(cls: type[Section], error: ValidationError, where: str) -> Refused:
+def _refusal(cls: type[BaseConfig], error: ValidationError, where: str) -> UserError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"] if isinstance(part, str)]
     # Unions add the tried alternative's name to the location: keep the part that names fields.
     path: list[str] = []
-    owner: type[Section] | None = cls
+    owner: type[BaseConfig] | None = cls
     for part in location:
         if owner is None:
             break
@@ -63,29 +63,29 @@ def _refusal(cls: type[Section], error: ValidationError, where: str) -> Refused:
         fields = {field.alias or name: field for name, field in owner.model_fields.items()}
         if part not in fields:
             break
-        owner = section_of(fields[part].annotation)
+        owner = config_class(fields[part].annotation)
     key = ".".join(path) or "recipe"
     if first["type"] == "extra_forbidden":
-        parent: type[Section] = cls
+        parent: type[BaseConfig] = cls
         for part in path[:-1]:
-            parent = section_of({f.alias or n: f for n, f in parent.model_fields.items()}[part].annotation) or parent
+            parent = config_class({f.alias or n: f for n, f in parent.model_fields.items()}[part].annotation) or parent
         known = [field.alias or name for name, field in parent.model_fields.items()]
-        return Refused(f"{where}: {key}", "unknown key", did_you_mean(path[-1], known))
+        return UserError(f"{where}: {key}", "unknown key", did_you_mean(path[-1], known))
     value, message = first.get("input"), first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        return Refused(f"{where}: {key}", "missing", "give it a value")
-    # A union is refused once for each of its alternatives: the mend names them all.
+        return UserError(f"{where}: {key}", "missing", "give it a value")
+    # A union is refused once for each of its alternatives: the hint names them all.
     depth = len(first["loc"]) - len(location) + len(path)
     tried = [each for each in error.errors() if each["loc"][:depth] == first["loc"][:depth]]
     words = re.findall("'([^']*)'", str(first.get("ctx", {}).get("expected", "")))
     if isinstance(value, str) and words:
-        mend = did_you_mean(value, words)
+        hint = did_you_mean(value, words)
     else:
         wanted = dict.fromkeys(
             _WANTED[each["type"]].format(**each.get("ctx", {})) for each in tried if each["type"] in _WANTED
         )
-        mend = "give " + " or ".join(wanted) if wanted else ""
-    return Refused(f"{where}: {key} = {value!r}", message[:1].lower() + message[1:], mend)
+        hint = "give " + " or ".join(wanted) if wanted else ""
+    return UserError(f"{where}: {key} = {value!r}", message[:1].lower() + message[1:], hint)
 
 
 _WANTED = {

@@ -1,6 +1,6 @@
 """The two ways a command ends badly on purpose, and what it warns of, each as one line for the person who typed it.
 
-`Refused` is bad input, found before anything was written: exit code 2. `Failed` is something that went wrong
+`UserError` is bad input, found before anything was written: exit code 2. `RunError` is something that went wrong
 in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours:
 one line too, exit code 1, and `--debug` shows its traceback. `Notice` is a warning: the command goes on.
 """
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from ijepa.utils.names import printable
 
 
-class Failed(Exception):
+class RunError(Exception):
     """Something went wrong in running; `str()` is one printable line. Exit code 1."""
 
     exit_code = 1
@@ -20,23 +20,23 @@ class Failed(Exception):
         super().__init__(printable(line))
 
 
-class Refused(Failed):
-    """Bad input; `str()` is one line of the form `where: problem; mend`. Exit code 2.
+class UserError(RunError):
+    """Bad input; `str()` is one line of the form `where: problem; hint`. Exit code 2.
 
-    `where` names the file, key or flag at fault, `problem` says what is wrong with its value, and `mend`
+    `where` names the file, key or flag at fault, `problem` says what is wrong with its value, and `hint`
     what to do about it.
     """
 
     exit_code = 2
 
-    def __init__(self, where: object, problem: str, mend: str = "") -> None:
-        self.where, self.problem, self.mend = map(printable, (str(where), problem, mend))
-        line = f"{where}: {problem}" + (f"; {mend}" if mend else "")
+    def __init__(self, where: object, problem: str, hint: str = "") -> None:
+        self.where, self.problem, self.hint = map(printable, (str(where), problem, hint))
+        line = f"{where}: {problem}" + (f"; {hint}" if hint else "")
         super().__init__(" ".join(line.split()))
 
-    def __reduce__(self) -> tuple[type["Refused"], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
         """Rebuild from the three parts, not from the line: errors cross process borders."""
-        return type(self), (self.where, self.problem, self.mend)
+        return type(self), (self.where, self.problem, self.hint)
 
 
 class Notice(UserWarning):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,14 +69,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        Refused: where the file is missing or no JSON object.
+        UserError: where the file is missing or no JSON object.
     """
     try:
         values = json.loads(path.read_text())
     except OSError as error:
-        raise Refused(path, f"cannot be read: {error.strerror}") from None
+        raise UserError(path, f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise Refused(path, f"not JSON: {error}") from None
+        raise UserError(path, f"not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise Refused(path, "not a JSON object")
+        raise UserError(path, "not a JSON object")
     return values

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _ATTEMPTS = 10
 """How often to open the file again after its last owner has removed it."""
@@ -25,7 +25,7 @@ def exclusive(file: Path, where: Path, state: str, hint: str) -> Iterator[None]:
     """Hold the lock on `file`, in a folder that exists; the owner may remove the file while it holds the lock.
 
     Raises:
-        Refused: another process holds the lock: `where: state by process N on host H; hint`. Or `file` cannot be
+        UserError: another process holds the lock: `where: state by process N on host H; hint`. Or `file` cannot be
             written. What the file says is then as it was.
     """
     with _acquire(file, where, state, hint):
@@ -37,12 +37,12 @@ def _acquire(file: Path, where: Path, state: str, hint: str) -> TextIO:
         try:
             stream = file.open("a+")
         except OSError as error:
-            raise Refused(where, f"cannot be written ({error.strerror})", "give a folder you may write to") from None
+            raise UserError(where, f"cannot be written ({error.strerror})", "give a folder you may write to") from None
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with stream:
-                raise Refused(where, f"{state} by {_owner(stream)}", hint) from None
+                raise UserError(where, f"{state} by {_owner(stream)}", hint) from None
         except OSError:
             pass  # a file system without locks
         if _removed(file, stream):
@@ -53,9 +53,9 @@ def _acquire(file: Path, where: Path, state: str, hint: str) -> TextIO:
             stream.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
             stream.flush()
         except OSError as error:
-            raise Refused(where, f"cannot be written ({error.strerror})", "free some space") from None
+            raise UserError(where, f"cannot be written ({error.strerror})", "free some space") from None
         return stream
-    raise Refused(where, f"{state} by another process", hint)
+    raise UserError(where, f"{state} by another process", hint)
 
 
 def _removed(file: Path, stream: TextIO) -> bool:

@@ -5,10 +5,10 @@ import os
 from contextlib import suppress
 from typing import Any, TextIO
 
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 
-class OutputLost(Failed):
+class OutputLost(RunError):
     """Standard output cannot be written any more. `number` is the errno."""
 
     def __init__(self, number: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ijepa.data.loading.loader import Loader
 from ijepa.data.open import open_source
 from ijepa.data.sources import base as module
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.images import bare_batch, jpeg, write_shards, write_tree
 
 
@@ -29,7 +29,7 @@ def run(source, workers: int = 0, **options) -> None:
 
 
 def refused(source, message: str, workers: int = 0) -> None:
-    with pytest.raises(Failed, match=message) as error:
+    with pytest.raises(RunError, match=message) as error:
         run(source, workers)
     assert "\n" not in str(error.value) and "train-0001.tar" in str(error.value)
 
@@ -64,7 +64,7 @@ def test_a_shard_that_hangs(shards, monkeypatch):
     os.mkfifo(shards / "train-0001.tar")
     told: list[str] = []
     message = r"has hung for 1 seconds, making micro-batch \d, at sample \d+ in train-0001.tar, for the second time"
-    with pytest.raises(Failed, match=message) as error:
+    with pytest.raises(RunError, match=message) as error:
         run(source, workers=1, timeout=1.0, tell=told.append)
     assert "\n" not in str(error.value)
     assert len(told) == 1 and "in train-0001.tar; a new one goes on" in told[0]
@@ -113,10 +113,10 @@ def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypat
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     assert source.image(2) == jpeg(2) and not failures
     failures += [errno.EIO, errno.EIO]
-    with pytest.raises(Failed, match="2.jpg: passing"):
+    with pytest.raises(RunError, match="2.jpg: passing"):
         source.image(2)
     failures.append(errno.EACCES)  # this one does not pass
-    with pytest.raises(Failed):
+    with pytest.raises(RunError):
         source.image(2)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ijepa.data.open import open_source
 from ijepa.data.sources.base import read_file
 from ijepa.prepare.file_lists import list_index
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import jpeg, write_tree
 from tests.unit.data.sources.test_remote import save
 
@@ -54,7 +54,7 @@ def tree(tmp_path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_with_one_is_refused_in_one_line(tree, kind, name):
     make(tree / "a" / name, kind)
-    with pytest.raises(Refused, match=f"tree/a/{name} is {kind}, not a regular file; remove it"):
+    with pytest.raises(UserError, match=f"tree/a/{name} is {kind}, not a regular file; remove it"):
         open_source(tree)
 
 
@@ -85,11 +85,11 @@ def test_no_command_waits_for_a_fifo_named_as_an_image(tree, tmp_path, command):
 _OPEN = """
 import sys
 from ijepa.data.open import open_source
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 for path in sys.argv[1:]:
     try:
         open_source(path)
-    except Refused as error:
+    except UserError as error:
         print(error)
 """
 
@@ -143,11 +143,11 @@ def test_a_list_with_one_is_packed_without_it(tmp_path):
 _FRAME = """
 import sys
 from pathlib import Path
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.evaluation.video.dataset import Video
 try:
     Video("x", (Path(sys.argv[1]),), (None,)).frame(0)
-except Failed as error:
+except RunError as error:
     print(error)
 """
 
@@ -158,5 +158,5 @@ def test_a_frame_of_a_video_that_is_one_cannot_be_decoded(tmp_path):
 
 
 def test_a_file_that_is_gone_is_still_an_error(tmp_path):
-    with pytest.raises(Failed, match="gone.jpg: No such file"):
+    with pytest.raises(RunError, match="gone.jpg: No such file"):
         read_file(tmp_path / "gone.jpg")

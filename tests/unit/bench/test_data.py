@@ -4,7 +4,7 @@ import pytest
 
 from ijepa.bench.data import bench_data
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.images import jpeg, write_tree
 
 
@@ -38,5 +38,5 @@ def test_bench_data_without_cpu_affinity(tmp_path, recipe, monkeypatch):
 
 
 def test_nothing_to_measure(tmp_path, recipe):
-    with pytest.raises(Failed, match="in a row cannot be decoded"):
+    with pytest.raises(RunError, match="in a row cannot be decoded"):
         bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), recipe, echo=lambda _: None)

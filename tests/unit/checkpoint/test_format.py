@@ -19,7 +19,7 @@ from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.runs import Kill
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch, call
     else:
         real, calls = checkpoint.write_text, iter([4])
         monkeypatch.setattr(checkpoint, "write_text", full)
-    with pytest.raises(Failed, match="No space left on device; the last good checkpoint is step-00000001") as caught:
+    with pytest.raises(RunError, match="No space left on device; the last good checkpoint is step-00000001") as caught:
         save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch, call
 
 def test_other_shapes_are_refused_in_one_line(tmp_path):
     path = save_checkpoint(tmp_path, 1, *built(width=16), {}, keep=1)
-    with pytest.raises(Refused, match=r"context_encoder.*has shape .*\(16,\).*the recipe's model \(32,\)"):
+    with pytest.raises(UserError, match=r"context_encoder.*has shape .*\(16,\).*the recipe's model \(32,\)"):
         load_checkpoint(path, *built(width=32))
 
 
@@ -102,16 +102,16 @@ def test_missing_damaged_and_unknown_parts_are_refused(tmp_path):
     file = path / "predictor.safetensors"
     whole = load_file(file)
     save_file({**whole, "extra": torch.zeros(1)}, file)
-    with pytest.raises(Refused, match="extra is unknown"):
+    with pytest.raises(UserError, match="extra is unknown"):
         load_checkpoint(path, *built())
     save_file({k: v for k, v in whole.items() if k != "mask_token"}, file)
-    with pytest.raises(Refused, match="mask_token is missing"):
+    with pytest.raises(UserError, match="mask_token is missing"):
         load_checkpoint(path, *built())
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(Refused, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a whole safetensors file"):
         load_checkpoint(path, *built())
     file.unlink()
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         load_checkpoint(path, *built())
 
 
@@ -147,10 +147,10 @@ def test_state_of_another_format_is_refused(tmp_path):
     assert load_checkpoint(path, *built(seed=5))["step"] == 3  # the earlier format is read
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 99}))
-    with pytest.raises(Refused, match="format 99"):
+    with pytest.raises(UserError, match="format 99"):
         load_checkpoint(path, *built())
     (path / "state.json").write_text(json.dumps({**state, "step": None}))
-    with pytest.raises(Refused, match=r"state.json: step is missing; use an earlier checkpoint"):
+    with pytest.raises(UserError, match=r"state.json: step is missing; use an earlier checkpoint"):
         load_checkpoint(path, *built())
 
 
@@ -171,7 +171,7 @@ def flip(file: Path, byte: int, bit: int = 0) -> None:
 
 def refusal(path: Path, settings: dict | None = None) -> str:
     """The line in which a checkpoint is refused."""
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         verify_checkpoint(path, settings or {}, World())
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -201,7 +201,7 @@ def test_a_flipped_bit_anywhere_in_the_state_is_refused(tmp_path):
             data = bytearray(whole)
             data[place] ^= 1 << bit
             file.write_bytes(data)
-            with pytest.raises(Refused, match=r"^[^\n]*state\.json: "):
+            with pytest.raises(UserError, match=r"^[^\n]*state\.json: "):
                 read_state(path)
     file.write_bytes(whole)
     assert read_state(path)["step"] == 3
@@ -220,7 +220,7 @@ def test_weights_are_read_from_a_checkpoint_only_if_their_checksum_is_right(tmp_
     flip(path / "predictor.safetensors", -1)
     module = built(seed=5)[0]
     load_part(module.target_encoder, path, "target_encoder")
-    with pytest.raises(Refused, match=r"predictor.safetensors: is damaged"):
+    with pytest.raises(UserError, match=r"predictor.safetensors: is damaged"):
         load_part(module.predictor, path, "predictor")
 
 

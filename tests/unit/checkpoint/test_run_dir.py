@@ -10,19 +10,19 @@ from ijepa.checkpoint.run_dir import Run, open_run
 from ijepa.training.loop import pretrain
 from ijepa.training.metrics import VALUES, Monitor, StepRecord, cut_back
 from ijepa.training.schedules import Rates
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.runs import Kill, recipe, source
 
 
 def test_refusals_write_nothing(scenes, tmp_path, whole):
-    with pytest.raises(Refused, match="started with optimizer.lr_encoder = 0.0006, not 0.1"):
+    with pytest.raises(UserError, match="started with optimizer.lr_encoder = 0.0006, not 0.1"):
         pretrain(recipe(scenes, optimizer={"lr_encoder": 0.1}), source(scenes), whole, quiet=True)
-    with pytest.raises(Refused, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         pretrain(recipe(scenes), source(scenes), whole, resume="never", quiet=True)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(Refused, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match="is not empty and holds no run"):
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
-    with pytest.raises(Refused, match="schedule.warmup"):
+    with pytest.raises(UserError, match="schedule.warmup"):
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -52,7 +52,7 @@ def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch)
 
 def test_a_recipe_of_somebody_is_not_written_over(scenes, tmp_path):
     (tmp_path / "recipe.yaml").write_text("base: vit-tiny-64")
-    with pytest.raises(Refused, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match="is not empty and holds no run"):
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
 
 
@@ -60,7 +60,7 @@ def test_a_damaged_run_json_is_refused(scenes, tmp_path):
     run = tmp_path / "run"
     pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
     (run / "run.json").write_text("{}")
-    with pytest.raises(Refused, match=r"run.json: is not what a run writes there"):
+    with pytest.raises(UserError, match=r"run.json: is not what a run writes there"):
         pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
 
 
@@ -71,9 +71,9 @@ def test_a_disk_that_fills_up_under_the_metrics_ends_in_one_line(tmp_path):
     monitor = Monitor(Run(tmp_path / "run"), total=4, start=0, log_every=1, quiet=True)
     rates = Rates(lr_encoder=1.0, lr_predictor=1.0, weight_decay=0.0, momentum=1.0)
     monitor.add(StepRecord(1, 0.1, rates, torch.ones(len(VALUES)), 8, 1.0, 0.0))
-    with pytest.raises(Failed, match=r"metrics.jsonl: cannot be written: No space left on device"):
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written: No space left on device"):
         monitor.flush()
-    with pytest.raises(Failed, match=r"No space left on device"):
+    with pytest.raises(RunError, match=r"No space left on device"):
         monitor.close()
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_metrics_it_cannot_cut(whole, tmp_path, monkeypat
     damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # a line to take out, for which the file is written anew
     (tmp_path / "metrics.jsonl").write_bytes(damaged)
     monkeypatch.setattr(logs.os, "fsync", full)
-    with pytest.raises(Failed, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):
         cut_back(Run(tmp_path), 3)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == damaged

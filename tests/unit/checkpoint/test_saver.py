@@ -10,7 +10,7 @@ from ijepa.checkpoint.format import list_checkpoints
 from ijepa.checkpoint.reader import Stored
 from ijepa.checkpoint.saver import Saver, write_shards
 from ijepa.distributed.process_group import World
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.unit.checkpoint.test_format import built
 
 SHARDED = World("zero2", mesh=object())  # type: ignore[arg-type]
@@ -46,6 +46,6 @@ def test_a_checkpoint_that_could_not_be_written_fails_the_next_call(tmp_path, mo
     monkeypatch.setattr(saver, "write_shards", full)
     saving = Saver(tmp_path, 2, SHARDED)
     saving.save(5, *built(), {})
-    with pytest.raises(Failed, match="No space left on device"):
+    with pytest.raises(RunError, match="No space left on device"):
         saving.save(6, *built(), {})
     assert not any(tmp_path.iterdir())

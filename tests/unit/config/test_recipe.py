@@ -3,7 +3,7 @@ import yaml
 
 from ijepa.config.files import presets
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.quantities import Length
 
 MISSION = "vit-huge-16-in22k"
@@ -95,7 +95,7 @@ def test_the_mission_number_by_number():
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_bad_values_are_one_line_with_file_key_value_and_mend(overrides, message):
-    with pytest.raises(Refused, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Recipe.load(MISSION, overrides)
     assert str(caught.value).startswith(f"recipe {MISSION}: ") and "\n" not in str(caught.value)
 
@@ -104,16 +104,16 @@ def test_files_that_are_no_recipe(tmp_path):
     file = tmp_path / "mine.yaml"
     for text, message in (("a: [", "not YAML"), ("- 1", "not a mapping"), ("base: mine.yaml\n", "no preset or file")):
         file.write_text(text)
-        with pytest.raises(Refused, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             Recipe.load(file)
         assert "\n" not in str(caught.value)
     file.write_bytes(b"\xff\xd8\xff\xe0 a photo")
-    with pytest.raises(Refused, match=r"mine.yaml: is no text; give a preset's name or a YAML file"):
+    with pytest.raises(UserError, match=r"mine.yaml: is no text; give a preset's name or a YAML file"):
         Recipe.load(file)
     file.write_text(f"base: {file}\n")
-    with pytest.raises(Refused, match="is its own base"):
+    with pytest.raises(UserError, match="is its own base"):
         Recipe.load(file)
-    with pytest.raises(Refused, match=r"did you mean vit-small-16\?"):
+    with pytest.raises(UserError, match=r"did you mean vit-small-16\?"):
         Recipe.load("vit-smal-16")
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ijepa.data.paths import Folder, Shards, expand_braces, find
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_shards, write_tree
 
 
@@ -11,7 +11,7 @@ def names(found: object) -> list[str]:
 
 
 def refusal(path: object, **options: str) -> str:
-    with pytest.raises(Refused) as error:
+    with pytest.raises(UserError) as error:
         find(path, "data.path", **options)
     line = str(error.value)
     assert line.startswith("data.path: ") and "\n" not in line

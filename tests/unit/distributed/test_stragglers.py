@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ijepa.distributed.process_group import World
-from ijepa.distributed.stragglers import Pace
+from ijepa.distributed.stragglers import StragglerDetector
 from ijepa.model.ijepa import IJEPA
 from tests.helpers.ranks import spawn
 from tests.integration.test_distributed import command
@@ -43,8 +43,8 @@ class Ranks(World):
         return [value, *self.others]
 
 
-def pace(others, rank: int = 0) -> Pace:
-    return Pace(Ranks(rank=rank, size=len(others) + 1, others=others), IJEPA(SHAPE), torch.device("cpu"))
+def pace(others, rank: int = 0) -> StragglerDetector:
+    return StragglerDetector(Ranks(rank=rank, size=len(others) + 1, others=others), IJEPA(SHAPE), torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_others_than_rank_0_say_nothing_and_one_alone_measures_nothing():
 
 def test_only_one_block_is_timed():
     times, model = pace(((1.0, 0.0),)), IJEPA(SHAPE)
-    times = Pace(times._world, model, torch.device("cpu"))
+    times = StragglerDetector(times._world, model, torch.device("cpu"))
     pixels = torch.zeros(2 * 36, 3 * 64, dtype=torch.uint8)
     model.encode_targets(pixels, 2)
     assert len(times._times) == 1 and times._times[0][1] > times._times[0][0]

@@ -31,19 +31,19 @@ class Device:
 
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, timeout=timedelta(seconds=10))
 watch._PULSE, watch._PATIENCE = 0.1, 2.0
-with closing(Device()), (seen := watch.Watch(World(size=2), 0.3, lambda: None)).naming():
+with closing(Device()), (seen := watch.Watchdog(World(size=2), 0.3, lambda: None)).naming():
     seen.at(7, "computing")
     BODY
 """
 
 
 def test_blame_names_the_silent_then_those_behind():
-    from ijepa.distributed.watchdog import Sign, blame
+    from ijepa.distributed.watchdog import Heartbeat, blame
 
-    at = [Sign(0, 7, "computing", 9), Sign(1, 7, "loading data", 9), Sign(2, 7, "computing", 9)]
+    at = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 7, "loading data", 9), Heartbeat(2, 7, "computing", 9)]
     assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
     assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
-    late = [Sign(0, 7, "computing", 9), Sign(1, 6, "computing", 9)]
+    late = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 6, "computing", 9)]
     assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
     assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
 
@@ -91,13 +91,13 @@ def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
     """Its text holds a traceback, through multiprocessing/connection.py, for example."""
     from ijepa.data.loading.workers import LoaderDefect
     from ijepa.distributed.process_group import World
-    from ijepa.distributed.watchdog import Watch
+    from ijepa.distributed.watchdog import Watchdog
 
     def leave(self, error):
         raise AssertionError("left")
 
-    monkeypatch.setattr(Watch, "leave", leave)
-    seen = Watch(World(), 1.0, lambda: None)
+    monkeypatch.setattr(Watchdog, "leave", leave)
+    seen = Watchdog(World(), 1.0, lambda: None)
     seen._store = object()
     with pytest.raises(LoaderDefect), seen.naming():
         raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')
@@ -173,8 +173,8 @@ calls = [Callback(100, measure)]
 """
 
 
-def slow_ranks(scenes: Path, out: Path, body: str, **parallel) -> list[tuple[int, str]]:
-    values = recipe(scenes, steps=3, parallel={"timeout": 5, **parallel})
+def slow_ranks(scenes: Path, out: Path, body: str, **changes) -> list[tuple[int, str]]:
+    values = recipe(scenes, steps=3, parallel={"timeout": 5}, **changes)
     return spawn(2, [sys.executable, "-c", SLOW.replace("BODY", body), json.dumps(values), str(out)])
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ijepa.evaluation.protocols import DEFAULTS, KINDS, load_protocol, presets
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in presets(kind)])
@@ -57,7 +57,7 @@ def test_sections_are_changed_field_by_field(tmp_path):
 def test_bad_files_in_one_line(tmp_path, text, said):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         load_protocol("linear", file)
     assert said in str(refused.value)
     assert str(file) in str(refused.value)
@@ -65,14 +65,14 @@ def test_bad_files_in_one_line(tmp_path, text, said):
 
 
 def test_no_such_protocol(tmp_path):
-    with pytest.raises(Refused, match="no knn protocol 'dina'; did you mean dino"):
+    with pytest.raises(UserError, match="no knn protocol 'dina'; did you mean dino"):
         load_protocol("knn", "dina")
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         load_protocol("knn", tmp_path / "absent.yaml")
 
 
 def test_knn_scores_the_k_it_reports(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("base: dino\nk: 15\n")
-    with pytest.raises(Refused, match="k = 15"):
+    with pytest.raises(UserError, match="k = 15"):
         load_protocol("knn", file)

@@ -16,7 +16,7 @@ from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
 from ijepa.model.ijepa import build_encoder
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.conftest import TINY
 from tests.helpers.encoders import block_mask, write_pairs
 
@@ -103,22 +103,22 @@ def test_where_a_result_cannot_go_is_said_before_anything_is_computed(
     monkeypatch.setitem(run._RUNNERS, "knn", never)
     (tmp_path / "file").write_text("in the way")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(Refused, match="--output: .*file is no folder"):
+        with pytest.raises(UserError, match="--output: .*file is no folder"):
             evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=output)
     monkeypatch.setattr(run.os, "access", lambda *args: False)
-    with pytest.raises(Refused, match="--output: .* cannot be written"):
+    with pytest.raises(UserError, match="--output: .* cannot be written"):
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
     train, _ = sets(scenes)
-    with pytest.raises(Refused, match="--test: is the train set"):
+    with pytest.raises(UserError, match="--test: is the train set"):
         evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
     (tmp_path / "copy").mkdir()
     for number, shard in enumerate([next(scenes.glob("train-*.tar")), next(scenes.glob("val-*.tar"))]):
         (tmp_path / "copy" / f"{number}.tar").symlink_to(shard)
-    with pytest.raises(Refused, match=r"--test: \d+ of its \d+ images are in the train set"):
+    with pytest.raises(UserError, match=r"--test: \d+ of its \d+ images are in the train set"):
         evaluate("knn", str(weights), train, str(tmp_path / "copy"), protocol=small["knn"], output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_a_failure_in_running(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run, "write_json", full)
-    with pytest.raises(Failed, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
+    with pytest.raises(RunError, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert caught.value.exit_code == 1
 
@@ -147,7 +147,7 @@ def test_level_zero_takes_no_train_set(weights: Path, scenes: Path, tmp_path: Pa
     assert results[0] == results[1]
     assert results[0]["data"]["train"] == {"n": 0}
     for kind in ("knn", "segmentation"):
-        with pytest.raises(Refused, match="--train: is missing, and protocol"):
+        with pytest.raises(UserError, match="--train: is missing, and protocol"):
             evaluate(kind, str(weights), None, sets(scenes)[1], output=tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_pa
     }
     assert "list" not in result["data"]["test"]
     assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
-    with pytest.raises(Refused, match="--labels: no label map 'tow'"):
+    with pytest.raises(UserError, match="--labels: no label map 'tow'"):
         evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")
 
 
@@ -185,9 +185,9 @@ def test_a_kept_head_gives_the_accuracy_of_its_row(weights: Path, scenes: Path, 
     assert right.mean() == pytest.approx(result["rows"][0]["top1"], abs=1 / len(source))  # features rounded to float16
     assert head.classes == tuple(source.classes or map(str, range(len(head.bias))))
     export_weights(weights, tmp_path / "hf", "transformers", head=file)
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
-    with pytest.raises(Refused, match="no linear head on the last block"):
+    with pytest.raises(UserError, match="no linear head on the last block"):
         evaluate(
             "linear", str(weights), *sets(scenes), protocol="attentive", output=tmp_path, save_head=tmp_path / "other"
         )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 
 def _short(folder: Path, tiny: Path) -> Path:
@@ -133,7 +133,7 @@ def test_bad_files_are_one_line_and_write_nothing(tiny, tmp_path, make, message)
         lambda: export_weights(bad, tmp_path / "out", "timm"),
         lambda: load_encoder(bad),
     ):
-        with pytest.raises(Refused, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             act()
         assert "\n" not in str(error.value)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
@@ -157,7 +157,7 @@ def test_what_timm_calls_its_own_layers_is_read(tiny, tmp_path):
 )
 def test_what_is_no_head_is_one_line(tiny, tmp_path, weight, classes, message):
     save_file({"weight": weight, "bias": torch.zeros(3)}, tmp_path / "head", {"classes": classes})
-    with pytest.raises(Refused, match=f"--head .*{message}"):
+    with pytest.raises(UserError, match=f"--head .*{message}"):
         export_weights(tiny, tmp_path / "out", "timm", head=tmp_path / "head")
     assert not (tmp_path / "out").exists()
 
@@ -173,6 +173,6 @@ def test_a_head_is_complete_or_absent(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr("ijepa.utils.files.os.fsync", full)
-    with pytest.raises(Failed, match="other: the head cannot be saved: no space left"):
+    with pytest.raises(RunError, match="other: the head cannot be saved: no space left"):
         head.write(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["head.safetensors"]

@@ -15,7 +15,7 @@ from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.tensors import Lazy, open_tensors, write_tensors
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.libraries import PARTS, eager, pixels, recipe, theirs_of
 
 
@@ -87,10 +87,10 @@ def test_a_head_becomes_the_classifier(tiny, tmp_path):
         torch.testing.assert_close(theirs(normalised), wanted, rtol=1e-5, atol=1e-4)
     # A classifier is still an encoder.
     assert torch.equal(load_encoder(tmp_path / "hf")(raw), encoder(raw))
-    with pytest.raises(Refused, match="has no place in official"):
+    with pytest.raises(UserError, match="has no place in official"):
         export_weights(tiny, tmp_path / "x.pth.tar", "official", head=tmp_path / "head.safetensors")
     Head(torch.zeros(3, 8), torch.zeros(3), ("a", "b", "c")).write(tmp_path / "wrong.safetensors")
-    with pytest.raises(Refused, match="reads 8 channels, the encoder has 32"):
+    with pytest.raises(UserError, match="reads 8 channels, the encoder has 32"):
         export_weights(tiny, tmp_path / "y", "timm", head=tmp_path / "wrong.safetensors")
     assert not (tmp_path / "x.pth.tar").exists() and not (tmp_path / "y").exists()
 
@@ -138,7 +138,7 @@ def test_weights_of_a_large_graph_lie_beside_it(tiny, tmp_path, monkeypatch):
     (found,) = session.run(None, {"pixel_values": normalised.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), load_encoder(tiny)(raw), rtol=1e-4, atol=1e-4)
     file.unlink()
-    with pytest.raises(Refused, match=r"vit.onnx.data: exists already"):
+    with pytest.raises(UserError, match=r"vit.onnx.data: exists already"):
         export_weights(tiny, file, "onnx")
     assert {path.name for path in file.parent.iterdir()} == {"vit.onnx.data"}
 
@@ -181,7 +181,7 @@ def test_the_context_encoder_says_so_wherever_it_is_written(tiny, tmp_path):
         out = export_weights(tiny, tmp_path / place, form, which="context")
         assert resolve_weights(out, heads=4).parts == ["context_encoder"]
         assert torch.equal(load_encoder(out, "context", heads=4)(raw), wanted)
-        with pytest.raises(Refused, match="holds no target encoder; it holds context encoder; add --which context"):
+        with pytest.raises(UserError, match="holds no target encoder; it holds context encoder; add --which context"):
             load_encoder(out, heads=4)
 
 
@@ -203,7 +203,7 @@ def test_large_models_are_written_in_shards(tiny, tmp_path):
     listed = json.loads((tmp_path / names[-1]).read_text())
     assert listed["metadata"]["total_size"] == size
     (tmp_path / names[0]).unlink()
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         open_tensors(tmp_path / names[-1])
 
 
@@ -222,14 +222,14 @@ def test_a_full_disk_leaves_nothing(tiny, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(lazy, "_write", full)
-    with pytest.raises(Failed, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         export_weights(tiny, tmp_path / "out", "timm")
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(tiny, tmp_path):
     (tmp_path / "there").mkdir()
-    with pytest.raises(Refused, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         export_weights(tiny, tmp_path / "there", "timm")
-    with pytest.raises(Refused, match="is no folder"):
+    with pytest.raises(UserError, match="is no folder"):
         import_weights(tiny, tmp_path / "nowhere" / "out")

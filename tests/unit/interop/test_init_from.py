@@ -15,7 +15,7 @@ from ijepa.model.encoder import Encoder
 from ijepa.model.ijepa import IJEPA, build_encoder
 from ijepa.model.vision_transformer import sincos_positions
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
 
@@ -105,7 +105,9 @@ def test_a_third_run_keeps_the_first_ones_grid(first, scenes, tmp_path):
 
 def test_an_encoder_alone_has_no_predictor_to_give(first, scenes, tmp_path):
     folder = export_weights(first, tmp_path / "hf", "transformers")
-    with pytest.raises(Refused, match=r"has no predictor, which init.parts = all would take; add --init.parts encoder"):
+    with pytest.raises(
+        UserError, match=r"has no predictor, which init.parts = all would take; add --init.parts encoder"
+    ):
         beginning(recipe(scenes, folder, init={"parts": "all"}))
 
 
@@ -122,11 +124,11 @@ def test_a_resumed_run_goes_on_with_its_own_weights(first, scenes, tmp_path):
 
 def test_other_shapes_are_refused_with_the_flag_that_mends(first, scenes):
     wide = {**TINY["model"], "encoder": {**TINY["model"]["encoder"], "depth": 3}}
-    with pytest.raises(Refused, match=r"has model.encoder.depth = 2, the recipe 3; add --model.encoder.depth 2"):
+    with pytest.raises(UserError, match=r"has model.encoder.depth = 2, the recipe 3; add --model.encoder.depth 2"):
         beginning(recipe(scenes, first, model=wide))
-    with pytest.raises(Refused, match="model.patch_size"):
+    with pytest.raises(UserError, match="model.patch_size"):
         beginning(recipe(scenes, first, model={**TINY["model"], "patch_size": 4}))
-    with pytest.raises(Refused, match="nowhere: no such run"):
+    with pytest.raises(UserError, match="nowhere: no such run"):
         beginning(recipe(scenes, "nowhere"))
 
 

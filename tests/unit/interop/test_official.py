@@ -12,7 +12,7 @@ import torch
 from ijepa.config.recipe import Encoder, Predictor
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.libraries import PARTS, eager, pixels, theirs_of
 from tests.reference.dense import positions
 
@@ -150,7 +150,7 @@ def test_code_in_a_checkpoint_is_not_run_and_nothing_else_is_said(tmp_path, capf
         "is no whole file that torch.save wrote",
     )
     for name, said in (("bad.pth.tar", code), ("old2.pth", code), ("old0.pth", alien), ("old4.pth", alien)):
-        with warnings.catch_warnings(record=True) as warned, pytest.raises(Refused, match=f"{name}: {said}"):
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError, match=f"{name}: {said}"):
             warnings.simplefilter("always")
             import_weights(tmp_path / name, tmp_path / "out")
         assert not warned
@@ -160,7 +160,9 @@ def test_code_in_a_checkpoint_is_not_run_and_nothing_else_is_said(tmp_path, capf
 
 def test_an_object_is_named(tmp_path):
     file = original_file(tmp_path / "a.pth.tar", opt=collections.defaultdict(dict))
-    with pytest.raises(Refused, match=r"objects \(collections.defaultdict\), not only .*save the models' state dicts"):
+    with pytest.raises(
+        UserError, match=r"objects \(collections.defaultdict\), not only .*save the models' state dicts"
+    ):
         resolve_weights(file)
 
 
@@ -202,6 +204,6 @@ TABLE = positions(384, (6, 6)).float()[None]
 )
 def test_what_is_no_checkpoint_is_one_line(tmp_path, part, key, value, message):
     file = _changed(tmp_path / "a.pth.tar", part, key, value)
-    with pytest.raises(Refused, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         import_weights(file, tmp_path / "out")
     assert str(file) in str(error.value) and list(tmp_path.iterdir()) == [file]

@@ -7,7 +7,7 @@ from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.positions import Positions, read_positions
 from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import load_encoder, resolve_weights
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.libraries import averaged, recipe, write_weights
 from tests.reference.dense import positions
 
@@ -48,7 +48,7 @@ def test_no_positions_at_all_are_a_factor_of_nothing():
 def test_learned_ones_are_refused_however_small_they_are(noise):
     draw = torch.Generator().manual_seed(0)
     table = 1e-5 * (positions(32, (6, 6)).float() + noise * torch.randn(36, 32, generator=draw))
-    with pytest.raises(Refused, match="not the sin-cos table of 36 patches; learned ones are not read"):
+    with pytest.raises(UserError, match="not the sin-cos table of 36 patches; learned ones are not read"):
         read(table[None])
 
 
@@ -74,7 +74,7 @@ def test_how_far_a_table_may_be_off(off, read_, scale):
         found = read(table)
         assert found.scale == scale and found.drift == pytest.approx(off, rel=1e-3)
     else:
-        with pytest.raises(Refused, match="is not the sin-cos table"):
+        with pytest.raises(UserError, match="is not the sin-cos table"):
             read(table)
 
 

@@ -9,7 +9,7 @@ from ijepa.interop.exchange import export_weights
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
 from ijepa.model.encoder import Encoder
 from ijepa.training.loop import pretrain
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
 
@@ -88,14 +88,14 @@ def test_what_is_no_weights_is_one_line(run, tmp_path):
         (tmp_path / "empty", "holds no run"),
         (young, "no checkpoint yet"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             resolve_weights(weights)
 
 
 def test_weights_of_another_shape_are_refused(run, tmp_path):
     shutil.copy(run[0] / "checkpoints/step-00000008/target_encoder.safetensors", tmp_path)
     (tmp_path / "recipe.yaml").write_text(Recipe.load(run[0], {"model.encoder.width": "64"}).dump())
-    with pytest.raises(Refused, match="has shape .* the recipe's model"):
+    with pytest.raises(UserError, match="has shape .* the recipe's model"):
         load_encoder(tmp_path)
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ijepa.masking.masks import MaskRule, block_sizes, draw_masks
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, uniform, words
 from tests.reference import masks as slow
 
@@ -54,7 +54,7 @@ def test_too_greedy_a_rule_gives_up_targets_and_keeps_the_context():
 
 @pytest.mark.parametrize(("grid", "least"), [((4, 4), 1), ((4, 4), 10), ((3, 3), 1), ((6, 6), 30)])
 def test_grids_too_small_are_refused(grid, least):
-    with pytest.raises(Refused, match="mask"):
+    with pytest.raises(UserError, match="mask"):
         MaskRule(min_context=least).check_grid(grid)
 
 

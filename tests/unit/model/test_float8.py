@@ -12,7 +12,7 @@ from ijepa.model.ijepa import IJEPA
 from ijepa.model.linear import Linear
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
 from ijepa.training.schedules import Rates
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 pytest.importorskip("torchao")
 
@@ -172,13 +172,13 @@ def test_a_gpu_without_float8_is_named_in_one_line(monkeypatch, capability, refu
     if not refused:
         check_float8(torch.device("cuda"))
         return
-    with pytest.raises(Refused, match=r"precision.fp8: Some GPU has no float8 units \(compute capability 8.0"):
+    with pytest.raises(UserError, match=r"precision.fp8: Some GPU has no float8 units \(compute capability 8.0"):
         check_float8(torch.device("cuda"))
 
 
 def test_scales_by_row_want_bfloat16_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(Refused, match="precision.fp8 = rowwise: gives bfloat16 only .*--precision.autocast bf16"):
+    with pytest.raises(UserError, match="precision.fp8 = rowwise: gives bfloat16 only .*--precision.autocast bf16"):
         check_float8(torch.device("cuda"), "rowwise", autocast=False)
     for scaling, autocast in (("rowwise", True), ("tensorwise", False)):
         check_float8(torch.device("cuda"), scaling, autocast=autocast)
@@ -193,12 +193,12 @@ def test_rowwise_on_a_cpu_is_refused_where_torch_lacks_it(monkeypatch):
     if cpu_scales_rows():
         check_float8(torch.device("cpu"), "rowwise", autocast=False)
         monkeypatch.setattr(torch, "_scaled_mm", lacking)
-    with pytest.raises(Refused, match="precision.fp8 = rowwise: torch .* computes it on a GPU only; add --precision"):
+    with pytest.raises(UserError, match="precision.fp8 = rowwise: torch .* computes it on a GPU only; add --precision"):
         check_float8(torch.device("cpu"), "rowwise")
     check_float8(torch.device("cpu"), "tensorwise")
 
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"pip install 'ijepa-pretrain\[fp8\]'"):
+    with pytest.raises(UserError, match=r"pip install 'ijepa-pretrain\[fp8\]'"):
         check_float8(torch.device("cpu"))

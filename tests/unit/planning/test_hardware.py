@@ -3,7 +3,7 @@
 import pytest
 
 from ijepa.planning.hardware import find_country, find_gpu, gpus, grids
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def test_every_gpu_has_figures_and_a_source():
@@ -37,6 +37,6 @@ def test_names_are_found_in_any_case():
     ],
 )
 def test_unknown_names_are_refused(find, name, words):
-    with pytest.raises(Refused, match=name) as refused:
+    with pytest.raises(UserError, match=name) as refused:
         find(name)
     assert words in str(refused.value)

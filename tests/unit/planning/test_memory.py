@@ -15,7 +15,7 @@ from ijepa.planning.activations import activations
 from ijepa.planning.memory import STRATEGIES, State, divisors, fit, state
 from ijepa.planning.size import count_parameters
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.parallelize import Spread, build
+from ijepa.training.parallelize import DistributedModel, build
 from tests.helpers.plans import batch, model
 from tests.reference.memory import Alive
 
@@ -39,7 +39,7 @@ def world(strategy: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def measured(spread: Spread, packed: Batch, micro_batches: int, autocast: bool) -> int:
+def measured(spread: DistributedModel, packed: Batch, micro_batches: int, autocast: bool) -> int:
     """Bytes at the peak of the second step, in which moments are there."""
     chosen = recipe()
     optimizer = make_optimizer(spread.model, chosen.optimizer)

@@ -11,7 +11,7 @@ from ijepa.planning.cost import course
 from ijepa.planning.hardware import Gpu, Grid
 from ijepa.planning.outlook import outlook, plan
 from ijepa.planning.text import show
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_course_by_hand():
     ids=str,
 )
 def test_refusals(mission, flags, words):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         outlook(mission, **flags)
     for word in words:
         assert word in str(refused.value)
@@ -83,7 +83,7 @@ def test_hsdp_shares_within_a_node_or_as_the_recipe_says(mission):
     assert shards == {"none": 1, "ddp": 1, "zero2": 16, "zero3": 16, "hsdp": 8}
     four = Recipe.load("vit-huge-16-in22k", {"parallel.shard": 4})
     assert {row.strategy: row.shards for row in outlook(four, devices=16).row.memory}["hsdp"] == 4
-    with pytest.raises(Refused, match=r"parallel\.shard = 3"):
+    with pytest.raises(UserError, match=r"parallel\.shard = 3"):
         outlook(Recipe.load("vit-huge-16-in22k", {"parallel.shard": 3}), devices=16)
 
 

@@ -10,7 +10,7 @@ from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.archives import open_archives
 from ijepa.prepare.file_lists import list_index
 from ijepa.utils import progress
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_tree
 from tests.unit.prepare.test_pack import content, held, nested, run, tree
 
@@ -33,7 +33,7 @@ def test_columns_go_by_their_names(tmp_path):
         ("path\na,b\n", "write 1 columns"),
     ):
         (tmp_path / "bad.csv").write_text(text)
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             list_index(tmp_path / "bad.csv")
 
 
@@ -56,7 +56,7 @@ def test_a_parquet_list_is_a_list(tmp_path):
         ({"a": [1]}, "has no column of paths among a"),
     ):
         pq.write_table(pa.table(columns), tmp_path / "bad.parquet")
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             list_index(tmp_path / "bad.parquet")
 
 
@@ -68,7 +68,7 @@ def test_a_parquet_list_with_damaged_pages_is_refused(tmp_path):
     data = bytearray(file.read_bytes())
     data[40:400] = b"\xff" * 360
     file.write_bytes(data)
-    with pytest.raises(Refused, match="list.parquet: cannot be read") as refused:
+    with pytest.raises(UserError, match="list.parquet: cannot be read") as refused:
         list_index(file)
     assert "\n" not in str(refused.value)
 
@@ -98,7 +98,7 @@ def test_both_splits_of_a_folder_are_packed_or_one(tmp_path):
     # Packing shards again keeps their splits.
     run("folder", tmp_path / "out", tmp_path / "again", "--shard-size", 10)
     assert len(held(tmp_path / "again")) == 30 and len(held(tmp_path / "again", "val")) == 2
-    with pytest.raises(Refused, match="takes from a training set alone, not from train, val"):
+    with pytest.raises(UserError, match="takes from a training set alone, not from train, val"):
         run("folder", root, tmp_path / "x", "--hold-out", 1)
 
 

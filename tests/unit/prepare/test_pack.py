@@ -22,7 +22,7 @@ from ijepa.prepare import pack_state, shard_writer
 from ijepa.prepare.archives import open_archives
 from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.pack import Settings, pack
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import encoded, jpeg, picture, write_shards, write_tar, write_tree
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
@@ -132,7 +132,7 @@ def test_a_list_of_paths_and_labels(tmp_path):
         ("", "lists no images"),
     ):
         (tmp_path / "bad.csv").write_text(text)
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             list_index(tmp_path / "bad.csv")
 
 
@@ -189,11 +189,11 @@ def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monke
 
     def until_the_last(job, sources):
         if job.plan.number == 4:
-            raise Failed("stopped")
+            raise RunError("stopped")
         return run_one(job, sources)
 
     monkeypatch.setattr(module._Job, "run", until_the_last)
-    with pytest.raises(Failed, match="stopped"):
+    with pytest.raises(RunError, match="stopped"):
         pack(source, tmp_path / "out", Settings(shard_size=6))
     monkeypatch.undo()
     there = [tmp_path / f"out/train-000{number}.tar" for number in range(4)]
@@ -214,13 +214,13 @@ def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypa
         for file in (out / pack_state.WORK).iterdir():
             if file.name not in kept:
                 file.unlink()
-        raise Failed("killed")
+        raise RunError("killed")
 
     monkeypatch.setattr(pack_state, "clean", killed)
-    with pytest.raises(Failed, match="killed"):
+    with pytest.raises(RunError, match="killed"):
         run("folder", root, tmp_path / "out")
     monkeypatch.undo()
-    with pytest.raises(Refused, match="with other settings"):
+    with pytest.raises(UserError, match="with other settings"):
         run("folder", root, tmp_path / "out", "--seed", 3)
     assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
     assert not (tmp_path / "out" / pack_state.WORK).exists()
@@ -230,7 +230,7 @@ def test_one_packing_at_a_time(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     with (
         pack_state.claim(tmp_path / "out"),
-        pytest.raises(Refused, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
+        pytest.raises(UserError, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
     ):
         pack(source, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
@@ -255,10 +255,10 @@ def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(t
 def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
     far = write_shards(tmp_path / "shards", [4])
     (far / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(Refused, match="label 2 of train has no name: there are 2 classes"):
+    with pytest.raises(UserError, match="label 2 of train has no name: there are 2 classes"):
         pack({"train": open_source(far)}, tmp_path / "out", Settings())
     lines = write_tree(tmp_path / "lines", {"a\nb/i.jpg": jpeg(1)})
-    with pytest.raises(Refused, match="is no name that fits a line"):
+    with pytest.raises(UserError, match="is no name that fits a line"):
         pack({"train": open_source(lines)}, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
     odd = os.fsdecode(b"caf\xe9")
@@ -302,7 +302,7 @@ def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
         return header(name, size)
 
     monkeypatch.setattr(shard_writer, "_header", full)
-    with pytest.raises(Failed, match="No space left") as error:
+    with pytest.raises(RunError, match="No space left") as error:
         pack(source, tmp_path / "out", Settings(shard_size=4))
     assert "\n" not in str(error.value)
     monkeypatch.undo()
@@ -359,7 +359,7 @@ def test_what_cannot_be_packed_is_one_line(tmp_path):
         (("folder", root, root / "a/shards"), "whose images are to be packed"),
         (("imagenet22k", tmp_path / "cut.tar.gz", tmp_path / "x"), "is damaged"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             run(*words)
     assert not (tmp_path / "x").exists() and not (root / "a/shards").exists()
 
@@ -368,13 +368,13 @@ def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
     source = {"train": open_source(tree(tmp_path / "tree"))}
 
     def broken(self, sources):
-        raise Failed("broken")
+        raise RunError("broken")
 
     monkeypatch.setattr(module._Job, "run", broken)
-    with pytest.raises(Failed):
+    with pytest.raises(RunError):
         pack(source, tmp_path / "out", Settings(shard_size=4))
     monkeypatch.undo()
-    with pytest.raises(Refused, match="shard_size = 4, not 5"):
+    with pytest.raises(UserError, match="shard_size = 4, not 5"):
         pack(source, tmp_path / "out", Settings(shard_size=5))
     pack(source, tmp_path / "out", Settings(shard_size=4))
 
@@ -391,7 +391,7 @@ def test_an_archive_is_expanded_once(tmp_path):
 
 
 def test_masks_are_not_left_larger_than_their_images(tmp_path, scenes):
-    with pytest.raises(Refused, match="smaller than their masks"):
+    with pytest.raises(UserError, match="smaller than their masks"):
         pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
     pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings())
     again, first = open_source(tmp_path / "out"), open_source(scenes, split="train")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ijepa.prepare.shard_writer import Record, ShardPlan, plan_shards, write_folder, write_shard
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 RECORDS = [
     Record("a", image=b"first", label=3, mask=b"mask"),
@@ -28,7 +28,7 @@ def some(plan: ShardPlan) -> Iterator[Record]:
 def broken(plan: ShardPlan) -> Iterator[Record]:
     yield from some(plan)
     if plan.number == 1:
-        raise Failed("the source ended")
+        raise RunError("the source ended")
 
 
 def test_members_stand_record_by_record_and_say_nothing_else(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_a_shard_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_key_may_not_come_twice(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match="two samples have the key a"):
+    with pytest.raises(RunError, match="two samples have the key a"):
         write_shard(tmp_path / "train-0000.tar", [RECORDS[0], RECORDS[0]])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"train-0000\.tar: not written"):
+    with pytest.raises(RunError, match=r"train-0000\.tar: not written"):
         write_shard(tmp_path / "absent" / "train-0000.tar", RECORDS)
 
 
@@ -127,7 +127,7 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_set_that_fails_has_no_manifest_and_no_half_shard(tmp_path: Path, processes: int) -> None:
-    with pytest.raises(Failed, match="the source ended"):
+    with pytest.raises(RunError, match="the source ended"):
         write(tmp_path / "set", records=broken, splits={"train": 7}, processes=processes)
     assert [p.name for p in (tmp_path / "set").iterdir()] == ["train-0000.tar"]
 
@@ -136,11 +136,11 @@ def test_an_empty_folder_is_taken_and_any_other_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()}
-    with pytest.raises(Refused, match="is not empty; give a new folder"):
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
         write(tmp_path / "empty")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()} == before
     (tmp_path / "file").write_text("x")
-    with pytest.raises(Refused, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         write(tmp_path / "file")
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         write(tmp_path / "file" / "below")

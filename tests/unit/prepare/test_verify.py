@@ -14,7 +14,7 @@ from ijepa.data.open import open_source
 from ijepa.prepare.checksums import changed_shards
 from ijepa.prepare.scenes.scenes import write_scenes
 from ijepa.prepare.verify import check
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import write_tar, write_tree
 
 
@@ -69,7 +69,7 @@ def test_processes_change_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ijepa.prepare.verify._RUN", 8)  # several runs, so that the second process has work
     source = open_source(scenes, split="train")
     assert check(source, processes=1, duplicates=True) == check(source, processes=2, duplicates=True)
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         check(source, processes=0)
 
 
@@ -81,7 +81,7 @@ def test_a_mask_of_another_size_is_bad(tmp_path: Path) -> None:
 
 def test_the_command_fails_where_an_image_is_bad(odd: Path, scenes: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "check", str(odd)])
-    assert isinstance(result.exception, Failed) and not isinstance(result.exception, Refused)
+    assert isinstance(result.exception, RunError) and not isinstance(result.exception, UserError)
     assert "7 images" in result.output and "bad: e.jpg: no bytes at all" in result.output
     result = CliRunner().invoke(cli, ["data", "check", str(scenes), "--split", "val"])
     assert result.exit_code == 0 and "20 good, 0 bad" in result.output
@@ -97,14 +97,16 @@ def test_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
     (folder / "train-0001.tar").write_bytes(data)
     (folder / "train-0002.tar").unlink()
     result = CliRunner().invoke(cli, ["data", "check", str(folder), "--checksums"])
-    assert isinstance(result.exception, Failed) and "2 of 4 shards are not as they were packed" in str(result.exception)
+    assert isinstance(result.exception, RunError) and "2 of 4 shards are not as they were packed" in str(
+        result.exception
+    )
     assert "train-0001.tar: " in result.output and "train-0002.tar: No such file" in result.output
     assert changed_shards(folder, "val") == (1, [])
     for place, split, message in (
         (tmp_path, None, "manifest.json is not there"),
         (folder, "test", "no shards of test"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             changed_shards(place, split)
 
 
@@ -113,6 +115,6 @@ def test_a_name_that_is_not_utf8_is_listed(tmp_path: Path, packed: bool) -> None
     files = {"a.jpg": _encoded((32, 32), "JPEG"), os.fsdecode(b"caf\xe9.jpg"): b""}
     write_tree(tmp_path, files) if not packed else write_tar(tmp_path / "s.tar", files.items())
     done = CliRunner().invoke(cli, ["data", "check", str(tmp_path), "--duplicates"])
-    assert isinstance(done.exception, Failed), done.exception
+    assert isinstance(done.exception, RunError), done.exception
     shown = "s.tar/caf\\xe9.jpg" if packed else "caf\\xe9.jpg"
     assert f"bad: {shown}: no bytes at all\n" in done.output

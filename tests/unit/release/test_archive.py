@@ -27,7 +27,7 @@ from ijepa.release.archive import verify_archive, write_archive
 from ijepa.release.model_card import About
 from ijepa.report.page import write_report
 from ijepa.training.loop import pretrain
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.conftest import TINY
 from tests.helpers.images import write_tree
 
@@ -167,14 +167,14 @@ def test_the_report_is_that_of_the_evaluations(copied, tmp_path):
     out = write_archive(copied, tmp_path / "out", About())
     assert "<!doctype html>" in (out / "report.html").read_text()
     assert "report.html" in (out / "README.md").read_text()
-    with pytest.raises(Refused, match="is an archive"):
+    with pytest.raises(UserError, match="is an archive"):
         CliRunner().invoke(cli, ["report", str(out)], catch_exceptions=False, standalone_mode=False)
     verify_archive(out)
 
 
 def test_without_a_report_none_is_claimed(copied, tmp_path, monkeypatch):
     def refuse(run):
-        raise Refused("report", "needs matplotlib")
+        raise UserError("report", "needs matplotlib")
 
     (copied / "report.html").unlink(missing_ok=True)
     monkeypatch.setattr("ijepa.release.archive.write_report", refuse)
@@ -287,7 +287,7 @@ DAMAGES += [_link_out, _link_within, _link_nowhere, _link_to_a_folder, _link_the
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_change_is_noticed_in_one_line(archive, damage):
     message = damage(archive)
-    with pytest.raises(Failed, match=message) as error:
+    with pytest.raises(RunError, match=message) as error:
         verify_archive(archive)
     assert error.value.exit_code == 1 and "\n" not in str(error.value)
 
@@ -304,7 +304,7 @@ def test_a_list_that_is_a_fifo_is_none(archive):
 def test_nothing_is_published_through_a_link(copied, tmp_path, name):
     (copied / name).rename(tmp_path / "private")
     (copied / name).symlink_to(tmp_path / "private")
-    with pytest.raises(Refused, match=f"{name}: is a link, not a regular file"):
+    with pytest.raises(UserError, match=f"{name}: is a link, not a regular file"):
         write_archive(copied, tmp_path / "out", About())
     assert not (tmp_path / "out").exists()
 
@@ -316,7 +316,7 @@ def test_the_card_counts_parameters_whatever_the_warm_up():
 
 def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
     recipe = Recipe.load(run, {"steps": "16"})
-    from ijepa.training.loop import Callback, Stopped
+    from ijepa.training.loop import Callback, Interrupted
 
     def stop(model):
         import os
@@ -328,11 +328,11 @@ def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
         return {}
 
     stop.calls = 0
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         pretrain(
             recipe, open_source(scenes, split="train"), tmp_path / "run", quiet=True, callbacks=[Callback(1, stop)]
         )
-    with pytest.raises(Refused, match=r"has come to step 4 of 16; .*--unfinished"):
+    with pytest.raises(UserError, match=r"has come to step 4 of 16; .*--unfinished"):
         write_archive(tmp_path / "run", tmp_path / "out", About())
     out = write_archive(tmp_path / "run", tmp_path / "out", About(), unfinished=True)
     text = (out / "README.md").read_text()
@@ -345,7 +345,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(lazy, "_write", full)
-    with pytest.raises(Failed, match="No space left"):
+    with pytest.raises(RunError, match="No space left"):
         write_archive(run, tmp_path / "out", About())
     assert not list(tmp_path.iterdir())
 
@@ -362,7 +362,7 @@ def test_the_command_writes_and_verifies(run, tmp_path):
         (["--verify", str(run)], "holds no SHA256SUMS"),
         ([str(run), str(tmp_path / "y"), "--country", "Swedn"], "did you mean Sweden?"),
     ):
-        with pytest.raises(Refused, match=message.replace("?", r"\?")):
+        with pytest.raises(UserError, match=message.replace("?", r"\?")):
             CliRunner().invoke(cli, ["archive", *words], catch_exceptions=False, standalone_mode=False)
 
 

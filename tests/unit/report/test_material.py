@@ -17,7 +17,7 @@ from ijepa.report.material import Images, Pair, affordable, first_batch, load_en
 from ijepa.report.pictures import picture
 from ijepa.report.run_data import read_record
 from ijepa.training import loop
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
 
@@ -52,7 +52,7 @@ def test_given_data_stand_for_all(whole_run: Path, scenes: Path) -> None:
     pair = images.pair("knn")
     assert isinstance(pair, Pair) and pair.same and len(pair.train) == 20
     assert not images.trained_here()
-    with pytest.raises(Refused, match="--data"):
+    with pytest.raises(UserError, match="--data"):
         Images(read_record(whole_run), f"{scenes}/none-*.tar")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.report.markup import Gap
 from ijepa.report.page import _attempted, write_report
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 KEYS = ["glance", "curves", "masks", "features", "maps", "retrieval", "panels", "evaluations", "recipe"]
@@ -224,7 +224,7 @@ def test_data_given_stands_for_data_that_moved(run: Path, tmp_path: Path, scenes
 
 
 def test_data_given_that_is_not_there_is_refused(run: Path) -> None:
-    with pytest.raises(Refused, match=r"^--data: "):
+    with pytest.raises(UserError, match=r"^--data: "):
         write_report(run, data="/nowhere/at/all")
     assert not (run / "report.html").exists()
 
@@ -260,24 +260,24 @@ def test_masks_that_do_not_fit_cost_their_panels_alone(run: Path) -> None:
 
 def test_what_fails_in_a_section_is_its_gap() -> None:
     def fail() -> Gap:
-        raise Failed("a.jpg: is cut short")
+        raise RunError("a.jpg: is cut short")
 
     assert _attempted(("maps", "Maps"), "a command", fail) == Gap("maps", "Maps", "a.jpg: is cut short", "a command")
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_extra_is_refused_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(Refused, match=r"ijepa-pretrain\[report\]"):
+    with pytest.raises(UserError, match=r"ijepa-pretrain\[report\]"):
         write_report(run)
 
 
 def test_page_that_cannot_be_written_fails_in_one_line(run: Path) -> None:
     (run / "report.html").mkdir()
-    with pytest.raises(Failed, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot be written"):
         write_report(run)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ijepa.report.run_data import read_columns, read_record
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def test_columns_have_a_place_for_every_row(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_missing_file_has_no_columns(tmp_path: Path) -> None:
 def test_line_that_is_no_row_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"step": 1}\n' + line + "\n")
-    with pytest.raises(Refused, match=r"rows\.jsonl:2: "):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: "):
         read_columns(file)
 
 
@@ -52,5 +52,5 @@ def test_reads_the_whole_run(whole_run: Path) -> None:
 
 def test_foreign_json_among_evaluations_is_refused(run: Path) -> None:
     (run / "evaluations" / "notes.json").write_text(json.dumps({"kind": "notes"}))
-    with pytest.raises(Refused, match=r"notes\.json: is no result"):
+    with pytest.raises(UserError, match=r"notes\.json: is no result"):
         read_record(run)

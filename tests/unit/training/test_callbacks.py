@@ -7,7 +7,7 @@ import pytest
 
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.runs import bytes_of, recipe, source
 
 
@@ -30,13 +30,13 @@ def test_a_measurement_that_fails_costs_no_step_and_is_made_on_resuming(scenes, 
 
     def failing(model):
         if len(answers(tmp_path / "run")) == 2 * rows.index(at) + 1:
-            raise Failed("cannot be measured")
+            raise RunError("cannot be measured")
         return {"std": float(model.position_mean.std())}
 
     rows = [0, 3, 6, 8]
     straight = [Callback(3, counted), Callback(3, lambda model: {"std": float(model.position_mean.std())})]
     pretrain(recipe(scenes), source(scenes), tmp_path / "straight", callbacks=straight, quiet=True)
-    with pytest.raises(Failed, match="cannot be measured"):
+    with pytest.raises(RunError, match="cannot be measured"):
         broken = [straight[0], Callback(3, failing)]
         pretrain(recipe(scenes), source(scenes), tmp_path / "run", callbacks=broken, quiet=True)
     saved = list_checkpoints(tmp_path / "run" / "checkpoints")

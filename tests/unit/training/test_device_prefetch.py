@@ -6,7 +6,7 @@ import weakref
 import torch
 
 from ijepa.masking.batch import Batch, Sequences
-from ijepa.training.device_prefetch import COLLECT_EVERY, Feed, collecting
+from ijepa.training.device_prefetch import COLLECT_EVERY, DevicePrefetcher, collecting
 
 
 class Knot:
@@ -40,6 +40,6 @@ def test_an_error_within_leaves_the_collector_as_it_was():
 def test_a_batch_on_the_host_is_not_copied():
     one = Sequences(torch.arange(3), torch.tensor([0, 3], dtype=torch.int32), (3,))
     batch = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), one, one, one, one, torch.ones(3))
-    fed = Feed(torch.device("cpu"))(batch)
+    fed = DevicePrefetcher(torch.device("cpu"))(batch)
     assert fed.pixels.data_ptr() == batch.pixels.data_ptr()
     assert fed.context.index.data_ptr() == batch.context.index.data_ptr()

@@ -9,7 +9,7 @@ from ijepa.planning.memory import USABLE
 from ijepa.training import micro_batch
 from ijepa.training.micro_batch import largest_micro
 from ijepa.training.runtime import resolve
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -30,11 +30,11 @@ def test_more_memory_takes_more_images_and_always_a_divisor(monkeypatch):
 
 def test_recomputation_and_sharding_leave_room_for_more(monkeypatch):
     plain = Recipe.load("vit-large-16-in1k")
-    lean = Recipe.load("vit-large-16-in1k", {"parallel.recompute": "full"})
+    lean = Recipe.load("vit-large-16-in1k", {"activation_checkpointing": "full"})
     assert fitted(lean, 64, monkeypatch) > fitted(plain, 64, monkeypatch)
     # Three bytes in four of the state lie elsewhere then.
     sharded = Recipe.load("vit-huge-16-in22k", {"parallel.strategy": "zero3"})
-    with pytest.raises(Refused, match="batch.micro = auto"):
+    with pytest.raises(UserError, match="batch.micro = auto"):
         fitted(sharded, 24, monkeypatch)
     assert fitted(sharded, 24, monkeypatch, ranks=64) >= 1
 
@@ -79,7 +79,7 @@ def test_the_length_of_the_run_is_not_asked(monkeypatch):
     drawn, draw = [], size.draw_masks
     monkeypatch.setattr(size, "draw_masks", lambda *given: drawn.append(given) or draw(*given))
     recipe = Recipe.load("vit-tiny-64", {"schedule.warmup": "1000 steps"})
-    with pytest.raises(Refused, match="1000 steps of warm-up in a run of 1;"):
+    with pytest.raises(UserError, match="1000 steps of warm-up in a run of 1;"):
         recipe.lengths(1)
     assert fitted(recipe, 16, monkeypatch) == fitted(Recipe.load("vit-tiny-64"), 16, monkeypatch) > 1
     assert len(drawn) == 2
@@ -88,7 +88,7 @@ def test_the_length_of_the_run_is_not_asked(monkeypatch):
 @pytest.mark.parametrize(
     ("same", "recipe", "autocast"),
     [
-        ("math", {"parallel.compile": True}, False),
+        ("math", {"compile": True}, False),
         ("math", {"model.encoder.heads": 64}, True),  # 12 wide
         ("flash", {}, True),
     ],
@@ -100,7 +100,7 @@ def test_room_is_made_for_the_kernel_that_auto_becomes(same, recipe, autocast, m
 
 
 def test_one_image_too_many_is_refused_in_one_line(monkeypatch):
-    with pytest.raises(Refused, match=r"one image and the model need .* GiB .*`ijepa plan`"):
+    with pytest.raises(UserError, match=r"one image and the model need .* GiB .*`ijepa plan`"):
         fitted(Recipe.load("vit-huge-16-in22k"), 8, monkeypatch)
 
 

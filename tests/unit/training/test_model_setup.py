@@ -6,7 +6,7 @@ import torch
 from ijepa.config.recipe import Recipe
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.model_setup import attention_of, compiles, prepare, token_budget
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -30,14 +30,14 @@ def test_nothing_is_done_unless_asked():
     ("asked", "on_cpu", "on_cuda"), [(False, False, False), (True, True, True), ("auto", False, True)]
 )
 def test_blocks_are_compiled_where_asked(asked, on_cpu, on_cuda):
-    chosen = recipe(parallel={"compile": asked})
+    chosen = recipe(compile=asked)
     assert [compiles(chosen, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_cuda]
 
 
 def test_switches_reach_the_model():
     pytest.importorskip("torchao")
     chosen = recipe(
-        precision={"autocast": "none", "fp8": "tensorwise", "attention": "math"}, parallel={"recompute": "full"}
+        precision={"autocast": "none", "fp8": "tensorwise", "attention": "math"}, activation_checkpointing="full"
     )
     model = IJEPA(chosen.model)
     prepare(model, chosen, CPU, autocast=False)
@@ -49,17 +49,17 @@ def test_switches_reach_the_model():
 
 def test_budgets_follow_the_recipe():
     assert token_budget(recipe(), 4, CUDA).context % 128 == 0
-    static = token_budget(recipe(parallel={"compile": True}), 4, CPU)
+    static = token_budget(recipe(compile=True), 4, CPU)
     assert static.context > 0 and static.granule == 16
     aligned = token_budget(recipe(precision={"fp8": "rowwise"}), 4, CPU)
     assert (aligned.context, aligned.granule) == (0, 16)
-    assert token_budget(recipe(parallel={"static": False}), 4, CUDA) is None
+    assert token_budget(recipe(batch={**TINY["batch"], "pad_to_budget": False}), 4, CUDA) is None
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
 def test_kernels_of_a_gpu_are_refused_on_a_cpu(kernel):
     chosen = recipe(precision={"attention": kernel})
-    with pytest.raises(Refused, match=f"precision.attention = {kernel}: needs a GPU"):
+    with pytest.raises(UserError, match=f"precision.attention = {kernel}: needs a GPU"):
         prepare(IJEPA(chosen.model), chosen, CPU, autocast=True)
 
 
@@ -79,16 +79,16 @@ def test_auto_becomes_a_kernel_that_suits_what_was_resolved(device, autocast, co
     """Not what the recipe says: its `auto` may become none, as on a GPU without bfloat16."""
     model = {**TINY["model"], "encoder": {**TINY["model"]["encoder"], "heads": heads}}
     for wanted in ("auto", "bf16" if autocast else "none"):
-        chosen = recipe(precision={"autocast": wanted}, parallel={"compile": compiled}, model=model)
+        chosen = recipe(precision={"autocast": wanted}, compile=compiled, model=model)
         assert attention_of(chosen, device, autocast=autocast) == kernel
 
 
 def test_attention_follows_what_autocast_was_resolved_to():
-    chosen = recipe(precision={"autocast": "auto"}, parallel={"compile": False})
+    chosen = recipe(precision={"autocast": "auto"}, compile=False)
     model = IJEPA(chosen.model)
     prepare(model, chosen, CUDA, autocast=True)
     assert model.predictor.predictor_blocks[0].attn.backend == "auto"
-    with pytest.raises(Refused, match="flash: computes in 16 bits only; .*precision.autocast bf16"):
+    with pytest.raises(UserError, match="flash: computes in 16 bits only; .*precision.autocast bf16"):
         prepare(model, recipe(precision={"autocast": "auto", "attention": "flash"}), CUDA, autocast=False)
 
 
@@ -98,7 +98,7 @@ def test_attention_follows_what_autocast_was_resolved_to():
 )
 def test_flash_is_refused_for_heads_of_other_widths(part, width, heads, said):
     model = {**TINY["model"], part: {**TINY["model"][part], "width": width, "heads": heads}}
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         attention_of(recipe(precision={"attention": "flash"}, model=model), CUDA, autocast=True)
     line = str(refused.value)
     assert line.startswith("precision.attention = flash: takes heads") and f"model.{said};" in line and "math" in line

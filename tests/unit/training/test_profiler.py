@@ -9,7 +9,7 @@ from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_source
 from ijepa.training.loop import pretrain
 from ijepa.training.profiler import Window
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
 
@@ -20,7 +20,7 @@ def test_a_stretch_of_steps_is_read(text, window):
 
 @pytest.mark.parametrize("text", ["", "0", "5-3", "a-b", "3-", "-3", "1-2-3"])
 def test_anything_else_is_refused(text):
-    with pytest.raises(Refused, match="--profile 11-13"):
+    with pytest.raises(UserError, match="--profile 11-13"):
         Window.parse(text)
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.training.loop import Callback, Stopped, pretrain
+from ijepa.training.loop import Callback, Interrupted, pretrain
 from tests.helpers.runs import Kill, bytes_of, recipe, source
 from tests.helpers.waiting import LIMIT, count_lines, wait_until
 
@@ -107,7 +107,7 @@ def test_a_signal_in_process(scenes, tmp_path):
         return {}
 
     stop.count = 0
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(Interrupted) as caught:
         pretrain(recipe(scenes), source(scenes), tmp_path, callbacks=[Callback(1, stop)], quiet=True)
     assert caught.value.exit_code == 143
     # The callback of step 2 comes after it is done and saved: the signal is heeded after the next.

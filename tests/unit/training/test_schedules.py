@@ -6,8 +6,8 @@ from ijepa.training.schedules import rates_at
 OPTIMIZER = Optimizer(lr_encoder=6e-4, lr_predictor=1.5e-3, weight_decay=0.04, weight_decay_end=0.4)
 
 
-def rates(step, total=1000, warmup=100, tail=0, **schedule):
-    return rates_at(step, Lengths(total=total, warmup=warmup, tail=tail), OPTIMIZER, Schedule(**schedule))
+def rates(step, total=1000, warmup=100, cooldown=0, **schedule):
+    return rates_at(step, Lengths(total=total, warmup=warmup, cooldown=cooldown), OPTIMIZER, Schedule(**schedule))
 
 
 def test_warm_up_is_linear_and_reaches_the_peak_with_its_last_step():
@@ -30,7 +30,7 @@ def test_both_parts_keep_their_ratio_down_to_the_common_end():
 
 
 def test_tail_stays_at_the_peak_and_then_falls_linearly():
-    at = [rates(step, tail=200, decay="tail", lr_end=0.0).lr_encoder for step in (100, 799, 800, 900, 1000)]
+    at = [rates(step, cooldown=200, decay="wsd", lr_end=0.0).lr_encoder for step in (100, 799, 800, 900, 1000)]
     assert at == pytest.approx([6e-4, 6e-4, 6e-4, 3e-4, 0.0])
 
 
@@ -40,5 +40,5 @@ def test_momentum_moves_linearly_and_weight_decay_by_half_a_cosine():
 
 
 def test_constant_weight_decay_by_default():
-    schedule, lengths = Schedule(), Lengths(total=10, warmup=1, tail=0)
+    schedule, lengths = Schedule(), Lengths(total=10, warmup=1, cooldown=0)
     assert {rates_at(s, lengths, Optimizer(), schedule).weight_decay for s in range(10)} == {0.05}

@@ -17,7 +17,7 @@ from ijepa.distributed.process_group import World
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.training import loop
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.images import write_tar, write_tree
 from tests.helpers.ranks import run_jobs, spawn
 from tests.helpers.runs import Kill, bytes_of, recipe, source
@@ -76,7 +76,7 @@ def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp
 def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
     with pytest.raises(
-        Failed, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
+        RunError, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
     ):
         pretrain(recipe(images), open_source(images), tmp_path / "run", quiet=True)
 
@@ -153,7 +153,8 @@ def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
 
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, checkpoint__every=100)
     with pytest.raises(
-        Failed, match=r"^2 steps in a row had a non-finite gradient .*the last is step 2 with \S*train-\d+.*; lower the"
+        RunError,
+        match=r"^2 steps in a row had a non-finite gradient .*the last is step 2 with \S*train-\d+.*; lower the",
     ):
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -176,7 +177,7 @@ def test_the_images_of_a_void_step_are_those_that_were_loaded(scenes, tmp_path, 
     real = loop._Loop._replaced
     monkeypatch.setattr(loop._Loop, "_replaced", count)
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, data__crops_per_decode=2, log_every=1)
-    with pytest.raises(Failed) as caught:
+    with pytest.raises(RunError) as caught:
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     names = dict.fromkeys(source(scenes).name(index) for index in loaded[8:16])
     assert len(names) == 4 and f"step 2 with {', '.join(names)}; lower the" in str(caught.value)
@@ -234,7 +235,7 @@ def test_void_steps_are_counted_in_a_row_however_they_are_read(
     state = json.loads((list_checkpoints(tmp_path / "some/checkpoints")[-1] / "state.json").read_text())
     assert state["counts"]["void_in_a_row"] == 2
     void |= {6}
-    with pytest.raises(Failed, match=r"^3 steps in a row .* the last is step 6 "):
+    with pytest.raises(RunError, match=r"^3 steps in a row .* the last is step 6 "):
         go("many")
     assert poisoned.step <= 6 + log_every
 

@@ -15,7 +15,7 @@ import pytest
 
 from ijepa.checkpoint.run_dir import Run, claim
 from ijepa.training.loop import pretrain
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.lock import exclusive
 from tests.helpers.ranks import environment, spawn
 from tests.helpers.runs import bytes_of, recipe, source
@@ -120,7 +120,7 @@ def test_a_start_cut_short_behind_a_lock_is_begun_anew(scenes, tmp_path):
 
 def test_a_refused_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
     names = sorted(path.name for path in whole.iterdir())
-    with pytest.raises(Refused, match="started with seed"):
+    with pytest.raises(UserError, match="started with seed"):
         pretrain(recipe(scenes, seed=9), source(scenes), whole, quiet=True)
     assert sorted(path.name for path in whole.iterdir()) == names
     with pytest.raises(ValueError), claim(tmp_path / "new/run"):
@@ -131,7 +131,7 @@ def test_a_refused_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
 def test_a_folder_of_something_else_is_not_touched(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(Refused, match="is not empty and holds no run"), claim(tmp_path):
+    with pytest.raises(UserError, match="is not empty and holds no run"), claim(tmp_path):
         pass
     assert contents(tmp_path) == before
 
@@ -151,7 +151,7 @@ def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, 
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive(file, tmp_path, "is busy", "wait"):
         line = rf"is busy by process {os.getpid()} on host .*; wait"
-        with pytest.raises(Refused, match=line), exclusive(file, tmp_path, "is busy", "wait"):
+        with pytest.raises(UserError, match=line), exclusive(file, tmp_path, "is busy", "wait"):
             pass
         assert file.exists()
     with exclusive(file, tmp_path, "is busy", "wait"):
@@ -160,8 +160,8 @@ def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, 
 
 def test_a_folder_that_cannot_be_created_or_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match=r"cannot be created \(Not a directory\)"), claim(tmp_path / "file/run"):
+    with pytest.raises(UserError, match=r"cannot be created \(Not a directory\)"), claim(tmp_path / "file/run"):
         pass
     Run(tmp_path / "run").lock_file.mkdir(parents=True)
-    with pytest.raises(Refused, match=r"cannot be written \(Is a directory\)"), claim(tmp_path / "run"):
+    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"), claim(tmp_path / "run"):
         pass

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ijepa.data.open import open_source
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_text
 from ijepa.utils.names import printable
 from tests.helpers.images import jpeg, write_shards, write_tree
@@ -31,8 +31,8 @@ def test_only_bytes_that_are_not_utf8_are_escaped(name, shown):
 
 
 def test_errors_are_printable():
-    refused = Refused(f"/data/{ODD}", f"{ODD} is missing", f"rename {ODD}")
-    lines = [str(Failed(f"{ODD}: gone")), str(refused), refused.where, refused.problem, refused.mend]
+    refused = UserError(f"/data/{ODD}", f"{ODD} is missing", f"rename {ODD}")
+    lines = [str(RunError(f"{ODD}: gone")), str(refused), refused.where, refused.problem, refused.hint]
     assert lines[0] == "caf\\xe9: gone" and all(line.encode() for line in lines)
 
 

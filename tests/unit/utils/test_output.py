@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.utils.output import Output, OutputLost
 from tests.helpers.ranks import environment, free_port
 from tests.helpers.runs import bytes_of, recipe, source
@@ -48,13 +48,13 @@ def test_output_is_written_until_a_write_fails_and_dropped_after(raises):
     assert output.lost == errno.ENOSPC and stream.getvalue() == "one\n"
     with pytest.raises(OutputLost, match=r"^standard output cannot be written: No space left on device$"):
         output.finish()
-    assert isinstance(OutputLost(errno.EPIPE), Failed)
+    assert isinstance(OutputLost(errno.EPIPE), RunError)
 
 
 def test_a_run_whose_output_ends_saves_and_resumes_to_the_same_bits(scenes, whole, tmp_path, monkeypatch):
     """No step is lost, though the next checkpoint would have come much later."""
     chosen = recipe(scenes, checkpoint__every=100, log_every=1)
-    with monkeypatch.context() as patched, pytest.raises(Failed) as caught:
+    with monkeypatch.context() as patched, pytest.raises(RunError) as caught:
         patched.setattr(sys, "stdout", Failing(9))
         pretrain(chosen, source(scenes), tmp_path / "run")
     step = len(rows(tmp_path / "run"))

@@ -32,7 +32,7 @@ from ijepa.data.loading.shuffle import Order
 from ijepa.data.loading.workers import mark, produce
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.random import Stream, Words, words
 
 _AHEAD = 512
@@ -49,7 +49,7 @@ class LoaderPlan:
     """How a global batch is cut: into contiguous slices for the ranks, and those into micro-batches.
 
     Raises:
-        Refused: the global batch does not divide.
+        UserError: the global batch does not divide.
     """
 
     global_batch: int
@@ -61,7 +61,7 @@ class LoaderPlan:
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} of {self.world_size}")
         if self.global_batch % (self.world_size * self.micro_batch):
-            raise Refused(
+            raise UserError(
                 "batch.global",
                 f"{self.global_batch} is not divisible by {self.world_size} ranks x {self.micro_batch} images",
                 "change it, batch.micro or the number of ranks",
@@ -111,7 +111,7 @@ class StepDataset(Dataset[Batch]):
         """Return micro-batch `number`, its images written into `pixels` (B, 3, H, W) uint8.
 
         Raises:
-            Failed: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
+            RunError: no readable image within `max_replaced_attempts` of an unreadable one, or a read error.
         """
         positions = self.plan.positions(number)
         indices = self._indices(number)
@@ -160,7 +160,7 @@ class StepDataset(Dataset[Batch]):
                 bad.append(self.source.name(index))
                 if attempt > min(self.max_replaced_attempts, n - 1):
                     names = ", ".join(bad)
-                    raise Failed(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
+                    raise RunError(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
             index = int(self.order.indices(epoch * n + (place + attempt) % n)[0])
         raise AssertionError("unreachable")
 
@@ -233,7 +233,7 @@ class Loader:
         iterator, or dropping it, ends the workers.
 
         Raises:
-            Failed: a read error, too many unreadable images in a row, or a worker that died.
+            RunError: a read error, too many unreadable images in a row, or a worker that died.
         """
         a_step = self.plan.micro_batches
         numbers = range(start_step * a_step, end_step * a_step)
@@ -261,7 +261,7 @@ def _named(source: Source, index: int) -> str:
     answers: list[str] = []
 
     def ask() -> None:
-        with suppress(Failed):
+        with suppress(RunError):
             answers.append(source.name(index))
 
     thread = Thread(target=ask, daemon=True)

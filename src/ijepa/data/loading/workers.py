@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ijepa.data.loading.shared_memory import NAMELESS, Descriptor, SharedMemory, anonymous_file
 from ijepa.masking.batch import Batch
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 Make = Callable[[int, Tensor], Batch]
 """(item, pixels to write into) -> batch."""
@@ -61,7 +61,7 @@ def produce(
     `make` gave to `mark`, and `tell` is told of a worker that was replaced.
 
     Raises:
-        Failed: what `make` raised as such, or that two workers died or hung at the same item.
+        RunError: what `make` raised as such, or that two workers died or hung at the same item.
         LoaderDefect: anything else that `make` raised.
     """
     team: list[Worker] = []
@@ -84,7 +84,7 @@ def produce(
                 except _Lost as lost:
                     line = f"{lost} making micro-batch {item}{worker.at(name)}"
                     if item in replaced:
-                        raise Failed(f"{line}, for the second time") from None
+                        raise RunError(f"{line}, for the second time") from None
                     replaced.add(item)
                     tell(f"{line}; a new one goes on")
                     worker.end()
@@ -109,7 +109,7 @@ def _close(team: list["Worker"]) -> None:
 
 
 class LoaderDefect(RuntimeError):
-    """What went wrong in a worker without being `Failed`; `str()` holds its traceback."""
+    """What went wrong in a worker without being `RunError`; `str()` holds its traceback."""
 
 
 class _Lost(Exception):
@@ -205,8 +205,8 @@ def _serve(pipe: Connection, handle: Descriptor, shape: tuple[int, ...], make: M
 def _answer(make: Make, item: int, pixels: Tensor) -> Batch | Exception:
     try:
         batch = make(item, pixels)
-    except Failed as error:
-        return Failed(str(error))
+    except RunError as error:
+        return RunError(str(error))
     except Exception:
         return LoaderDefect(f"in a loader process, making micro-batch {item}:\n{traceback.format_exc()}")
     if batch.pixels.data_ptr() != pixels.data_ptr():

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ijepa.data.sources.base import Source, read_file
 from ijepa.data.sources.index import Index, _Digest
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import read_json
 
 PREFIX = "hf:"
@@ -38,7 +38,7 @@ class ArrowSource(Source):
         if data is None and isinstance(value, dict) and value.get("path"):
             return read_file(Path(value["path"]))
         if not isinstance(data, bytes):
-            raise Failed(f"{self._name(index)} holds no image")
+            raise RunError(f"{self._name(index)} holds no image")
         return data
 
     def _mask(self, index: int) -> bytes | None:
@@ -58,7 +58,7 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
     """Open `hf:FOLDER`.
 
     Raises:
-        Refused: no such folder, several splits and none chosen, no column of images, or no pyarrow.
+        UserError: no such folder, several splits and none chosen, no column of images, or no pyarrow.
     """
     folder = Path(path.removeprefix(PREFIX)).expanduser().absolute()
     if (folder / "dataset_dict.json").is_file():
@@ -66,23 +66,23 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
         wanted = {"val": ("validation", "val", "valid")}.get(split or "", (split,))
         chosen = next((name for name in wanted if name in splits), None)
         if chosen is None:
-            raise Refused(where, f"{folder} has the splits {', '.join(splits)}", f"give {PREFIX}{folder}/{splits[0]}")
+            raise UserError(where, f"{folder} has the splits {', '.join(splits)}", f"give {PREFIX}{folder}/{splits[0]}")
         folder = folder / chosen
     if not (folder / "state.json").is_file():
-        raise Refused(where, f"{folder} holds no saved data set", "give what `Dataset.save_to_disk` wrote")
+        raise UserError(where, f"{folder} holds no saved data set", "give what `Dataset.save_to_disk` wrote")
     files = [entry["filename"] for entry in read_json(folder / "state.json").get("_data_files", [])]
     features = read_json(folder / "dataset_info.json").get("features") or {}
     image = next((name for name, kind in features.items() if kind.get("_type") == "Image"), None)
     label = next((name for name, kind in features.items() if kind.get("_type") == "ClassLabel"), None)
     if image is None:
-        raise Refused(where, f"{folder} has no column of images", f"its columns are {', '.join(features)}")
+        raise UserError(where, f"{folder} has no column of images", f"its columns are {', '.join(features)}")
     table = _table(folder, files, where)
     arrays = {}
     if label is not None:
         try:
             arrays["label"] = table[label].cast("int32").fill_null(-1).to_numpy()
         except ValueError as error:  # pyarrow's errors of bad values are of this kind
-            raise Refused(where, f"{folder}: its column {label} holds no labels: {error}") from None
+            raise UserError(where, f"{folder}: its column {label} holds no labels: {error}") from None
     digest = _Digest("arrow", None)
     for name in files:
         digest.file(name, (folder / name).stat())
@@ -101,9 +101,9 @@ def _table(folder: Path, files: list[str], where: str) -> Any:
     try:
         import pyarrow as pa
     except ImportError:
-        raise Refused(where, f"{PREFIX} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
+        raise UserError(where, f"{PREFIX} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
     try:
         tables = [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in files]
         return pa.concat_tables(tables)
     except (OSError, pa.ArrowInvalid) as error:
-        raise Refused(where, f"{folder} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(where, f"{folder} cannot be read: {' '.join(str(error).split())}") from None

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ijepa.data.sources.index import Index, text_item
 from ijepa.data.sources.tar_index import BLOCK, header_name
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import irregular
 from ijepa.utils.names import printable
 
@@ -86,7 +86,7 @@ class Source(ABC):
         """Return the image file's contents.
 
         Raises:
-            Failed: the file is gone, has shrunk, or cannot be read.
+            RunError: the file is gone, has shrunk, or cannot be read.
         """
         return self._image(self._checked(index))
 
@@ -115,34 +115,34 @@ class Source(ABC):
         """Return the labels (n,) int32 of a set in which every sample has one; `where` names it to the user.
 
         Raises:
-            Refused: a sample without a label, or one that `classes` has no name for.
+            UserError: a sample without a label, or one that `classes` has no name for.
         """
-        mend = (
+        hint = (
             "labels are the folders' names in a tree of class folders; in shards, KEY.cls or KEY.json beside each image"
         )
         if self.labels is None:
-            raise Refused(where, "the images have no labels", mend)
+            raise UserError(where, "the images have no labels", hint)
         missing = np.flatnonzero(self.labels < 0)
         if len(missing):
             problem = f"{len(missing)} of {len(self)} images have no label, the first is {self.name(int(missing[0]))}"
-            raise Refused(where, problem, mend)
+            raise UserError(where, problem, hint)
         if self.classes is not None and int(self.labels.max()) >= len(self.classes):
-            raise Refused(where, f"label {self.labels.max()} has no name: classes.txt has {len(self.classes)} lines")
+            raise UserError(where, f"label {self.labels.max()} has no name: classes.txt has {len(self.classes)} lines")
         return self.labels
 
     def require_masks(self, where: str) -> None:
         """Check that every sample has a mask.
 
         Raises:
-            Refused: one has none.
+            UserError: one has none.
         """
-        mend = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
+        hint = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
         if not self.has_masks:
-            raise Refused(where, "the images have no masks", mend)
+            raise UserError(where, "the images have no masks", hint)
         missing = self._without_mask()
         if len(missing):
             problem = f"{len(missing)} of {len(self)} images have no mask, the first is {self.name(int(missing[0]))}"
-            raise Refused(where, problem, mend)
+            raise UserError(where, problem, hint)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -287,9 +287,9 @@ class OpenFiles:
         try:
             data = twice(part, lambda: self.open.pop(file, None))  # a file of before a remount stays broken
         except OSError as error:
-            raise Failed(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
+            raise RunError(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
-            raise Failed(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
+            raise RunError(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
         return data
 
     def expect(self, file: int, offset: int, size: int) -> None:
@@ -315,13 +315,13 @@ def read_file(path: str | Path) -> bytes:
     """Return a file's contents; none if it is not a regular file, so that no image can be decoded from it.
 
     Raises:
-        Failed: it is gone or cannot be read.
+        RunError: it is gone or cannot be read.
     """
 
     try:
         return twice(partial(_contents, path))
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from error
+        raise RunError(f"{path}: {error.strerror}") from error
 
 
 def _contents(path: str | Path) -> bytes:

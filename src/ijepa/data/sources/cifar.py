@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ijepa.data.sources.base import OpenFiles, Source
 from ijepa.data.sources.image_mask_pairs import text_array
 from ijepa.data.sources.index import Arrays, Index, _Digest, text_item
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 SIDE = 32
 BYTES = 3 * SIDE * SIDE
@@ -96,10 +96,10 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
     """Return CIFAR-10 or CIFAR-100 at a folder, the folder above it, or one of its batches; None where it is not there.
 
     Raises:
-        Refused: files missing or of another kind, a pickle with code in it, or several splits and none chosen.
+        UserError: files missing or of another kind, a pickle with code in it, or several splits and none chosen.
     """
     if path.is_file() and path.name.startswith("cifar-") and path.name.endswith((".tar.gz", ".tgz")):
-        raise Refused(where, f"{path} is packed", _UNPACK)
+        raise UserError(where, f"{path} is packed", _UNPACK)
     root = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
     chosen: tuple[str, ...] = () if root.is_dir() else (path.name,)
     root = root if root.is_dir() else path.parent
@@ -110,7 +110,7 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
         return None
     if not chosen:
         if split is None:
-            raise Refused(
+            raise UserError(
                 where, f"{root} holds several splits: train, test", f"choose one, or give {root / batches[-1]}"
             )
         chosen = known["train" if split.startswith("train") else "test"]
@@ -121,7 +121,7 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
     described = read_pickle(root / meta, where)
     classes = _texts(described.get(b"label_names") or described.get(b"fine_label_names"))
     if not classes:
-        raise Refused(where, f"{root / meta} names no classes", _UNPACK)
+        raise UserError(where, f"{root / meta} names no classes", _UNPACK)
     labels: list[int] = []
     names: list[str] = []
     offsets, digest = [], _Digest("cifar", [meta, *classes])
@@ -130,10 +130,10 @@ def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
         start = _pixels(root / name, batch.get(b"data"), where)
         found = batch.get(b"labels", batch.get(b"fine_labels"))
         if not isinstance(found, list) or not all(type(value) is int and 0 <= value < len(classes) for value in found):
-            raise Refused(where, f"{root / name}: its labels are not numbers below {len(classes)}", _UNPACK)
+            raise UserError(where, f"{root / name}: its labels are not numbers below {len(classes)}", _UNPACK)
         count = len(batch[b"data"].state[-1]) // BYTES
         if len(found) != count:
-            raise Refused(where, f"{root / name} holds {count} images and {len(found)} labels", _UNPACK)
+            raise UserError(where, f"{root / name} holds {count} images and {len(found)} labels", _UNPACK)
         own = _texts(batch.get(b"filenames"))
         labels.extend(found)
         names.extend(own if len(own) == count else [f"{name}/{row}" for row in range(count)])
@@ -155,16 +155,16 @@ def read_pickle(path: Path, where: str) -> dict[bytes, Any]:
     """Return the dictionary a pickle holds, texts of Python 2 as bytes, arrays as stand-ins.
 
     Raises:
-        Refused: no pickle, one of something else, or one that names anything but numpy's arrays: that is not run.
+        UserError: no pickle, one of something else, or one that names anything but numpy's arrays: that is not run.
     """
     try:
         held = _Reader(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except OSError as error:
-        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # the unpickler raises nearly anything on broken bytes
-        raise Refused(where, f"{path} is no pickle of CIFAR: {error}", _UNPACK) from error
+        raise UserError(where, f"{path} is no pickle of CIFAR: {error}", _UNPACK) from error
     if not isinstance(held, dict):
-        raise Refused(where, f"{path} is no pickle of CIFAR: it holds no dictionary", _UNPACK)
+        raise UserError(where, f"{path} is no pickle of CIFAR: it holds no dictionary", _UNPACK)
     return {os.fsencode(key) if isinstance(key, str) else key: value for key, value in held.items()}
 
 
@@ -180,10 +180,10 @@ def _pixels(path: Path, array: object, where: str) -> int:
         and isinstance(state[4], bytes)
         and state[1] == (len(state[4]) // BYTES, BYTES)
     ):
-        raise Refused(where, f"{path}: its images are not rows of {BYTES} bytes", _UNPACK)
+        raise UserError(where, f"{path}: its images are not rows of {BYTES} bytes", _UNPACK)
     start = path.read_bytes().find(state[4])
     if start < 0:
-        raise Refused(where, f"{path}: its pixels are not stored as they are", _UNPACK)
+        raise UserError(where, f"{path}: its pixels are not stored as they are", _UNPACK)
     return start
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ijepa.data.paths import Folder
 from ijepa.data.sources.index import Arrays, Index, build, derived, text_item
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 LABELS = "labels.yaml"
 SPLITS = ("train", "val", "test")
@@ -72,7 +72,7 @@ def find_pairs(path: Path, where: str, split: str | None) -> Index | None:
     """Return the index of a data set in one of `LAYOUTS`, None where the folder is in none of them.
 
     Raises:
-        Refused: a split that is not there, several and none chosen, or no images in it.
+        UserError: a split that is not there, several and none chosen, or no images in it.
     """
     for layout in LAYOUTS:
         found = _place(layout, path, where, split)
@@ -122,9 +122,9 @@ def _chosen(there: dict[str, str], root: Path, where: str, split: str | None) ->
     if wanted is not None and wanted in there:
         return there[wanted]
     if wanted is not None:
-        raise Refused(where, f"{root} holds no {wanted}, only {', '.join(there)}")
+        raise UserError(where, f"{root} holds no {wanted}, only {', '.join(there)}")
     if len(there) > 1:
-        raise Refused(where, f"{root} holds several splits: {', '.join(there)}", "choose one")
+        raise UserError(where, f"{root} holds several splits: {', '.join(there)}", "choose one")
     return next(iter(there.values()))
 
 
@@ -137,7 +137,7 @@ def _pairs(layout: Layout, root: Path, images: Path, masks: Path, where: str) ->
     matching = [masked.get(stem[: len(stem) - len(old)] + new, "") if stem.endswith(old) else "" for stem in stems]
     if not any(matching):
         example = f"{names[0].rpartition('.')[0].removesuffix(old)}{new}.png"
-        raise Refused(where, f"{masks} holds no mask of the images in {images}", f"{example} would be one")
+        raise UserError(where, f"{masks} holds no mask of the images in {images}", f"{example} would be one")
     file = None if layout.labels else _label_file(root)
     written = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
     labels = layout.labels or (str(file) if file else None)
@@ -148,7 +148,7 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
     """Return the index of a Pascal VOC tree: a split's list, or all that has a mask where none is asked for.
 
     Raises:
-        Refused: no such list, or names in it that are no images.
+        UserError: no such list, or names in it that are no images.
     """
     images, masks = build(Folder(root / "JPEGImages"), where), dict[str, str]()
     kinds = [name for name in ("SegmentationClassAug", "SegmentationClass") if (root / name).is_dir()]
@@ -165,14 +165,14 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         try:
             names = file.read_text(encoding="utf-8").split()
         except OSError as error:
-            raise Refused(where, f"{file} cannot be read: {error.strerror}") from error
+            raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
         made_of.extend(names)
     missing = [name for name in names if name not in files]
     if missing or not names:
         problem = (
             f"{len(missing)} of {len(names)} images are missing, the first is {missing[0]}" if missing else "empty"
         )
-        raise Refused(where, f"{root}: {problem}")
+        raise UserError(where, f"{root}: {problem}")
     matching = [masks.get(name, "") for name in names]
     return _index(root, root, [f"JPEGImages/{files[name]}" for name in names], matching, "voc", made_of)
 

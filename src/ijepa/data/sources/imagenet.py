@@ -25,7 +25,7 @@ from ijepa.data.paths import Folder, Shards
 from ijepa.data.sources.base import FolderSource, Source, TarSource
 from ijepa.data.sources.index import Index, build, derived, text_item
 from ijepa.data.sources.nested_tar import first_name, nested_index
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -57,7 +57,9 @@ def find_imagenet(path: Path, where: str, split: str | None, devkit: Path | None
         wanted = _TARS.get("train" if split and split.startswith("train") else "val")
         if split is None or wanted is None or not (path / wanted).is_file():
             held = ", ".join(name for name in _TARS.values() if (path / name).is_file())
-            raise Refused(where, f"{path} holds {held}" + (f" and no {split} images" if split else ""), "give one file")
+            raise UserError(
+                where, f"{path} holds {held}" + (f" and no {split} images" if split else ""), "give one file"
+            )
         path = path / wanted
     if path.is_file() and path.suffix == ".tar":
         first = first_name(path)
@@ -87,7 +89,7 @@ def find_truth(near: Path, given: Path | None, where: str, strict: bool) -> Trut
     """Return the validation images' classes, from what was given or lies near the images.
 
     Raises:
-        Refused: what was given holds none, or nothing is found and `strict` wants it.
+        UserError: what was given holds none, or nothing is found and `strict` wants it.
     """
     if given is not None:
         return _table(given, "--devkit") if given.suffix == ".csv" else _kit(given, "--devkit", strict)
@@ -100,7 +102,7 @@ def find_truth(near: Path, given: Path | None, where: str, strict: bool) -> Trut
         if (folder / _TABLE).is_file():
             return _table(folder / _TABLE, where)
     if strict:
-        raise Refused(where, f"{near} holds ImageNet's validation images, whose classes are elsewhere", _MEND)
+        raise UserError(where, f"{near} holds ImageNet's validation images, whose classes are elsewhere", _MEND)
     return None
 
 
@@ -112,15 +114,15 @@ def _kit(kit: Path, where: str, strict: bool) -> Truth | None:
     except ImportError:
         if not strict:
             return None
-        raise Refused(where, f"reading {kit} needs scipy", "pip install 'ijepa-pretrain[evaluation]'") from None
+        raise UserError(where, f"reading {kit} needs scipy", "pip install 'ijepa-pretrain[evaluation]'") from None
     try:
         synsets = loadmat(io.BytesIO(_of_kit(kit, "meta.mat", where)), squeeze_me=True)["synsets"]
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
         labels = [names[number] for number in numbers]
-    except Refused:
+    except UserError:
         raise
     except Exception as error:  # a MATLAB file may be broken in any way
-        raise Refused(where, f"{kit}: meta.mat does not name the classes: {error}") from error
+        raise UserError(where, f"{kit}: meta.mat does not name the classes: {error}") from error
     return _numbered(labels, sorted(names.values()))
 
 
@@ -138,12 +140,12 @@ def _of_kit(kit: Path, name: str, where: str) -> bytes:
                         file = archive.extractfile(member)
                         return b"" if file is None else file.read()
     except OSError as error:
-        raise Refused(where, f"{kit} cannot be read: {error.strerror or error}") from error
+        raise UserError(where, f"{kit} cannot be read: {error.strerror or error}") from error
     except tarfile.TarError as error:
-        raise Refused(where, f"{kit} is no folder and no archive: {error}", _MEND) from error
+        raise UserError(where, f"{kit} is no folder and no archive: {error}", _MEND) from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
-        raise Refused(where, f"{kit} is damaged: {error}", "fetch it again") from error
-    raise Refused(where, f"{kit} holds no {name}", _MEND)
+        raise UserError(where, f"{kit} is damaged: {error}", "fetch it again") from error
+    raise UserError(where, f"{kit} holds no {name}", _MEND)
 
 
 def _table(file: Path, where: str) -> Truth:
@@ -153,9 +155,9 @@ def _table(file: Path, where: str) -> Truth:
             rows = dict(row[:2] for row in list(csv.reader(lines))[1:])
         names = [rows[f"ILSVRC2012_val_{number:08d}"].split()[0] for number in range(1, len(rows) + 1)]
     except OSError as error:
-        raise Refused(where, f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, csv.Error) as error:
-        raise Refused(where, f"{file} is not the table of the validation images: {error}", _MEND) from error
+        raise UserError(where, f"{file} is not the table of the validation images: {error}", _MEND) from error
     return _numbered(names, sorted(set(names)))
 
 
@@ -171,7 +173,9 @@ def _labelled(index: Index, source: Source, truth: Truth, where: str) -> Index:
         match = _NUMBERED.fullmatch(source.name(i).rpartition("/")[2])
         number = int(match.group(1)) if match else 0
         if not 0 < number <= len(truth.labels):
-            raise Refused(where, f"{source.name(i)} is none of the {len(truth.labels)} images whose classes are known")
+            raise UserError(
+                where, f"{source.name(i)} is none of the {len(truth.labels)} images whose classes are known"
+            )
         labels.append(truth.labels[number - 1])
     return with_labels(index, labels, truth.classes)
 
@@ -185,7 +189,7 @@ def _tiny(path: Path, where: str) -> Index:
     names = [text_item(index.arrays, "names", "ends", i) for i in range(len(index.arrays["ends"]))]
     missing = next((name for name in names if name not in named), None)
     if missing is not None:
-        raise Refused(where, f"{file} has no class for {missing}")
+        raise UserError(where, f"{file} has no class for {missing}")
     classes = sorted(set(named.values()))
     return with_labels(index, [classes.index(named[name]) for name in names], classes)
 

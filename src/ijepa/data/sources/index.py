@@ -37,7 +37,7 @@ import numpy.typing as npt
 from ijepa.data.paths import Folder, Shards
 from ijepa.data.sources.tar_index import Shard, TarError, scan_tar
 from ijepa.utils.cores import available_cores
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import irregular
 
 VERSION = 2
@@ -92,7 +92,7 @@ def build(files: Shards | Folder, where: str) -> Index:
     """Return the index of these files, from the cache or new.
 
     Raises:
-        Refused: a shard that cannot be read whole, or nothing in it that is an image.
+        UserError: a shard that cannot be read whole, or nothing in it that is an image.
     """
     if isinstance(files, Shards):
         return _shard_index(files, where)
@@ -111,7 +111,7 @@ def _shard_index(files: Shards, where: str) -> Index:
         try:
             stats.append(path.stat())
         except OSError as error:
-            raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+            raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
         require_regular(path, stats[-1], where)
     names = [str(path.relative_to(files.root)) for path in files.paths]
     classes = _read_classes(files.root)
@@ -125,7 +125,7 @@ def _shard_index(files: Shards, where: str) -> Index:
             fields = sorted({field for shard in shards for field in shard.other_fields})
             inner = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
             found = f" (found {', '.join('.' + f for f in fields[:4])})" if fields else ""
-            raise Refused(where, f"{_several(files.paths)} holds no images{found}", inner)
+            raise UserError(where, f"{_several(files.paths)} holds no images{found}", inner)
         arrays = _join(shards)
         header = {"root": str(files.root), "shards": names, "classes": classes, **digest.header(arrays)}
         return Index(header, arrays)
@@ -147,9 +147,9 @@ def _scan(path: Path, where: str) -> Shard:
     try:
         return scan_tar(path)
     except TarError as error:
-        raise Refused(where, f"{path} {error}", error.mend) from error
+        raise UserError(where, f"{path} {error}", error.hint) from error
     except OSError as error:
-        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
 
 
 def _join(shards: list[Shard]) -> Arrays:
@@ -196,7 +196,7 @@ def _folder_index(files: Folder, where: str) -> Index:
     if not names:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
         problem = f"{files.root} holds no images" + (f" (found {found})" if found else "")
-        raise Refused(where, problem, "images are " + " ".join(f".{suffix}" for suffix in SUFFIXES))
+        raise UserError(where, problem, "images are " + " ".join(f".{suffix}" for suffix in SUFFIXES))
 
     def make() -> Index:
         arrays: Arrays = {}
@@ -223,11 +223,11 @@ def require_regular(path: Path, stat: os.stat_result, where: str) -> None:
     """Refuse a file that is not a regular one, with links followed.
 
     Raises:
-        Refused: it is a FIFO, a socket, a device or a folder.
+        UserError: it is a FIFO, a socket, a device or a folder.
     """
     kind = irregular(stat.st_mode)
     if kind is not None:
-        raise Refused(where, f"{path} is {kind}, not a regular file", "remove it")
+        raise UserError(where, f"{path} is {kind}, not a regular file", "remove it")
 
 
 def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -248,7 +248,7 @@ def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
                     yield folder + entry.name, entry.stat()
             pending.extend((name, above | {place}) for name in reversed(inner))
         except OSError as error:
-            raise Refused(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
+            raise UserError(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

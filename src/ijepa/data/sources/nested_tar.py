@@ -13,7 +13,7 @@ import numpy as np
 
 from ijepa.data.sources.index import Arrays, Index, _cached, _Digest
 from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, Member, TarError, _Window, walk
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 At = Callable[[int], None]
 
@@ -51,7 +51,7 @@ def nested_arrays(path: Path, where: str, at: At = lambda offset: None) -> tuple
     `at` is told the byte that has been reached, class by class.
 
     Raises:
-        Refused: the file or a tar in it is damaged, or holds no images.
+        UserError: the file or a tar in it is damaged, or holds no images.
     """
     rows: list[tuple[str, int, int]] = []
     inside = ""
@@ -70,11 +70,11 @@ def nested_arrays(path: Path, where: str, at: At = lambda offset: None) -> tuple
         finally:
             os.close(descriptor)
     except TarError as error:
-        raise Refused(where, f"{path}{f', in it {inside},' if inside else ''} {error}", error.mend) from error
+        raise UserError(where, f"{path}{f', in it {inside},' if inside else ''} {error}", error.hint) from error
     except OSError as error:
-        raise Refused(where, f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
     if not rows:
-        raise Refused(where, f"{path} holds no images in its tars")
+        raise UserError(where, f"{path} holds no images in its tars")
     classes = sorted({PurePosixPath(tar).stem for tar, _, _ in rows})
     number = {name: i for i, name in enumerate(classes)}
     table = np.array([(number[PurePosixPath(tar).stem], start // BLOCK, size) for tar, start, size in rows])

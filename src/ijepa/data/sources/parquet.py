@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ijepa.data import paths as listing
 from ijepa.data.sources.base import Source, read_file
 from ijepa.data.sources.index import Arrays, Index, _cached, _Digest, require_regular
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 _KEPT_BYTES, _KEPT_FILES = 2**28, 16
 _LARGEST = 2**30
@@ -91,12 +91,12 @@ class ParquetSource(Source):
                 opened = pq.ParquetFile(path)  # read, not mapped: a disk's errors stay errors
             column = opened.read_row_group(number, columns=[self.index.header["image"]], use_threads=False).column(0)
         except (OSError, pa.ArrowException, IndexError) as error:
-            raise Failed(f"{path}: row group {number} cannot be read: {' '.join(str(error).split())}") from error
+            raise RunError(f"{path}: row group {number} cannot be read: {' '.join(str(error).split())}") from error
         self._open[file] = opened
         if len(self._open) > _KEPT_FILES:
             self._open.popitem(last=False)
         if len(column) != int(arrays["ends"][group]) - self._start(group):
-            raise Failed(f"{path} has changed since it was indexed: row group {number} has {len(column)} rows")
+            raise RunError(f"{path} has changed since it was indexed: row group {number} has {len(column)} rows")
         return column
 
 
@@ -104,14 +104,14 @@ def find(path: str | Path, where: str, split: str | None) -> list[Path] | None:
     """Return the parquet files that a path means: one, a pattern's, or those of a folder or of `data/` in it.
 
     Raises:
-        Refused: a pattern that matches nothing, or several splits and none chosen.
+        UserError: a pattern that matches nothing, or several splits and none chosen.
     """
     given = Path(path).expanduser().absolute()
     if given.suffix == ".parquet" and not given.is_dir():
         names = listing.expand_braces(str(given.relative_to(given.anchor)))
         found = sorted(file for name in names for file in Path(given.anchor).glob(name))
         if len(found) < len(names):
-            raise Refused(where, f"{path} does not exist" if len(names) == 1 else f"not all of {path} exists")
+            raise UserError(where, f"{path} does not exist" if len(names) == 1 else f"not all of {path} exists")
         return found
     for folder in (given, given / "data"):
         files = listing.parquet_files(folder)
@@ -124,7 +124,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
     """Open the images in parquet files, in the files' order.
 
     Raises:
-        Refused: no pyarrow, a file that is damaged or has no column of images, or row groups too large to be read.
+        UserError: no pyarrow, a file that is damaged or has no column of images, or row groups too large to be read.
     """
     root = Path(os.path.commonpath([path.parent for path in paths]))
     digest = _Digest("parquet", None)
@@ -142,7 +142,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
             opened = open_file(path, where)
             missing = {image, *filter(None, [label])} - set(opened.schema_arrow.names)
             if missing:
-                raise Refused(where, f"{path} has no column {missing.pop()}, which {paths[0].name} has")
+                raise UserError(where, f"{path} has no column {missing.pop()}, which {paths[0].name} has")
             for group in range(opened.num_row_groups):
                 about = opened.metadata.row_group(group)
                 columns = map(about.column, range(about.num_columns))
@@ -151,13 +151,13 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
                     problem = (
                         f"{path} has {size / 1e9:.1f} GB of images in row group {group}, too much to be read at once"
                     )
-                    raise Refused(where, problem, "write it with row_group_size=100")
+                    raise UserError(where, problem, "write it with row_group_size=100")
                 rows.append(about.num_rows)
                 places.append((number, group))
             if label is not None:
                 labels += _read_labels(opened, label, path, where)
         if not sum(rows):
-            raise Refused(where, f"{paths[0]} holds no rows")
+            raise UserError(where, f"{paths[0]} holds no rows")
         table = np.array(places, dtype=np.int32)
         arrays: Arrays = {"ends": np.cumsum(rows, dtype=np.int64)}
         arrays["file"], arrays["group"] = table.T.copy()
@@ -178,24 +178,24 @@ def open_file(path: Path, where: str) -> Any:
     """Open one parquet file.
 
     Raises:
-        Refused: no pyarrow, or no parquet file.
+        UserError: no pyarrow, or no parquet file.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise Refused(where, f"{path} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
+        raise UserError(where, f"{path} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise Refused(where, f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(where, f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _read_labels(file: Any, label: str, path: Path, where: str) -> list[Any]:
     """Return a file's labels, None where a row has none.
 
     Raises:
-        Refused: they cannot be read.
+        UserError: they cannot be read.
     """
     import pyarrow as pa
 
@@ -203,7 +203,7 @@ def _read_labels(file: Any, label: str, path: Path, where: str) -> list[Any]:
         return list(file.read([label]).column(0).to_pylist())
     except (OSError, pa.ArrowException) as error:
         problem = f"{path}: its column {label} cannot be read: {' '.join(str(error).split())}"
-        raise Refused(where, problem, "fetch it again") from None
+        raise UserError(where, problem, "fetch it again") from None
 
 
 def _columns(file: Any, path: Path, where: str) -> tuple[str, str | None, list[str] | None]:
@@ -225,7 +225,7 @@ def _columns(file: Any, path: Path, where: str) -> tuple[str, str | None, list[s
     images = [name for name in schema.names if kinds.get(name) == "Image"]
     images += [name for name in schema.names if holds_images(schema.field(name).type)]
     if not images:
-        raise Refused(where, f"{path} has no column of images", f"its columns are {', '.join(schema.names)[:200]}")
+        raise UserError(where, f"{path} has no column of images", f"its columns are {', '.join(schema.names)[:200]}")
     labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
     for name in ("label", "cls", "class"):
         if name in schema.names:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ijepa.data import paths
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_text
 
 _THREADS, _ASKERS = 8, 32
@@ -56,7 +56,7 @@ def find(path: str, where: str, split: str | None) -> list[Far]:
     """Return the shards that a URL means: one, a brace pattern's, a glob's, or a folder's of one split.
 
     Raises:
-        Refused: without the extra `remote`, nothing there, or several splits and none chosen.
+        UserError: without the extra `remote`, nothing there, or several splits and none chosen.
     """
     system = _system(path, where)
     system.invalidate_cache()  # listings of earlier in this process
@@ -67,9 +67,9 @@ def find(path: str, where: str, split: str | None) -> list[Far]:
     try:
         found = system.glob(f"{root}/*.tar" if folder else path, detail=True)
     except Exception as error:  # every file system has errors of its own
-        raise Refused(where, f"{path} cannot be listed: {_line(error)}") from None
+        raise UserError(where, f"{path} cannot be listed: {_line(error)}") from None
     if not found:
-        raise Refused(where, f"{path} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
+        raise UserError(where, f"{path} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
     infos = {system.unstrip_protocol(name): info for name, info in sorted(found.items())}
     urls = list(infos)
     if folder:  # of one folder, where names differ; a glob's folders may hold shards of the same name
@@ -87,8 +87,8 @@ def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None)
     shard's folder, so that those in others go on with `..`.
 
     Raises:
-        Refused: too little room.
-        Failed: fetching failed several times.
+        UserError: too little room.
+        RunError: fetching failed several times.
     """
     say = tell or (lambda line: print(line, file=sys.stderr, flush=True))
     system = _system(shards[0].url, where)
@@ -104,7 +104,7 @@ def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None)
         missing = {path: far for path, far in local.items() if not _same(path, far)}
         need, free = sum(far.size for far in missing.values()), shutil.disk_usage(home).free
         if need > free:
-            raise Refused(
+            raise UserError(
                 where, f"{need / 1e9:.1f} GB are to be fetched, {home} has room for {free / 1e9:.1f}", "set IJEPA_CACHE"
             )
         done = 0
@@ -119,14 +119,14 @@ def _ask(system: Any, urls: list[str], where: str) -> list[Far]:
     """Return what the server says of files, many asked for at once.
 
     Raises:
-        Refused: one is not there, or cannot be asked for.
+        UserError: one is not there, or cannot be asked for.
     """
     with ThreadPoolExecutor(min(_ASKERS, len(urls))) as pool:
         answers = list(pool.map(lambda url: _info(system, url, where), urls))
     found = [far for far in answers if far is not None]
     if len(found) < len(urls):
         missing = [url for url, far in zip(urls, answers, strict=True) if far is None]
-        raise Refused(
+        raise UserError(
             where,
             f"{missing[0]} does not exist, or may not be read",
             f"{len(missing)} of {len(urls)} files are missing",
@@ -144,7 +144,7 @@ def _info(system: Any, url: str, where: str) -> Far | None:
         cause = error.__cause__ or error
         if absent and (cause is error or getattr(cause, "status", 0) in (401, 403, 404, 410)):
             return None
-        raise Refused(where, f"{url} cannot be asked for: {_line(cause)}") from None
+        raise UserError(where, f"{url} cannot be asked for: {_line(cause)}") from None
 
 
 def _system(url: str, where: str) -> Any:
@@ -153,9 +153,9 @@ def _system(url: str, where: str) -> Any:
 
         return url_to_fs(url)[0]
     except ImportError as error:
-        raise Refused(where, f"{url} needs {error.name}", "pip install 'ijepa-pretrain[remote]'") from None
+        raise UserError(where, f"{url} needs {error.name}", "pip install 'ijepa-pretrain[remote]'") from None
     except ValueError as error:
-        raise Refused(where, f"{url}: {_line(error)}") from None
+        raise UserError(where, f"{url}: {_line(error)}") from None
 
 
 def _get(system: Any, far: Far, local: Path) -> Far:
@@ -175,7 +175,7 @@ def _get(system: Any, far: Far, local: Path) -> Far:
         except Exception as error:  # as above
             beside.unlink(missing_ok=True)
             if attempt == _ATTEMPTS:
-                raise Failed(f"{far.url}: cannot be fetched: {_line(error)}") from None
+                raise RunError(f"{far.url}: cannot be fetched: {_line(error)}") from None
             time.sleep(attempt)
     raise AssertionError("unreachable")
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ijepa.data.sources.base import Source
 from ijepa.data.sources.index import SUFFIXES, Index, derived
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 class Listed(Source):
@@ -59,14 +59,14 @@ def select(source: Source, file: Path, where: str) -> Listed:
     """Return the samples that a file of names lists; `where` is the flag that gave it.
 
     Raises:
-        Refused: the file cannot be read or is empty, a line names no image, or one names several.
+        UserError: the file cannot be read or is empty, a line names no image, or one names several.
     """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise Refused(where, f"{file} cannot be read: {error.strerror}") from error
+        raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise Refused(where, f"{file} is no list of names: {error}") from error
+        raise UserError(where, f"{file} is no list of names: {error}") from error
     wanted: dict[str, int] = {}
     longer: dict[str, int] = {}  # ends of the lines: a list may begin above the root
     for number, line in enumerate(lines):
@@ -75,7 +75,7 @@ def select(source: Source, file: Path, where: str) -> Listed:
             for tail in _tails(_plain(name)):
                 longer.setdefault(tail, number)
     if not wanted:
-        raise Refused(where, f"{file} names no image")
+        raise UserError(where, f"{file} names no image")
     found: dict[int, int] = {}
     chosen = []
     for index in range(len(source)):
@@ -85,13 +85,13 @@ def select(source: Source, file: Path, where: str) -> Listed:
             continue
         if line_of in found:
             both = f"{source.name(found[line_of])} and {source.name(index)}"
-            raise Refused(where, f"{file}, line {line_of + 1}: {lines[line_of]} is {both}", "give more of the path")
+            raise UserError(where, f"{file}, line {line_of + 1}: {lines[line_of]} is {both}", "give more of the path")
         found[line_of] = index
         chosen.append(index)
     missing = sorted(set(wanted.values()) - found.keys())
     if missing:
         problem = f"{len(missing)} of its lines name no image of the set, the first is line {missing[0] + 1}"
-        raise Refused(where, f"{file}: {problem}: {lines[missing[0]]}")
+        raise UserError(where, f"{file}: {problem}: {lines[missing[0]]}")
     return Listed(source, np.array(chosen, dtype=np.int64))
 
 

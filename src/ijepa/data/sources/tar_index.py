@@ -40,11 +40,11 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"
 
 
 class TarError(ValueError):
-    """This file is no tar archive that can be read whole; `mend` says what may help."""
+    """This file is no tar archive that can be read whole; `hint` says what may help."""
 
-    def __init__(self, problem: str, mend: str) -> None:
+    def __init__(self, problem: str, hint: str) -> None:
         super().__init__(problem)
-        self.mend = mend
+        self.hint = hint
 
 
 class Member(NamedTuple):

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, gelu, layer_norm
 
 from ijepa.evaluation.metrics.accuracy import ranks_of
 from ijepa.model.init import initialize
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 class AttentiveHead(nn.Module):
@@ -106,7 +106,7 @@ class AttentiveHeads:
         device: where they are trained.
 
     Raises:
-        Refused: attention heads that do not divide the width.
+        UserError: attention heads that do not divide the width.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AttentiveHeads:
         self.device, self.clip, self.final_decay = torch.device(device), clip, final_decay
         count = attention_heads or max(1, width // 64)
         if width % count:
-            raise Refused(f"attention_heads = {count}", f"do not divide features of {width}", "give a divisor")
+            raise UserError(f"attention_heads = {count}", f"do not divide features of {width}", "give a divisor")
         self.heads = [kind(width, classes, count) for _ in grid]
         groups = []
         for head, (lr, decay) in zip(self.heads, grid, strict=True):

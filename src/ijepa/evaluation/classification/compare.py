@@ -32,7 +32,7 @@ from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.metrics.accuracy import describe
 from ijepa.evaluation.protocols import ImageProtocol
 from ijepa.utils.environment import versions
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Labels = npt.NDArray[np.int64]
 MOST_UNNAMED = 100_000
@@ -106,8 +106,8 @@ def compare(
         ranks: the processes that share the work.
 
     Raises:
-        Refused: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
-        Failed: as `features.extract`.
+        UserError: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
+        RunError: as `features.extract`.
     """
     begun = time.perf_counter()
     used = {
@@ -165,20 +165,20 @@ def matched_labels(train: Source, test: Source, train_used: Indices, test_used: 
     """Return the used images' classes (n,) and (m,) by the train set's numbers, and how many numbers there are.
 
     Raises:
-        Refused: an empty set, labels missing, the same set twice, or a test class that the train images lack.
+        UserError: an empty set, labels missing, the same set twice, or a test class that the train images lack.
     """
     for flag, source in (("--train", train), ("--test", test)):
         if not len(source):
-            raise Refused(flag, "holds no images")
+            raise UserError(flag, "holds no images")
     train_y = train.require_labels("--train")[train_used].astype(np.int64)
     test_y = test.require_labels("--test")[test_used].astype(np.int64)
     if train.fingerprint == test.fingerprint:
-        raise Refused("--test", "is the train set", "give images that are not trained on")
+        raise UserError("--test", "is the train set", "give images that are not trained on")
     count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
     if train.classes is None and count > MOST_UNNAMED:  # heads and votes have a column for every number
         first = train.name(int(train_used[train_y.argmax()]))
         problem = f"label {count - 1} of {first} is too large for a class without a name"
-        raise Refused("--train", problem, f"number classes below {MOST_UNNAMED}, or name each in classes.txt")
+        raise UserError("--train", problem, f"number classes below {MOST_UNNAMED}, or name each in classes.txt")
     known = set(np.unique(train_y).tolist())
     if train.classes is not None and test.classes is not None:
         numbers = {name: number for number, name in enumerate(train.classes)}
@@ -189,13 +189,13 @@ def matched_labels(train: Source, test: Source, train_used: Indices, test_used: 
         strange = [str(label) for label in np.unique(test_y) if int(label) not in known]
     if strange:
         shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-        raise Refused(
+        raise UserError(
             "--test",
             f"{len(strange)} of its classes are not in the train set: {shown}",
             "give two sets of the same classes",
         )
     if len(known) < 2:
-        raise Refused("--train", "all images are of one class", "give at least 2 classes")
+        raise UserError("--train", "all images are of one class", "give at least 2 classes")
     return train_y, test_y, count
 
 
@@ -203,14 +203,14 @@ def common_size(encoders: Mapping[str, Encoder], protocol: ImageProtocol) -> tup
     """Return height and width in pixels at which all encoders see the images: the protocol's, else the first's native.
 
     Raises:
-        Refused: an encoder's patch does not divide it.
+        UserError: an encoder's patch does not divide it.
     """
     first = next(iter(encoders.values()))
     native = first.grid[0] * first.patch_size, first.grid[1] * first.patch_size
     size = native if protocol.image_size is None else (protocol.image_size, protocol.image_size)
     for name, encoder in encoders.items():
         if any(side % encoder.patch_size for side in size):
-            raise Refused(
+            raise UserError(
                 f"protocol {protocol.name}: image size {size[0]} x {size[1]}",
                 f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
                 f"give an image_size that is a multiple of {encoder.patch_size}",

@@ -42,7 +42,7 @@ def evaluate_knn(
         See `classification.compare`; a row has `top1`, `top5` and `ci` at the protocol's k, and `top1_by_k`.
 
     Raises:
-        Refused, Failed: as `classification.compare`.
+        UserError, RunError: as `classification.compare`.
     """
 
     def method(split: Split) -> dict[str, Any]:

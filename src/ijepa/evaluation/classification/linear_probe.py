@@ -32,7 +32,7 @@ from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, 
 from ijepa.evaluation.metrics.accuracy import accuracies, statistics
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.patch_bank import hold_out
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Keep = Callable[[Tensor, Tensor], None]
 """Takes a head's weight (C, D) and bias (C,)."""
@@ -63,11 +63,11 @@ def evaluate_linear(
         its accuracy there, a little flattered by the choice.
 
     Raises:
-        Refused, Failed: as `classification.compare`; or `keep`, and the protocol has no such head.
+        UserError, RunError: as `classification.compare`; or `keep`, and the protocol has no such head.
     """
     if keep and (protocol.pools or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
-        mend = "use a protocol with blocks: [1] that chooses its head at the end"
-        raise Refused("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", mend)
+        hint = "use a protocol with blocks: [1] that chooses its head at the end"
+        raise UserError("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", hint)
     first = next(iter(encoders.values()))
     result = compare(
         "linear",

@@ -62,8 +62,8 @@ def context_views(
     L are the last `layers` blocks, earliest first, behind the final norm.
 
     Raises:
-        Refused: a mask rule that the grid of this size leaves no room for.
-        Failed: an image cannot be decoded.
+        UserError: a mask rule that the grid of this size leaves no room for.
+        RunError: an image cannot be decoded.
     """
     grid = size[0] // encoder.patch_size, size[1] // encoder.patch_size
     rule.check_grid(grid)
@@ -141,7 +141,7 @@ def layer_figures(
     `diagnostics.figures`.
 
     Raises:
-        Failed: an image cannot be decoded, or features are not finite.
+        RunError: an image cannot be decoded, or features are not finite.
     """
     moments: list[Moments] = []
     stds: list[TokenStd] = []

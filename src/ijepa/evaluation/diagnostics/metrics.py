@@ -17,7 +17,7 @@ from torch import Tensor
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import choose, crops, encoded, pair
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 RANKME_EPS = 1e-7
 _BATCH = 64
@@ -101,12 +101,12 @@ class Moments:
         """Take a batch (B, N, D) into account.
 
         Raises:
-            Failed: features that are no finite numbers, of which no figure could be made.
+            RunError: features that are no finite numbers, of which no figure could be made.
         """
         wide = features.double()
         square = float(wide.square().sum())
         if not math.isfinite(square):
-            raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+            raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
         mean = wide.mean(1)
         total = wide.sum(0)
         self._pooled.append(mean)
@@ -258,8 +258,8 @@ def diagnose(
         features leave it undefined, as constant ones do `alpha_req`.
 
     Raises:
-        Refused: an image size that the patch does not divide, or fewer than two images.
-        Failed: an image cannot be decoded, or features are not finite.
+        UserError: an image size that the patch does not divide, or fewer than two images.
+        RunError: an image cannot be decoded, or features are not finite.
     """
     found, health = measured(encoder, source, images=images, image_size=image_size, seed=seed)
     return {**found, "verdict": verdict(health)}
@@ -271,10 +271,10 @@ def measured(
     """Return `diagnose`'s answer without its verdict, and what that is read from. Raises as it."""
     size = pair(image_size)
     if any(side % encoder.patch_size for side in size):
-        raise Refused("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
+        raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
     chosen = choose(len(source), images, seed)
     if len(chosen) < 2:
-        raise Refused("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
+        raise UserError("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
     moments = Moments()
     for start in range(0, len(chosen), _BATCH):
         moments.add(encoded(encoder, crops(source, chosen[start : start + _BATCH], size)))

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 Tensors = tuple[Tensor, ...]
 
@@ -71,7 +71,7 @@ class Ranks:
             make: from numbers to one tuple of tensors for each.
 
         Raises:
-            Failed: what `make` raised, on every process.
+            RunError: what `make` raised, on every process.
         """
         if self.size == 1:
             yield from make(range(count))
@@ -81,19 +81,19 @@ class Ranks:
             made = _next(own) if first + self.rank < count else ()
             yield from self._exchanged(made)[: count - first]
 
-    def _exchanged(self, made: Tensors | Failed) -> list[Tensors]:
+    def _exchanged(self, made: Tensors | RunError) -> list[Tensors]:
         """Return every process's tensors; raise the first failure on all."""
         forms: list[Any] = [None] * self.size
-        mine = made if isinstance(made, Failed) else [(values.shape, values.dtype) for values in made]
+        mine = made if isinstance(made, RunError) else [(values.shape, values.dtype) for values in made]
         dist.all_gather_object(forms, mine)
         for form in forms:
-            if isinstance(form, Failed):
+            if isinstance(form, RunError):
                 raise form
         found = []
         for source, form in enumerate(forms):
-            own = source == self.rank and not isinstance(made, Failed)
+            own = source == self.rank and not isinstance(made, RunError)
             tensors = made if own else tuple(torch.empty(shape, dtype=dtype) for shape, dtype in form)
-            assert not isinstance(tensors, Failed)
+            assert not isinstance(tensors, RunError)
             for values in tensors:
                 dist.broadcast(values, source)
             found.append(tensors)
@@ -111,10 +111,10 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _next(own: Iterator[Tensors]) -> Tensors | Failed:
+def _next(own: Iterator[Tensors]) -> Tensors | RunError:
     try:
         return tuple(values.cpu().contiguous() for values in next(own))
-    except Failed as error:
+    except RunError as error:
         return error
 
 

@@ -35,7 +35,7 @@ from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.precision import name_of
 from ijepa.model.vision_transformer import patchify
 from ijepa.utils.cores import available_cores
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 
 Progress = Callable[[str], None]
 
@@ -142,7 +142,7 @@ def extract(
         ranks: the processes that share the work; each returns all features.
 
     Raises:
-        Failed: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
+        RunError: an image cannot be decoded, features are not finite, or the cache cannot be written or read.
     """
     chosen = np.arange(len(source)) if indices is None else indices
     labels = np.full(len(source), -1) if source.labels is None else source.labels
@@ -167,7 +167,7 @@ def extract(
         x = image_features(encoder, pixels.to(device_of(encoder)), last).to(torch.float16).cpu()
         if not bool(x.isfinite().all()):
             first, final = (source.name(int(chosen[rows[place]])) for place in (done, done + len(x) - 1))
-            raise Failed(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
+            raise RunError(f"{label}: features are not finite in float16, in the batch from {first} to {final}")
         before, done = done, done + len(x)
         features[torch.from_numpy(rows[before:done])] = x
         if progress is not None and 10 * before // len(rows) < 10 * done // len(rows):
@@ -220,14 +220,14 @@ def pixel_batches(source: Source, indices: Indices, view: View, batch: int) -> I
     """Yield pixels (B, 3, h, w) uint8 of views of images; while one batch is used, threads decode the next.
 
     Raises:
-        Failed: an image cannot be decoded; the line names it.
+        RunError: an image cannot be decoded; the line names it.
     """
 
     def pixels_of(sample: Sample, place: int) -> Tensor:
         try:
             image = decode(sample.image)
         except DecodeError as error:
-            raise Failed(f"{sample.name}: {error}") from error
+            raise RunError(f"{sample.name}: {error}") from error
         return view(image, place)
 
     # Files are read here, one after the other: a source is not made for threads; decoding is what takes long.
@@ -252,7 +252,7 @@ def _load(file: Path, last: int) -> Tensor:
         with safe_open(file, "pt") as stored:
             return stored.get_slice("x")[:, -last:]
     except (OSError, SafetensorError, KeyError) as error:
-        raise Failed(f"{file}: cached features cannot be read ({error}); delete the file") from error
+        raise RunError(f"{file}: cached features cannot be read ({error}); delete the file") from error
 
 
 def _save(file: Path, x: Tensor) -> None:
@@ -263,6 +263,6 @@ def _save(file: Path, x: Tensor) -> None:
         save_file({"x": x}, new)
         new.replace(file)
     except (OSError, SafetensorError) as error:
-        raise Failed(f"{file}: features cannot be cached: {error}") from error
+        raise RunError(f"{file}: features cannot be cached: {error}") from error
     finally:
         new.unlink(missing_ok=True)

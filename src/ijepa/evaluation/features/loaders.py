@@ -21,7 +21,7 @@ from ijepa.data.loading.crop import WORDS, clamped_crop_box, crop_resize, random
 from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.features.extract import Indices, View, central_view, device_of, image_features, pixel_batches
 from ijepa.evaluation.protocols import LinearProtocol
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.utils.random import Stream, uniform, words
 
 RATIO = (3 / 4, 4 / 3)
@@ -65,7 +65,7 @@ class Augmented(Cached):
     """Features (B, L, D) float32 of random views for training, those of `split` for scoring.
 
     Raises:
-        Failed: an image cannot be decoded, or features are not finite.
+        RunError: an image cannot be decoded, or features are not finite.
     """
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
@@ -87,7 +87,7 @@ class Tokens:
     """Features (B, N, D) float32 of every patch of the last block.
 
     Raises:
-        Failed: an image cannot be decoded, or features are not finite.
+        RunError: an image cannot be decoded, or features are not finite.
     """
 
     def __init__(self, split: Split, protocol: LinearProtocol, seed: int) -> None:
@@ -144,5 +144,5 @@ class _Views:
 def _finite(x: Tensor) -> Tensor:
     x = x.float().cpu()
     if not bool(x.isfinite().all()):
-        raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+        raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
     return x

@@ -17,7 +17,7 @@ from ijepa.data.loading.crop import center_crop_box, crop_resize
 from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.utils.random import Stream, below, words
 
 Indices = npt.NDArray[np.int64]
@@ -45,14 +45,14 @@ def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int
     """Return the images' central crops (n, 3, h, w) uint8.
 
     Raises:
-        Failed: an image cannot be decoded; the line names it.
+        RunError: an image cannot be decoded; the line names it.
     """
     batch = torch.empty((len(indices), 3, *size), dtype=torch.uint8)
     for row, index in zip(batch, indices, strict=True):
         try:
             row.copy_(_crop(source, int(index), size))
         except DecodeError as error:
-            raise Failed(f"{source.name(int(index))}: {error}") from error
+            raise RunError(f"{source.name(int(index))}: {error}") from error
     return batch
 
 
@@ -63,7 +63,7 @@ def readable_crops(source: Source, indices: Sequence[int] | Indices, size: tuple
     is there twice. Where none is left, n is smaller.
 
     Raises:
-        Failed: none of the source's images can be decoded.
+        RunError: none of the source's images can be decoded.
     """
     taken, found = {int(index) for index in indices}, {}
     for first in map(int, indices):
@@ -75,7 +75,7 @@ def readable_crops(source: Source, indices: Sequence[int] | Indices, size: tuple
                 found[index] = _crop(source, index, size)
                 break
     if not found:
-        raise Failed(f"none of the {len(source)} images can be decoded, the first is {source.name(0)}")
+        raise RunError(f"none of the {len(source)} images can be decoded, the first is {source.name(0)}")
     return torch.stack(list(found.values())), np.array(list(found), dtype=np.int64)
 
 
@@ -90,12 +90,12 @@ def encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
     """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies.
 
     Raises:
-        Failed: features that are no finite numbers. Left alone they would not fail everywhere: a search among them
+        RunError: features that are no finite numbers. Left alone they would not fail everywhere: a search among them
             still finds "neighbours", and scores.
     """
     weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
     device = next((weight.device for weight in weights), pixels.device)
     features = encoder(pixels.to(device)).float().cpu()
     if not bool(features.isfinite().all()):
-        raise Failed("the encoder's features are not finite numbers: its weights are broken, or overflow")
+        raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
     return features

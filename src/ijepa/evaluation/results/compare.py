@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ijepa.evaluation.protocols import KINDS
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
 
 FIGURES = {
@@ -59,13 +59,13 @@ def read_result(file: Path) -> dict[str, Any]:
     """Return a result that can be compared.
 
     Raises:
-        Refused: the file is missing, no JSON, or no result of an evaluation.
+        UserError: the file is missing, no JSON, or no result of an evaluation.
     """
     values = read_json(file)
     rows, data = values.get("rows"), values.get("data")
     known = values.get("kind") in KINDS and isinstance(values.get("protocol"), dict) and isinstance(data, dict)
     if not known or not isinstance(rows, list) or not all(isinstance(row, dict) and "encoder" in row for row in rows):
-        raise Refused(file, "is no result of an evaluation", "give files that `ijepa evaluate` wrote")
+        raise UserError(file, "is no result of an evaluation", "give files that `ijepa evaluate` wrote")
     return values
 
 
@@ -73,10 +73,10 @@ def compare_results(files: Sequence[Path], *, beside: bool = True, width: int | 
     """Return one table of the results in `files`, as text; `beside` adds published figures of the same protocols.
 
     Raises:
-        Refused: no files, or one that is no result.
+        UserError: no files, or one that is no result.
     """
     if not files:
-        raise Refused("compare", "no results given", "give files that `ijepa evaluate` wrote")
+        raise UserError("compare", "no results given", "give files that `ijepa evaluate` wrote")
     results = {file: read_result(file) for file in files}
     columns: dict[str, list[str]] = {}
     cells: dict[tuple[str, str], list[str]] = {}

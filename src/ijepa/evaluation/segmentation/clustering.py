@@ -18,7 +18,7 @@ from torch import Tensor
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.metrics.iou import Confusion, Counts, tabulate
 from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, nearest_resize, patch_features
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 _ROWS = 65536
 
@@ -27,7 +27,7 @@ def require_extra() -> None:
     """Refuse where the packages that this room's level 0 needs are not installed, before anything is computed."""
     for module, package in (("sklearn", "scikit-learn"), ("scipy", "scipy"), ("threadpoolctl", "threadpoolctl")):
         if find_spec(module) is None:
-            raise Refused(package, "is not installed", "pip install 'ijepa-pretrain[evaluation]'")
+            raise UserError(package, "is not installed", "pip install 'ijepa-pretrain[evaluation]'")
 
 
 def collect(encoder: Encoder, samples: Annotated, classes: Classes, batch: int) -> tuple[Tensor, Labels]:

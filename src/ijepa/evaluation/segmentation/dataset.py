@@ -23,7 +23,7 @@ from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices, encoded
 from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, load_label_map
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 
 Labels = npt.NDArray[np.integer]
 
@@ -68,8 +68,8 @@ class Annotated:
         """Yield pixels (B, 3, S, S) uint8 and masks (B, M, M), `size` images at a time.
 
         Raises:
-            Refused: a mask of another size than its image, a label out of range, an unreadable mask.
-            Failed: an unreadable image.
+            UserError: a mask of another size than its image, a label out of range, an unreadable mask.
+            RunError: an unreadable image.
         """
         for start in range(0, len(self.indices), size):
             chosen = self.indices[start : start + size]
@@ -108,10 +108,10 @@ def read(
     try:
         image = decode(sample.image)
     except DecodeError as error:
-        raise Failed(f"{sample.name}: {error}") from error
+        raise RunError(f"{sample.name}: {error}") from error
     if image.shape[:2] != mask.shape:
         (h, w), (mh, mw) = image.shape[:2], mask.shape
-        raise Refused(flag, f"{sample.name}: the image has {w} x {h} pixels and its mask {mw} x {mh}")
+        raise UserError(flag, f"{sample.name}: the image has {w} x {h} pixels and its mask {mw} x {mh}")
     return image, mask
 
 
@@ -121,7 +121,7 @@ def check_labels(mask: npt.NDArray[np.integer], classes: Classes, flag: str, sou
         return
     wrong = np.setdiff1d(np.unique(mask), [*range(classes.count), *classes.ignore])
     if len(wrong):
-        raise Refused(
+        raise UserError(
             flag,
             f"{source.name(index)}: label {wrong[0]} in the mask is out of range, classes are 0 to {classes.count - 1}",
             "set the protocol's `classes` or `ignore`",
@@ -150,7 +150,7 @@ def find_classes(
     in silence, so that a gap is refused, and so is a label in another set that the first lacks.
 
     Raises:
-        Refused: sets whose classes differ, or another number of them than `count`; labels as above, with the mask.
+        UserError: sets whose classes differ, or another number of them than `count`; labels as above, with the mask.
     """
     given = {flag: labels or source.annotation for source, flag in sources}
     maps = {flag: load_label_map(name, "--labels" if labels else flag) for flag, name in given.items() if name}
@@ -159,7 +159,7 @@ def find_classes(
     names = next(iter(sources))[0].classes
     for source, flag in sources:
         if names is not None and source.classes is not None and source.classes != names:
-            raise Refused(flag, f"its classes are not those of the other set: {_difference(source.classes, names)}")
+            raise UserError(flag, f"its classes are not those of the other set: {_difference(source.classes, names)}")
     if count is None and names is not None:
         count = len(names) + 1
     if count is None:
@@ -179,14 +179,14 @@ def _mapped(maps: Mapping[str, LabelMap], flags: list[str], count: int | None, i
     first = next(iter(maps.values()))
     for flag in flags:
         if flag not in maps:
-            raise Refused(flag, f"has no label map, and the other set is labelled as {first.name}", _OWN)
+            raise UserError(flag, f"has no label map, and the other set is labelled as {first.name}", _OWN)
         if maps[flag].names != first.names:
             problem = f"its classes, labelled as {maps[flag].name}, are not those of {first.name}"
-            raise Refused(flag, f"{problem}: {_difference(maps[flag].names, first.names)}", _OWN)
+            raise UserError(flag, f"{problem}: {_difference(maps[flag].names, first.names)}", _OWN)
     if count not in (None, len(first.names)):
-        raise Refused(f"classes = {count}", f"the label map {first.name} has {len(first.names)}", "drop `classes`")
+        raise UserError(f"classes = {count}", f"the label map {first.name} has {len(first.names)}", "drop `classes`")
     if any(label < len(first.names) for label in ignore):  # meant for the masks' values: here it would be a class
-        raise Refused(f"ignore = {list(ignore)}", f"the label map {first.name} says what is not scored", "drop it")
+        raise UserError(f"ignore = {list(ignore)}", f"the label map {first.name} says what is not scored", "drop it")
     return Classes(len(first.names), first.names, tuple(sorted({*ignore, IGNORED})), maps)
 
 
@@ -197,12 +197,12 @@ def _counted(sources: Collection[tuple[Source, str]], ignore: tuple[int, ...]) -
     gap = sorted(set(range(max(known))) - known.keys() - set(ignore))
     if gap:
         problem = f"{known[max(known)]}: label {max(known)} in its mask, and {gap[0]}, below it, in none of the set's"
-        raise Refused(where, problem, _COUNTED)
+        raise UserError(where, problem, _COUNTED)
     for source, flag in others:
         strange = {label: name for label, name in _present(source, flag, ignore).items() if label not in known}
         if strange:
             label = min(strange)
-            raise Refused(flag, f"{strange[label]}: label {label} in its mask is in none of {where}'s", _COUNTED)
+            raise UserError(flag, f"{strange[label]}: label {label} in its mask is in none of {where}'s", _COUNTED)
     return max(known) + 1
 
 
@@ -220,7 +220,7 @@ def _present(source: Source, flag: str, ignore: tuple[int, ...]) -> dict[int, st
             found.setdefault(label, name)
     scored = {label: name for label, name in found.items() if label not in ignore}
     if not scored:
-        raise Refused(flag, "no pixel of its masks is scored", f"all are in ignore = {list(ignore)}")
+        raise UserError(flag, "no pixel of its masks is scored", f"all are in ignore = {list(ignore)}")
     return scored
 
 
@@ -238,12 +238,12 @@ def _list(names: Collection[str]) -> str:
 
 def _read_mask(data: bytes | None, name: str, flag: str, labels: LabelMap | None) -> npt.NDArray[np.integer]:
     if data is None:
-        raise Refused(flag, f"{name} has no mask")
+        raise UserError(flag, f"{name} has no mask")
     try:
         if labels is None:
             return decode_mask(data)
         return labels.numbers(decode_mask(data, labels.reads))
     except LabelError as error:
-        raise Refused(flag, f"{name}: {error}", "give the label map of these masks by --labels") from error
+        raise UserError(flag, f"{name}: {error}", "give the label map of these masks by --labels") from error
     except DecodeError as error:
-        raise Refused(flag, f"the mask of {name}: {error}") from error
+        raise UserError(flag, f"the mask of {name}: {error}") from error

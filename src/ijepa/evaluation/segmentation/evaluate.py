@@ -41,7 +41,7 @@ from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation.tokencut import cut_set
 from ijepa.utils.environment import versions
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, words
 
 
@@ -74,9 +74,9 @@ def evaluate_segmentation(
         class is not there) and the method's own. `chance` is the mIoU of giving every pixel the commonest class.
 
     Raises:
-        Refused: masks missing or not matching their images, labels out of range, a size the patch does not divide,
+        UserError: masks missing or not matching their images, labels out of range, a size the patch does not divide,
             the same set to look up and to score.
-        Failed: an image cannot be decoded, or features are not finite.
+        RunError: an image cannot be decoded, or features are not finite.
     """
     begun = time.perf_counter()
     sets = _sets(train, test, protocol)
@@ -112,7 +112,7 @@ def evaluate_segmentation(
         row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
         rows.append({"encoder": name, **row})
         if not confusion.counts.any():
-            raise Refused("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
+            raise UserError("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
     return {
         "kind": "segmentation",
         "level": protocol.level,
@@ -276,7 +276,7 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
     if protocol.level == 0:
         return [(test, "--test")]
     if train is None:
-        raise Refused("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
+        raise UserError("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
     return [(train, "--train"), (test, "--test")]
 
 
@@ -293,17 +293,17 @@ def _check(encoders: Mapping[str, Encoder], sets: Sequence[tuple[Source, str]], 
         require_extra()
     for source, flag in sets:
         if not len(source):
-            raise Refused(flag, "holds no images")
+            raise UserError(flag, "holds no images")
         source.require_masks(flag)
     if len({source.fingerprint for source, _ in sets}) < len(sets):
-        raise Refused(
+        raise UserError(
             "--test", "is the train set, where every patch finds itself", "give images that are not looked up"
         )
     if protocol.method == "retrieval" and len(sets[0][0]) < 2:
-        raise Refused("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
+        raise UserError("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
     for name, encoder in encoders.items():
         if protocol.image_size % encoder.patch_size:
-            raise Refused(
+            raise UserError(
                 f"protocol {protocol.name}: image_size = {protocol.image_size}",
                 f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
                 f"give a multiple of {encoder.patch_size}",

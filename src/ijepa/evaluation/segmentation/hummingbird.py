@@ -20,7 +20,7 @@ from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.patch_bank import RECALLED
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
 from ijepa.evaluation.segmentation.retrieval import QUERIES, patch_labels, search
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, uniform, words
 
 
@@ -36,7 +36,7 @@ class SoftBank:
         seed: draws each image's patches where not all are kept.
 
     Raises:
-        Refused: masks without a scored class.
+        UserError: masks without a scored class.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class SoftBank:
             self.labels[done:end] = shares.flatten(0, 1)[kept]
             done = end
         if not done:
-            raise Refused(support.flag, "no patch of the masks has a class that is scored")
+            raise UserError(support.flag, "no patch of the masks has a class that is scored")
         self.nbytes = self.keys.nbytes + self.labels.nbytes
         self.keys, self.labels = self.keys[:done], self.labels[:done]
         self.index: InvertedIndex | None = None

@@ -30,8 +30,8 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from ijepa.data.loading.decode import MaskColours
-from ijepa.utils.config import Section
-from ijepa.utils.errors import Refused, did_you_mean
+from ijepa.utils.config import BaseConfig
+from ijepa.utils.errors import UserError, did_you_mean
 
 IGNORED = 255
 """The number of what is not scored."""
@@ -66,7 +66,7 @@ Rgb = tuple[int, int, int]
 Values = Annotated[tuple[int | str, ...], BeforeValidator(_values)]
 
 
-class LabelMap(Section):
+class LabelMap(BaseConfig):
     """Which values of a mask make up which class."""
 
     name: str
@@ -85,13 +85,13 @@ class LabelMap(Section):
     def _one_meaning(self) -> Self:
         strange = next((name for name in self.colours if name not in self.classes), None)
         if strange is not None:
-            raise Refused(f"colours: {strange}", "is no class", did_you_mean(strange, self.classes))
+            raise UserError(f"colours: {strange}", "is no class", did_you_mean(strange, self.classes))
         meaning: dict[int | str, str] = {}
         listed = () if self.ignore == "rest" else self.ignore
         for name, values in [*self.classes.items(), ("ignore", listed)]:
             for value in values:
                 if meaning.setdefault(value, name) != name:
-                    raise Refused("classes", f"{value} stands for {meaning[value]} and for {name}", "give it to one")
+                    raise UserError("classes", f"{value} stands for {meaning[value]} and for {name}", "give it to one")
         return self
 
     @property
@@ -179,20 +179,20 @@ def load_label_map(name_or_path: str, where: str = "--labels") -> LabelMap:
     """Return a label map: a preset by its name, or a YAML file. `where` names who asked for it.
 
     Raises:
-        Refused: no such preset or file, unknown keys, values of another kind, one value with two meanings.
+        UserError: no such preset or file, unknown keys, values of another kind, one value with two meanings.
     """
     if name_or_path in label_maps():
         file: Any = resources.files("ijepa.evaluation") / "labels" / f"{name_or_path}.yaml"
     elif Path(name_or_path).suffix in (".yaml", ".yml"):
         file = Path(name_or_path)
     else:
-        raise Refused(where, f"no label map {name_or_path!r}", did_you_mean(name_or_path, label_maps()))
+        raise UserError(where, f"no label map {name_or_path!r}", did_you_mean(name_or_path, label_maps()))
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Refused(where, f"{name_or_path} cannot be read: {error.strerror}") from None
+        raise UserError(where, f"{name_or_path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(where, f"{name_or_path} is no YAML: {error}") from None
+        raise UserError(where, f"{name_or_path} is no YAML: {error}") from None
     if not isinstance(values, dict):
-        raise Refused(where, f"{name_or_path} holds no keys and values", f"presets are {', '.join(label_maps())}")
+        raise UserError(where, f"{name_or_path} holds no keys and values", f"presets are {', '.join(label_maps())}")
     return LabelMap.read(values, name_or_path)

@@ -63,7 +63,7 @@ def train_layer(
     """Return the layer trained on a labelled set, in eval mode, where the encoder lies.
 
     Raises:
-        Refused, Failed: as `annotated.patch_features`.
+        UserError, RunError: as `annotated.patch_features`.
     """
     images = _Images(encoder, support, classes, batch)
     patches, _ = images[np.arange(1)]

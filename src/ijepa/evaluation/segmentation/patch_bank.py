@@ -17,7 +17,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, pa
 from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, uniform, words
 
 RECALLED = 784
@@ -88,7 +88,7 @@ class PatchBank:
         scaler = Scaler()
         self._fill(support, scaler)
         if not self._count:
-            raise Refused(support.flag, "no patch of the masks has a class that is scored")
+            raise UserError(support.flag, "no patch of the masks has a class that is scored")
         self.mean, self.scale = scaler.figures()
         self.keys.sub_(self.mean).mul_(self.scale)
 

@@ -7,13 +7,13 @@ from pydantic import Field
 from ijepa.data.loading.crop import Interpolation
 from ijepa.evaluation.features.precision import Autocast
 from ijepa.evaluation.segmentation.retrieval import Distance
-from ijepa.utils.config import Section
+from ijepa.utils.config import BaseConfig
 
 PATCHES = 4_000_000
 """Patches that are held at most where nothing else is said: those of ADE20K's 20,210 training images at 14 x 14."""
 
 
-class Clustering(Section):
+class Clustering(BaseConfig):
     """Level 0: clusters of patch features, matched to classes."""
 
     components: int = Field(50, ge=1)
@@ -33,7 +33,7 @@ class Clustering(Section):
     states their number."""
 
 
-class Searched(Section):
+class Searched(BaseConfig):
     """How a patch bank is searched."""
 
     search: Literal["exact", "inverted"] = "exact"
@@ -71,7 +71,7 @@ class SoftRetrieval(Searched):
     classes first. null: all patches."""
 
 
-class LinearHead(Section):
+class LinearHead(BaseConfig):
     """Level 2: a linear layer on patch features, trained on masks."""
 
     lr: float = Field(1e-3, gt=0)
@@ -88,7 +88,7 @@ class LinearHead(Section):
     """Probability that a channel of an image is dropped in training."""
 
 
-class TokenCut(Section):
+class TokenCut(BaseConfig):
     """Level 0: one object per image, segmented by the similarity of the patches."""
 
     tau: float = Field(0.2, ge=-1, lt=1)
@@ -99,7 +99,7 @@ class TokenCut(Section):
     """Names of the background classes. If classes have no names, class 0 is the background."""
 
 
-class SegmentationProtocol(Section):
+class SegmentationProtocol(BaseConfig):
     """One protocol of segmentation by frozen features."""
 
     name: str

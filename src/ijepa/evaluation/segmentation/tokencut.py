@@ -26,7 +26,7 @@ from ijepa.evaluation.metrics.bootstrap import mean_interval
 from ijepa.evaluation.metrics.iou import Confusion
 from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, patch_features
 from ijepa.evaluation.segmentation.protocol import TokenCut
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
@@ -68,8 +68,8 @@ def cut_set(encoder: Encoder, samples: Annotated, classes: Classes, rule: TokenC
     """Cut every image of a set and score it: every label but ground's and the ignored is foreground.
 
     Raises:
-        Refused: no class is called ground; and as `annotated.patch_features`.
-        Failed: as `annotated.patch_features`.
+        UserError: no class is called ground; and as `annotated.patch_features`.
+        RunError: as `annotated.patch_features`.
     """
     ground = ground_of(classes, rule)
     found = Found(Confusion(2, [_VOID]))
@@ -93,14 +93,14 @@ def ground_of(classes: Classes, rule: TokenCut) -> list[int]:
     """Return the numbers of the classes that are ground: by their names, or 0 where they have none.
 
     Raises:
-        Refused: classes with names, and none of them ground.
+        UserError: classes with names, and none of them ground.
     """
     if not classes.maps and classes.names == tuple(map(str, range(classes.count))):
         return [0]
     ground = [number for number, name in enumerate(classes.names) if name in rule.ground]
     if not ground:
         problem = f"no class of the masks is called {' or '.join(rule.ground)}, but {', '.join(classes.names[:3])}, ..."
-        raise Refused("--test", problem, "name those that are no objects by the protocol's tokencut.ground")
+        raise UserError("--test", problem, "name those that are no objects by the protocol's tokencut.ground")
     return ground
 
 

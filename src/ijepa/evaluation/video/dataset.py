@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import read_file
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.names import printable
 
 VOID = 255
@@ -34,19 +34,19 @@ class Video:
         """Return a frame (H, W, 3).
 
         Raises:
-            Failed: it cannot be read or decoded.
+            RunError: it cannot be read or decoded.
         """
         try:
             return decode(read_file(self.frames[number]))
         except DecodeError as error:
-            raise Failed(f"{self.frames[number]}: {error}") from error
+            raise RunError(f"{self.frames[number]}: {error}") from error
 
     def mask(self, number: int, shape: tuple[int, ...]) -> npt.NDArray[np.integer] | None:
         """Return a frame's mask (H, W), None where it has none.
 
         Raises:
-            Failed: it cannot be read.
-            Refused: it cannot be decoded, or has another shape than its frame.
+            RunError: it cannot be read.
+            UserError: it cannot be decoded, or has another shape than its frame.
         """
         file = self.masks[number]
         if file is None:
@@ -54,9 +54,9 @@ class Video:
         try:
             mask = decode_mask(read_file(file))
         except DecodeError as error:
-            raise Refused(file, f"is no mask: {error}") from error
+            raise UserError(file, f"is no mask: {error}") from error
         if mask.shape != shape:
-            raise Refused(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, its frame {shape[1]} x {shape[0]}")
+            raise UserError(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, its frame {shape[1]} x {shape[0]}")
         return mask
 
 
@@ -64,21 +64,21 @@ def find_videos(root: Path, where: str = "--data", split: str = "val") -> tuple[
     """Return the videos of a folder, by name.
 
     Raises:
-        Refused: no such tree, a video without a first mask, or with no other mask to score.
+        UserError: no such tree, a video without a first mask, or with no other mask to score.
     """
     frames, masks = next((pair for pair in _trees(root) if all(folder.is_dir() for folder in pair)), (Path(), Path()))
     if frames == Path():
-        raise Refused(where, f"{root} holds no labelled videos", _ACCEPTED)
+        raise UserError(where, f"{root} holds no labelled videos", _ACCEPTED)
     names = sorted(folder.name for folder in frames.iterdir() if folder.is_dir())
     lists = sorted(root.glob(f"ImageSets/*/{split}.txt"))
     if lists:
         listed = [line.split()[0] for line in lists[-1].read_text(encoding="utf-8").splitlines() if line.strip()]
         missing = sorted(set(listed) - set(names))
         if missing:
-            raise Refused(lists[-1], f"lists {missing[0]}, which {frames} does not hold")
+            raise UserError(lists[-1], f"lists {missing[0]}, which {frames} does not hold")
         names = sorted(listed)
     if not names:
-        raise Refused(where, f"{frames} holds no videos", _ACCEPTED)
+        raise UserError(where, f"{frames} holds no videos", _ACCEPTED)
     return tuple(_video(name, frames / name, masks / name, where) for name in names)
 
 
@@ -104,7 +104,7 @@ def _video(name: str, frames: Path, masks: Path, where: str) -> Video:
     by_stem = {file.stem: file for file in masks.glob("*.png")}
     found = tuple(by_stem.get(file.stem) for file in files)
     if not found or found[0] is None:
-        raise Refused(where, f"the first frame of {name} has no mask", _ACCEPTED)
+        raise UserError(where, f"the first frame of {name} has no mask", _ACCEPTED)
     if not any(found[1:]):
-        raise Refused(where, f"{name} has no mask to score but its first", _ACCEPTED)
+        raise UserError(where, f"{name} has no mask to score but its first", _ACCEPTED)
     return Video(printable(name), tuple(files), found)

@@ -34,7 +34,7 @@ from ijepa.evaluation.segmentation.dataset import nearest_resize
 from ijepa.evaluation.video.dataset import VOID, Video, fingerprint
 from ijepa.evaluation.video.protocol import PropagationProtocol
 from ijepa.utils.environment import versions
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 QUERIES = 1024
 
@@ -60,8 +60,8 @@ def evaluate_propagation(
         it is.
 
     Raises:
-        Refused: a mask that does not fit, a first frame without an object.
-        Failed: a frame cannot be decoded, or features are not finite.
+        UserError: a mask that does not fit, a first frame without an object.
+        RunError: a frame cannot be decoded, or features are not finite.
     """
     begun = time.perf_counter()
     require_extra()
@@ -113,7 +113,7 @@ def carry(encoder: Encoder, video: Video, protocol: PropagationProtocol) -> list
     for number in range(1, len(video.frames)):
         frame = video.frame(number)
         if frame.shape[:2] != first.shape:
-            raise Refused(video.frames[number], "has another size than the first frame")
+            raise UserError(video.frames[number], "has another size than the first frame")
         now = _features(encoder, frame, size)
         seen = [(features, known), *memory]
         soft = taken(now, torch.cat([x for x, _ in seen]), torch.cat([y for _, y in seen]), near, protocol)
@@ -164,7 +164,7 @@ def score(video: Video, masks: list[Labels]) -> Scores:
             ours, theirs = (masks[number] == label) & scored, truth == label
             sums[place] += region(ours, theirs), contour(ours, theirs)
     if not frames:
-        raise Refused(video.name, "no frame but the first and the last has a mask")
+        raise UserError(video.name, "no frame but the first and the last has a mask")
     return [(float(j), float(f)) for j, f in sums / frames]
 
 
@@ -194,7 +194,7 @@ def _first(video: Video) -> Labels:
     assert mask is not None
     mask = np.where(mask == VOID, 0, mask)
     if not mask.any():
-        raise Refused(video.name, "the mask of its first frame holds no object")
+        raise UserError(video.name, "the mask of its first frame holds no object")
     return mask
 
 

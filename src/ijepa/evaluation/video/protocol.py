@@ -3,10 +3,10 @@
 from pydantic import Field
 
 from ijepa.evaluation.features.precision import Autocast
-from ijepa.utils.config import Section
+from ijepa.utils.config import BaseConfig
 
 
-class PropagationProtocol(Section):
+class PropagationProtocol(BaseConfig):
     """How labels are propagated from the first frame of a video to the other frames."""
 
     name: str

@@ -28,7 +28,7 @@ from PIL import Image
 from ijepa.prepare.scenes.shapes import CLASSES, EXTENT, RESOLUTION, TILT, Plane, distance_tables
 from ijepa.prepare.shard_writer import Record, ShardPlan, write_folder
 from ijepa.utils import random as randomness
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 VERSION = 2
 """Raised with any change here or in `shapes` that changes a drawn pixel."""
@@ -95,9 +95,9 @@ class SceneRule:
     grain: float = 0.15
 
     def __post_init__(self) -> None:
-        def require(holds: bool, field: str, mend: str) -> None:
+        def require(holds: bool, field: str, hint: str) -> None:
             if not holds:
-                raise Refused(f"scenes.{field}", f"{getattr(self, field)!r} is out of range", mend)
+                raise UserError(f"scenes.{field}", f"{getattr(self, field)!r} is out of range", hint)
 
         require(1 <= self.cells <= 16, "cells", "give 1 to 16")
         low, high = self.instances
@@ -274,16 +274,16 @@ def write_scenes(
 
     `images` counts both splits; `val_share` of them, rounded, are validation, drawn at positions of their own:
     the first scenes of a split are the same whatever its size. `processes` changes the speed and no byte.
-    Raises `Refused` for numbers out of range and for a folder that is not empty.
+    Raises `UserError` for numbers out of range and for a folder that is not empty.
     """
     if images < 1:
-        raise Refused("--images", f"{images} is no number of images", "give at least 1")
+        raise UserError("--images", f"{images} is no number of images", "give at least 1")
     if not 16 <= size <= 1024:
-        raise Refused("--size", f"{size} pixels is out of range", "give 16 to 1024")
+        raise UserError("--size", f"{size} pixels is out of range", "give 16 to 1024")
     if not 0 <= val_share < 1:
-        raise Refused("--val-share", f"{val_share} is out of range", "give at least 0 and less than 1")
+        raise UserError("--val-share", f"{val_share} is out of range", "give at least 0 and less than 1")
     if not 0 <= seed < 1 << 64:
-        raise Refused("--seed", f"{seed} is out of range", "give 0 to 2^64 - 1")
+        raise UserError("--seed", f"{seed} is out of range", "give 0 to 2^64 - 1")
     validation = round(images * val_share)
     about = {
         "drawn_by": "ijepa data scenes",

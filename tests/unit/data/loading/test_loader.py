@@ -12,7 +12,7 @@ from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.open import open_source
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.random import Stream, words
 from tests.helpers.images import bare_batch, jpeg, write_shards, write_tar, write_tree
 
@@ -119,7 +119,7 @@ def test_plan():
     plan = LoaderPlan(global_batch=12, micro_batch=2, rank=1, world_size=3)
     assert plan.micro_batches == 2
     assert [plan.positions(k).tolist() for k in (0, 1, 2)] == [[4, 5], [6, 7], [16, 17]]
-    with pytest.raises(Refused, match=r"batch.global: 12 is not divisible by 5 ranks x 2 images; change"):
+    with pytest.raises(UserError, match=r"batch.global: 12 is not divisible by 5 ranks x 2 images; change"):
         LoaderPlan(12, 2, 0, 5)
     with pytest.raises(ValueError, match="rank 3 of 3"):
         LoaderPlan(12, 2, 3, 3)
@@ -160,10 +160,10 @@ def test_unreadable_images_are_replaced_by_the_next_of_their_epoch(damaged, work
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_in_a_row_end_the_run(tmp_path, workers):
     source = open_source(write_tree(tmp_path, {f"{i}.jpg": b"no image" for i in range(20)}))
-    with pytest.raises(Failed, match="4 images in a row cannot be decoded") as error:
+    with pytest.raises(RunError, match="4 images in a row cannot be decoded") as error:
         list(loader(source, workers=workers, max_replaced_attempts=3).iterate(0, 1))
     line = str(error.value)
     assert "\n" not in line and line.count(".jpg") == 4
     few = open_source(write_tree(tmp_path / "few", {f"{i}.jpg": b"no image" for i in range(2)}))
-    with pytest.raises(Failed, match="2 images in a row"):
+    with pytest.raises(RunError, match="2 images in a row"):
         list(loader(few).iterate(0, 1))

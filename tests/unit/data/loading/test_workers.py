@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ijepa.data.loading.workers import LoaderDefect, mark, produce
 from ijepa.masking.batch import Batch
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.images import bare_batch
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import LIMIT, wait_until
@@ -31,7 +31,7 @@ def make(
     time.sleep(delay)
     kind = (trouble or {}).get(item, "")
     if kind == "failed":
-        raise Failed("the disk is gone")
+        raise RunError("the disk is gone")
     if kind == "defect":
         raise KeyError("a defect")
     if kind in ("dies", "dies once", "hangs", "hangs once"):
@@ -104,7 +104,7 @@ def test_no_process_is_left_when_done_closed_or_dropped():
 def test_what_fails_in_a_worker_fails_here_in_its_place():
     iterator = produce(partial(make, trouble={4: "failed"}), range(9), shape=SHAPE, workers=2, prefetch=3)
     assert [next(iterator).positions[0] for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(Failed) as error:
+    with pytest.raises(RunError) as error:
         next(iterator)
     assert str(error.value) == "the disk is gone"
     assert not active_children()
@@ -133,7 +133,7 @@ def test_a_worker_that_is_lost_twice_is_named_with_its_sample(pause, trouble, sa
         tell=told.append,
     )
     line = rf"loader process \d+ {said} making micro-batch 3, at shard.tar/1003.jpg, for the second time"
-    with pytest.raises(Failed, match=line) as error:
+    with pytest.raises(RunError, match=line) as error:
         for _ in iterator:
             time.sleep(pause)
     assert "\n" not in str(error.value)

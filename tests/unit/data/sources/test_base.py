@@ -12,7 +12,7 @@ import pytest
 
 from ijepa.data.open import open_source
 from ijepa.data.sources.base import Sample, Source
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import encoded, jpeg, write_shards, write_tar, write_tree
 
 MASK = encoded(np.arange(16, dtype=np.uint8).reshape(4, 4), "PNG")
@@ -23,7 +23,7 @@ def everything(source: Source) -> list[Sample]:
 
 
 def refusal(call, *arguments) -> str:
-    with pytest.raises(Refused) as error:
+    with pytest.raises(UserError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -144,14 +144,14 @@ def test_files_that_shrink_or_vanish_end_the_run_in_one_line(tmp_path):
     source = open_source(write_shards(tmp_path / "shards", [3]))
     path = tmp_path / "shards/train-0000.tar"
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(Failed, match=r"train-0000.tar has shrunk since it was indexed: \d+ of \d+ bytes at 2560"):
+    with pytest.raises(RunError, match=r"train-0000.tar has shrunk since it was indexed: \d+ of \d+ bytes at 2560"):
         source[1]
     path.unlink()
-    with pytest.raises(Failed, match=r"train-0000.tar: No such file"):
+    with pytest.raises(RunError, match=r"train-0000.tar: No such file"):
         pickle.loads(pickle.dumps(source)).image(0)
     source = open_source(write_tree(tmp_path / "folder", {"a.jpg": b"1"}))
     (tmp_path / "folder/a.jpg").unlink()
-    with pytest.raises(Failed, match=r"a.jpg: No such file"):
+    with pytest.raises(RunError, match=r"a.jpg: No such file"):
         source[0]
 
 
@@ -233,7 +233,7 @@ def test_fingerprints_are_those_of_a_copy_and_not_of_other_data(tmp_path, write)
 
 
 def test_errors_name_the_flag(tmp_path):
-    with pytest.raises(Refused, match=r"^--test: .* does not exist"):
+    with pytest.raises(UserError, match=r"^--test: .* does not exist"):
         open_source(tmp_path / "nothing", where="--test")
 
 

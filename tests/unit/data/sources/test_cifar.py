@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.data.loading.decode import decode
 from ijepa.data.open import open_source
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 
 def python2(value: object) -> bytes:
@@ -88,13 +88,13 @@ def test_hundred(tmp_path: Path) -> None:
 
 
 def test_a_split_has_to_be_chosen(ten: Path) -> None:
-    with pytest.raises(Refused, match=r"holds several splits: train, test; choose one, or give .*test_batch"):
+    with pytest.raises(UserError, match=r"holds several splits: train, test; choose one, or give .*test_batch"):
         open_source(ten)
 
 
 def test_a_packed_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(Refused, match=r"cifar-10-python.tar.gz is packed; give the folder"):
+    with pytest.raises(UserError, match=r"cifar-10-python.tar.gz is packed; give the folder"):
         open_source(tmp_path / "cifar-10-python.tar.gz")
 
 
@@ -122,7 +122,7 @@ class Tells:
 def test_code_in_a_pickle_is_not_run(ten: Path, data: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ten)
     (ten / "test_batch").write_bytes(data)
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         open_source(ten, where="--test", split="val")
     assert str(caught.value).startswith("--test: ")
     assert "\n" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_code_in_a_pickle_is_not_run(ten: Path, data: bytes, words: str, monkeyp
 @pytest.mark.parametrize("protocol", range(5))
 def test_a_pickle_that_would_make_a_folder_does_not(ten: Path, protocol: int) -> None:
     (ten / "test_batch").write_bytes(pickle.dumps({"data": Tells(ten / "RUN")}, protocol))
-    with pytest.raises(Refused, match=r"it names (posix|nt)\.mkdir"):
+    with pytest.raises(UserError, match=r"it names (posix|nt)\.mkdir"):
         open_source(ten, split="val")
     assert not (ten / "RUN").exists()
     pickle.loads((ten / "test_batch").read_bytes())
@@ -141,8 +141,8 @@ def test_a_pickle_that_would_make_a_folder_does_not(ten: Path, protocol: int) ->
 
 def test_labels_that_do_not_fit_are_refused(ten: Path) -> None:
     dump(ten / "test_batch", {b"labels": [0, 10], b"data": pixels(0, 2)})
-    with pytest.raises(Refused, match="test_batch: its labels are not numbers below 10"):
+    with pytest.raises(UserError, match="test_batch: its labels are not numbers below 10"):
         open_source(ten, split="test")
     dump(ten / "test_batch", {b"labels": [0, 1], b"data": pixels(0, 3)})
-    with pytest.raises(Refused, match="test_batch holds 3 images and 2 labels"):
+    with pytest.raises(UserError, match="test_batch holds 3 images and 2 labels"):
         open_source(ten, split="test")

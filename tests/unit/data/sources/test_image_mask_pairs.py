@@ -7,7 +7,7 @@ import pytest
 
 from ijepa.data.open import open_set, open_source
 from ijepa.data.sources.base import Source
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import encoded, write_tree
 
 TREES: dict[str, dict[str, tuple[str, str]]] = {
@@ -84,7 +84,7 @@ def test_every_layout_is_recognised_and_paired(tmp_path: Path, name: str) -> Non
         folder = root / Path(TREES[name]["val"][0]).parent
         folder = folder.parent if name == "cityscapes" else folder
         assert contents(open_source(folder)) == [TREES[name]["val"]], "the images' folder chooses the split"
-        with pytest.raises(Refused, match="holds several splits: train, val"):
+        with pytest.raises(UserError, match="holds several splits: train, val"):
             open_source(root)
 
 
@@ -120,12 +120,14 @@ def test_a_label_map_beside_pairs_is_found(tmp_path: Path, place: str) -> None:
 def test_a_missing_mask_is_named(tmp_path: Path) -> None:
     root = tree(tmp_path, "cityscapes")
     write_tree(root, {"leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png": b"x"})
-    with pytest.raises(Refused, match="1 of 2 images have no mask, the first is lindau/lindau_000000_000019"):
+    with pytest.raises(UserError, match="1 of 2 images have no mask, the first is lindau/lindau_000000_000019"):
         open_source(root, split="val").require_masks("--test")
     (root / "gtFine/val/munster/munster_000000_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(Refused, match=r"--test: .*gtFine/val holds no mask .*; lindau/.*_gtFine_labelIds.png would be"):
+    with pytest.raises(
+        UserError, match=r"--test: .*gtFine/val holds no mask .*; lindau/.*_gtFine_labelIds.png would be"
+    ):
         open_source(root, where="--test", split="val")
-    with pytest.raises(Refused, match="holds no test, only train, val"):
+    with pytest.raises(UserError, match="holds no test, only train, val"):
         open_source(tree(tmp_path / "ade", "ade20k"), split="test")
 
 
@@ -149,10 +151,10 @@ def test_voc(voc: Path) -> None:
     assert contents(open_source(root, split="val")) == [("2007_000033", "original")]
     assert open_source(root, split="val").annotation == "voc"
     assert len(open_source(root)) == 2, "all that has a mask"
-    with pytest.raises(Refused, match=r"Segmentation/test.txt cannot be read"):
+    with pytest.raises(UserError, match=r"Segmentation/test.txt cannot be read"):
         open_source(root, split="test")
     (root / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2010_1\n")
-    with pytest.raises(Refused, match="1 of 2 images are missing, the first is 2010_1"):
+    with pytest.raises(UserError, match="1 of 2 images are missing, the first is 2010_1"):
         open_source(root, split="val")
 
 
@@ -169,7 +171,7 @@ def test_vocs_trainaug(voc: Path) -> None:
         source = open_set(str(root), where="--train", split="train", listed=listed)
         assert sorted(contents(source)) == expected
     assert contents(open_source(root, split="val")) == [("2007_000033", "original")]
-    with pytest.raises(Refused, match="--train-list: trainaugg cannot be read"):
+    with pytest.raises(UserError, match="--train-list: trainaugg cannot be read"):
         open_set(str(root), where="--train", split="train", listed="trainaugg")
 
 

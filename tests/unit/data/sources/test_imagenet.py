@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.data.open import open_set, open_source
 from ijepa.data.sources.base import Sample, Source
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import write_tar, write_tree
 
 WNIDS = ("n01440764", "n01443537", "n02085620")
@@ -86,14 +86,14 @@ def test_the_inner_tars_places_are_those_that_tarfile_reads(tmp_path: Path) -> N
 def test_a_damaged_inner_tar_is_named(tmp_path: Path) -> None:
     whole = class_tar(WNIDS[0], 3)
     write_tar(tmp_path / "a.tar", [("n1.tar", whole), ("n2.tar", whole[:1500]), ("n3.tar", whole)])
-    with pytest.raises(Refused, match=r"a\.tar, in it n2\.tar, is cut short: it ends at byte 1500") as caught:
+    with pytest.raises(UserError, match=r"a\.tar, in it n2\.tar, is cut short: it ends at byte 1500") as caught:
         open_source(tmp_path / "a.tar", where="--train")
     assert "\n" not in str(caught.value)
     write_tar(tmp_path / "b.tar", [("n1.tar", tar([("readme.txt", b"")]))])
-    with pytest.raises(Refused, match=r"b\.tar holds no images in its tars"):
+    with pytest.raises(UserError, match=r"b\.tar holds no images in its tars"):
         open_source(tmp_path / "b.tar")
     write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
-    with pytest.raises(Refused, match=r"c\.tar, in it n1\.tar, is compressed \(gzip\)"):
+    with pytest.raises(UserError, match=r"c\.tar, in it n1\.tar, is compressed \(gzip\)"):
         open_source(tmp_path / "c.tar")
 
 
@@ -136,7 +136,7 @@ def test_official_tars_in_one_folder(tmp_path: Path) -> None:
     assert [wnid for _, wnid in labelled(test)] == TRUTH
     assert open_source(tmp_path / "ILSVRC2012_img_val.tar").labels.tolist() == test.labels.tolist()
     with pytest.raises(
-        Refused, match=r"data.path: .* holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; give one"
+        UserError, match=r"data.path: .* holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; give one"
     ):
         open_source(tmp_path)
 
@@ -144,28 +144,28 @@ def test_official_tars_in_one_folder(tmp_path: Path) -> None:
 def test_without_a_kit_images_are_images_and_probes_are_told(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
     assert open_source(root).labels is None
-    with pytest.raises(Refused, match=r"--test: .*val holds ImageNet's validation images, .*; give --devkit"):
+    with pytest.raises(UserError, match=r"--test: .*val holds ImageNet's validation images, .*; give --devkit"):
         open_set(str(root), where="--test", split="val", labelled=True)
-    with pytest.raises(Refused, match=r"--devkit: .*nowhere does not exist"):
+    with pytest.raises(UserError, match=r"--devkit: .*nowhere does not exist"):
         open_set(str(root), where="--test", split="val", devkit="nowhere")
     (tmp_path / "kit").mkdir()
-    with pytest.raises(Refused, match=r"--devkit: .*kit holds no ILSVRC2012_validation_ground_truth.txt"):
+    with pytest.raises(UserError, match=r"--devkit: .*kit holds no ILSVRC2012_validation_ground_truth.txt"):
         open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "kit"))
     (tmp_path / "table.csv").write_text("ImageId,PredictionString\nx,y\n")
-    with pytest.raises(Refused, match=r"--devkit: .*table.csv is not the table of the validation images"):
+    with pytest.raises(UserError, match=r"--devkit: .*table.csv is not the table of the validation images"):
         open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "table.csv"))
 
 
 def test_a_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
     write_tree(tmp_path, kit_files("1\n2\n3\n"))
-    with pytest.raises(Refused, match=r"00000004.JPEG is none of the 3 images whose classes are known"):
+    with pytest.raises(UserError, match=r"00000004.JPEG is none of the 3 images whose classes are known"):
         open_source(root, where="--test")
     write_tree(tmp_path, kit_files("1\n2\n3\n4\n"))
-    with pytest.raises(Refused, match=r"meta.mat does not name the classes: 4"):
+    with pytest.raises(UserError, match=r"meta.mat does not name the classes: 4"):
         open_source(root, where="--test")
     write_tree(tmp_path, {"ILSVRC2012_devkit_t12/data/meta.mat": b"nonsense"})
-    with pytest.raises(Refused, match=r"meta.mat does not name the classes") as caught:
+    with pytest.raises(UserError, match=r"meta.mat does not name the classes") as caught:
         open_source(root, where="--test")
     assert "\n" not in str(caught.value)
 
@@ -177,7 +177,7 @@ def test_a_kit_or_table_that_is_damaged_is_refused(tmp_path: Path) -> None:
     given = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
 
     def refused(file: Path, message: str) -> None:
-        with pytest.raises(Refused, match=f"--devkit: {message}") as caught:
+        with pytest.raises(UserError, match=f"--devkit: {message}") as caught:
             open_set(str(root), where="--test", split="val", devkit=str(file), labelled=True)
         assert "\n" not in str(caught.value)
 
@@ -198,7 +198,7 @@ def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     root = write_tree(tmp_path / "val", val_files())
     write_tree(tmp_path, kit_files())
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(Refused, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
+    with pytest.raises(UserError, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
         open_set(str(root), where="--test", split="val", labelled=True)
     assert open_source(root).labels is None, "who wants no classes needs no scipy"
 
@@ -220,5 +220,5 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     assert labelled(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
     assert labelled(open_source(root / "val")) == labelled(test)
     (root / "val/val_annotations.txt").write_text(table.splitlines()[0])
-    with pytest.raises(Refused, match=r"val_annotations.txt has no class for val_1.JPEG"):
+    with pytest.raises(UserError, match=r"val_annotations.txt has no class for val_1.JPEG"):
         open_source(root, split="val")

@@ -9,7 +9,7 @@ import pytest
 from ijepa.data.paths import Folder, find
 from ijepa.data.sources import index as module
 from ijepa.data.sources.index import Index, build, cache_root, load, text_item
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_shards, write_tar, write_tree
 
 
@@ -161,7 +161,7 @@ def test_text_items(tmp_path):
 
 
 def refusal(path) -> str:
-    with pytest.raises(Refused) as error:
+    with pytest.raises(UserError) as error:
         of(path)
     assert "\n" not in str(error.value) and str(error.value).startswith("data.path: ")
     return str(error.value)
@@ -228,5 +228,5 @@ def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatc
     assert (one.labels == several.labels).all() and one.labels[:5].tolist() == [0, 1, 2, 3, 4]
     (tmp_path / "shards" / "train-00040.tar").write_bytes(b"x" * 700)
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache-broken"))
-    with pytest.raises(Refused, match="train-00040.tar"):
+    with pytest.raises(UserError, match="train-00040.tar"):
         open_source(tmp_path / "shards")

@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.data.open import open_source
 from ijepa.data.sources import parquet as module
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import jpeg, write_shards
 
 pa = pytest.importorskip("pyarrow")
@@ -52,7 +52,7 @@ def test_a_published_set_is_read_by_its_splits(published, tmp_path):
         assert source.name(11) == "train-00001-of-00002.parquet/row-0000001"
     held = open_source(published, split="val")
     assert [held.image(i) for i in range(5)] == [jpeg(i) for i in range(20, 25)]
-    with pytest.raises(Refused, match="several splits: train, val"):
+    with pytest.raises(UserError, match="several splits: train, val"):
         open_source(published)
 
 
@@ -71,7 +71,7 @@ def test_row_groups_are_kept_within_bounds(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_KEPT_BYTES", 1)
     assert source.image(4) == jpeg(4) and len(source._groups) == 1
     monkeypatch.setattr(module, "_LARGEST", 100)
-    with pytest.raises(Refused, match="too much to be read at once; write it with row_group_size=100"):
+    with pytest.raises(UserError, match="too much to be read at once; write it with row_group_size=100"):
         open_source(write(tmp_path / "y.parquet", range(12)))
 
 
@@ -85,12 +85,12 @@ def test_an_empty_cell_is_a_bad_image(tmp_path):
 def test_a_file_that_changes_while_it_is_read(published):
     source = open_source(published, split="train")
     write(published / "data/train-00000-of-00002.parquet", range(10), group=3)
-    with pytest.raises(Failed, match="has changed since it was indexed"):
+    with pytest.raises(RunError, match="has changed since it was indexed"):
         source.image(0)
     assert open_source(published, split="train").image(0) == jpeg(0)
     source = open_source(published, split="train")
     (published / "data/train-00001-of-00002.parquet").unlink()
-    with pytest.raises(Failed, match="train-00001-of-00002.parquet: row group 0 cannot be read"):
+    with pytest.raises(RunError, match="train-00001-of-00002.parquet: row group 0 cannot be read"):
         source.image(11)
 
 
@@ -102,12 +102,12 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path, monkeypatch):
         ("text.parquet", "cannot be read"),
         ("nothing.parquet", "does not exist"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             open_source(tmp_path / name)
     file = write(tmp_path / "x.parquet", range(3))
     open_source(file)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(Refused, match=r"needs pyarrow; pip install 'ijepa-pretrain\[huggingface\]'"):
+    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'ijepa-pretrain\[huggingface\]'"):
         open_source(file)
 
 
@@ -119,7 +119,7 @@ def test_damaged_labels_are_one_line(tmp_path):
     with file.open("rb+") as opened:
         opened.seek(start)
         opened.write(b"\xff" * column.total_compressed_size)
-    with pytest.raises(Refused, match="x.parquet: its column label cannot be read: .*; fetch it again") as error:
+    with pytest.raises(UserError, match="x.parquet: its column label cannot be read: .*; fetch it again") as error:
         open_source(file)
     assert "\n" not in str(error.value)
 
@@ -128,7 +128,7 @@ def test_files_are_counted_down_too(tmp_path):
     for number in range(2):
         write(tmp_path / f"x-{number}.parquet", range(3))
     assert len(open_source(f"{tmp_path}/x-{{1..0}}.parquet")) == 6
-    with pytest.raises(Refused, match="not all of .* exists"):
+    with pytest.raises(UserError, match="not all of .* exists"):
         open_source(f"{tmp_path}/x-{{9..0}}.parquet")
 
 

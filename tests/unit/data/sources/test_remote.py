@@ -13,7 +13,7 @@ import pytest
 from ijepa.data.open import open_source
 from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources import remote
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import jpeg, write_shards, write_tar
 
 pytest.importorskip("aiohttp")
@@ -93,7 +93,7 @@ def test_classes_that_cannot_be_asked_for_are_not_taken_for_none(server, cache, 
 
     monkeypatch.setattr(Quiet, "do_HEAD", busy)
     monkeypatch.setattr(Quiet, "do_GET", busy)
-    with pytest.raises(Refused, match="classes.txt cannot be asked for: 503"):
+    with pytest.raises(UserError, match="classes.txt cannot be asked for: 503"):
         open_source(url + "/train-0000.tar")
     monkeypatch.undo()
     assert list(cache.rglob("classes.txt"))
@@ -103,7 +103,7 @@ def test_a_remote_folder_holds_splits_apart(server, cache):
     url, _, far = server
     write_shards(far, [2, 2], prefix="val")
     assert len(open_source(url + "/", split="train")) == 12 and len(open_source(url + "/", split="val")) == 4
-    with pytest.raises(Refused, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
+    with pytest.raises(UserError, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
         open_source(url + "/")
 
 
@@ -120,7 +120,7 @@ def test_shards_of_one_name_in_several_folders(server, cache, monkeypatch):
         assert [source.image(i) for i in range(len(source))] == wanted and source.classes == ("x", "y")
     assert [open_source(f"{url}/b/train-0.tar").image(i) for i in range(3)] == wanted[3:]
     assert len([name for name in asked if name.endswith(".tar")]) == 2  # each is fetched once, for all three
-    with pytest.raises(Refused, match="--test: 3 of its 3 images are in the train set"):
+    with pytest.raises(UserError, match="--test: 3 of its 3 images are in the train set"):
         refuse_overlap(open_source(url + "/{a,b}/train-0.tar"), open_source(url + "/b/train-0.tar"))
 
 
@@ -148,14 +148,14 @@ def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):
 
 def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
     url, _, _ = server
-    with pytest.raises(Refused, match=r"train-0003.tar does not exist"):
+    with pytest.raises(UserError, match=r"train-0003.tar does not exist"):
         open_source(url + "/train-{0000..0003}.tar")
-    with pytest.raises(Refused, match="train-0000.tar cannot be asked for: .*127.0.0.1:9"):
+    with pytest.raises(UserError, match="train-0000.tar cannot be asked for: .*127.0.0.1:9"):
         open_source("http://127.0.0.1:9/train-0000.tar")
-    with pytest.raises(Refused, match="nosuch://"):
+    with pytest.raises(UserError, match="nosuch://"):
         open_source("nosuch://host/a.tar")
     monkeypatch.setattr(remote.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    with pytest.raises(Refused, match="are to be fetched, .* has room for 0.0; set IJEPA_CACHE"):
+    with pytest.raises(UserError, match="are to be fetched, .* has room for 0.0; set IJEPA_CACHE"):
         open_source(url + "/train-0000.tar")
 
 
@@ -167,7 +167,7 @@ def test_a_fetch_that_breaks_leaves_nothing_behind(server, cache, monkeypatch):
         raise ConnectionResetError("gone")
 
     monkeypatch.setattr(remote.shutil, "copyfileobj", broken)
-    with pytest.raises(Failed, match="cannot be fetched: gone"):
+    with pytest.raises(RunError, match="cannot be fetched: gone"):
         open_source(url + "/train-0000.tar")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
 
@@ -211,7 +211,7 @@ def test_a_row_of_a_saved_data_set_may_have_no_label(tmp_path):
     assert source.labels.tolist() == [1, -1, 0, -1, 1] and source.labels.dtype == np.int32
     assert [source.label(i) for i in (0, 1)] == [1, None]
     save(tmp_path / "large", images, [1, 2**40, 0, 0, 1])
-    with pytest.raises(Refused, match="large: its column label holds no labels: .*1099511627776"):
+    with pytest.raises(UserError, match="large: its column label holds no labels: .*1099511627776"):
         open_source(f"hf:{tmp_path}/large")
 
 
@@ -220,10 +220,10 @@ def test_what_is_no_saved_data_set_is_one_line(saved, tmp_path):
         (f"hf:{saved}", "has the splits train, test"),
         (f"hf:{tmp_path}", "holds no saved data set"),
     ):
-        with pytest.raises(Refused, match=message):
+        with pytest.raises(UserError, match=message):
             open_source(path, split="val" if path.endswith("set") else None)
     (saved / "train/data-00001-of-00002.arrow").write_bytes(b"x" * 100)
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         open_source(f"hf:{saved}/train")
 
 
@@ -269,7 +269,7 @@ def test_a_bucket_is_fetched_once_by_its_splits(bucket, cache, capsys, path):
     assert len(open_source(path, split="train")) == 9 and not capsys.readouterr().err
     if "*" not in path:
         assert len(open_source(path, split="val")) == 3
-        with pytest.raises(Refused, match="several splits"):
+        with pytest.raises(UserError, match="several splits"):
             open_source(path)
 
 
@@ -279,7 +279,7 @@ def test_an_object_that_changed_and_kept_its_size_is_fetched_again(bucket, cache
     data = (far / "train-0000.tar").read_bytes().replace(before, before[::-1])
     system.pipe_file("bucket/shards/train-0000.tar", data)
     assert open_source("s3://bucket/shards/train-{0000..0001}.tar").image(0) == before[::-1]
-    with pytest.raises(Refused, match=r"train-0002.tar does not exist.*1 of 3 files are missing"):
+    with pytest.raises(UserError, match=r"train-0002.tar does not exist.*1 of 3 files are missing"):
         open_source("s3://bucket/shards/train-{0000..0002}.tar")
-    with pytest.raises(Refused, match="s3://bucket/nothing/ matches nothing"):
+    with pytest.raises(UserError, match="s3://bucket/nothing/ matches nothing"):
         open_source("s3://bucket/nothing/")

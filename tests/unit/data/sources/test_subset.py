@@ -5,7 +5,7 @@ import pytest
 
 from ijepa.data.open import open_set, open_source
 from ijepa.data.sources.subset import select
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.images import encoded, picture, write_tar, write_tree
 
 FILES = {f"n{c}/n{c}_{i}.JPEG": f"{c}{i}".encode() for c in (1, 2) for i in range(3)}
@@ -33,7 +33,7 @@ def test_shards_may_be_listed_and_masks_go_along(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("z.jpg\nx.jpg\n")
     part = open_set(str(tmp_path / "a.tar"), where="--train", split="train", listed=str(tmp_path / "list"))
     assert [part[i].mask for i in range(2)] == [mask, None]
-    with pytest.raises(Refused, match=r"1 of 2 images have no mask, the first is a.tar/z.jpg"):
+    with pytest.raises(UserError, match=r"1 of 2 images have no mask, the first is a.tar/z.jpg"):
         part.require_masks("--train")
 
 
@@ -48,8 +48,8 @@ def test_shards_may_be_listed_and_masks_go_along(tmp_path: Path) -> None:
 def test_lists_that_do_not_fit_are_refused(tmp_path: Path, text: str, words: str) -> None:
     root = write_tree(tmp_path / "train", {**FILES, "n1/same.png": b"", "n2/same.png": b""})
     (tmp_path / "list").write_text(text)
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         open_set(str(root), where="--train", split="train", listed=str(tmp_path / "list"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(Refused, match=r"--train-list: .*nothing cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"--train-list: .*nothing cannot be read: No such file"):
         open_set(str(root), where="--train", split="train", listed=str(tmp_path / "nothing"))

@@ -176,7 +176,7 @@ def test_every_cut_is_noticed(tmp_path):
             scan_tar(cut)
         if length >= BLOCK:
             assert "is cut short" in str(error.value) and f"ends at byte {length}" in str(error.value)
-            assert "byte " in str(error.value) and "truncate" in error.value.mend
+            assert "byte " in str(error.value) and "truncate" in error.value.hint
     cut.write_bytes(whole[: end + BLOCK])
     assert len(scan_tar(cut).block) == 3
 

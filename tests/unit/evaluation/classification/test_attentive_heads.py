@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 
 GRID = ((1e-3, 0.0), (1e-2, 0.3))
 
@@ -98,5 +98,5 @@ def test_learns_what_a_patch_tells(kind):
 
 
 def test_refuses_attention_heads_that_do_not_divide():
-    with pytest.raises(Refused, match="attention_heads = 5: do not divide features of 12"):
+    with pytest.raises(UserError, match="attention_heads = 5: do not divide features of 12"):
         AttentiveHeads(12, 3, GRID, attention_heads=5)

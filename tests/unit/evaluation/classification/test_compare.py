@@ -9,7 +9,7 @@ from ijepa.evaluation.classification.linear_probe import evaluate_linear
 from ijepa.evaluation.features.extract import PixelEncoder
 from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
 from ijepa.model.encoder import Encoder
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import colour_sets, write_colours
 from tests.helpers.images import write_tar
 
@@ -64,7 +64,7 @@ def test_a_part_of_the_sets(tmp_path):
 
 
 def refusal(train, test, protocol=KNN, encoders=None):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         evaluate_knn(encoders or {"pixels": PixelEncoder((32, 32), 8)}, train, test, protocol)
     assert "\n" not in str(refused.value)
     return str(refused.value)

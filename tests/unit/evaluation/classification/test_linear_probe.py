@@ -25,7 +25,7 @@ from ijepa.evaluation.classification.optimizers import EPS
 from ijepa.evaluation.features.loaders import Cached
 from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.model.encoder import Encoder
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import clouds, colour_sets
 from tests.reference import classifiers
 
@@ -307,11 +307,11 @@ def test_an_attentive_probe_reads_patches(tmp_path: Path):
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(Refused, match="standardise = true: and norms"):
+    with pytest.raises(UserError, match="standardise = true: and norms"):
         protocol(norms=("batch",))
-    with pytest.raises(Refused, match="clip = 1.0: and head = linear"):
+    with pytest.raises(UserError, match="clip = 1.0: and head = linear"):
         protocol(clip=1.0)
-    with pytest.raises(Refused, match="head = query: reads the last block"):
+    with pytest.raises(UserError, match="head = query: reads the last block"):
         protocol(head="query", blocks=(1, 4))
 
 

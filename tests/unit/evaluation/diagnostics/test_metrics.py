@@ -10,7 +10,7 @@ from torch import Tensor
 from ijepa.data.open import open_source
 from ijepa.evaluation.diagnostics import metrics as d
 from ijepa.evaluation.features.sampling import choose
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour
 from tests.reference.segmentation import position_r2 as position_r2_reference
 
@@ -168,17 +168,17 @@ class TestDiagnose:
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.full((len(pixels), 36, 24), value)
 
-        with pytest.raises(Failed, match="features are not finite numbers"):
+        with pytest.raises(RunError, match="features are not finite numbers"):
             d.diagnose(Broken(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
-        with pytest.raises(Failed, match="features are not finite numbers"):
+        with pytest.raises(RunError, match="features are not finite numbers"):
             d.Moments().add(torch.full((2, 36, 24), value))
 
     def test_refuses_a_size_the_patch_does_not_divide(self, scenes) -> None:
-        with pytest.raises(Refused, match="patches of 8 do not divide 50 x 48 pixels"):
+        with pytest.raises(UserError, match="patches of 8 do not divide 50 x 48 pixels"):
             d.diagnose(MeanColour(), open_source(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
 
     def test_refuses_a_single_image(self, scenes) -> None:
-        with pytest.raises(Refused, match="1 image cannot be diagnosed"):
+        with pytest.raises(UserError, match="1 image cannot be diagnosed"):
             d.diagnose(MeanColour(), open_source(scenes, split="train"), images=1, image_size=48, seed=0)
 
 

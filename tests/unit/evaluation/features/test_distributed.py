@@ -11,7 +11,7 @@ import torch
 
 from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.report.run_data import MAIN
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.ranks import spawn
 from tests.unit.evaluation.video.test_propagation import write_video
 
@@ -34,7 +34,7 @@ EVALUATE = """
 import json, os, sys
 from pathlib import Path
 import torch
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from ijepa.evaluation.run import evaluate, evaluate_videos
 torch.set_num_threads(1)
 if os.environ["WORLD_SIZE"] != "1":
@@ -42,7 +42,7 @@ if os.environ["WORLD_SIZE"] != "1":
 folder, scenes, videos, chosen = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 try:
     evaluate_videos("scenes", str(videos / "broken"), protocol=str(folder / "videos.yaml"), output=folder / "none")
-except Failed as error:
+except RunError as error:
     print(error, file=sys.stderr)
 for name, (kind, _) in chosen.items():
     rule = {"protocol": str(folder / f"{name}.yaml"), "output": folder / name}
@@ -115,9 +115,9 @@ def test_one_process_is_dealt_everything():
     def make(numbers):
         for number in numbers:
             if number == 3:
-                raise Failed("no more")
+                raise RunError("no more")
             yield (torch.tensor(number),)
 
     assert [int(x) for (x,) in ALONE.dealt(3, make)] == [0, 1, 2]
-    with pytest.raises(Failed, match="no more"):
+    with pytest.raises(RunError, match="no more"):
         list(ALONE.dealt(4, make))

@@ -11,7 +11,7 @@ from ijepa.data.open import open_source
 from ijepa.evaluation.features import extract as features
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
 from ijepa.model.encoder import Encoder
-from ijepa.utils.errors import Failed
+from ijepa.utils.errors import RunError
 from tests.helpers.encoders import MeanColour
 from tests.helpers.feature_clouds import colour_sets
 
@@ -144,7 +144,7 @@ def test_unreadable_image_is_named(tmp_path):
     colour_sets(tmp_path)
     broken = tmp_path / "train" / "green" / "004.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(Failed, match=r"green/004\.png: "):
+    with pytest.raises(RunError, match=r"green/004\.png: "):
         extract(PixelEncoder((32, 32), 8), open_source(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
     assert not (tmp_path / "cache").exists()
 
@@ -153,11 +153,11 @@ def test_broken_cache_and_features_out_of_range(source, encoder, tmp_path):
     extract(encoder, source, cache=tmp_path, **SETTING)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(Failed, match="delete the file"):
+    with pytest.raises(RunError, match="delete the file"):
         extract(encoder, source, cache=tmp_path, **SETTING)
     with torch.no_grad():
         encoder.vit.norm.weight.fill_(1e6)
-    with pytest.raises(Failed, match="not finite"):
+    with pytest.raises(RunError, match="not finite"):
         extract(encoder, source, cache=tmp_path, **SETTING)
     file.unlink()
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from ijepa.evaluation.protocols import KINDS, presets
 from ijepa.evaluation.results.compare import FIGURES, compare_results, published
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.encoders import MeanColour, block_mask, write_pairs
 
 Rows = list[dict[str, object]]
@@ -97,12 +97,12 @@ def test_published_figures_are_of_protocols_that_exist() -> None:
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="no results given"):
+    with pytest.raises(UserError, match="no results given"):
         compare_results([])
     (tmp_path / "a.json").write_text('{"kind": "diagnosis"}')
-    with pytest.raises(Refused, match=r"a\.json: is no result of an evaluation"):
+    with pytest.raises(UserError, match=r"a\.json: is no result of an evaluation"):
         compare_results([tmp_path / "a.json"])
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         compare_results([tmp_path / "b.json"])
 
 
@@ -117,5 +117,5 @@ def test_the_command(tmp_path: Path, words: list[str]) -> None:
 
 def test_the_option_is_shown_and_wants_files() -> None:
     assert "--compare" in CliRunner().invoke(cli, ["evaluate", "--help"]).output
-    with pytest.raises(Refused, match="compare: no results given"):
+    with pytest.raises(UserError, match="compare: no results given"):
         CliRunner().invoke(cli, ["evaluate", "--compare"], catch_exceptions=False)

@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 
 from ijepa.evaluation.segmentation import clustering as c
 from ijepa.evaluation.segmentation.dataset import Classes
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.reference.segmentation import best_assignment, lloyd
 
 
@@ -104,7 +104,7 @@ def test_named_leaves_ignored_classes_out() -> None:
 @pytest.mark.parametrize("module", ["sklearn", "scipy"])
 def test_without_the_extra_names_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c, "find_spec", lambda name: None if name == module else object())
-    with pytest.raises(Refused, match=r"pip install 'ijepa-pretrain\[evaluation\]'"):
+    with pytest.raises(UserError, match=r"pip install 'ijepa-pretrain\[evaluation\]'"):
         c.kmeans(np.zeros((4, 2), np.float32), 2, restarts=1, iterations=1, state=0)
-    with pytest.raises(Refused, match="is not installed"):
+    with pytest.raises(UserError, match="is not installed"):
         c.hungarian(np.eye(2, dtype=np.int64))

@@ -16,7 +16,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, Classes, find_class
 from ijepa.evaluation.segmentation.memory import planned_memory
 from ijepa.evaluation.segmentation.patch_bank import PatchBank, hold_out
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour, Noise, block_mask, png, write_pairs
 
 FOLDER = Path(s.__file__).parents[1] / "protocols/segmentation"
@@ -121,43 +121,43 @@ class TestAllMethods:
             def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
                 return torch.full_like(super().__call__(pixels), value)
 
-        with pytest.raises(Failed, match="features are not finite numbers"):
+        with pytest.raises(RunError, match="features are not finite numbers"):
             evaluate(pairs, protocol(base), Broken())
 
     def test_an_unreadable_image_is_named(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "images/002.png").write_bytes((root / "images/002.png").read_bytes()[:200])
-        with pytest.raises(Failed, match=r"002\.png: ") as caught:
+        with pytest.raises(RunError, match=r"002\.png: ") as caught:
             evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
         assert caught.value.exit_code == 1
         assert "\n" not in str(caught.value)
 
     def test_refuses_a_patch_that_does_not_divide(self, pairs: Any, base: dict[str, Any]) -> None:
-        with pytest.raises(Refused, match=r"image_size = 32: the patches of toy, 5 pixels, do not divide it"):
+        with pytest.raises(UserError, match=r"image_size = 32: the patches of toy, 5 pixels, do not divide it"):
             evaluate(pairs, protocol(base), MeanColour(5))
 
     def test_refuses_a_set_without_masks(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(png(np.zeros((32, 32, 3), np.uint8)))
-        with pytest.raises(Refused, match="--test: the images have no masks"):
+        with pytest.raises(UserError, match="--test: the images have no masks"):
             evaluate((pairs[0], open_source(tmp_path)), protocol(base))
 
     def test_refuses_a_mask_of_another_size(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "masks/002.png").write_bytes(png(block_mask(2)[:, :24]))
-        with pytest.raises(Refused, match=r"002\.png: the image has 32 x 32 pixels and its mask 24 x 32"):
+        with pytest.raises(UserError, match=r"002\.png: the image has 32 x 32 pixels and its mask 24 x 32"):
             evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
 
     def test_refuses_a_label_out_of_range(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         masks = [block_mask(i) for i in range(4)]
         masks[1][3, 5] = 17
         source = open_source(write_pairs(tmp_path / "set", masks))
-        with pytest.raises(Refused, match=r"001\.png: label 17 in the mask is out of range, classes are 0 to 3"):
+        with pytest.raises(UserError, match=r"001\.png: label 17 in the mask is out of range, classes are 0 to 3"):
             evaluate((pairs[0], source), protocol(base, classes=4))
 
     def test_refuses_a_broken_mask(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "masks/003.png").write_bytes((root / "masks/003.png").read_bytes()[:60])
-        with pytest.raises(Refused, match=r"--test: .*003\.png") as caught:
+        with pytest.raises(UserError, match=r"--test: .*003\.png") as caught:
             evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
         assert "\n" not in str(caught.value)
 
@@ -177,7 +177,7 @@ def test_images_are_resized_as_the_protocol_says(pairs: Any) -> None:
 
 
 def test_a_set_is_not_looked_up_in_itself(pairs: Any) -> None:
-    with pytest.raises(Refused, match="--test: is the train set"):
+    with pytest.raises(UserError, match="--test: is the train set"):
         evaluate((pairs[1], pairs[1]), protocol(RETRIEVAL))
     assert evaluate((pairs[1], pairs[1]), protocol(KMEANS))["level"] == 0, "level 0 looks nothing up"
 
@@ -193,7 +193,7 @@ def test_level_zero_has_no_training_set_and_the_others_want_one(pairs: Any) -> N
     assert alone["data"]["train"] == {"n": 0}
     assert alone["rows"] == evaluate(pairs, protocol(KMEANS))["rows"]
     for base in (RETRIEVAL, SOFT, LINEAR):
-        with pytest.raises(Refused, match=f"--train: is missing, and protocol {base['name']} is of level"):
+        with pytest.raises(UserError, match=f"--train: is missing, and protocol {base['name']} is of level"):
             evaluate((None, pairs[1]), protocol(base))
 
 

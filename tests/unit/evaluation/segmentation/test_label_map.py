@@ -11,7 +11,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, find_classes
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, label_maps, load_label_map
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.encoders import PALETTE, MeanColour, block_mask, png, write_pairs
 from tests.helpers.images import encoded
 from tests.helpers.paths import ROOT
@@ -114,7 +114,7 @@ def test_rest_ignores_what_no_class_names() -> None:
 )
 def test_maps_that_make_no_sense_are_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "map.yaml").write_text(text)
-    with pytest.raises(Refused, match=r".*map\.yaml") as caught:
+    with pytest.raises(UserError, match=r".*map\.yaml") as caught:
         load_label_map(str(tmp_path / "map.yaml"))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -127,14 +127,14 @@ def test_colours_are_of_classes(tmp_path: Path) -> None:
         ("tree: red", "colours"),
     ):
         (tmp_path / "m.yaml").write_text(text % words)
-        with pytest.raises(Refused, match=problem):
+        with pytest.raises(UserError, match=problem):
             load_label_map(str(tmp_path / "m.yaml"))
 
 
 def test_maps_that_are_not_there_are_refused() -> None:
-    with pytest.raises(Refused, match="--labels: no label map 'cityscape'; did you mean cityscapes?"):
+    with pytest.raises(UserError, match="--labels: no label map 'cityscape'; did you mean cityscapes?"):
         load_label_map("cityscape")
-    with pytest.raises(Refused, match="--labels: no.yaml cannot be read"):
+    with pytest.raises(UserError, match="--labels: no.yaml cannot be read"):
         load_label_map("no.yaml")
 
 
@@ -215,7 +215,7 @@ def test_two_sets_of_the_same_classes_may_be_labelled_otherwise(tmp_path: Path) 
 def refusal(train: Path, test: Path, labels: str | None = None, **changed: Any) -> str:
     sets = [(open_source(train), "--train"), (open_source(test), "--test")]
     rule = SegmentationProtocol.read({**SIZE, **changed}, "p")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         classes = find_classes(sets, rule.classes, rule.ignore, labels)
         for source, flag in sets:
             list(Annotated(source, np.arange(len(source)), flag, 32, 32).batches(4, classes))
@@ -267,7 +267,7 @@ def test_one_stray_label_adds_no_class(tmp_path: Path) -> None:
         assert find_classes(sets, classes, ignore).count == 4
     rule = SegmentationProtocol.read({"name": "k", "method": "kmeans", "image_size": 32}, "k")
     source = open_source(stray)
-    with pytest.raises(Refused, match=f"--test: {gap}"):
+    with pytest.raises(UserError, match=f"--test: {gap}"):
         evaluate_segmentation({"toy": MeanColour()}, source, source, rule, seed=0)
 
 
@@ -275,10 +275,10 @@ def test_how_names_of_classes_differ_is_said(tmp_path: Path) -> None:
     """Of sets whose first names are the same."""
     sets = [open_source(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("a", "b")]
     sets[0].classes, sets[1].classes = ("u", "v", "w", "x"), ("u", "v", "w", "y")
-    with pytest.raises(Refused, match="--test: its classes are not those of the other set: it has y and lacks x"):
+    with pytest.raises(UserError, match="--test: its classes are not those of the other set: it has y and lacks x"):
         find_classes(list(zip(sets, ("--train", "--test"), strict=True)), None, (255,))
     sets[1].classes = ("v", "u", "w", "x")
-    with pytest.raises(Refused, match="they stand in another order"):
+    with pytest.raises(UserError, match="they stand in another order"):
         find_classes(list(zip(sets, ("--train", "--test"), strict=True)), None, (255,))
 
 
@@ -287,7 +287,7 @@ def test_a_test_set_of_void_is_refused(tmp_path: Path) -> None:
         write_pairs(tmp_path / split, [np.full((32, 32), number, np.uint8)] * 3)
     write_map(tmp_path / "labels.yaml", IDS)
     sets = [open_source(tmp_path, split=split) for split in ("train", "val")]
-    with pytest.raises(Refused, match="--test: no pixel of its masks is scored"):
+    with pytest.raises(UserError, match="--test: no pixel of its masks is scored"):
         evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"), seed=0)
 
 

@@ -13,7 +13,7 @@ from ijepa.evaluation.segmentation import tokencut as t
 from ijepa.evaluation.segmentation.dataset import Classes
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.helpers.encoders import MeanColour, Noise, write_pairs
 
 RULE: dict[str, Any] = {"name": "t", "method": "tokencut", "image_size": 32, "batch": 3}
@@ -121,7 +121,7 @@ def test_ground_is_known_by_its_name(tmp_path: Path) -> None:
     """Of CamVid, whose class 0 is sky, everything else would be one object."""
     named = Classes(3, ("sky", "road", "car"), (255,))
     rule = load_protocol("segmentation", "tokencut").tokencut
-    with pytest.raises(Refused, match="no class of the masks is called ground or background, but sky, road, car"):
+    with pytest.raises(UserError, match="no class of the masks is called ground or background, but sky, road, car"):
         t.ground_of(named, rule)
     assert t.ground_of(named, rule.model_copy(update={"ground": ("sky", "road")})) == [0, 1]
     assert t.ground_of(Classes(2, ("0", "1"), ()), rule) == [0]

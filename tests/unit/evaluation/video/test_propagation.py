@@ -11,7 +11,7 @@ from ijepa.evaluation.metrics import region_contour
 from ijepa.evaluation.video import propagation as p
 from ijepa.evaluation.video.dataset import Video, find_videos, fingerprint
 from ijepa.evaluation.video.protocol import PropagationProtocol
-from ijepa.utils.errors import Failed, Refused
+from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import PALETTE, MeanColour, Noise, png
 from tests.reference.videos import contour_f, take
 
@@ -158,28 +158,28 @@ def test_a_davis_tree_is_read_by_its_list(tmp_path: Path) -> None:
     assert [video.name for video in chosen] == ["a", "c"]
     assert fingerprint(chosen) != fingerprint(chosen[:1])
     (root / "ImageSets" / "2017" / "val.txt").write_text("c\nz\n")
-    with pytest.raises(Refused, match="lists z, which"):
+    with pytest.raises(UserError, match="lists z, which"):
         find_videos(root)
 
 
 def test_bad_videos_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="--data: .* holds no labelled videos"):
+    with pytest.raises(UserError, match="--data: .* holds no labelled videos"):
         find_videos(tmp_path)
     write_video(tmp_path / "one", "a", labelled=1)
-    with pytest.raises(Refused, match="a has no mask to score but its first"):
+    with pytest.raises(UserError, match="a has no mask to score but its first"):
         find_videos(tmp_path / "one")
     write_video(tmp_path / "none", "a", labelled=0)
-    with pytest.raises(Refused, match="the first frame of a has no mask"):
+    with pytest.raises(UserError, match="the first frame of a has no mask"):
         find_videos(tmp_path / "none")
     write_video(tmp_path / "wrong", "a")
     (tmp_path / "wrong/masks/a/00002.png").write_bytes(png(np.zeros((32, 32), np.uint8)))
-    with pytest.raises(Refused, match=r"00002\.png: has 32 x 32 pixels, its frame 56 x 32"):
+    with pytest.raises(UserError, match=r"00002\.png: has 32 x 32 pixels, its frame 56 x 32"):
         evaluate(find_videos(tmp_path / "wrong"), Signed())
     write_video(tmp_path / "broken", "a")
     (tmp_path / "broken/images/a/00001.png").write_bytes(b"no image")
-    with pytest.raises(Failed, match=r"00001\.png: "):
+    with pytest.raises(RunError, match=r"00001\.png: "):
         evaluate(find_videos(tmp_path / "broken"), Signed())
     write_video(tmp_path / "empty", "a")
     (tmp_path / "empty/masks/a/00000.png").write_bytes(png(np.zeros((32, 56), np.uint8)))
-    with pytest.raises(Refused, match="the mask of its first frame holds no object"):
+    with pytest.raises(UserError, match="the mask of its first frame holds no object"):
         evaluate(find_videos(tmp_path / "empty"), Signed())

@@ -14,7 +14,7 @@ from ijepa.data.loading.decode import decode, decode_mask
 from ijepa.data.open import open_source
 from ijepa.prepare.scenes import scenes
 from ijepa.prepare.scenes.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
-from ijepa.utils.errors import Refused
+from ijepa.utils.errors import UserError
 from tests.reference.scenes import coverage
 
 GOLDEN_LABELS = [6, 0, 4, 7, 5, 6, 4, 4, 0, 5, 5, 4]
@@ -126,7 +126,7 @@ def test_polarity_takes_both_signs_within_a_scene() -> None:
     ],
 )
 def test_rules_out_of_range_are_refused(field: str, value: object) -> None:
-    with pytest.raises(Refused, match=rf"^scenes\.{field}: "):
+    with pytest.raises(UserError, match=rf"^scenes\.{field}: "):
         SceneRule(**{field: value})  # type: ignore[arg-type]
 
 
@@ -266,6 +266,6 @@ def test_splits_do_not_depend_on_their_size_or_on_the_processes(tmp_path: Path) 
     "bad", [{"images": 0}, {"size": 8}, {"seed": -1}, {"val_share": 1.0}, {"shard_size": 0}, {"processes": 0}]
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path: Path, bad: dict) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         write_scenes(tmp_path / "set", **{"images": 4, "seed": 0} | bad)
     assert not (tmp_path / "set").exists()

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ijepa.data.sources.base import Source
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.compare import Split, compare
-from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder, Progress
 from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
@@ -35,7 +35,7 @@ def evaluate_knn(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
 

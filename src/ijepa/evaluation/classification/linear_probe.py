@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.sources.base import Source
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.classification.compare import Split, compare
 from ijepa.evaluation.classification.linear_heads import Heads, Norm
-from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder, Indices, Progress
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.features.sampling import hold_out
@@ -50,7 +50,7 @@ def evaluate_linear(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.

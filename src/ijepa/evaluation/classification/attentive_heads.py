@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, layer_norm
 
-from ijepa.evaluation.metrics.accuracy import ranks_of
+from ijepa.evaluation.metrics.accuracy import class_ranks
 from ijepa.model.init import initialize
 from ijepa.utils.errors import UserError
 
@@ -170,9 +170,9 @@ class AttentiveHeads:
         """Return (B, H, C) for patches (B, N, D)."""
         return self._logits(x)
 
-    def ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
+    def class_ranks(self, x: Tensor, y: Tensor, head: int) -> Tensor:
         """Return the true classes' ranks (B,) by one head."""
-        return ranks_of(self.logits(x)[:, head], y.to(self.device)).cpu()
+        return class_ranks(self.logits(x)[:, head], y.to(self.device)).cpu()
 
     def _logits(self, x: Tensor) -> Tensor:
         patches = x.to(self.device, torch.float32)

@@ -19,7 +19,7 @@ from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.compare import Split, compare
 from ijepa.evaluation.features.extract import Encoder, Progress
 from ijepa.evaluation.features.standardize import mean_and_std
-from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
+from ijepa.evaluation.metrics.accuracy import accuracies, class_ranks
 from ijepa.evaluation.protocols import KnnProtocol
 
 TRAIN_CHUNK = 16384
@@ -141,7 +141,7 @@ def knn_ranks(
         scores, voted = votes.new_zeros(len(rows), classes), 0
         for k in wanted:
             scores.scatter_add_(1, voters[rows, voted:k], votes[rows, voted:k])
-            ranks[k].append(ranks_of(scores, test_y[rows]).cpu())
+            ranks[k].append(class_ranks(scores, test_y[rows]).cpu())
             voted = k
     return {k: torch.cat(parts) for k, parts in ranks.items()}
 

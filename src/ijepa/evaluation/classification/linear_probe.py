@@ -26,7 +26,7 @@ from ijepa.data.sources.base import Source
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.classification.compare import Split, compare
-from ijepa.evaluation.classification.linear_heads import Heads, Norm
+from ijepa.evaluation.classification.linear_heads import LinearHeads, Norm
 from ijepa.evaluation.features.extract import Encoder, Indices, Progress
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.features.sampling import hold_out
@@ -118,7 +118,7 @@ class Group:
 
     blocks: int
     norm: Norm
-    heads: Heads | AttentiveHeads
+    heads: LinearHeads | AttentiveHeads
 
     def read(self, x: Tensor) -> Tensor:
         """Return what they read of an image: (n, F) of the blocks' means (n, L, D), or all patches (n, N, D)."""
@@ -126,10 +126,7 @@ class Group:
 
     def step(self, x: Tensor, y: Tensor, factor: float, progress: float) -> None:
         """Train them by one batch, with `factor` on their rates, `progress` of all steps done."""
-        if isinstance(self.heads, AttentiveHeads):
-            self.heads.step(self.read(x), y, factor, progress)
-        else:
-            self.heads.step(self.read(x), y, factor)
+        self.heads.step(self.read(x), y, factor, progress)
 
 
 @dataclass(frozen=True)
@@ -181,8 +178,8 @@ def probe(
             if honest
             else choose_head(last, reading, "test", tests, split.test_y)
         )
-        assert isinstance(alone.group.heads, Heads)
-        keep(*alone.group.heads.plain(alone.head))
+        assert isinstance(alone.group.heads, LinearHeads)
+        keep(*alone.group.heads.layer(alone.head))
     grid = tuple(product(protocol.lrs, protocol.weight_decays))
     lr, weight_decay = grid[best.head]
     chosen: dict[str, Any] = {"blocks": best.group.blocks, "norm": best.group.norm, "lr": lr}
@@ -231,7 +228,7 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
         if protocol.standardise:
             fixed = mean_and_std(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
         for norm in protocol.norms:
-            heads = Heads(
+            heads = LinearHeads(
                 width,
                 split.classes,
                 grid,
@@ -332,7 +329,7 @@ def ranks_by(choice: Choice, reading: Reading, places: Indices, y: Tensor) -> Te
     for x in reading.central("test", places):
         truth = y[torch.from_numpy(places[done : done + len(x)])]
         done += len(x)
-        ranks.append(choice.group.heads.ranks(choice.group.read(x), truth, choice.head))
+        ranks.append(choice.group.heads.class_ranks(choice.group.read(x), truth, choice.head))
     return torch.cat(ranks)
 
 

@@ -16,7 +16,7 @@ from ijepa.data.sources.base import Source
 from ijepa.evaluation.metrics.bootstrap import LEVEL
 
 
-def ranks_of(scores: Tensor, truth: Tensor) -> Tensor:
+def class_ranks(scores: Tensor, truth: Tensor) -> Tensor:
     """Return how many classes stand before the true one, (B,) int64, for scores (B, C); of equals, the lower first.
 
     Scores that are no numbers put the true class last: a head that diverged is wrong.

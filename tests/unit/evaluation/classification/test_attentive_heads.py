@@ -94,7 +94,7 @@ def test_learns_what_a_patch_tells(kind):
     for step in range(150):
         heads.step(*batch(step), 1.0)
     x, y = batch(999, n=200)
-    assert float((heads.ranks(x, y, 0) == 0).double().mean()) > 0.9
+    assert float((heads.class_ranks(x, y, 0) == 0).double().mean()) > 0.9
 
 
 def test_refuses_attention_heads_that_do_not_divide():

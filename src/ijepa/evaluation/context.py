@@ -1,0 +1,32 @@
+"""What every evaluation is given besides encoders, data and a protocol."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.evaluation.features.extract import Progress
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """The seed of an evaluation, and where and with which processes it is computed."""
+
+    seed: int = 0
+    """Seed of everything that is drawn: images, held-out parts, initial weights, starts of k-means, intervals."""
+    cache: Path | None = None
+    """Folder of cached features of whole images; None: nothing is cached."""
+    progress: Progress | None = None
+    """Called with a line of text about the progress."""
+    ranks: Ranks = ALONE
+    """The processes that share the forward passes."""
+    device: torch.device = torch.device("cpu")
+    """Device of the encoders."""
+    precision: torch.dtype = torch.float32
+    """Data type in which the encoders compute."""
+
+    def report(self, line: str) -> None:
+        """Report a line of progress."""
+        if self.progress is not None:
+            self.progress(line)

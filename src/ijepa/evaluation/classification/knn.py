@@ -17,7 +17,8 @@ from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Method, Split, compare
 from ijepa.evaluation.context import EvaluationContext
 from ijepa.evaluation.features.extract import Encoder
-from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of, statistics
+from ijepa.evaluation.features.standardize import mean_and_std
+from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
 from ijepa.evaluation.protocols import KnnProtocol
 from ijepa.evaluation.results.schema import EvaluationResult
 
@@ -112,7 +113,7 @@ def knn_ranks(
         device: where chunks are compared; features and ranks stay in main memory.
     """
     wanted = sorted({min(k, len(train_x)) for k in neighbours})
-    figures = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    figures = mean_and_std(train_x) if standardise else (torch.zeros(()), torch.ones(()))
     shift, scale = (values.to(device) for values in figures)
     train_y, test_y = train_y.to(device), test_y.to(device)
     chunks = (normalize((part.to(device).float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))

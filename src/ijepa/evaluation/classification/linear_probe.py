@@ -28,10 +28,11 @@ from ijepa.evaluation.classification.linear_heads import Heads, Norm
 from ijepa.evaluation.context import EvaluationContext
 from ijepa.evaluation.features.extract import Encoder, Indices
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
-from ijepa.evaluation.metrics.accuracy import accuracies, statistics
+from ijepa.evaluation.features.sampling import hold_out
+from ijepa.evaluation.features.standardize import mean_and_std
+from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.results.schema import EvaluationResult, ResultRow
-from ijepa.evaluation.segmentation.patch_bank import hold_out
 from ijepa.utils.errors import UserError
 
 Keep = Callable[[Tensor, Tensor], None]
@@ -217,7 +218,7 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     for blocks in sorted({min(blocks, split.test_x.shape[1]) for blocks in protocol.blocks}):
         width, fixed = split.test_x[0, -blocks:].numel(), None
         if protocol.standardise:
-            fixed = statistics(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
+            fixed = mean_and_std(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
         for norm in protocol.norms:
             heads = Heads(
                 width,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Progress
 
 
@@ -19,7 +19,7 @@ class EvaluationContext:
     """Folder of cached features of whole images; None: nothing is cached."""
     progress: Progress | None = None
     """Called with a line of text about the progress."""
-    ranks: Ranks = ALONE
+    ranks: World = SINGLE_PROCESS
     """The processes that share the forward passes."""
     device: torch.device = torch.device("cpu")
     """Device of the encoders."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources.base import Source
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.context import EvaluationContext
-from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder, Indices, device_of, extract
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.metrics.accuracy import describe
@@ -41,7 +41,7 @@ class Origin:
     train_used: Indices
     test_used: Indices
     image_size: tuple[int, int]
-    ranks: Ranks = ALONE
+    ranks: World = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)

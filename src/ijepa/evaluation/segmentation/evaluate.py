@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Encoder, Progress
 from ijepa.evaluation.features.sampling import choose, hold_out
 from ijepa.evaluation.metrics.bootstrap import miou_interval
@@ -54,7 +54,7 @@ def evaluate_segmentation(
     seed: int,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 

@@ -1,10 +1,11 @@
 """What every evaluation is given besides encoders, data and a protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from ijepa.distributed.launch import local_device
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Progress
 
@@ -21,7 +22,7 @@ class EvaluationContext:
     """Called with a line of text about the progress."""
     ranks: World = SINGLE_PROCESS
     """The processes that share the forward passes."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=local_device)
     """Device of the encoders."""
     precision: torch.dtype = torch.float32
     """Data type in which the encoders compute."""
@@ -30,3 +31,7 @@ class EvaluationContext:
         """Report a line of progress."""
         if self.progress is not None:
             self.progress(line)
+
+
+DEFAULT_CONTEXT = EvaluationContext()
+"""Seed 0, one process, no cache, no progress."""

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Method, Split, compare
-from ijepa.evaluation.context import EvaluationContext
+from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
@@ -31,7 +31,7 @@ def evaluate_knn(
     train: Source,
     test: Source,
     protocol: KnnProtocol,
-    context: EvaluationContext = EvaluationContext(),
+    context: EvaluationContext = DEFAULT_CONTEXT,
 ) -> EvaluationResult:
     """Evaluate encoders by k nearest neighbors.
 

@@ -25,7 +25,7 @@ from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.classification.compare import Method, Split, compare
 from ijepa.evaluation.classification.linear_heads import Heads, Norm
-from ijepa.evaluation.context import EvaluationContext
+from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
 from ijepa.evaluation.features.extract import Encoder, Indices
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.features.sampling import hold_out
@@ -46,7 +46,7 @@ def evaluate_linear(
     train: Source,
     test: Source,
     protocol: LinearProtocol,
-    context: EvaluationContext = EvaluationContext(),
+    context: EvaluationContext = DEFAULT_CONTEXT,
     *,
     keep: Keep | None = None,
 ) -> EvaluationResult:

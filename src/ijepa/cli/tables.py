@@ -50,7 +50,7 @@ def _class_table(result: EvaluationResult) -> Table:
     """Return IoU by class, with a column for each encoder; a class that does not occur has none."""
     table = _table("IoU by class", "class", [row.encoder for row in result.rows])
     for number, name in enumerate(result.data.classes or ()):
-        values = [(row.per_class or {})[number] for row in result.rows]
+        values = [row.per_class[number] if row.per_class else None for row in result.rows]
         table.add_row(name, *("-" if value is None else f"{100 * value:.2f}" for value in values))
     return table
 

@@ -16,7 +16,7 @@ from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder, extract
 from ijepa.evaluation.features.sampling import Indices, choose, crops, encoded
 from ijepa.evaluation.features.standardize import mean_and_std
-from ijepa.evaluation.segmentation.clustering import require_extra
+from ijepa.evaluation.segmentation.clustering import require_clustering
 from ijepa.evaluation.segmentation.retrieval import Distance
 from ijepa.masking.masks import draw_masks
 from ijepa.report.feature_figures import nearest, pca_rgb, segment
@@ -280,7 +280,7 @@ def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
     if pair.same:
         return "looking up needs a second set of images, and there is only one", command
     try:
-        require_extra()
+        require_clustering("clustering")
     except UserError as refusal:
         return f"{refusal.where} {refusal.problem}", refusal.hint
     return None

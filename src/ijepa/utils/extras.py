@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 
-
 from ijepa.utils.errors import UserError
 
 

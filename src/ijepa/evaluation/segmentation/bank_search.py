@@ -51,7 +51,7 @@ class BankSearch:
         k = min(k, len(self.keys))
         if self.rule.search == "exact":
             return search(queries, self.keys, k, distance)
-        found = torch.from_numpy(self._index(distance).search(_prepared(queries, distance), k)[1])
+        found = torch.from_numpy(self.index(distance).search(_prepared(queries, distance), k)[1])
         return torch.where(found < 0, found[:, :1], found).clamp_(min=0)
 
     def recall(self, patches: Tensor, k: int, distance: Distance) -> dict[str, float | int]:
@@ -61,10 +61,10 @@ class BankSearch:
         queries = patches[:_RECALL_QUERIES]
         found, exact = self.nearest(queries, k, distance), search(queries, self.keys, k, distance)
         recall = float((exact[:, :, None] == found[:, None, :]).any(2).double().mean())
-        lists = self._index(distance).nlist
+        lists = self.index(distance).nlist
         return {"lists": lists, "probes": self.rule.probes, "recall": recall, "queries": len(queries)}
 
-    def _index(self, distance: Distance) -> Any:
+    def index(self, distance: Distance) -> Any:
         """Return the index for a distance, which is built at its first use."""
         import faiss
 

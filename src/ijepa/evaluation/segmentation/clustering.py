@@ -80,7 +80,7 @@ def kmeans(features: npt.NDArray[np.float32], clusters: int, *, restarts: int, i
 
 
 def hungarian(counts: Counts) -> Labels:
-    """Match clusters to classes one to one so that the sum of IoU is largest: counts (classes, clusters) -> (clusters,).
+    """Match clusters to classes one to one with the largest sum of IoU: counts (classes, clusters) -> (clusters,).
 
     Clusters in excess of the number of classes get the class with which they share the most pixels.
     """

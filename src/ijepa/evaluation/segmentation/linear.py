@@ -23,7 +23,7 @@ from ijepa.evaluation.segmentation.protocol import LinearHead
 from ijepa.utils.random import Stream, uniform, words
 
 CACHE_BYTES = 2 << 30
-"""Largest size of features and masks of the training images that are kept in memory; else each step computes its own."""
+"""Largest size of features and masks that are kept in memory. If they are larger, each step computes its own."""
 
 _EXCLUDED = -1e6
 """Added to the logits of classes that are not scored, so that they are never predicted."""

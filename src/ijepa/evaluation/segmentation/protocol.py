@@ -135,7 +135,7 @@ class SegmentationProtocol(BaseConfig):
 
     @property
     def level(self) -> int:
-        """Use of labels. 0: only for scoring; 1: in a bank that is searched, nothing is trained; 2: to train a layer."""
+        """Use of labels. 0: only for scoring; 1: in a bank that is searched; 2: to train a layer."""
         return {"kmeans": 0, "tokencut": 0, "linear": 2}.get(self.method, 1)
 
     @property

@@ -54,6 +54,9 @@ def test_shown_commands_parse(page, line):
         assert set(words[1:]) <= set(targets)
     elif words[0] == "torchrun":
         parse(cli, "ijepa", words[words.index("ijepa") + 1 :])
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        script = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+        parse(script.main, words[1], words[2:])
     elif words[0] == "pip":
         assert "ijepa-pretrain" in line
     else:

@@ -1,5 +1,6 @@
 """Every command that README and docs show is parsed, and run where that takes no training; Python blocks are run."""
 
+import importlib
 import json
 import re
 import shlex

@@ -12,8 +12,8 @@ from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import RunError, UserError
 
 _EPILOG = (
-    f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many of "
-    "them. The value none clears an optional field."
+    f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many "
+    "of them. The value none clears an optional field."
 )
 
 

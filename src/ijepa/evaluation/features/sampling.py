@@ -39,7 +39,7 @@ def choose(total: int, count: int, seed: int) -> Indices:
 def hold_out(
     indices: Indices, share: float, seed: int, labels: npt.NDArray[np.integer] | None = None
 ) -> npt.NDArray[np.bool_]:
-    """Return which samples (n,) are held out to choose a setting. They are drawn by number: their order does not matter.
+    """Return which samples (n,) are held out to choose a setting. They are drawn by number, so order does not matter.
 
     Args:
         indices: sample numbers (n,).

@@ -81,7 +81,11 @@ def index_entries(each: Shown) -> list[dict[str, Any]]:
         return []
     result = each.result
     metrics = [
-        {"type": "accuracy" if key == "top1" else key, "name": f"{METRIC_NAMES[key]} (%)", "value": round(100 * row[key], 2)}
+        {
+            "type": "accuracy" if key == "top1" else key,
+            "name": f"{METRIC_NAMES[key]} (%)",
+            "value": round(100 * row[key], 2),
+        }
         for key in COMPARED
         if isinstance(row.get(key), float)
     ]

@@ -11,7 +11,6 @@ from html import escape
 from typing import Any
 from zlib import crc32
 
-
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 """Stand-ins for the page's text, its softer text, and its thin lines."""
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_source
 from ijepa.evaluation.diagnostics.online import online_diagnosis
+from ijepa.evaluation.results.schema import EvaluationResult
 from ijepa.evaluation.run import evaluate
 from ijepa.interop.weights import shipped_weights
 from ijepa.prepare.scenes.scenes import VERSION, write_scenes
@@ -41,7 +42,7 @@ _DIAGNOSE_EVERY = 500
 class Journey:
     """What a demo gave: results by kind, and the page."""
 
-    results: dict[str, dict[str, Any]]
+    results: dict[str, EvaluationResult]
     report: Path
 
 
@@ -84,7 +85,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
         write_json(output / TIMES, clock.as_json())
     Console().print(summary(results))
     for kind, result in results.items():
-        for note in result.get("notes", []):
+        for note in result.notes:
             print(f"note, {kind}: {note}")
     clock.say(f"done; open {report}")
     return Journey(results, report)
@@ -118,7 +119,7 @@ def _check(folder: Path, images: int, seed: int) -> None:
             raise UserError(folder, f"holds scenes of {key} {there[key]}, not {value}", hint)
 
 
-def summary(results: dict[str, dict[str, Any]]) -> Table:
+def summary(results: dict[str, EvaluationResult]) -> Table:
     """Return the closing table: a row an encoder, a column a protocol."""
     table = Table(title="Accuracy and mIoU in %", title_justify="left")
     table.add_column("encoder")
@@ -129,11 +130,11 @@ def summary(results: dict[str, dict[str, Any]]) -> Table:
     }
     for kind in results:
         table.add_column(columns[kind][0], justify="right")
-    names = [row["encoder"] for row in next(iter(results.values()))["rows"]]
+    names = [row.encoder for row in next(iter(results.values())).rows]
     for name in names:
         cells = []
         for kind, result in results.items():
-            (row,) = (row for row in result["rows"] if row["encoder"] == name)
+            (row,) = (row for row in result.rows if row.encoder == name)
             cells.append(f"{100 * row[columns[kind][1]]:.1f}")
         table.add_row(name, *cells)
     return table

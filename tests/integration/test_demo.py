@@ -16,10 +16,10 @@ def test_the_journey_ends_in_a_table_and_a_page(tmp_path, capsys):
     assert journey.report == tmp_path / "demo" / "report.html" and journey.report.is_file()
     assert set(journey.results) == {"linear", "knn", "segmentation"}
     for kind, result in journey.results.items():
-        names = [row["encoder"] for row in result["rows"]]
+        names = [row.encoder for row in result.rows]
         assert names[0] == "trained" and names[-2:] == ["random", "pixels"]
         (file,) = (tmp_path / "demo" / "evaluations").glob(f"{kind}-*.json")
-        assert json.loads(file.read_text())["rows"] == json.loads(json.dumps(result["rows"]))
+        assert json.loads(file.read_text()) == result.to_json()
     said = capsys.readouterr().out
     assert "Accuracy and mIoU in %" in said and "linear probe" in said and "random" in said
     assert summary(journey.results).row_count == len(names)
@@ -28,7 +28,7 @@ def test_the_journey_ends_in_a_table_and_a_page(tmp_path, capsys):
     assert all(seconds > 0 for seconds in times["parts"].values())
     assert sum(times["parts"].values()) <= times["seconds"] + 0.1
     again = run(tmp_path / "demo", images=240, overrides=small)  # nothing is trained twice
-    assert again.results["linear"]["rows"] == journey.results["linear"]["rows"]
+    assert again.results["linear"].rows == journey.results["linear"].rows
     assert json.loads((tmp_path / "demo" / "demo.json").read_text()) == times  # what it took the first time
 
 

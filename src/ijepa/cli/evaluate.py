@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, heads_option, open_images, telling
 from ijepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ijepa.evaluation.results.schema import EvaluationResult
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -171,51 +174,26 @@ def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
 
     RESULTS are JSON files of evaluations. The table has one column per protocol and data set.
     """
+    from ijepa.cli.tables import comparison_table
     from ijepa.evaluation.results.compare import compare_results
 
-    click.echo(compare_results(results, beside=published))
+    click.echo(comparison_table(compare_results(results, with_published=published)))
 
 
-def _evaluate(
-    kind: str,
-    *,
-    weights: str,
-    train: str | None,
-    test: str,
-    protocol: str | None,
-    output: Path | None,
-    which: Any,
-    seed: int,
-    baselines: bool,
-    heads: int | None,
-    **data: Any,
-) -> None:
+def _evaluate(kind: str, *, weights: str, train: str | None, test: str, **options: Any) -> None:
     from ijepa.evaluation.run import evaluate as run
 
     with telling() as tell:
-        result, file = run(
-            kind,
-            weights,
-            train,
-            test,
-            protocol=protocol,
-            which=which,
-            seed=seed,
-            baselines=baselines,
-            heads=heads,
-            output=output,
-            progress=tell,
-            **data,
-        )
+        result, file = run(kind, weights, train, test, progress=tell, **options)
     _show(result, file)
 
 
-def _show(result: dict[str, Any], file: Path) -> None:
-    """Print a result; of several processes, the first does."""
-    from ijepa.evaluation.run import table
+def _show(result: "EvaluationResult", file: Path) -> None:
+    """Print a result, on the first process only."""
+    from ijepa.cli.tables import result_table
 
     if first_process():
-        click.echo(table(result))
+        click.echo(result_table(result))
         click.echo(f"result: {file}")
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ijepa.evaluation.features.extract import weights_hash
-from ijepa.evaluation.results.compare import FIGURES, read_result
+from ijepa.evaluation.results.compare import COMPARED
+from ijepa.evaluation.results.schema import METRIC_NAMES
+from ijepa.evaluation.results.store import read_result
 from ijepa.interop.weights import Weights, Which, load_encoder
 from ijepa.release.markup import markdown_table
 from ijepa.utils.names import printable
@@ -43,7 +45,7 @@ def of_release(found: Weights, files: Sequence[Path]) -> tuple[list[Shown], list
     Raises:
         UserError: a file is no result.
     """
-    results = {file: read_result(file) for file in files}
+    results = {file: read_result(file).to_json() for file in files}
     # Before training the two are equal: the target, which comes first, then has the name.
     hashes = (
         {weights_hash(load_encoder(found.folder, which)): which for which in reversed(get_args(Which))} if files else {}
@@ -79,8 +81,12 @@ def index_entries(each: Shown) -> list[dict[str, Any]]:
         return []
     result = each.result
     metrics = [
-        {"type": "accuracy" if key == "top1" else key, "name": f"{FIGURES[key]} (%)", "value": round(100 * row[key], 2)}
-        for key in FIGURES
+        {
+            "type": "accuracy" if key == "top1" else key,
+            "name": f"{METRIC_NAMES[key]} (%)",
+            "value": round(100 * row[key], 2),
+        }
+        for key in COMPARED
         if isinstance(row.get(key), float)
     ]
     task = "image-segmentation" if result["kind"] == "segmentation" else "image-classification"
@@ -97,7 +103,7 @@ def data_name(path: object) -> str:
 
 def _table(each: Shown) -> str:
     result = each.result
-    figures = [key for key in FIGURES if any(isinstance(row.get(key), float) for row in each.rows)]
+    figures = [key for key in COMPARED if any(isinstance(row.get(key), float) for row in each.rows)]
     rows = [
         (each.called(row), *(f"{100 * row[key]:.2f}" if isinstance(row.get(key), float) else "-" for key in figures))
         for row in each.rows
@@ -106,4 +112,4 @@ def _table(each: Shown) -> str:
     count = result["data"].get("test", {}).get("n")
     title = f"**{result['kind']}, protocol `{result['protocol']['name']}`{level}**, {count} test images, in %"
     notes = "".join(f"\n\n{note}" for note in result.get("notes", []))
-    return f"{title}\n\n{markdown_table(('encoder', *(FIGURES[key] for key in figures)), rows)}{notes}"
+    return f"{title}\n\n{markdown_table(('encoder', *(METRIC_NAMES[key] for key in figures)), rows)}{notes}"

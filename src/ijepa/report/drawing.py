@@ -11,8 +11,6 @@ from html import escape
 from typing import Any
 from zlib import crc32
 
-from ijepa.utils.errors import UserError
-
 INK, SOFT, RULE = "#010101", "#020202", "#030303"
 """Stand-ins for the page's text, its softer text, and its thin lines."""
 
@@ -20,18 +18,6 @@ COLORS = ("#0a0001", "#0a0002", "#0a0003", "#0a0004")
 """Stand-ins for the colours of lines, in their order."""
 
 _VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", **{c: f"c{i}" for i, c in enumerate(COLORS, start=1)}}
-
-
-def require_extra() -> None:
-    """Refuse where matplotlib is not installed.
-
-    Raises:
-        UserError: naming the extra that brings it.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("matplotlib", "is not installed", "pip install 'ijepa-pretrain[report]'") from None
 
 
 def draw(paint: Callable[[Any], None], size: tuple[float, float], box: Sequence[float], words: str) -> str:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ijepa.data.loading.crop import Interpolation
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import choose
-from ijepa.evaluation.segmentation.clustering import collect, hungarian, kmeans, named, reduced
-from ijepa.evaluation.segmentation.dataset import Annotated, Labels, find_classes
+from ijepa.evaluation.segmentation.clustering import assign_classes, collect, hungarian, kmeans, reduce_features
+from ijepa.evaluation.segmentation.dataset import Labels, SegmentationDataset, find_classes
 from ijepa.evaluation.segmentation.label_map import Rgb
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.retrieval import Distance, search
@@ -83,7 +83,7 @@ class Panels:
 
 
 def segment(
-    encoder: Encoder,
+    encoder: PatchEncoder,
     train: Source,
     test: Source,
     shown: Sequence[int],
@@ -122,25 +122,25 @@ def segment(
     test.require_masks("--test")
     if image_size % encoder.patch_size:
         raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {image_size} pixels")
-    known = find_classes([(train, "--train"), (test, "--test")], classes, ignore, labels)
+    known = find_classes({"--train": train, "--test": test}, classes, ignore, labels)
     wanted = np.asarray(shown, dtype=np.int64)
     others = np.setdiff1d(choose(len(test), clustered, seed), wanted)
     bank_images, samples, pictured = (
-        Annotated(source, chosen, flag, image_size, image_size, interpolation=interpolation)
+        SegmentationDataset(source, chosen, flag, known, image_size, image_size, interpolation)
         for source, chosen, flag in (
             (train, choose(len(train), support, seed), "--train"),
             (test, np.concatenate([wanted, others]), "--test"),
             (test, wanted, "--test"),
         )
     )
-    features, truth = collect(encoder, samples, known, 32)
-    bank = PatchBank(encoder, bank_images, known, images=len(bank_images), seed=seed)
+    features, truth = collect(encoder, samples, 32)
+    bank = PatchBank(encoder, bank_images, images=len(bank_images), seed=seed)
     found = bank.masks(features[: len(wanted)], k, distance)
     side = image_size // encoder.patch_size
     state = int(words(seed, Stream.EVALUATION, [0], 1)[0, 0])
-    assigned = kmeans(reduced(features, 50), known.scored, restarts=2, iterations=100, state=state)
-    clusters = named(assigned.reshape(-1, side, side), truth, known, hungarian)
-    pixels = next(pictured.batches(len(wanted), known))[0]
+    assigned = kmeans(reduce_features(features, 50), known.scored, restarts=2, iterations=100, state=state)
+    clusters = assign_classes(assigned.reshape(-1, side, side), truth, known, hungarian)
+    pixels = next(pictured.batches(len(wanted)))[0]
     images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     labels_of = known.maps.get("--test")
     palette = own_palette(test.mask(int(wanted[0])), known.count) if labels_of is None else labels_of.palette

@@ -13,10 +13,10 @@ import torch
 
 from ijepa.data.loading.crop import Interpolation
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder, extract
+from ijepa.evaluation.features.extract import PatchEncoder, extract
 from ijepa.evaluation.features.sampling import Indices, choose, crops, encoded
 from ijepa.evaluation.features.standardize import mean_and_std
-from ijepa.evaluation.segmentation.clustering import require_extra
+from ijepa.evaluation.segmentation.clustering import require_clustering
 from ijepa.evaluation.segmentation.retrieval import Distance
 from ijepa.masking.masks import draw_masks
 from ijepa.report.feature_figures import nearest, pca_rgb, segment
@@ -211,13 +211,13 @@ def segmentation_command(record: Record) -> str:
 
 
 def _nearest(
-    encoder: Encoder, pair: Pair, pool: Indices, queries: Indices, size: tuple[int, int], standardised: bool
+    encoder: PatchEncoder, pair: Pair, pool: Indices, queries: Indices, size: tuple[int, int], standardised: bool
 ) -> Indices:
     """Return which of the pool's images are nearest to each query (q, k), by mean patch features of the last block."""
     x, y = (
         extract(
             encoder, source, chosen, image_size=size, last=1, cache=None, label="the report's images", crop_fraction=1.0
-        ).x[:, 0]
+        )[:, 0]
         for source, chosen in ((pair.train, pool), (pair.test, queries))
     )
     if standardised:
@@ -280,7 +280,7 @@ def _missing(record: Record, pair: Pair) -> tuple[str, str] | None:
     if pair.same:
         return "looking up needs a second set of images, and there is only one", command
     try:
-        require_extra()
+        require_clustering("clustering")
     except UserError as refusal:
         return f"{refusal.where} {refusal.problem}", refusal.hint
     return None

@@ -18,7 +18,7 @@ from ijepa.data.loading.loader import LoaderPlan, StepDataset
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.open import open_set, open_source
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import Indices, choose
 from ijepa.interop.weights import load_encoder
 from ijepa.masking.batch import Batch
@@ -118,7 +118,7 @@ class Encoders:
     step: str
     image_size: tuple[int, int]
 
-    def items(self) -> list[tuple[str, Encoder]]:
+    def items(self) -> list[tuple[str, PatchEncoder]]:
         """Both by name, the trained one first."""
         return [("trained", self.trained), ("random", self.random)]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ijepa.interop.weights import shipped_folder, shipped_weights
 from ijepa.report.curves import Panel, longer_panels, training_panels
-from ijepa.report.drawing import require_extra
 from ijepa.report.image_sections import (
     FEATURES,
     MASKS,
@@ -30,6 +29,7 @@ from ijepa.report.run_data import Record, read_record
 from ijepa.report.style import CSS
 from ijepa.report.tables import evaluation_section, glance_section, headline, recipe_section
 from ijepa.utils.errors import RunError
+from ijepa.utils.extras import require_extra
 from ijepa.utils.files import write_text
 
 
@@ -44,7 +44,7 @@ def write_report(run: Path, *, data: str | None = None) -> Path:
         UserError: the folder holds no run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
         RunError: the page cannot be written.
     """
-    require_extra()
+    require_extra("matplotlib", "report", "ijepa report")
     record = read_record(run)
     images, encoders = Images(record, data), load_encoders(record)
     command, measured = f"ijepa report {run} --data IMAGES", segmentation_command(record)

@@ -128,7 +128,7 @@ def test_figures_of_other_weights_are_not_the_releases(copied, scenes, tmp_path)
     assert earlier.name != "step-00000008"
     evaluate("knn", str(earlier), *sets, **protocol)
     result, file = evaluate("knn", str(copied), *sets, which="context", **{**protocol, "protocol": "demo"})
-    assert file.name == "knn-demo-context.json" and result["which"] == "context"
+    assert file.name == "knn-demo-context.json" and result.which == "context"
     text = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
     assert body.index("protocol `small`") < body.index("| trained (context encoder) | ")
@@ -376,7 +376,7 @@ def test_names_that_are_not_utf8_are_printable(copied, scenes, tmp_path):
     shutil.rmtree(copied / "evaluations")
     sets = (str(tmp_path / f"{odd}-{split}") for split in ("train", "val"))
     result, _ = evaluate("knn", str(copied), *sets, protocol=str(copied / "small.yaml"))
-    assert result["data"]["classes"] == ["b", "caf\\xe9"]
+    assert result.data.classes == ("b", "caf\\xe9")
     write_report(copied, data=str(tmp_path / f"{odd}-train"))
     assert "caf\\xe9" in (copied / "report.html").read_text(encoding="utf-8")
     model_card = (write_archive(copied, tmp_path / "out", About()) / "README.md").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.diagnostics.metrics import Moments, defined, figures, measured, verdict
-from ijepa.evaluation.features.extract import Encoder, Indices, device_of
+from ijepa.evaluation.features.extract import Indices, PatchEncoder, device_of
 from ijepa.evaluation.features.sampling import choose, crops
 from ijepa.masking.batch import Sequences
 from ijepa.masking.masks import MaskRule, draw_masks
@@ -100,7 +100,7 @@ def before_norm(norm: object) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def norm_of(encoder: Encoder) -> object:
+def norm_of(encoder: PatchEncoder) -> object:
     """Return the final norm of an encoder, None where it has none."""
     return getattr(getattr(encoder, "vit", None), "norm", None)
 
@@ -132,7 +132,7 @@ class TokenStd:
 
 @torch.no_grad()
 def layer_figures(
-    encoder: Encoder, source: Source, chosen: Indices, size: tuple[int, int], layers: int
+    encoder: PatchEncoder, source: Source, chosen: Indices, size: tuple[int, int], layers: int
 ) -> list[dict[str, float | None]]:
     """Return figures of the last `layers` blocks, earliest first.
 
@@ -165,7 +165,7 @@ def layer_figures(
     return rows
 
 
-def depth_of(encoder: Encoder) -> int | None:
+def depth_of(encoder: PatchEncoder) -> int | None:
     """Return how many blocks an encoder has, None where it does not tell."""
     blocks = getattr(getattr(encoder, "vit", None), "blocks", None)
     return None if blocks is None else len(blocks)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import choose, crops, encoded, pair
 from ijepa.utils.errors import RunError, UserError
 
@@ -244,7 +244,7 @@ def verdict(health: Health) -> str:
 
 
 def diagnose(
-    encoder: Encoder,
+    encoder: PatchEncoder,
     source: Source,
     *,
     images: int = 1024,
@@ -266,7 +266,7 @@ def diagnose(
 
 
 def measured(
-    encoder: Encoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int
+    encoder: PatchEncoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int
 ) -> tuple[dict[str, Any], Health]:
     """Return `diagnose`'s answer without its verdict, and what that is read from. Raises as it."""
     size = pair(image_size)

@@ -6,8 +6,10 @@ from ijepa.config.recipe import Model
 from ijepa.data.open import open_source
 from ijepa.evaluation.classification.knn import evaluate_knn
 from ijepa.evaluation.classification.linear_probe import evaluate_linear
+from ijepa.evaluation.context import EvaluationContext
 from ijepa.evaluation.features.extract import PixelEncoder
 from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
+from ijepa.evaluation.results.schema import DataSet
 from ijepa.model.encoder import Encoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import colour_sets, write_colours
@@ -29,21 +31,20 @@ def test_same_json_twice_with_and_without_cache(tmp_path, kind):
     run, protocol = RUNNERS[kind]
     told = []
     results = [
-        run(encoders(), train, test, protocol, seed=5, cache=cache, progress=told.append)
+        run(encoders(), train, test, protocol, EvaluationContext(seed=5, cache=cache, progress=told.append))
         for cache in (None, tmp_path / "cache", tmp_path / "cache")
     ]
-    assert all(result.pop("seconds") >= 0 for result in results)
-    texts = [json.dumps(result, allow_nan=False) for result in results]
+    texts = [json.dumps(result.to_json() | {"seconds": 0}, allow_nan=False) for result in results]
     assert texts[0] == texts[1] == texts[2]
     result = results[0]
-    assert (result["kind"], result["level"], result["chance"]) == (kind, None, pytest.approx(1 / 3))
-    assert result["protocol"] == protocol.model_dump(mode="json")
-    assert result["data"]["train"] == {"n": 60, "classes": 3, "fingerprint": train.fingerprint}
-    assert result["data"]["test"] == {"n": 24, "classes": 3, "fingerprint": test.fingerprint}
-    assert [row["encoder"] for row in result["rows"]] == ["random", "pixels"]
-    for row in result["rows"]:
+    assert (result.kind, result.level, result.chance) == (kind, None, pytest.approx(1 / 3))
+    assert result.protocol == protocol.model_dump(mode="json")
+    assert result.data.train == DataSet(n=60, classes=3, fingerprint=train.fingerprint)
+    assert result.data.test == DataSet(n=24, classes=3, fingerprint=test.fingerprint)
+    assert [row.encoder for row in result.rows] == ["random", "pixels"]
+    for row in result.rows:
         assert row["ci"][0] <= row["top1"] <= row["ci"][1] <= 1
-    assert result["rows"][1]["top1"] > 0.9, "the class is the picture's colour"
+    assert result.rows[1]["top1"] > 0.9, "the class is the picture's colour"
     assert any("pixels, test: features of 24 of 24 images" in line for line in told)
 
 
@@ -53,14 +54,16 @@ def test_classes_are_matched_by_name(tmp_path):
     test = open_source(write_colours(tmp_path / "two", 8, names=("green", "red"), first=100))
     result = evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, KNN)
     assert test.labels.max() == 1
-    assert result["rows"][0]["top1"] > 0.9
+    assert result.rows[0]["top1"] > 0.9
 
 
 def test_a_part_of_the_sets(tmp_path):
     train, test = colour_sets(tmp_path)
     some = KNN.model_copy(update={"train_images": 40, "test_images": 10})
-    result = evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, some, cache=tmp_path / "cache")
-    assert (result["data"]["train"]["n"], result["data"]["test"]["n"]) == (40, 10)
+    result = evaluate_knn(
+        {"pixels": PixelEncoder((32, 32), 8)}, train, test, some, EvaluationContext(cache=tmp_path / "cache")
+    )
+    assert (result.data.train.n, result.data.test.n) == (40, 10)
 
 
 def refusal(train, test, protocol=KNN, encoders=None):

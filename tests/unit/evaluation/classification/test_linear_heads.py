@@ -125,11 +125,11 @@ def test_initial_values_depend_on_the_seed_only():
 def test_initial_std_linear_has_the_distribution_of_torch():
     """Weights and biases uniform within 1 / sqrt(width), as in `torch.nn.Linear.reset_parameters`."""
     heads, module = LinearHeads(400, 50, GRID, initial_std="linear", seed=1), nn.Linear(400, 50)
-    for found, expected in ((heads.weight[1], module.weight.data), (heads.bias[1], module.bias.data)):
+    for found, expected in ((heads.weight.data[1], module.weight.data), (heads.bias.data[1], module.bias.data)):
         assert float(found.abs().max()) <= 1 / 400**0.5
         assert float(found.abs().max()) > 0.9 / 400**0.5
         assert float(found.std()) == pytest.approx(float(expected.std()), rel=0.3)
-    assert float(heads.weight[0].std()) == pytest.approx(1 / (3 * 400) ** 0.5, rel=0.02)
+    assert float(heads.weight.data[0].std()) == pytest.approx(1 / (3 * 400) ** 0.5, rel=0.02)
     assert (heads.bias[0] == heads.bias[2]).all()
 
 

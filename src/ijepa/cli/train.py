@@ -113,7 +113,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
     from ijepa.data.open import open_source
     from ijepa.evaluation.diagnostics.online import online_diagnosis
-    from ijepa.evaluation.diagnostics.warnings import new_warnings
+    from ijepa.evaluation.diagnostics.warnings import new_training_warnings
     from ijepa.training.loop import Callback
 
     where = "data.path" if data is None else "--diagnose-data"
@@ -127,7 +127,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_training_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)

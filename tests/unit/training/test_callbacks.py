@@ -49,10 +49,10 @@ def test_a_measurement_that_fails_costs_no_step_and_is_made_on_resuming(scenes, 
 
 def test_remarks_of_a_callback_are_shown_after_its_figures_are_written(scenes, tmp_path, capsys):
     """A rank that falls all the time is reported once."""
-    from ijepa.evaluation.diagnostics.warnings import new_warnings
+    from ijepa.evaluation.diagnostics.warnings import new_training_warnings
 
     ranks = iter(range(100, 0, -10))
-    call = Callback(1, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_warnings(tmp_path))
+    call = Callback(1, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_training_warnings(tmp_path))
     pretrain(recipe(scenes, steps=8), source(scenes), tmp_path, callbacks=[call])
     warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("watch: ")]
     assert len(warned) == 1 and "rank falls: centered RankMe went from 60.0 to 30.0" in warned[0]

@@ -63,13 +63,13 @@ def test_loaders_share_the_cores_of_a_machine_with_its_other_ranks(monkeypatch):
 
 
 def test_the_plan_and_the_run_agree(monkeypatch):
-    from ijepa.planning.outlook import outlook
+    from ijepa.planning.plan import make_plan
 
     recipe = Recipe.load("vit-huge-16-in22k")
     monkeypatch.setattr(micro_batch, "memory_of", lambda device: 80e9)
     monkeypatch.setattr(micro_batch, "_USABLE_ON_CPU", USABLE)
     flash = largest_micro(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
-    planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
+    planned = make_plan(recipe, gpu="h100", devices=8).asked.chosen.fits[0].micro
     # A CPU's attention keeps its probabilities, FlashAttention does not.
     assert flash <= planned <= 4 * flash
 

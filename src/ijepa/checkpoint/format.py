@@ -43,7 +43,7 @@ from ijepa.distributed.process_group import World, run_on_rank0, share_out
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import trained
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import flush_folder, write_text
+from ijepa.utils.files import fsync_path, write_text
 
 
 class Shaped(Protocol):
@@ -108,11 +108,11 @@ def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """
     whole, beside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     write_text(beside / "state.json", seal({"format": FORMAT, "step": step, **state}))
-    flush_folder(beside)
+    fsync_path(beside)
     if whole.exists():
         _drop(whole)
     beside.rename(whole)
-    flush_folder(folder)
+    fsync_path(folder)
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
             _drop(old)

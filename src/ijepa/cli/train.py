@@ -74,7 +74,7 @@ def pretrain(
         return
     if loaded.data.path is None:
         raise UserError("data.path", "no data given", "add --data.path with images or tar shards")
-    from ijepa.interop.init_from import beginning
+    from ijepa.interop.init_from import initial_weights
     from ijepa.training.loop import pretrain as run
     from ijepa.training.profiler import Window
 
@@ -82,8 +82,8 @@ def pretrain(
     source = open_images(loaded.data.path)
     info = {"data": {"path": _shown(loaded.data.path)}}
     folder = output or Path("runs") / loaded.name
-    begun = beginning(loaded)
-    loaded = begun.recipe if begun else loaded
+    initial = initial_weights(loaded)
+    loaded = initial.recipe if initial else loaded
     callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     run(
         loaded,
@@ -91,9 +91,9 @@ def pretrain(
         folder,
         resume=resume,
         callbacks=callback,
-        info={**info, **({"init": begun.label} if begun else {})},
+        info={**info, **({"init": initial.label} if initial else {})},
         profile=window,
-        initial=begun.tensors if begun else None,
+        initial=initial.tensors if initial else None,
     )
     if first_process():
         click.echo(f"done: {folder}")

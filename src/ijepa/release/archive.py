@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ijepa.checkpoint.run_dir import Run
-from ijepa.interop.exchange import written
+from ijepa.interop.exchange import check_output
 from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
 from ijepa.release.model_card import About, card
 from ijepa.report.page import write_report
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import irregular, read_json, write_text
+from ijepa.utils.files import atomic_dir, irregular, read_json, write_errors, write_text
 
 SUMS = "SHA256SUMS"
 _KEPT = ("run.json", "metrics.jsonl", "timings.jsonl", "diagnostics.jsonl", "report.html")
@@ -58,8 +58,8 @@ def write_archive(
         _own(path)
     tell = progress or (lambda line: None)
     report = _report(found, folder, tell)
-    with written(out) as beside:
-        beside.mkdir()
+    check_output(out)
+    with write_errors(out), atomic_dir(out) as beside:
         for part in found.parts:
             tell(f"writing {part.replace('_', ' ')}")
             write_tensors(beside, part, found.tensors(part))

@@ -341,10 +341,10 @@ def test_an_unfinished_run_is_released_only_when_asked(run, tmp_path, scenes):
 
 def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
     def full(file, tensors, about):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lazy, "_write", full)
+    monkeypatch.setattr(lazy, "write_safetensors", full)
     with pytest.raises(RunError, match="No space left"):
         write_archive(run, tmp_path / "out", About())
     assert not list(tmp_path.iterdir())

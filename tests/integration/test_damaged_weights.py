@@ -92,7 +92,7 @@ QUERY = "encoder.layer.0.attention.attention.{}.weight"
         (_index, "index/1.safetensors", "does not exist"),
         (_index_of_itself, "itself/model.safetensors.index.json", "model.safetensors.index.json"),
         (_short, "short.safetensors", "complete"),
-        (_without, "without/model.safetensors", "blocks.1.mlp.fc2.bias"),
+        (_without, "without", "blocks.1.mlp.fc2.bias"),
         (_tensor("timm", **{"blocks.0.ls1.gamma": torch.ones(32)}), "tensor", "blocks.0.ls1.gamma"),
         (_tensor("timm", **{"blocks.1.mlp.fc1.weight": torch.ones(8, 32)}), "tensor", "blocks.1.mlp.fc1.weight"),
         (_tensor("timm", pos_embed=torch.ones(1, 36, 32)), "tensor/model.safetensors", "sin-cos"),

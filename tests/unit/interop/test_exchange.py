@@ -16,7 +16,7 @@ from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.utils.errors import RunError, UserError
-from tests.helpers.libraries import PARTS, eager, pixels, recipe, features_of_library
+from tests.helpers.libraries import PARTS, eager, features_of_library, pixels, recipe
 
 
 @pytest.mark.parametrize("which", ["target", "context"])

@@ -13,7 +13,7 @@ from ijepa.config.recipe import Encoder, Predictor
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.utils.errors import UserError
-from tests.helpers.libraries import PARTS, eager, pixels, features_of_library
+from tests.helpers.libraries import PARTS, eager, features_of_library, pixels
 from tests.reference.dense import positions
 
 ENCODER = {

@@ -15,8 +15,8 @@ bfloat16 autocast:
   a time, in bfloat16 and, for the sum, in float32. ddp keeps its buckets from step to step.
 
 The peak is either where all activations are in memory or where all gradients are: as the backward pass proceeds, one
-grows and the other shrinks. Temporary buffers of kernels and NCCL, the CUDA context and fragmentation are not counted.
-They take the rest of the memory, of which a plan uses the share `USABLE`.
+grows and the other shrinks. Temporary buffers of kernels and NCCL, the CUDA context and fragmentation are not counted:
+a plan leaves them the rest of the memory, because it fills only the share `USABLE`.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ of the largest one; ONNX and programs need the whole encoder, and the original's
 """
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ijepa.config.recipe import Model
 from ijepa.interop.heads import Head
@@ -20,7 +20,6 @@ from ijepa.utils.errors import UserError
 from ijepa.utils.files import atomic_dir, atomic_file, write_errors, write_text
 
 Format = Literal["transformers", "timm", "official", "safetensors", "onnx", "program"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def export_weights(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ijepa.config.recipe import Model
 from ijepa.interop.tensors import LazyTensor
-from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import write_bytes
+from ijepa.utils.errors import UserError
+from ijepa.utils.files import write_bytes, write_errors
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Head:
             RunError: The file cannot be written.
         """
         tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-        try:
+        with write_errors(file):
             write_bytes(file, save(tensors, {"format": "pt", "classes": json.dumps(self.classes)}))
-        except OSError as error:
-            raise RunError(f"{file}: the head cannot be saved: {error.strerror}") from error
 
     @classmethod
     def read(cls, file: Path, model: Model) -> "Head":

@@ -5,7 +5,7 @@ layer on the mean of the patches, the class is IJepaForImageClassification and e
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +24,45 @@ from ijepa.utils.files import write_json
 SHARD = 5 * 10**9
 """Maximum bytes of tensors per file, as transformers writes them."""
 
-# Names outside and inside blocks, from ours to those of transformers.
-_OUTER = {
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
+# Our names of tensors, and the names in transformers, outside and inside blocks.
+_OUTSIDE: dict[str, tuple[str, ...]] = {
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
+    "patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
+    "norm.weight": ("layernorm.weight",),
+    "norm.bias": ("layernorm.bias",),
 }
-_INNER = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+_INSIDE: dict[str, tuple[str, ...]] = {
+    "norm1": ("layernorm_before",),
+    # One matrix (3 D, D) of ours is three (D, D) in transformers.
+    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attn.proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
 }
-_OUTER_BACK = {theirs: ours for ours, theirs in _OUTER.items()}
-_INNER_BACK = {theirs: ours for ours, theirs in _INNER.items()}
-_QKV = {f"attention.attention.{part}": part for part in ("query", "key", "value")}
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)$")
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
+
+
+def _names(blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names in transformers by our names, for an encoder with blocks of these numbers."""
+    names = dict(_OUTSIDE)
+    for number in blocks:
+        for ours, theirs in _INSIDE.items():
+            for kind in ("weight", "bias"):
+                layers = (f"encoder.layer.{number}.{layer}.{kind}" for layer in theirs)
+                names[f"blocks.{number}.{ours}.{kind}"] = tuple(layers)
+    return names
 
 
 def to_transformers(tensors: Tensors, prefix: str = "") -> dict[str, LazyTensor]:
     """Rename an encoder's tensors, positions included, for transformers."""
-    found: dict[str, LazyTensor] = {}
+    names = _names({found[1] for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))})
+    renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        block = _BLOCK.match(name)
-        if block is None:
-            found[prefix + _OUTER[name]] = tensor
-            continue
-        layer, kind = f"{prefix}encoder.layer.{block[1]}.", block[3]
-        if block[2] != "attn.qkv":
-            found[f"{layer}{_INNER[block[2]]}.{kind}"] = tensor
-            continue
-        third = tensor.shape[0] // 3  # qkv (3 D, ...) stacks query, key and value
-        for place, theirs in enumerate(_QKV):
-            found[f"{layer}{theirs}.{kind}"] = tensor.rows(place * third, (place + 1) * third)
-    return found
+        rows = tensor.shape[0] // len(names[name])
+        for place, theirs in enumerate(names[name]):
+            renamed[prefix + theirs] = tensor.rows(place * rows, (place + 1) * rows)
+    return renamed
 
 
 def from_transformers(tensors: Tensors, where: object) -> dict[str, LazyTensor]:
@@ -70,26 +71,26 @@ def from_transformers(tensors: Tensors, where: object) -> dict[str, LazyTensor]:
     Raises:
         UserError: A name is unknown, or query, key or value is missing or has another shape.
     """
-    found: dict[str, LazyTensor] = {}
-    split: dict[str, dict[str, LazyTensor]] = {}
-    for key, tensor in tensors.items():
+    given = {key.removeprefix("ijepa."): tensor for key, tensor in tensors.items()}
+    # The numbers of the blocks there are: a damaged file may name block 10^9.
+    names = _names({found[1] for name in given if (found := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    known = {layer for theirs in names.values() for layer in theirs}
+    for key in tensors:
         name = key.removeprefix("ijepa.")
-        layer = _LAYER.match(name)
-        if name in _OUTER_BACK:
-            found[_OUTER_BACK[name]] = tensor
-        elif layer and layer[2] in _INNER_BACK:
-            found[f"blocks.{layer[1]}.{_INNER_BACK[layer[2]]}.{layer[3]}"] = tensor
-        elif layer and layer[2] in _QKV:
-            split.setdefault(f"blocks.{layer[1]}.attn.qkv.{layer[3]}", {})[_QKV[layer[2]]] = tensor
-        elif not name.startswith(("classifier.", "pooler.")):
+        if name not in known and not name.startswith(("classifier.", "pooler.")):
             raise UserError(where, f"{key} is unknown", "is it an I-JEPA model of transformers?")
-    for name, parts in split.items():
-        if missing := [part for part in _QKV.values() if part not in parts]:
-            raise UserError(where, f"{missing[0]} of {name} is missing", "the file is incomplete")
-        if len({tensor.shape for tensor in parts.values()}) > 1 or not parts["query"].shape:
+    renamed: dict[str, LazyTensor] = {}
+    for name, theirs in names.items():
+        parts = [given[layer] for layer in theirs if layer in given]
+        if not parts:  # whether the model needs it is checked later, with its recipe
+            continue
+        if len(parts) < len(theirs):
+            missing = next(layer for layer in theirs if layer not in given)
+            raise UserError(where, f"{missing} is missing", "the file is incomplete")
+        if len(parts) > 1 and (len({part.shape for part in parts}) > 1 or not parts[0].shape):
             raise UserError(where, f"query, key and value of {name} differ in shape", "the file is of another model")
-        found[name] = _concatenate([parts[part] for part in _QKV.values()])
-    return found
+        renamed[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
+    return renamed
 
 
 def _concatenate(parts: Sequence[LazyTensor]) -> LazyTensor:

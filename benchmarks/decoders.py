@@ -29,7 +29,7 @@ from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop
 from ijepa.data.loading.decode import decode, image_size
 from ijepa.data.open import open_source
 from ijepa.utils.environment import machine
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 SIZE, SCALE, RATIO, TURN = (224, 224), (0.3, 1.0), (3 / 4, 4 / 3), 16
 Way = Callable[[bytes, Box], Tensor]
@@ -120,7 +120,7 @@ def main(path: str, repeats: int, output: Path) -> None:
     torch.set_num_threads(1)
     source = open_source(path)
     files = [source.image(index) for index in range(len(source))]
-    draws = words(0, Stream.CROP, np.arange(len(files)), WORDS)
+    draws = random_bits(0, Stream.CROP, np.arange(len(files)), WORDS)
     boxes = [random_resized_crop_box(d, *image_size(f), SCALE, RATIO) for d, f in zip(draws, files, strict=True)]
     exact = [_exact(file, box, SIZE) for file, box in zip(files, boxes, strict=True)]
     tried, pool = ways(), ThreadPoolExecutor(2)

@@ -43,7 +43,7 @@ from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
 from ijepa.utils.allocator import keep_freed_memory
 from ijepa.utils.cores import available_cores
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -74,7 +74,7 @@ def bench_data(
     source = open_source(path)
     micro = min(micro, images, len(source))
     turns = range(max(1, min(images, len(source)) // micro))
-    size = recipe.model.image_hw
+    size = recipe.model.image_size
     encoder = recipe.model.encoder
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
     loader = _loader(source, recipe, micro, _Stamped(packer))
@@ -126,7 +126,7 @@ def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, worker
         seed=recipe.seed,
         global_batch=micro,
         micro_batch=micro,
-        image_size=recipe.model.image_hw,
+        image_size=recipe.model.image_size,
         crop_scale=recipe.data.crop_scale,
         crop_ratio=recipe.data.crop_ratio,
         collate=collate,
@@ -137,7 +137,7 @@ def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, worker
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:
     """Return the files and boxes that micro-batch `number` is made of."""
     batch = loader.dataset[number]
-    draws = words(recipe.seed, Stream.CROP, batch.positions, WORDS)
+    draws = random_bits(recipe.seed, Stream.CROP, batch.positions, WORDS)
     files = [source.image(index) for index in batch.indices]
     scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
     return [

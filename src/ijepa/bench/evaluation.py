@@ -26,7 +26,7 @@ from ijepa.evaluation.features.loaders import Augmented
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.retrieval import search
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.prepare.scenes.scenes import draw_scene, scene_record
 
 Part = Literal["forward", "cached", "knn", "bank"]
@@ -89,11 +89,11 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
     Augmentation is on: images are decoded, cropped and flipped at random before the backbone goes over them.
     """
     recipe = Recipe.load(name)
-    encoder = Encoder.initial(recipe.model, 0)
+    encoder = FrozenEncoder.initial(recipe.model, 0)
     width = recipe.model.encoder.width
     places = np.arange(images)
     pictures = _Pictures(images)
-    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_hw)
+    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_size)
     empty = torch.empty(images, 0, 0)
     split = Split(empty, torch.zeros(images), empty, torch.zeros(images), classes, origin)
     four, last = (

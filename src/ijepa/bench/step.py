@@ -27,7 +27,7 @@ from ijepa.training.optimizer import apply_step, make_optimizer
 from ijepa.training.runtime import computing, resolve
 from ijepa.utils.allocator import keep_freed_memory
 from ijepa.utils.environment import machine
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimiser, EMA")
 _WARM_UP = 2
@@ -85,8 +85,8 @@ def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autoc
     optimizer = make_optimizer(model, recipe.optimizer)
     budget, encoder = token_budget(recipe, micro, device), shape.encoder
     packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)
-    height, width = shape.image_hw
-    draw = words(recipe.seed, Stream.CROP, np.arange(micro), -(-3 * height * width // 4))
+    height, width = shape.image_size
+    draw = random_bits(recipe.seed, Stream.CROP, np.arange(micro), -(-3 * height * width // 4))
     pixels = torch.from_numpy(draw.view(np.uint8)[:, : 3 * height * width].reshape(micro, 3, height, width).copy())
     dtypes = ["float32", "bfloat16"] if autocast else ["float32"]
     products = [(name, product) for name in dtypes for product in _products(recipe, micro, name, device)]

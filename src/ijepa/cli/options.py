@@ -11,7 +11,7 @@ import click
 
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import UserError
-from ijepa.utils.quantities import Length
+from ijepa.utils.quantities import Duration
 
 WEIGHTS_HELP = (
     "WEIGHTS is one of: a run folder, a checkpoint folder, a weights folder, an archive, a model folder of "
@@ -58,7 +58,7 @@ def _metavar(annotation: Any) -> str:
         return "HEIGHT,WIDTH" if parts[0] is int else "LOW,HIGH"
     if parts:
         return "|".join(_metavar(part) for part in parts if part is not type(None))
-    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "TEXT")
+    return {int: "N", float: "X", bool: "BOOL", Duration: "LENGTH"}.get(annotation, "TEXT")
 
 
 def _typed(value: Any) -> str:

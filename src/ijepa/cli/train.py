@@ -12,8 +12,8 @@ from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import RunError, UserError
 
 _EPILOG = (
-    f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many of "
-    "them. The value none clears an optional field."
+    f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many "
+    "of them. The value none clears an optional field."
 )
 
 
@@ -127,7 +127,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)

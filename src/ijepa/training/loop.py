@@ -315,7 +315,7 @@ class _Loop:
             micro_batch=self.resolved.micro,
             rank=self.world.rank,
             world_size=self.world.size,
-            image_size=recipe.model.image_hw,
+            image_size=recipe.model.image_size,
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
             crops_per_decode=recipe.data.crops_per_decode,

@@ -9,7 +9,6 @@ import torch
 from ijepa.bench import bench_attention, bench_evaluation, bench_index, bench_masks, bench_order, bench_step
 from ijepa.bench.step import PARTS
 from ijepa.config.recipe import Recipe
-from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
 
@@ -53,7 +52,6 @@ def test_masks_are_measured_for_the_images_asked_for():
     result = bench_masks(images=5, grid=(8, 8), repeats=2, echo=lines.append)
     assert json.loads(json.dumps(result)) == result
     assert result["images"] == 5 and result["grid"] == [8, 8] and result["masks_ms"] > 0
-    MaskRule(min_context=4).check_grid((8, 8))
     assert lines[0].startswith("5 images, 8 x 8")
 
 

@@ -33,7 +33,7 @@ from ijepa.data.loading.workers import mark, produce
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.random import Stream, Words, words
+from ijepa.utils.random import Stream, Words, random_bits
 
 _AHEAD = 512
 """Positions whose samples are looked up together."""
@@ -116,7 +116,7 @@ class StepDataset(Dataset[Batch]):
         positions = self.plan.positions(number)
         indices = self._indices(number)
         self.source.expect(indices, mark)
-        draws = words(self.seed, Stream.CROP, positions, WORDS)
+        draws = random_bits(self.seed, Stream.CROP, positions, WORDS)
         into, used, replaced = pixels.numpy(), list[int](), list[str]()
         places = positions // self.crops_per_decode
         starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()

@@ -18,7 +18,7 @@ from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.utils.errors import RunError
-from ijepa.utils.random import Stream, below, words
+from ijepa.utils.random import Stream, randint, random_bits
 
 Indices = npt.NDArray[np.int64]
 
@@ -29,7 +29,7 @@ def choose(total: int, count: int, seed: int) -> Indices:
         return np.arange(total)
     drawn = 2 * count
     while True:
-        numbers = below(words(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
+        numbers = randint(random_bits(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
         distinct, first = np.unique(numbers, return_index=True)
         if len(distinct) >= count:
             return np.sort(distinct[np.argsort(first)[:count]])

@@ -18,7 +18,7 @@ from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 RECALLED = 784
 """Patches on which an inverted index's recall is measured."""
@@ -31,7 +31,7 @@ def hold_out(
 
     With `labels` (n,) it is that share of every class, to within one image, and never the only one of a class.
     """
-    draw = uniform(words(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
+    draw = uniform(random_bits(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
     count = min(len(indices) - 1, max(1, round(share * len(indices))))
     held = np.zeros(len(indices), dtype=np.bool_)
     if labels is None:
@@ -47,7 +47,7 @@ def hold_out(
 
 def draw_patches(indices: Indices, patches: int, count: int, seed: int) -> Tensor:
     """Return which `count` of the `patches` of each sample (n,) are taken, ascending: (n, count)."""
-    order = np.argsort(words(seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
+    order = np.argsort(random_bits(seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
     return torch.from_numpy(np.sort(order[:, :count], axis=1))
 
 

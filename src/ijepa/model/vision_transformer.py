@@ -123,13 +123,13 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.keep_rates = [1 - rate for rate in layer_rates(encoder.depth, drop_path)]
-        self._position_scale, self._position_grid = encoder.position_scale, config.position_grid or self.grid
+        self.position_scale, self._position_grid = encoder.position_scale, config.position_grid or self.grid
         self.register_buffer("pos_embed", self.positions(self.grid), persistent=False)
         self.pos_embed: Tensor
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Return positions (N, D) for a grid of patches, interpolated from the grid that positions were made for."""
-        return self._position_scale * sincos_positions(self.embed_dim, grid, self._position_grid)
+        return self.position_scale * sincos_positions(self.embed_dim, grid, self._position_grid)
 
     def embed(self, patches: Tensor, index: Tensor, grid: tuple[int, int]) -> Tensor:
         """Embed normalized patches (T, 3 * p * p) with the flat patch numbers `index` (T,): (T, D)."""

@@ -213,7 +213,8 @@ def test_masks_folder_must_not_change_the_images(tmp_path):
 
 
 def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatch):
-    from ijepa.bench.index import write_shards as write_many
+    from benchmarks.index import write_shards as write_many
+
     from ijepa.data.open import open_source
 
     write_many(tmp_path / "shards", 200, shard=3)

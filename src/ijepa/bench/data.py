@@ -32,8 +32,7 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode_for, image_size
-from ijepa.data.loading.jpeg import Pixels
+from ijepa.data.loading.decode import Pixels, decode_for, image_size
 from ijepa.data.loading.loader import Collate, Loader
 from ijepa.data.loading.turbojpeg import library
 from ijepa.data.loading.workers import Worker
@@ -233,7 +232,7 @@ def _psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:
 
 def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
     if not result["jpeg_boxes"]:
-        echo("JPEGs are decoded down to the box's last row; with the extra turbojpeg, hardly more than the box")
+        echo("JPEGs are decoded as a whole; with the extra turbojpeg, hardly more than the crop")
     rates = result["images_per_cpu_second"]
     echo(f"{result['images']} images to {result['image_size'][0]} x {result['image_size'][1]}, images a CPU-second:")
     for name, rate in rates.items():

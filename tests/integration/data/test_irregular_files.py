@@ -154,7 +154,7 @@ except RunError as error:
 
 def test_a_frame_of_a_video_that_is_one_cannot_be_decoded(tmp_path):
     done = in_time("-c", _FRAME, make(tmp_path / "0.jpg", "a FIFO"))
-    assert done.stdout.endswith("0.jpg: no bytes at all\n"), done
+    assert done.stdout.endswith("0.jpg: the file is empty\n"), done
 
 
 def test_a_file_that_is_gone_is_still_an_error(tmp_path):

@@ -4,6 +4,10 @@ A run reads all images of every epoch in random order, so it needs fast access. 
 several at a time, each to a temporary file that is then renamed. The size and version (ETag or time) that the server
 reports are stored next to the copy, so that the next start uses the copy only if the original is still the same. A
 lock lets one process of a machine download while the others wait.
+
+fsspec's own `filecache` does not give these guarantees (measured with fsspec 2026.9 and an HTTP server): it does not
+notice that the original has changed, because its key for HTTP is the URL alone; it does not retry; an interrupted
+download leaves half a file under the final name; and with readable names, two folders' files overwrite each other.
 """
 
 import fcntl

@@ -15,7 +15,7 @@ from ijepa.data.loading.crop import Interpolation
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder, extract
 from ijepa.evaluation.features.sampling import Indices, choose, crops, encoded
-from ijepa.evaluation.metrics.accuracy import statistics
+from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.segmentation.clustering import require_extra
 from ijepa.evaluation.segmentation.retrieval import Distance
 from ijepa.masking.masks import draw_masks
@@ -221,7 +221,7 @@ def _nearest(
         for source, chosen in ((pair.train, pool), (pair.test, queries))
     )
     if standardised:
-        shift, scale = statistics(x)
+        shift, scale = mean_and_std(x)
         x, y = (x - shift) / scale, (y - shift) / scale
     return nearest(x, y, _NEIGHBOURS)
 

@@ -13,7 +13,7 @@ import yaml
 from ijepa.report.drawing import COLORS, INK, RULE, SOFT, draw
 from ijepa.report.markup import Gap, Part, Section, details, facts, figure, number, percent, scrolling, table
 from ijepa.report.run_data import MAIN, Record, Result
-from ijepa.training.metrics import duration
+from ijepa.utils.progress import duration
 
 _SHARES = {
     "top1": "top-1",

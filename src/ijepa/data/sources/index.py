@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from ijepa.data.paths import Folder, Shards
 from ijepa.data.sources.tar_index import Shard, TarError, scan_tar
 from ijepa.utils.cores import available_cores
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import irregular
+from ijepa.utils.files import atomic_dir, irregular
 
 VERSION = 2
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -340,20 +339,14 @@ def load(directory: Path) -> Index:
 
 
 def _store(index: Index, directory: Path) -> Index:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
     try:
-        for name, array in index.arrays.items():
-            with (temporary / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
-        header = {**index.header, "arrays": sorted(index.arrays)}
-        (temporary / "index.json").write_text(json.dumps(header))
-        with contextlib.suppress(OSError):  # without locks, another process may have stored the same index first
-            temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_dir(directory) as folder:
+            for name, array in index.arrays.items():
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            (folder / "index.json").write_text(json.dumps({**index.header, "arrays": sorted(index.arrays)}))
+    except OSError:
+        if not directory.is_dir():  # without locks, another process may have stored the same index first
+            raise
     _prune(directory)
     return load(directory)
 

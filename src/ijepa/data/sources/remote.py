@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,13 +25,18 @@ from typing import Any
 
 from ijepa.data.paths import expand_braces, select_split
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import write_text
+from ijepa.utils.files import atomic_file, write_text
+from ijepa.utils.progress import Progress
 
 _DOWNLOAD_THREADS, _INFO_THREADS = 8, 32
 _ATTEMPTS = 3
 _CHUNK = 2**22
 _VERSION_KEYS = ("ETag", "etag", "Content-MD5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime")
 """Keys under which fsspec's file systems report what changes with a file, the most reliable first."""
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def is_remote(path: str) -> bool:
@@ -99,9 +103,7 @@ def find_remote(path: str, where: str, split: str | None) -> list[RemoteFile]:
     return _describe_all(system, urls, where)
 
 
-def download(
-    shards: list[RemoteFile], where: str, cache: Path, progress: Callable[[str], None] | None = None
-) -> list[Path]:
+def download(shards: list[RemoteFile], where: str, cache: Path, progress: Progress = _print_to_stderr) -> list[Path]:
     """Return local copies of shards, and download those that are missing or outdated.
 
     A `classes.txt` next to the first shard is downloaded too. All paths begin with the local folder of the first shard;
@@ -111,7 +113,6 @@ def download(
         UserError: not enough free space.
         RunError: a download failed several times.
     """
-    report = progress or partial(print, file=sys.stderr, flush=True)
     system = _file_system(shards[0].url, where)
     classes = _describe(system, f"{shards[0].folder}/classes.txt", where)
     local = {file.local(cache): file for file in (shards if classes is None else [*shards, classes])}
@@ -131,7 +132,7 @@ def download(
         with ThreadPoolExecutor(_DOWNLOAD_THREADS) as pool:
             for file in pool.map(partial(_download_one, system), missing.values(), missing):
                 done += file.size
-                report(f"fetched {PurePosixPath(file.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
+                progress(f"fetched {PurePosixPath(file.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
     return [home / os.path.relpath(file.local(cache), home) for file in shards]
 
 
@@ -176,20 +177,15 @@ def _file_system(url: str, where: str) -> Any:
 
 def _download_one(system: Any, file: RemoteFile, local: Path) -> RemoteFile:
     """Download one file, and then store its version."""
-    temporary = local.with_name(f".{local.name}.{os.getpid()}")
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with system.open(file.url, "rb") as source, temporary.open("wb") as out:
+            with system.open(file.url, "rb") as source, atomic_file(local) as out:
                 shutil.copyfileobj(source, out, _CHUNK)
-                out.flush()
-                os.fsync(out.fileno())
-            if file.size not in (0, temporary.stat().st_size):
-                raise OSError(f"received {temporary.stat().st_size} of {file.size} bytes")
-            temporary.replace(local)
+                if file.size not in (0, out.tell()):
+                    raise OSError(f"received {out.tell()} of {file.size} bytes")
             write_text(_version_file(local), file.version)
             return file
         except Exception as error:  # each file system has its own errors
-            temporary.unlink(missing_ok=True)
             if attempt == _ATTEMPTS:
                 raise RunError(f"{file.url}: cannot be fetched: {_one_line(error)}") from None
             time.sleep(attempt)

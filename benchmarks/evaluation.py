@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -216,12 +215,6 @@ class _Pictures(Source):
 
     def _image(self, index: int) -> bytes:
         return self.files[index]
-
-    def _mask(self, index: int) -> bytes | None:
-        return None
-
-    def _without_mask(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self))
 
 
 def _module(width: int, classes: int, lr: float, decay: float) -> tuple[torch.nn.Linear, torch.optim.AdamW]:

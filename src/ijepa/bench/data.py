@@ -31,9 +31,8 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode_for, image_size
-from ijepa.data.loading.jpeg import Pixels
-from ijepa.data.loading.loader import Collate, Loader
+from ijepa.data.loading.decode import Pixels, decode_for, image_size
+from ijepa.data.loading.loader import Collate, Loader, LoaderConfig
 from ijepa.data.loading.turbojpeg import library
 from ijepa.data.loading.workers import Worker
 from ijepa.data.open import open_source
@@ -68,7 +67,7 @@ def bench_data(
     loader = _loader(source, recipe, micro, _CpuTime(packer))
     files = [_files(loader, source, recipe, turn) for turn in turns]
     made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last).numpy()
-    worker = Worker(loader.dataset.make, loader.dataset.pixel_shape, slots=1)
+    worker = Worker(loader.dataset.make, loader.config.pixel_shape, slots=1)
     methods: dict[str, Callable[[int], object]] = {
         "usual": lambda turn: [_usual(*given, size) for given in files[turn]],
         "ours": lambda turn: [our_crop(*given, size, out) for given, out in zip(files[turn], made, strict=True)],
@@ -106,17 +105,16 @@ class _CpuTime:
 
 
 def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, workers: int = 0) -> Loader:
-    return Loader(
-        source,
+    config = LoaderConfig(
         seed=recipe.seed,
-        global_batch=micro,
-        micro_batch=micro,
         image_size=recipe.model.image_size,
         crop_scale=recipe.data.crop_scale,
         crop_ratio=recipe.data.crop_ratio,
-        collate=collate,
+        global_batch=micro,
+        micro_batch=micro,
         workers=workers,
     )
+    return Loader(source, config, collate)
 
 
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:

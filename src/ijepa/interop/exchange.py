@@ -7,7 +7,7 @@ of the largest one; ONNX and programs need the whole encoder, and the original's
 from pathlib import Path
 from typing import Literal
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.heads import Head
 from ijepa.interop.official import write_official
 from ijepa.interop.onnx import weights_file, write_onnx, write_program
@@ -123,7 +123,7 @@ def _write_folder(
             write_tensors(folder, part, weights.tensors(part), about=about)
 
 
-def _with_positions(model: Model, part: str, weights: Weights) -> dict[str, LazyTensor]:
+def _with_positions(model: ModelSection, part: str, weights: Weights) -> dict[str, LazyTensor]:
     """Return the tensors of a part and its position table (1, N, D), which other libraries store."""
     name, shape = (PREDICTOR_POSITIONS, model.predictor) if part == "predictor" else (POSITIONS, model.encoder)
     positions = Positions(model.grid, model.position_grid, shape.position_scale)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.tensors import LazyTensor
 from ijepa.utils.errors import UserError
 from ijepa.utils.files import write_bytes, write_errors
@@ -37,7 +37,7 @@ class Head:
             write_bytes(file, save(tensors, {"format": "pt", "classes": json.dumps(self.classes)}))
 
     @classmethod
-    def read(cls, file: Path, model: Model) -> "Head":
+    def read(cls, file: Path, model: ModelSection) -> "Head":
         """Read what `write` wrote, for an encoder of this shape.
 
         Raises:

@@ -7,7 +7,7 @@ known models of that width, a guess, which a note reports.
 
 import re
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, TOLERANCE, Positions, read_positions
 from ijepa.interop.tensors import Tensors
 from ijepa.utils.errors import UserError
@@ -21,7 +21,7 @@ _OTHER_MODEL = "the file is of another model or incomplete"
 
 def infer_encoder(
     tensors: Tensors, where: object, *, heads: int | None = None, image_size: tuple[int, int] | None = None
-) -> tuple[Model, list[str]]:
+) -> tuple[ModelSection, list[str]]:
     """Return the `model` section that fits the tensors of an encoder, and notes for the user.
 
     Args:
@@ -67,10 +67,10 @@ def infer_encoder(
         "position_grid": positions.native,
         "encoder": encoder,
     }
-    return Model.read(values, str(where)), notes
+    return ModelSection.read(values, str(where)), notes
 
 
-def infer_predictor(model: Model, tensors: Tensors, where: object) -> Model:
+def infer_predictor(model: ModelSection, tensors: Tensors, where: object) -> ModelSection:
     """Return `model` with the predictor that fits its tensors; it has as many heads as the encoder, as in the original.
 
     Raises:
@@ -92,10 +92,10 @@ def infer_predictor(model: Model, tensors: Tensors, where: object) -> Model:
         "mlp_ratio": _shape(tensors, "predictor_blocks.0.mlp.fc1.weight", 2, where)[0] / width,
         "position_scale": positions.scale,
     }
-    return Model.read({**model.model_dump(), "predictor": predictor}, str(where))
+    return ModelSection.read({**model.model_dump(), "predictor": predictor}, str(where))
 
 
-def check_positions(model: Model, tensors: Tensors, where: object) -> list[str]:
+def check_positions(model: ModelSection, tensors: Tensors, where: object) -> list[str]:
     """Compare the position table of a second encoder with the model's, and return notes for the user.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ijepa.interop.dense import DenseEncoder
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from ijepa.utils.files import fsync_path
 
@@ -28,12 +28,12 @@ def weights_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def write_program(file: BinaryIO, encoder: Encoder, about: dict[str, str]) -> None:
+def write_program(file: BinaryIO, encoder: FrozenEncoder, about: dict[str, str]) -> None:
     """Write a program for `torch.export.load`, with `about` as its extra files."""
     torch.export.save(_program(encoder), file, extra_files=about)
 
 
-def write_onnx(path: Path, encoder: Encoder, about: dict[str, str]) -> None:
+def write_onnx(path: Path, encoder: FrozenEncoder, about: dict[str, str]) -> None:
     """Write an ONNX file with `about` as its metadata; it is complete or absent.
 
     Weights of more than `LARGE` bytes are in `weights_file(path)`.
@@ -67,7 +67,7 @@ def write_onnx(path: Path, encoder: Encoder, about: dict[str, str]) -> None:
                 file.replace(path.with_name(file.name))
 
 
-def _program(encoder: Encoder) -> torch.export.ExportedProgram:
+def _program(encoder: FrozenEncoder) -> torch.export.ExportedProgram:
     height, width = (side * encoder.patch_size for side in encoder.grid)
     batch = torch.export.Dim("batch", min=1)
     example = torch.zeros(2, 3, height, width)  # torch would fix a batch of 1 in the graph

@@ -7,7 +7,7 @@ names of tensors are the same as here. A head becomes its classifier.
 from pathlib import Path
 from typing import Any
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.config_json import TimmArguments, TimmConfig
 from ijepa.interop.heads import Head
 from ijepa.interop.infer_config import infer_encoder
@@ -20,9 +20,9 @@ _ARCHITECTURE = "vit_base_patch16_gap_224"
 """timm's entry for a ViT that averages patches; `model_args` overrides every size of it."""
 
 
-def timm_config(model: Model, classes: int = 0) -> dict[str, Any]:
+def timm_config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
     """Return the content of `config.json`; `classes` is 0 without a head."""
-    height, width = model.image_hw
+    height, width = model.image_size
     encoder = model.encoder
     return {
         "architecture": _ARCHITECTURE,
@@ -59,7 +59,7 @@ def timm_config(model: Model, classes: int = 0) -> dict[str, Any]:
     }
 
 
-def write_timm(folder: Path, model: Model, tensors: Tensors, head: Head | None, about: dict[str, str]) -> None:
+def write_timm(folder: Path, model: ModelSection, tensors: Tensors, head: Head | None, about: dict[str, str]) -> None:
     """Write an encoder, and a classifier if there is a head, into an empty folder."""
     classifier = head.named("head") if head else {}
     write_tensors(folder, "model", {**tensors, **classifier})
@@ -69,7 +69,7 @@ def write_timm(folder: Path, model: Model, tensors: Tensors, head: Head | None, 
 
 def read_timm(
     folder: Path, config: TimmConfig, *, heads: int | None = None
-) -> tuple[Model, dict[str, LazyTensor], list[str]]:
+) -> tuple[ModelSection, dict[str, LazyTensor], list[str]]:
     """Return the shape, tensors and notes of a folder, without its classifier.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.config_json import TransformersConfig
 from ijepa.interop.heads import Head
 from ijepa.interop.infer_config import infer_encoder
@@ -99,9 +99,9 @@ def _concatenate(parts: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor(shape, lambda: torch.cat([part.load() for part in parts]), parts[0].dtype)
 
 
-def transformers_config(model: Model, classes: Sequence[str] | None = None) -> dict[str, Any]:
+def transformers_config(model: ModelSection, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the content of `config.json`; `classes` are the names of a classifier's classes."""
-    height, width = model.image_hw
+    height, width = model.image_size
     encoder = model.encoder
     config: dict[str, Any] = {
         "architectures": ["IJepaModel" if classes is None else "IJepaForImageClassification"],
@@ -127,9 +127,9 @@ def transformers_config(model: Model, classes: Sequence[str] | None = None) -> d
     return config
 
 
-def _processor(model: Model) -> dict[str, Any]:
+def _processor(model: ModelSection) -> dict[str, Any]:
     """Return the content of `preprocessor_config.json`: native size, bilinear, ImageNet mean and deviation."""
-    height, width = model.image_hw
+    height, width = model.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -143,7 +143,9 @@ def _processor(model: Model) -> dict[str, Any]:
     }
 
 
-def write_transformers(folder: Path, model: Model, tensors: Tensors, head: Head | None, about: dict[str, str]) -> None:
+def write_transformers(
+    folder: Path, model: ModelSection, tensors: Tensors, head: Head | None, about: dict[str, str]
+) -> None:
     """Write an encoder, and a classifier if there is a head, into an empty folder."""
     named = to_transformers(tensors, "ijepa." if head else "")
     write_tensors(folder, "model", named | (head.named("classifier") if head else {}), shard=SHARD)
@@ -152,7 +154,9 @@ def write_transformers(folder: Path, model: Model, tensors: Tensors, head: Head 
     write_json(folder / "preprocessor_config.json", _processor(model))
 
 
-def read_transformers(folder: Path, config: TransformersConfig) -> tuple[Model, dict[str, LazyTensor], list[str]]:
+def read_transformers(
+    folder: Path, config: TransformersConfig
+) -> tuple[ModelSection, dict[str, LazyTensor], list[str]]:
     """Return the shape, tensors and notes of a folder, without its classifier.
 
     Raises:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.model.ijepa import ModelShape
+from ijepa.model.config import ModelConfig
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 ACTIVATION_CHECKPOINTING: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
@@ -70,7 +70,7 @@ class Activations:
 
 
 def activations(
-    shape: ModelShape,
+    shape: ModelConfig,
     tokens: Tokens,
     checkpointing: ActivationCheckpointing,
     *,

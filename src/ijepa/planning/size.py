@@ -13,10 +13,10 @@ import torch
 
 from ijepa.config.recipe import Lengths, Recipe
 from ijepa.masking.masks import Masks, draw_masks
-from ijepa.masking.packing import draw_depth, pack
+from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.model.flops import Flops, batch_flops, layers_flops
-from ijepa.model.ijepa import build_encoder
 from ijepa.model.predictor import Predictor
+from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.planning.activations import Tokens
 
 _IMAGES = 2048
@@ -109,15 +109,8 @@ def count_parameters(recipe: Recipe) -> Parameters:
     """Count the parameters of a recipe's model without memory for them."""
     shape = recipe.model
     with torch.device("meta"):
-        encoder = build_encoder(shape)
-        predictor = Predictor(
-            grid=shape.grid,
-            encoder_width=shape.encoder.width,
-            width=shape.predictor.width,
-            depth=shape.predictor.depth,
-            heads=shape.predictor.heads,
-            mlp_ratio=shape.predictor.mlp_ratio,
-        )
+        encoder = VisionTransformer(shape)
+        predictor = Predictor(shape)
     in_blocks = _count(layer for block in encoder.blocks for layer in _linear_layers(block))
     return Parameters(
         encoder=_count([encoder]),
@@ -137,7 +130,7 @@ def _draw(recipe: Recipe) -> tuple[Masks, npt.NDArray[np.bool_] | None]:
     """Draw the masks and the stochastic depth (I, L) of the run's first images."""
     encoder, positions = recipe.model.encoder, np.arange(_IMAGES)
     masks = draw_masks(recipe.mask, recipe.model.grid, recipe.seed, positions)
-    return masks, draw_depth(recipe.seed, positions, encoder.depth, encoder.drop_path)
+    return masks, draw_drop_path(recipe.seed, positions, encoder.depth, encoder.drop_path)
 
 
 def _tokens(recipe: Recipe, masks: Masks, depth: npt.NDArray[np.bool_] | None) -> Tokens:

@@ -7,7 +7,7 @@ SOURCE = '''"""Is beside it.
 More of
 which lies here."""
 colour = "colour"  # a colour
-message = f"{colour} is no " "folder"
+message = f"{colour} is no " "folder here"
 '''
 
 

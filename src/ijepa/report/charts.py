@@ -24,7 +24,7 @@ _MARKERS_UP_TO = 40
 _MAX_LABEL = 28
 """Characters of a class name next to a bar."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, which is smaller than outlines of letters
     "svg.hashsalt": "ijepa",  # the same chart has the same bytes
     "font.size": 8,
@@ -76,14 +76,14 @@ def draw(paint: Callable[[Any], None], size: tuple[float, float], alt: str) -> P
     return Picture(data_uri(buffer.getvalue(), "svg+xml"), alt)
 
 
-def line_chart(title: str, lines: Sequence[Line], *, smooth: bool = False, log: bool = False) -> Picture:
+def line_chart(title: str, lines: Sequence[Line], *, smooth: bool = False, log_scale: bool = False) -> Picture:
     """Return lines over training steps, in the order of COLORS.
 
     Args:
         title: what is measured, for the alternative text.
         lines: up to four of any length; a few hundred points are drawn.
         smooth: draw the running mean, and single steps faintly (if there are many, their range).
-        log: use a log scale if all values are positive.
+        log_scale: if all values are positive.
     """
 
     def paint(axes: Any) -> None:
@@ -91,7 +91,7 @@ def line_chart(title: str, lines: Sequence[Line], *, smooth: bool = False, log: 
 
         for line, color in zip(lines, COLORS, strict=False):
             _draw_line(axes, line, color, smooth=smooth)
-        if log and all((line.y > 0).all() for line in lines):
+        if log_scale and all((line.y > 0).all() for line in lines):
             axes.set_yscale("log")
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
@@ -140,21 +140,21 @@ def _draw_line(axes: Any, line: Line, color: str, *, smooth: bool) -> None:
 
 
 def class_chart(names: Sequence[str], shares: Mapping[str, npt.NDArray[np.floating]]) -> Picture:
-    """Return the IoU by class: bars for the first encoder of `shares` (classes,), markers for the others; NaN is none."""
+    """Return the IoU by class: bars for the first encoder, markers for the others; `shares` (classes,) may be NaN."""
     labels = [name if len(name) <= _MAX_LABEL else name[: _MAX_LABEL - 1] + "…" for name in names]
     (first, bars), *others = shares.items()
     place = np.arange(len(names))[::-1]
 
     def paint(axes: Any) -> None:
-        axes.barh(place, np.nan_to_num(bars), height=0.62, color=COLORS[0], label=first)
-        for (name, values), marker, color in zip(others, "oDs^v", (*COLORS[1:], _TEXT, _TEXT), strict=False):
-            axes.plot(values, place, marker, color=color, markersize=4, label=name)
+        handles = [axes.barh(place, np.nan_to_num(bars), height=0.62, color=COLORS[0])]
+        for (_, values), marker, color in zip(others, "oDs^v", (*COLORS[1:], _TEXT, _TEXT), strict=False):
+            handles += axes.plot(values, place, marker, color=color, markersize=4)
         axes.set_yticks(place, labels)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.set_xlim(0, max(1e-3, 1.05 * float(np.nanmax(list(shares.values())))))
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.grid(axis="x")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, borderaxespad=0.2, handlelength=1.2)
+        axes.legend(handles, list(shares), loc="lower left", bbox_to_anchor=(0, 1), ncols=5, handlelength=1.2)
 
     values = ", ".join(
         f"{name} {format_percent(share)}" for name, share in zip(labels, bars, strict=True) if share == share

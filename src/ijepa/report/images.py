@@ -31,27 +31,15 @@ _IGNORED_COLOR = (200, 200, 200)
 
 
 @dataclass(frozen=True)
-class Outline:
-    """A rectangle over an image, in pixels of the image."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    color: str
-
-
-@dataclass(frozen=True)
 class Overlay:
-    """Masks over an image; `hidden` and `context` are SVG paths."""
+    """Masks over an image, in its pixels: SVG paths, and rectangles (x, y, width, height, color) of a line width."""
 
     width: int
     height: int
     hidden: str
     context: str
-    outlines: tuple[Outline, ...]
+    outlines: tuple[tuple[float, float, float, float, str], ...]
     line: float
-    """Width of an outline in pixels of the image."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +97,9 @@ def masked_picture(
             continue
         rows, columns = np.flatnonzero(target.any(1)), np.flatnonzero(target.any(0))
         inset = (0.9 + 0.9 * number) * unit  # so that outlines on the same edge are next to each other
-        outlines.append(
-            Outline(
-                x=columns[0] * patch + inset,
-                y=rows[0] * patch + inset,
-                width=len(columns) * patch - 2 * inset,
-                height=len(rows) * patch - 2 * inset,
-                color=TARGET_COLORS[number % len(TARGET_COLORS)],
-            )
-        )
+        x, y = columns[0] * patch + inset, rows[0] * patch + inset
+        size = len(columns) * patch - 2 * inset, len(rows) * patch - 2 * inset
+        outlines.append((x, y, *size, TARGET_COLORS[number % len(TARGET_COLORS)]))
     shapes = _patch_path(~context, patch), _patch_path(context, patch)
     return Picture(picture(pixels, alt).uri, alt, overlay=Overlay(width, height, *shapes, tuple(outlines), 1.5 * unit))
 

@@ -48,7 +48,7 @@ def write_report(run_folder: Path, *, data: str | None = None) -> Path:
         data: images for the pictures; those of the run if None.
 
     Raises:
-        UserError: the folder is not a run, one of its files is damaged, `data` cannot be used, or matplotlib is missing.
+        UserError: the folder is not a run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
         RunError: the page cannot be written.
     """
     require_matplotlib()
@@ -97,4 +97,4 @@ def render_page(run: RunData, sections: list[Section]) -> str:
     environment.globals["metric_names"] = METRIC_NAMES
     version = ((run.info or {}).get("versions") or {}).get("ijepa")
     template = environment.get_template("report.html.j2")
-    return template.render(recipe=run.recipe, facts=headline_facts(run), sections=sections, version=version)
+    return template.render(run=run, facts=headline_facts(run), sections=sections, version=version)

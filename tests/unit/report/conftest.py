@@ -1,4 +1,4 @@
-"""A run's folder made by hand: its files say known numbers, and its checkpoint is a small untrained model's."""
+"""The folder of a run, written by hand: known numbers, and the checkpoint of a small untrained model."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def results(scenes: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything; read only."""
+    """A run with every file; tests do not change it."""
     folder = tmp_path_factory.mktemp("report") / "run"
     (folder / "evaluations").mkdir(parents=True)
     values = {**TINY, "steps": STEPS, "data": {"path": str(scenes)}, "description": "For <tests> & nothing else."}
@@ -104,5 +104,5 @@ def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to take things away from."""
+    """A copy of the run, which tests may change."""
     return Path(shutil.copytree(whole_run, tmp_path / "run"))

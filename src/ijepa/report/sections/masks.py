@@ -14,11 +14,10 @@ _IMAGES = 6
 
 @dataclass(frozen=True)
 class MaskSection:
-    """Crops and masks; `from_run` if these are the first samples of the run. `patches` is rows and columns."""
+    """Crops with and without masks; `from_run` if these are the first samples of the run."""
 
     crops: Grid
     legend: list[tuple[str, str]]
-    patches: tuple[int, int]
     from_run: bool
 
 
@@ -41,4 +40,4 @@ def mask_section(run: RunData, images: RunImages) -> MaskSection:
         )
     crops = Grid("Training crops and their masks", [("crop", plain), ("masks", drawn)], cell=110)
     outlines = [(color, f"target {i}") for i, color in enumerate(TARGET_COLORS[: masks.targets.shape[1]], start=1)]
-    return MaskSection(crops, [("var(--context)", "context"), *outlines], grid, images.is_training_set())
+    return MaskSection(crops, [("var(--context)", "context"), *outlines], images.is_training_set())

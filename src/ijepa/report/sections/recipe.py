@@ -10,24 +10,16 @@ from ijepa.report.run_data import RunData
 
 @dataclass(frozen=True)
 class RecipeSection:
-    """The recipe as YAML; the command and the facts of run.json, None if there is no run.json."""
+    """The recipe as YAML, and the facts of run.json; None if there is no run.json."""
 
     recipe: str
-    command: str
     facts: dict[str, str] | None
-    pretrain_command: str
 
 
 def recipe_section(run: RunData) -> RecipeSection:
     """Return the recipe and the facts of a run."""
-    info = dict(run.info or {})
-    command = " ".join(map(str, info.pop("command", [])))
-    return RecipeSection(
-        run.files.recipe_file.read_text(encoding="utf-8"),
-        command,
-        None if run.info is None else _flat(info),
-        f"ijepa pretrain {run.recipe.name}",
-    )
+    facts = None if run.info is None else _flat({key: value for key, value in run.info.items() if key != "command"})
+    return RecipeSection(run.files.recipe_file.read_text(encoding="utf-8"), facts)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

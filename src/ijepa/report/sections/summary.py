@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ijepa.evaluation.results.schema import HEADLINE, METRIC_NAMES, EvaluationResult
-from ijepa.report.formatting import format_number, format_percent
+from ijepa.evaluation.results.schema import EvaluationResult
+from ijepa.report.formatting import format_number
 from ijepa.report.run_data import MissingInput, RunData
 from ijepa.training.metrics import duration
 
@@ -14,39 +14,20 @@ _ENCODERS = {
     "random": "the same encoder with its initial weights",
     "pixels": "raw pixels, no encoder",
 }
-CHANCE = {
-    "linear": ("most frequent class", "the share of the most frequent class"),
-    "knn": ("most frequent class", "the share of the most frequent class"),
-    "segmentation": ("one class everywhere", "the mIoU if every pixel has the most frequent class"),
-    "propagation": ("first mask, unchanged", "the J&F of the first mask, repeated for every frame"),
-}
-"""The answer that reaches the chance level of each kind: for a table cell, and for a sentence."""
-
-
-@dataclass(frozen=True)
-class SummaryColumn:
-    """One evaluation: the heading of its column, percentages by encoder, the best encoder, and chance."""
-
-    kind: str
-    protocol: str
-    metric: str
-    percent: dict[str, str]
-    best: set[str]
-    chance: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The main metric of each evaluation, one row for each encoder; `encoders` has their descriptions."""
+    """Results that have a main metric, and what each encoder in them is, by its name."""
 
-    columns: list[SummaryColumn]
+    results: list[EvaluationResult]
     encoders: dict[str, str]
 
 
 def headline_facts(run: RunData) -> dict[str, str]:
     """Return a few facts of the run by name."""
     recipe, metrics, info, model = run.recipe, run.metrics, run.info or {}, run.recipe.model
-    facts = {}
+    facts: dict[str, str] = {}
     if metrics:
         step = int(metrics["step"][-1])
         facts |= {"steps": format_number(step), "images seen": format_number(step * recipe.batch.total)}
@@ -66,27 +47,11 @@ def summary_section(run: RunData) -> Summary:
     results = [result for result in run.results if result.headline]
     if not results:
         raise MissingInput("the run has no evaluations", evaluate_command(run))
-    columns = [_column(result) for result in results]
-    encoders = {}
+    encoders: dict[str, str] = {}
     for result in results:
         for row in result.rows:
-            described = _ENCODERS.get(row.encoder) or result.weights.get(row.encoder, "")
-            encoders[row.encoder] = encoders.get(row.encoder) or described
-    return Summary(columns, encoders)
-
-
-def _column(result: EvaluationResult) -> SummaryColumn:
-    key = HEADLINE[result.kind]
-    best = max(row[key] for row in result.rows)
-    kind, _, protocol = result.title.partition(", ")
-    return SummaryColumn(
-        kind,
-        protocol,
-        METRIC_NAMES[key],
-        percent={row.encoder: format_percent(row[key]) for row in result.rows},
-        best={row.encoder for row in result.rows if row[key] == best},
-        chance=None if result.chance is None else (format_percent(result.chance), CHANCE[result.kind][0]),
-    )
+            encoders[row.encoder] = encoders.get(row.encoder) or result.weights.get(row.encoder, "")
+    return Summary(results, {name: _ENCODERS.get(name, label) for name, label in encoders.items()})
 
 
 def evaluate_command(run: RunData) -> str:

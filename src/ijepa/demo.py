@@ -24,11 +24,11 @@ from ijepa.interop.weights import shipped_weights
 from ijepa.prepare.scenes.scenes import VERSION, write_scenes
 from ijepa.report.page import write_report
 from ijepa.training.loop import Callback, pretrain
-from ijepa.training.metrics import duration
 from ijepa.utils import random as randomness
 from ijepa.utils.cores import available_cores
 from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json, write_json
+from ijepa.utils.progress import duration
 
 IMAGES = 12000
 KINDS = ("linear", "knn", "segmentation")

@@ -16,7 +16,7 @@ from ijepa.checkpoint import format as checkpoint
 from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
 from ijepa.config.recipe import Optimizer, Recipe
 from ijepa.data.open import open_source
-from ijepa.distributed.process_group import join
+from ijepa.distributed.launch import join_training
 from ijepa.interop.weights import load_encoder
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
@@ -276,7 +276,7 @@ def test_more_ranks_than_gpus_are_refused(scenes, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
-        join(Recipe.read(recipe(scenes), "test"), {})
+        join_training(Recipe.read(recipe(scenes), "test"), {})
 
 
 def command(scenes: Path, run: Path, *more: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Results that must not change: hashes of short runs and evaluations, compared with those in golden.json.
 
-Bits depend on the processor and on torch, so golden.json holds one set of hashes for each environment. The tests of runs
-and evaluations are skipped in an environment without hashes; `python -m tests.integration.test_golden --record` adds the
-current one. The random draws are integers that do not depend on the environment, so their test always runs.
+Bits depend on the processor and on torch, so golden.json holds one set of hashes for each environment. The tests of
+runs and evaluations are skipped in an environment without hashes; `python -m tests.integration.test_golden --record`
+adds the current one. The random draws are integers that do not depend on the environment, so their test always runs.
 
 The runs and evaluations use the command line only, so that this file does not depend on internal names.
 """

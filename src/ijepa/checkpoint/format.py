@@ -39,11 +39,11 @@ from ijepa.checkpoint.reader import (
     verify_file,
 )
 from ijepa.distributed.local_tensors import as_sharded, local, rows_of
-from ijepa.distributed.process_group import World, run_on_rank0, share_out
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import trained
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import flush_folder, write_text
+from ijepa.utils.files import fsync_path, write_text
 
 
 class Shaped(Protocol):
@@ -85,7 +85,7 @@ def save_checkpoint(
         beside = begin(folder, step)
         for part, each in tensors.items():
             _save(beside / f"{part}.safetensors", each)
-        listed = share_out(World(), FILES, lambda name: describe(beside / name))
+        listed = SINGLE_PROCESS.map_items(FILES, lambda name: describe(beside / name))
         return complete(folder, step, {**state, "files": dict(zip(FILES, listed, strict=True))}, keep)
 
 
@@ -108,11 +108,11 @@ def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """
     whole, beside = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     write_text(beside / "state.json", seal({"format": FORMAT, "step": step, **state}))
-    flush_folder(beside)
+    fsync_path(beside)
     if whole.exists():
         _drop(whole)
     beside.rename(whole)
-    flush_folder(folder)
+    fsync_path(folder)
     for old in list_checkpoints(folder)[:-keep]:
         with suppress(OSError):
             _drop(old)
@@ -158,12 +158,12 @@ def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> 
     Raises:
         UserError: on every rank, the first file that is missing or damaged, or a checkpoint of another run.
     """
-    state = run_on_rank0(world, lambda: read_state(path))
+    state = world.run_on_rank0(lambda: read_state(path))
     there = state.get("recipe", {})
     for key in sorted(settings.keys() & there.keys()):
         if there[key] != settings[key]:
             raise UserError(path / "state.json", f"is of a run with {key} = {there[key]}, not {settings[key]}", EARLIER)
-    share_out(world, sorted(listed_files(state)), lambda name: verify_file(path, state, name))
+    world.map_items(sorted(listed_files(state)), lambda name: verify_file(path, state, name))
     return state
 
 
@@ -237,7 +237,7 @@ def verify_part(folder: Path, part: str, verified: set[str]) -> None:
     state = read_state(folder)
     names, own = listed_files(state).keys(), f"{part}.safetensors"
     new = sorted(({own} if own in names else {*names}) - verified)
-    share_out(World(), new, lambda name: verify_file(folder, state, name))
+    SINGLE_PROCESS.map_items(new, lambda name: verify_file(folder, state, name))
     verified.update(new)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ijepa.checkpoint.format import begin, complete, named_tensors, refusing_disk, save_checkpoint
 from ijepa.checkpoint.reader import describe
 from ijepa.distributed.local_tensors import as_sharded, local
-from ijepa.distributed.process_group import World, run_on_rank0, share_out
+from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA
 
 
@@ -42,7 +42,7 @@ class Saver:
         """
         self.finish()
         if self.world.mesh is None:
-            self._write(lambda: run_on_rank0(self.world, lambda: self._plain(step, model, optimizer, state)))
+            self._write(lambda: self.world.run_on_rank0(lambda: self._plain(step, model, optimizer, state)))
             return
         copies = {name: self._copy(tensor) for name, tensor in named_tensors(model, optimizer).items()}
         self._thread = Thread(target=self._write, args=(lambda: self._sharded(step, copies, state),), daemon=True)
@@ -75,17 +75,17 @@ class Saver:
     def _copy(self, tensor: Tensor) -> Tensor:
         """Copy a tensor, or this rank's part of it, into host memory."""
         part = local(tensor.detach()).to("cpu", copy=True)
-        return as_sharded(part, tensor, self.world.beside)
+        return as_sharded(part, tensor, self.world.cpu_mesh)
 
     def _sharded(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         world = replace(self.world, host=self.world.files)
         with refusing_disk(self.folder, step):
-            beside = run_on_rank0(world, lambda: begin(self.folder, step))
+            beside = world.run_on_rank0(lambda: begin(self.folder, step))
             write_shards(beside, tensors, world)
-            names = run_on_rank0(world, lambda: sorted(file.name for file in beside.glob("*.safetensors")))
+            names = world.run_on_rank0(lambda: sorted(file.name for file in beside.glob("*.safetensors")))
             # File n is the one that rank n has written, so each rank reads its own from its page cache.
-            files = dict(zip(names, share_out(world, names, lambda name: describe(beside / name)), strict=True))
-            run_on_rank0(world, lambda: self._complete(step, {**state, "files": files}))
+            files = dict(zip(names, world.map_items(names, lambda name: describe(beside / name)), strict=True))
+            world.run_on_rank0(lambda: self._complete(step, {**state, "files": files}))
 
     def _complete(self, step: int, state: dict[str, Any]) -> None:
         complete(self.folder, step, state, self.keep)

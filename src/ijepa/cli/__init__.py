@@ -12,17 +12,20 @@ from ijepa.cli.bench import bench
 from ijepa.cli.data import data
 from ijepa.cli.evaluate import diagnose, evaluate, report
 from ijepa.cli.exchange import export, import_
+from ijepa.cli.log import log_to_terminal
 from ijepa.cli.train import demo, plan, pretrain
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ijepa")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Pretrain I-JEPA models and evaluate them.
 
     A recipe (a preset or a YAML file) defines a pretraining run. A protocol defines an evaluation. Most protocols
     follow a published one.
     """
+    context.with_resource(log_to_terminal())
 
 
 for command in (pretrain, plan, demo, evaluate, diagnose, report, export, import_, archive, data, bench):

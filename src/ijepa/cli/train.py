@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from ijepa.cli.options import RecipeCommand, debug_option, first_process, load_recipe, open_images
-from ijepa.config.files import presets
+from ijepa.config.files import RECIPES, preset_names
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import RunError, UserError
 
 _EPILOG = (
-    f"Presets: {', '.join(presets())}. The defaults shown apply to an empty recipe. Presets override many of them. "
-    "The value none clears an optional field."
+    f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many "
+    "of them. The value none clears an optional field."
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from ijepa.config.files import read_layers, set_by_path
+from ijepa.config.files import RECIPES, read_yaml, set_by_path
 from ijepa.masking.masks import MaskRule
 from ijepa.utils import random as randomness
 from ijepa.utils.config import BaseConfig, Decays, Ratios, Shares
@@ -349,10 +349,10 @@ class Recipe(BaseConfig):
         Raises:
             UserError: naming file, key, value and hint.
         """
-        values, where = read_layers(str(name_or_path))
+        file = read_yaml(name_or_path, RECIPES, "recipe")
         for key, value in (overrides or {}).items():
-            set_by_path(values, key.split("."), value)
-        return cls.read(values, where)
+            set_by_path(file.values, key.split("."), value)
+        return cls.read(file.values, file.where)
 
     def dump(self) -> str:
         """Return the whole resolved recipe as YAML; loading it gives an equal recipe."""

@@ -54,7 +54,7 @@ class StragglerDetector:
             return {}, []
         computed = sum(self._seconds(*each) for each in self._times)
         self._times.clear()
-        every = self._world.gathered((computed, waited / seconds))
+        every = self._world.all_gather_object((computed, waited / seconds))
         slow = [own / max(others, 1e-9) for own, others in _beside([each for each, _ in every])]
         late = [share for _, share in every]
         slowest, hungriest = slow.index(max(slow)), late.index(max(late))

@@ -33,7 +33,8 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from ijepa.data.loading.workers import LoaderDefect
-from ijepa.distributed.process_group import World, under_torchrun
+from ijepa.distributed.launch import under_torchrun
+from ijepa.distributed.process_group import World
 
 _PULSE = 1.0
 """Seconds between two signs of a rank."""

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ijepa.data.open import open_set
 from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources.base import Source
+from ijepa.distributed.launch import join_evaluation, local_device
+from ijepa.distributed.process_group import World
 from ijepa.evaluation.classification import knn, linear_probe
-from ijepa.evaluation.features.distributed import Ranks, device, joined
 from ijepa.evaluation.features.extract import Encoder, PixelEncoder, Progress, weights_hash
 from ijepa.evaluation.features.precision import Autocast, name_of, resolved
 from ijepa.evaluation.protocols import load_protocol
@@ -89,7 +90,7 @@ def evaluate(
         RunError: an image cannot be decoded, features are not finite, or the result cannot be saved.
     """
     sets = _Sets(train, test, train_list, test_list, devkit)
-    with joined() as ranks:
+    with join_evaluation() as ranks:
         task = _prepare(
             kind, weights, protocol, which, baselines, output, heads=heads, labels=labels, autocast=autocast
         )
@@ -162,7 +163,7 @@ def evaluate_videos(
     autocast: Autocast | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate weights by carrying labels through the videos at `data` and write the result; else as `evaluate`."""
-    with joined() as ranks:
+    with join_evaluation() as ranks:
         task = _prepare("propagation", weights, protocol, which, baselines, output, heads=heads, autocast=autocast)
         result = propagation.evaluate_propagation(
             task.encoders,
@@ -213,7 +214,7 @@ def _prepare(
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
         encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
-    place = device()
+    place = local_device()
     dtype = resolved(chosen.autocast, place)
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
@@ -223,7 +224,7 @@ def _prepare(
     return _Task(found, which, chosen, folder, encoders, dtype)
 
 
-def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tuple[dict[str, Any], Path]:
+def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: World) -> tuple[dict[str, Any], Path]:
     """Add to a result what tells the weights apart, and let the first process write it."""
     result["weights"] = {name: found.label for name, found in task.weights.items()}
     result["notes"] = [*result.get("notes", []), *(note for found in task.weights.values() for note in found.notes)]
@@ -246,7 +247,7 @@ def _saved(kind: str, task: _Task, result: dict[str, Any], ranks: Ranks) -> tupl
     return result, file
 
 
-def _keep_head(file: Path, train: Source, ranks: Ranks, weight: Tensor, bias: Tensor) -> None:
+def _keep_head(file: Path, train: Source, ranks: World, weight: Tensor, bias: Tensor) -> None:
     if ranks.rank == 0:
         names = train.classes if train.classes is not None else [str(number) for number in range(len(bias))]
         Head(weight, bias, tuple(names)).write(file)

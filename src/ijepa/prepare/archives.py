@@ -27,9 +27,10 @@ from ijepa.data.sources.nested_tar import first_name, nested_index
 from ijepa.data.sources.parquet import ParquetSource
 from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
 from ijepa.prepare.file_lists import list_index
-from ijepa.prepare.shard_writer import Record, complete_or_absent, write_shard
+from ijepa.prepare.shard_writer import Record, write_shard
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.progress import Progress
+from ijepa.utils.files import atomic_file, write_errors
+from ijepa.utils.progress import ProgressMeter
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
 Tell = Callable[[str], None]
@@ -77,8 +78,8 @@ def open_archives(
     require_regular(path, path.stat(), where)
     plain = expanded(path, spool, tell)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
-    progress = Progress(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
-    index = nested_index(plain, where, progress.at) if nested else folders_index(plain, where, progress.at)
+    progress = ProgressMeter(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
+    index = nested_index(plain, where, progress.update) if nested else folders_index(plain, where, progress.update)
     return {name: TarSource(index)}
 
 
@@ -95,12 +96,12 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
     plain = spool / f"parquet-{source.stamp}.tar"
     if not plain.is_file():
         spool.mkdir(parents=True, exist_ok=True)
-        progress = Progress(tell, "laying out images", len(source))
+        progress = ProgressMeter(tell, "laying out images", len(source))
 
         def records() -> Iterator[Record]:
             for index in range(len(source)):
                 yield Record(f"{index:09d}", source.image(index), source.label(index))
-                progress.at(index + 1)
+                progress.update(index + 1)
 
         write_shard(plain, records())
     index = build(listing.Shards(spool, (plain,)), str(plain))
@@ -124,8 +125,8 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     if plain.is_file():
         return plain
     spool.mkdir(parents=True, exist_ok=True)
-    progress = Progress(tell, f"expanding {path.name}", stat.st_size, "MB", 1e6)
-    with path.open("rb") as raw, opener(raw) as packed, complete_or_absent(plain) as out:
+    progress = ProgressMeter(tell, f"expanding {path.name}", stat.st_size, "MB", 1e6)
+    with path.open("rb") as raw, opener(raw) as packed, write_errors(plain), atomic_file(plain) as out:
         while True:
             try:
                 block = packed.read(_CHUNK)
@@ -136,7 +137,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
             if not block:
                 break
             out.write(block)
-            progress.at(raw.tell())
+            progress.update(raw.tell())
     return plain
 
 

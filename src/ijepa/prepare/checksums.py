@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
-from ijepa.utils.progress import Progress
+from ijepa.utils.progress import ProgressMeter
 
 
 def changed_shards(
@@ -29,7 +29,7 @@ def changed_shards(
         raise UserError(file, "is no manifest of shards", "give a folder that `ijepa data pack` wrote") from None
     if not wanted:
         raise UserError(file, f"lists no shards of {split}", f"its splits are {', '.join(splits)}")
-    progress, done = Progress(tell, "read", sum(size for size, _ in wanted.values()), "GB", 1e9), 0
+    progress, done = ProgressMeter(tell, "read", sum(size for size, _ in wanted.values()), "GB", 1e9), 0
     lines = []
     with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads run
         for name, found in zip(wanted, pool.map(lambda name: _digest(folder / name), wanted), strict=True):
@@ -37,7 +37,7 @@ def changed_shards(
             if found != digest:
                 lines.append(f"{name}: {found}, in the manifest {digest}")
             done += size
-            progress.at(done)
+            progress.update(done)
     return len(wanted), lines
 
 

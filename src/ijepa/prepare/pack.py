@@ -30,9 +30,9 @@ from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.sources.base import Source
 from ijepa.prepare import pack_state
-from ijepa.prepare.shard_writer import FORMAT, Record, ShardPlan, complete_or_absent, write_shard
+from ijepa.prepare.shard_writer import FORMAT, Record, ShardPlan, write_shard
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import read_json
+from ijepa.utils.files import atomic_file, read_json, write_errors
 
 Tell = Callable[[str], None]
 Sources = Mapping[str, Source]
@@ -125,7 +125,10 @@ class _Job:
         """Write the shard and its record; return how many images it was to hold."""
         bad: list[dict[str, str]] = []
         entry = write_shard(self.out / self.plan.name, self._records(sources[self.origin], bad))
-        with complete_or_absent(pack_state.record(self.out, self.plan)) as file:
+        with (
+            write_errors(pack_state.record(self.out, self.plan)),
+            atomic_file(pack_state.record(self.out, self.plan)) as file,
+        ):
             file.write(json.dumps({"entry": entry, "bad": bad}).encode())
         return len(self.chosen)
 
@@ -305,12 +308,12 @@ def _finish(
         "classes": classes,
         "splits": splits,
     }
-    with complete_or_absent(out / "bad.jsonl") as file:
+    with write_errors(out / "bad.jsonl"), atomic_file(out / "bad.jsonl") as file:
         file.write("".join(json.dumps(each) + "\n" for each in bad).encode())
     if classes:
-        with complete_or_absent(out / "classes.txt") as file:
+        with write_errors(out / "classes.txt"), atomic_file(out / "classes.txt") as file:
             file.write(os.fsencode("".join(f"{name}\n" for name in classes)))
-    with complete_or_absent(out / "manifest.json") as file:
+    with write_errors(out / "manifest.json"), atomic_file(out / "manifest.json") as file:
         file.write(json.dumps(manifest, indent=1).encode() + b"\n")
     pack_state.clean(out)
     return manifest

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ijepa.prepare.shard_writer import ShardPlan, complete_or_absent
+from ijepa.prepare.shard_writer import ShardPlan
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json
+from ijepa.utils.files import atomic_file, read_json, write_errors
 from ijepa.utils.lock import exclusive
 
 WORK, ARCHIVES = ".packing", "archives"
@@ -99,7 +99,7 @@ def go_on(out: Path, plan: dict[str, Any]) -> None:
                 shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
                 raise UserError(out, f"a packing with {shown} is under way there", "give another folder, or remove it")
         return
-    with complete_or_absent(file) as stream:
+    with write_errors(file), atomic_file(file) as stream:
         stream.write(json.dumps(plan).encode())
 
 

@@ -10,16 +10,15 @@ so several processes may write them without changing a byte.
 import hashlib
 import json
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.files import atomic_file, write_errors
 
 FORMAT = 1
 """Version of the manifest's own layout."""
@@ -82,32 +81,11 @@ def prepare_folder(out: str | Path) -> Path:
     return folder
 
 
-@contextmanager
-def complete_or_absent(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` for writing, and rename it to `path` once it is whole and on the disk.
-
-    Raises:
-        RunError: the disk refuses.
-    """
-    # A name of this process's own: one that was told to stop, and has not yet, takes nobody's file away.
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: not written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
     """Write one shard and return its manifest entry: name, images, bytes, sha256, count of each label."""
     images, labels, taken = 0, dict[int, int](), set[str]()
     digest = hashlib.sha256()
-    with complete_or_absent(path) as stream:
+    with write_errors(path), atomic_file(path) as stream:
 
         def put(data: bytes) -> None:
             stream.write(data)
@@ -181,9 +159,9 @@ def write_folder(
         },
     }
     if classes:
-        with complete_or_absent(folder / "classes.txt") as stream:
+        with write_errors(folder / "classes.txt"), atomic_file(folder / "classes.txt") as stream:
             stream.write("".join(f"{name}\n" for name in classes).encode())
-    with complete_or_absent(folder / "manifest.json") as stream:
+    with write_errors(folder / "manifest.json"), atomic_file(folder / "manifest.json") as stream:
         stream.write(json.dumps(manifest, indent=2).encode() + b"\n")
     return manifest
 

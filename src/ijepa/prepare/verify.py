@@ -21,7 +21,7 @@ import numpy as np
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.progress import Progress
+from ijepa.utils.progress import ProgressMeter
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 """Lower ends of the histogram's bins: the shorter side in pixels."""
@@ -113,11 +113,11 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
 
 def _join(results: Iterable[list[_Seen]], total: int, progress: Callable[[str], None]) -> Found:
     found, first = Found(), dict[bytes, str]()
-    told = Progress(progress, "checked", total)
+    told = ProgressMeter(progress, "checked", total)
     for run in results:
         for seen in run:
             _count(found, seen, first)
-        told.at(found.images)
+        told.update(found.images)
     return found
 
 

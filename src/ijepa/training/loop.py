@@ -34,8 +34,9 @@ from ijepa.config.recipe import Lengths, Recipe
 from ijepa.data.loading.loader import Loader
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.sources.base import Source
+from ijepa.distributed.launch import join_training, leave
 from ijepa.distributed.local_tensors import place
-from ijepa.distributed.process_group import World, join, leave, raise_on_any_rank, run_on_rank0, summed
+from ijepa.distributed.process_group import StopFlag, World
 from ijepa.distributed.stragglers import StragglerDetector
 from ijepa.distributed.watchdog import Watchdog
 from ijepa.masking.batch import Batch
@@ -137,9 +138,9 @@ def pretrain(
     """
     lengths = recipe.lengths(len(source))
     facts = {**settings(recipe), "data": source.fingerprint, "--resume": resume}
-    world = join(recipe, {key: value for key, value in facts.items() if key != "data.path"})
+    world = join_training(recipe, {key: value for key, value in facts.items() if key != "data.path"})
     with ExitStack() as held:
-        run_on_rank0(world, lambda: held.enter_context(claim(output)))
+        world.run_on_rank0(lambda: held.enter_context(claim(output)))
         model = _train(recipe, source, output, world, lengths, resume, callbacks, quiet, info, profile, initial)
     leave(world)
     return model
@@ -159,7 +160,7 @@ def _train(
     initial: Mapping[str, Callable[[], Tensor]] | None,
 ) -> IJEPA:
     """Pretrain in a folder that this process holds; see `pretrain`."""
-    run, exists, found, resolved = run_on_rank0(world, lambda: open_for(recipe, source, output, resume, world.size))
+    run, exists, found, resolved = world.run_on_rank0(lambda: open_for(recipe, source, output, resume, world.size))
     saved, skipped = choose_checkpoint(world, recipe, found, resume)
     device = set_up(resolved, recipe.deterministic)
     spread = build(recipe, device, world, autocast=resolved.autocast, dtype=_DTYPE)
@@ -168,11 +169,11 @@ def _train(
     counts, start = Counts(), 0
     state: dict[str, Any] = {}
     if saved:
-        state = raise_on_any_rank(world, lambda: load_checkpoint(saved, model, optimizer))
+        state = world.raise_on_any_rank(lambda: load_checkpoint(saved, model, optimizer))
         start = int(state["step"])
         counts = Counts(**state["counts"])
     elif initial:
-        raise_on_any_rank(world, lambda: place(model, initial))
+        world.raise_on_any_rank(lambda: place(model, initial))
 
     def begin() -> tuple[int, list[str]]:
         if not exists:
@@ -183,7 +184,7 @@ def _train(
             set_aside(run.checkpoints / error.name)
         return cut_back(run, start, state.get("metrics_bytes"))
 
-    measured, lines = run_on_rank0(world, begin)
+    measured, lines = world.run_on_rank0(begin)
     monitor = Monitor(
         run,
         total=lengths.total,
@@ -203,7 +204,7 @@ def _train(
         monitor.say(line)
     latest = partial(latest_name, run.checkpoints)
     watch = Watchdog(world, recipe.parallel.timeout, latest, compiles=compiles(recipe, device))
-    world.watched()
+    world.lift_timeouts()
     profiling = Profile(profile, run.folder / "profile", device, world.rank)
     # The watch closes last: what the others close may wait for a device, and a lost rank then still has to be named.
     with (
@@ -215,7 +216,7 @@ def _train(
         collecting() as garbage,
     ):
         loop = _Loop(recipe, lengths, resolved, source, spread, optimizer, monitor, watch, counts, profiling)
-        flag = world.stop_flag()
+        flag = StopFlag(world)
         # Saving is not watched: what it exchanges goes through the group that keeps parallel.timeout as its limit.
         saver = Saver(
             run.checkpoints,
@@ -224,7 +225,7 @@ def _train(
             lambda step: note_checkpoint(run, step),
         )
         for step in loop.steps(start, callbacks, measured):
-            stop = flag.agreed(caught[0] if caught else _failing(monitor, watch))
+            stop = flag.exchange(caught[0] if caught else _failing(monitor, watch))
             if step == lengths.total or step % recipe.checkpoint.every == 0 or stop:
                 loop.read()  # the device has finished the step then: saving waits for nothing on it
                 state = {
@@ -252,7 +253,7 @@ def _failing(monitor: Monitor, watch: Watchdog) -> int:
 
 def _together(world: World, counts: Counts) -> dict[str, Any]:
     """Return the counts with the names of all ranks, for JSON."""
-    names = dict.fromkeys(name for each in world.gathered(counts.replaced_names) for name in each)
+    names = dict.fromkeys(name for each in world.all_gather_object(counts.replaced_names) for name in each)
     return {**vars(counts), "replaced_names": list(names)[:100]}
 
 
@@ -360,7 +361,7 @@ class _Loop:
         mine = [torch.stack(part).sum(0) for part in zip(*sums, strict=True)]
         mine.append(norm.new_full((), replaced))
         # The step's one reduction besides the gradients': figures, and the norm of sharded gradients.
-        *figures, square = summed(self.world, [*mine, norm.square() / self.world.copies])
+        *figures, square = self.world.all_reduce_sum([*mine, norm.square() / self.world.copies])
         loss, baseline, target_sums, position_sums, bad = figures
         norm = norm if self.world.size == 1 else square.sqrt()
         with record_function("ijepa: optimiser and EMA"):

@@ -26,8 +26,9 @@ from ijepa.checkpoint.run_dir import Run
 from ijepa.distributed.stragglers import StragglerDetector
 from ijepa.training.schedules import Rates
 from ijepa.utils.errors import RunError
-from ijepa.utils.files import flush_folder
+from ijepa.utils.files import fsync_path
 from ijepa.utils.output import Output
+from ijepa.utils.progress import duration
 
 VALUES = ("loss", "skill", "grad_norm", "target_std", "void", "replaced")
 """What a step hands over as one device tensor, in this order."""
@@ -140,7 +141,7 @@ class Monitor:
             if self._rank == 0:
                 for file in (self._metrics, self._timings, self._diagnostics):
                     os.fsync(file.fileno())
-                flush_folder(self._folder)
+                fsync_path(self._folder)
             return os.fstat(self._metrics.fileno()).st_size
         except OSError as error:
             raise RunError(f"{self._folder}: logs cannot be written: {error.strerror}") from None
@@ -233,16 +234,6 @@ def describe(row: dict[str, Any], timing: dict[str, Any], total: int, left: floa
         f"{timing['tflops']:.2f} TFLOP/s  {timing['memory'] / 2**30:.1f} GiB  data {timing['data_wait']:.0%}  "
         f"left {duration(left)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time as people write it: 45s, 12m 5s, 3h 20m, 17d 4h."""
-    whole = round(seconds)
-    for unit, size, below in (("d", 86400, "h"), ("h", 3600, "m"), ("m", 60, "s")):
-        if whole >= size:
-            rest = whole % size // {"h": 3600, "m": 60, "s": 1}[below]
-            return f"{whole // size}{unit} {rest}{below}"
-    return f"{whole}s"
 
 
 class _Quiet:

@@ -1,9 +1,9 @@
 """Learning rate, weight decay and EMA momentum as functions of the step: no state, so nothing to resume."""
 
 from dataclasses import dataclass
-from math import cos, pi
 
 from ijepa.config.recipe import Lengths, Optimizer, Schedule
+from ijepa.utils.schedules import half_cosine
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedu
     part = step / max(lengths.total, 1)
     momentum = schedule.momentum_start + (schedule.momentum_end - schedule.momentum_start) * part
     decay_end = optimizer.weight_decay if optimizer.weight_decay_end is None else optimizer.weight_decay_end
-    weight_decay = decay_end + (optimizer.weight_decay - decay_end) * _half_cosine(part)
+    weight_decay = decay_end + (optimizer.weight_decay - decay_end) * half_cosine(part)
     return Rates(
         lr_encoder=_learning_rate(step, optimizer.lr_encoder, lengths, schedule),
         lr_predictor=_learning_rate(step, optimizer.lr_predictor, lengths, schedule),
@@ -40,11 +40,6 @@ def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: Schedule)
         return peak * (schedule.warmup_from + (1 - schedule.warmup_from) * (step + 1) / lengths.warmup)
     if schedule.decay == "cosine":
         part = (step - lengths.warmup) / max(lengths.total - lengths.warmup, 1)
-        return schedule.lr_end + (peak - schedule.lr_end) * _half_cosine(part)
+        return schedule.lr_end + (peak - schedule.lr_end) * half_cosine(part)
     left = (lengths.total - step) / max(lengths.cooldown, 1)
     return schedule.lr_end + (peak - schedule.lr_end) * min(left, 1.0)
-
-
-def _half_cosine(part: float) -> float:
-    """1 at part 0, 0 at part 1."""
-    return 0.5 * (1 + cos(pi * part))

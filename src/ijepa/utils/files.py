@@ -1,14 +1,17 @@
-"""Small files that are complete or absent: written beside, flushed, renamed; and what is not a regular file."""
+"""Files and folders that are complete or absent (written under a temporary name, flushed, renamed), JSON, SHA-256."""
 
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from ijepa.utils.errors import UserError
+from ijepa.utils.errors import RunError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,15 +26,67 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """Write a file from parts, which need not all be in memory, so that it is complete or absent."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with atomic_file(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file next to `path`; when the block ends, flush it to the disk and rename it to `path`.
+
+    If the block raises, the temporary file is removed and `path` stays as it was. `file.name` is the path of the
+    temporary file, for libraries that write by name.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = _partial(path)
     try:
-        with beside.open("wb") as file:
-            file.writelines(parts)
+        with partial.open("wb") as file:
+            yield cast(BinaryIO, file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        partial.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Make a temporary folder next to `path`; when the block ends, flush its files and rename it to `path`.
+
+    If the block raises, the temporary folder is removed. An existing file or non-empty folder `path` is an error at the
+    end of the block: callers that can say so in better words check before.
+
+    Raises:
+        OSError: the folder cannot be written, or `path` exists.
+    """
+    partial = _partial(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for folder, _, names in os.walk(partial, topdown=False):
+            for name in names:
+                fsync_path(Path(folder, name))
+            fsync_path(Path(folder))
+        partial.rename(path)
+        fsync_path(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """Return a hidden name next to `path` that no other process, thread or machine uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+@contextmanager
+def write_errors(where: object) -> Iterator[None]:
+    """Turn an OSError of the block into a RunError that says that `where` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{where}: cannot be written: {error.strerror or error}") from error
 
 
 _KINDS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
@@ -50,9 +105,9 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable, so that later steps can rely on them after a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, would survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,26 +1,53 @@
-"""How far long work has got, told every few seconds."""
+"""Reports on long work: one callback of one line of text, and a meter that calls it every few seconds.
+
+Functions that take long have a parameter `progress: Progress = no_progress`. The command line shows the lines.
+"""
 
 import time
 from collections.abc import Callable
 
+Progress = Callable[[str], None]
+"""Receives one line of text at a time."""
+
 _SECONDS = 5.0
+"""Time between two lines."""
 
 
-class Progress:
-    """Tells how much of `total` is done, at what rate, and how long the rest takes; `unit` of them are one `of`."""
+def no_progress(line: str) -> None:
+    """Report nothing."""
 
-    def __init__(
-        self, tell: Callable[[str], None], what: str, total: int, of: str = "images", unit: float = 1.0
-    ) -> None:
-        self.tell, self.what, self.total, self.of, self.unit = tell, what, total, of, unit
-        self.begun = self.told = time.monotonic()
 
-    def at(self, done: int) -> None:
-        """Say that so much is done; it is told where the last line is seconds old."""
+def duration(seconds: float) -> str:
+    """Return a length of time in its two largest units: 45s, 12m 5s, 3h 20m, 17d 4h."""
+    whole = round(seconds)
+    for unit, size, smaller, divisor in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // divisor}{smaller}"
+    return f"{whole}s"
+
+
+class ProgressMeter:
+    """Reports how much of `total` is done, the rate, and the time left; at most one line every 5 seconds."""
+
+    def __init__(self, progress: Progress, what: str, total: int, of: str = "images", unit: float = 1.0) -> None:
+        """Start the clock.
+
+        Args:
+            progress: receives the lines.
+            what: the work, at the beginning of each line.
+            total: amount of work, in the numbers that `update` gets.
+            of: name of the unit that is shown.
+            unit: amount of work in one unit that is shown, such as 1e9 bytes in a GB.
+        """
+        self._progress, self._what, self._total, self._of, self._unit = progress, what, total, of, unit
+        self._start = self._reported = time.monotonic()
+
+    def update(self, done: int) -> None:
+        """Set the amount of work that is done."""
         now = time.monotonic()
-        if now - self.told < _SECONDS or not done:
+        if now - self._reported < _SECONDS or not done:
             return
-        self.told, rate = now, done / (now - self.begun)
-        left = (self.total - done) / rate / 60
-        counts = f"{done / self.unit:.0f} of {self.total / self.unit:.0f} {self.of}"
-        self.tell(f"{self.what}: {counts}, {rate / self.unit:.0f} a second, {left:.1f} minutes left")
+        self._reported, rate = now, done / (now - self._start)
+        left = (self._total - done) / rate / 60
+        counts = f"{done / self._unit:.0f} of {self._total / self._unit:.0f} {self._of}"
+        self._progress(f"{self._what}: {counts}, {rate / self._unit:.0f} a second, {left:.1f} minutes left")

@@ -39,7 +39,7 @@ class Ranks(World):
 
     others: tuple[tuple[float, float], ...] = ()
 
-    def gathered(self, value):
+    def all_gather_object(self, value):
         return [value, *self.others]
 
 

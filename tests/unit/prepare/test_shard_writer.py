@@ -89,7 +89,7 @@ def test_a_key_may_not_come_twice(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"train-0000\.tar: not written"):
+    with pytest.raises(RunError, match=r"train-0000\.tar: cannot be written"):
         write_shard(tmp_path / "absent" / "train-0000.tar", RECORDS)
 
 

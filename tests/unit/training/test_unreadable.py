@@ -199,7 +199,7 @@ def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, r
         found.extend(each for each in arguments if isinstance(each, loop.Counts))
         raise Kill
 
-    monkeypatch.setattr(loop, "join", lambda *facts: World(rank=rank))
+    monkeypatch.setattr(loop, "join_training", lambda *facts: World(rank=rank))
     monkeypatch.setattr(loop, "_Loop", stop)
     with pytest.raises(Kill):
         pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)

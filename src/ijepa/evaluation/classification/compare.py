@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Encoder, Indices, Progress, device_of, extract
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.metrics.accuracy import describe
@@ -49,7 +49,7 @@ class Origin:
     train_used: Indices
     test_used: Indices
     image_size: tuple[int, int]
-    ranks: Ranks = ALONE
+    ranks: World = SINGLE_PROCESS
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def compare(
     cache: Path | None,
     progress: Progress | None,
     notes: Sequence[str] = (),
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Return the result of one protocol: a row for every encoder, made by `method` from its features.
 

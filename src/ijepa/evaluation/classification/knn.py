@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ijepa.data.sources.base import Source
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.compare import Split, compare
-from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder, Progress
-from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of, statistics
+from ijepa.evaluation.features.standardize import mean_and_std
+from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
 from ijepa.evaluation.protocols import KnnProtocol
 
 TRAIN_CHUNK = 16384
@@ -34,7 +35,7 @@ def evaluate_knn(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
 
@@ -128,7 +129,7 @@ def knn_ranks(
         device: where chunks are compared; features and ranks stay in main memory.
     """
     wanted = sorted({min(k, len(train_x)) for k in neighbours})
-    figures = statistics(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    figures = mean_and_std(train_x) if standardise else (torch.zeros(()), torch.ones(()))
     shift, scale = (values.to(device) for values in figures)
     train_y, test_y = train_y.to(device), test_y.to(device)
     chunks = (normalize((part.to(device).float() - shift) / scale, dim=1) for part in train_x.split(TRAIN_CHUNK))

@@ -23,15 +23,16 @@ from torch import Tensor
 
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.sources.base import Source
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
 from ijepa.evaluation.classification.compare import Split, compare
 from ijepa.evaluation.classification.linear_heads import Heads, Norm
-from ijepa.evaluation.features.distributed import ALONE, Ranks
 from ijepa.evaluation.features.extract import Encoder, Indices, Progress
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
-from ijepa.evaluation.metrics.accuracy import accuracies, statistics
+from ijepa.evaluation.features.sampling import hold_out
+from ijepa.evaluation.features.standardize import mean_and_std
+from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import LinearProtocol
-from ijepa.evaluation.segmentation.patch_bank import hold_out
 from ijepa.utils.errors import UserError
 
 Keep = Callable[[Tensor, Tensor], None]
@@ -49,7 +50,7 @@ def evaluate_linear(
     seed: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
     keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
@@ -228,7 +229,7 @@ def make_groups(split: Split, kept: Indices, protocol: LinearProtocol, seed: int
     for blocks in sorted({min(blocks, split.test_x.shape[1]) for blocks in protocol.blocks}):
         width, fixed = split.test_x[0, -blocks:].numel(), None
         if protocol.standardise:
-            fixed = statistics(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
+            fixed = mean_and_std(split.train_x[torch.from_numpy(kept), -blocks:].flatten(1))
         for norm in protocol.norms:
             heads = Heads(
                 width,

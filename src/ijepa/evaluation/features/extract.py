@@ -31,7 +31,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ijepa.data.loading.crop import Interpolation, center_crop_box, crop_resize
 from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Sample, Source
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.precision import name_of
 from ijepa.model.vision_transformer import patchify
 from ijepa.utils.cores import available_cores
@@ -123,7 +123,7 @@ def extract(
     interpolation: Interpolation = "bilinear",
     batch_size: int = 64,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> FeatureSet:
     """Return the features of images of a source, in the order given; from `cache` where they are there.
 
@@ -156,9 +156,9 @@ def extract(
         stem = f"features-{name[:32]}"
         saved = [int(file.stem.rpartition("-")[2]) for file in cache.glob(f"{stem}-*.safetensors")]
         enough = min((blocks for blocks in saved if blocks >= last), default=0)
-        if ranks.all_agree(bool(enough)):
+        if all(ranks.all_gather_object(bool(enough))):
             return FeatureSet(_load(cache / f"{stem}-{enough}.safetensors", last), y)
-    rows, done = ranks.rows(len(chosen), batch_size), 0
+    rows, done = ranks.batch_rows(len(chosen), batch_size), 0
     blank = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device_of(encoder))
     # One block of memory: at the end, all parts beside their sum would take it twice.
     features = torch.zeros(len(chosen), *image_features(encoder, blank, last).shape[1:], dtype=torch.float16)
@@ -172,7 +172,7 @@ def extract(
         features[torch.from_numpy(rows[before:done])] = x
         if progress is not None and 10 * before // len(rows) < 10 * done // len(rows):
             progress(f"{label}: features of {done} of {len(rows)} images")
-    features = ranks.share(features)
+    features = ranks.fill_rows(features)
     if cache is not None and stem and ranks.rank == 0:
         _save(cache / f"{stem}-{last}.safetensors", features)
     return FeatureSet(features, y)

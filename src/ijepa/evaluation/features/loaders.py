@@ -77,10 +77,10 @@ class Augmented(Cached):
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
         encoder, ranks = self.split.origin.encoder, self.split.origin.ranks
-        rows = ranks.rows(len(chosen), self.batch)
+        rows = ranks.batch_rows(len(chosen), self.batch)
         views = self.views.random(positions[rows], chosen[rows])
         made = [_finite(image_features(encoder, pixels, self.last)) for pixels in views]
-        return ranks.whole(made, rows, len(chosen))
+        return ranks.gather_rows(made, rows, len(chosen))
 
 
 class Tokens:
@@ -98,10 +98,10 @@ class Tokens:
     def training(self, positions: Indices, chosen: Indices) -> Tensor:
         """See `Reading`."""
         ranks = self.origin.ranks
-        rows = ranks.rows(len(chosen), self.batch)
+        rows = ranks.batch_rows(len(chosen), self.batch)
         mine, places = chosen[rows], positions[rows]
         views = self.views.random(places, mine) if self.augment else self.views.central("train", mine)
-        return ranks.whole([_finite(self.origin.encoder(pixels)) for pixels in views], rows, len(chosen))
+        return ranks.gather_rows([_finite(self.origin.encoder(pixels)) for pixels in views], rows, len(chosen))
 
     @torch.no_grad()
     def central(self, role: Role, places: Indices) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.utils.errors import RunError
-from ijepa.utils.random import Stream, below, words
+from ijepa.utils.random import Stream, below, uniform, words
 
 Indices = npt.NDArray[np.int64]
 
@@ -34,6 +34,33 @@ def choose(total: int, count: int, seed: int) -> Indices:
         if len(distinct) >= count:
             return np.sort(distinct[np.argsort(first)[:count]])
         drawn *= 2
+
+
+def hold_out(
+    indices: Indices, share: float, seed: int, labels: npt.NDArray[np.integer] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Return which samples (n,) are held out to choose a setting. They are drawn by number, so order does not matter.
+
+    Args:
+        indices: sample numbers (n,).
+        share: part of the samples to hold out; at least one sample is held out, and at least one is not.
+        seed: seed of the draw.
+        labels: classes (n,). If given, the same share of each class is held out, to within one image, and never the
+            only image of a class.
+    """
+    draw = uniform(words(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
+    count = min(len(indices) - 1, max(1, round(share * len(indices))))
+    held = np.zeros(len(indices), dtype=np.bool_)
+    if labels is None:
+        held[np.argsort(draw, kind="stable")[:count]] = True
+        return held
+    _, class_number, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((draw, class_number))  # sorted by class, in drawn order within a class
+    order = order[sizes[class_number[order]] > 1] if (sizes > 1).any() else order
+    count = min(count, len(order) - 1)
+    # Evenly spaced places in this order give each class its share, to within one image.
+    held[order[np.arange(count) * len(order) // count]] = True
+    return held
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

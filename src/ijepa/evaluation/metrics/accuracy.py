@@ -48,19 +48,6 @@ def interval(right: int, total: int, level: float = LEVEL) -> tuple[float, float
     return low / total, high / total
 
 
-def statistics(x: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (D,) float32 of features (n, D), summed in float64; deviations of 0 become 1."""
-    total = torch.zeros(x.shape[1], dtype=torch.float64)
-    square = torch.zeros(x.shape[1], dtype=torch.float64)
-    for part in x.split(chunk):
-        total += part.double().sum(0)
-    mean = total / len(x)
-    for part in x.split(chunk):
-        square += (part.double() - mean).square().sum(0)
-    deviation = (square / len(x)).sqrt()
-    return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
-
-
 def describe(source: Source, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
     """Return what a result says of a labelled set, of which images with these labels (n,) were used."""
     return {"n": len(labels), "classes": len(np.unique(labels)), "fingerprint": source.fingerprint}

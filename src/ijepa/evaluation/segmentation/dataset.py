@@ -19,7 +19,7 @@ from torch import Tensor
 from ijepa.data.loading.crop import Box, Interpolation, crop_resize
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices, encoded
 from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, load_label_map
@@ -58,7 +58,7 @@ class Annotated:
     flag: str
     image_size: int
     mask_size: int
-    ranks: Ranks = ALONE
+    ranks: World = SINGLE_PROCESS
     interpolation: Interpolation = "bilinear"
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ def patch_features(
             for pixels, masks in some.batches(batch, classes):
                 yield encoded(encoder, pixels), torch.from_numpy(masks)
 
-    for patches, masks in samples.ranks.dealt(-(-len(samples) // batch), make):
+    for patches, masks in samples.ranks.map_in_turns(-(-len(samples) // batch), make):
         yield patches, masks.numpy()
 
 

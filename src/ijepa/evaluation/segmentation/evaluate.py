@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Encoder, Progress
-from ijepa.evaluation.features.sampling import choose
+from ijepa.evaluation.features.sampling import choose, hold_out
 from ijepa.evaluation.metrics.bootstrap import miou_interval
 from ijepa.evaluation.metrics.iou import Confusion
 from ijepa.evaluation.segmentation.clustering import (
@@ -36,7 +36,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, Classes, find_class
 from ijepa.evaluation.segmentation.hummingbird import SoftBank
 from ijepa.evaluation.segmentation.linear import train_layer
 from ijepa.evaluation.segmentation.memory import planned_memory, told
-from ijepa.evaluation.segmentation.patch_bank import PatchBank, hold_out
+from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation.tokencut import cut_set
@@ -54,7 +54,7 @@ def evaluate_segmentation(
     seed: int,
     cache: Path | None = None,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 

@@ -6,7 +6,6 @@ those that it does not keep among them: images that come later, and all queries,
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,31 +17,10 @@ from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, words
 
 RECALLED = 784
 """Patches on which an inverted index's recall is measured."""
-
-
-def hold_out(
-    indices: Indices, share: float, seed: int, labels: npt.NDArray[np.integer] | None = None
-) -> npt.NDArray[np.bool_]:
-    """Return which samples (n,) are held out: that share, at least one and not all, drawn by sample number.
-
-    With `labels` (n,) it is that share of every class, to within one image, and never the only one of a class.
-    """
-    draw = uniform(words(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
-    count = min(len(indices) - 1, max(1, round(share * len(indices))))
-    held = np.zeros(len(indices), dtype=np.bool_)
-    if labels is None:
-        held[np.argsort(draw, kind="stable")[:count]] = True
-        return held
-    _, own, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.lexsort((draw, own))  # class by class, drawn within
-    order = order[sizes[own[order]] > 1] if (sizes > 1).any() else order
-    count = min(count, len(order) - 1)
-    held[order[np.arange(count) * len(order) // count]] = True  # evenly spaced: no class is passed over by more
-    return held
 
 
 def draw_patches(indices: Indices, patches: int, count: int, seed: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
 from ijepa.data.loading.crop import Box, crop_resize
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.features.extract import Encoder, Progress
 from ijepa.evaluation.features.sampling import encoded
 from ijepa.evaluation.metrics.bootstrap import mean_interval
@@ -50,7 +50,7 @@ def evaluate_propagation(
     *,
     seed: int,
     progress: Progress | None = None,
-    ranks: Ranks = ALONE,
+    ranks: World = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Evaluate encoders by one protocol.
 
@@ -67,7 +67,7 @@ def evaluate_propagation(
     require_extra()
     rows = []
     for name, encoder in encoders.items():
-        made = ranks.dealt(len(videos), partial(_followed, encoder, videos, protocol))
+        made = ranks.map_in_turns(len(videos), partial(_followed, encoder, videos, protocol))
         scores: list[Scores] = []
         for (pairs,) in made:
             scores.append([(float(j), float(f)) for j, f in pairs])

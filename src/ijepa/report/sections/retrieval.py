@@ -6,7 +6,7 @@ import numpy as np
 
 from ijepa.evaluation.features.extract import Encoder, extract
 from ijepa.evaluation.features.sampling import Indices, choose, crops
-from ijepa.evaluation.metrics.accuracy import statistics
+from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.segmentation.retrieval import search
 from ijepa.report.images import Picture, Pixels, picture
 from ijepa.report.run_data import RunData
@@ -74,7 +74,7 @@ def _nearest(
         for source, chosen in ((sets.train, pool), (sets.test, queries))
     )
     if standardized:
-        shift, scale = statistics(x)
+        shift, scale = mean_and_std(x)
         x, y = (x - shift) / scale, (y - shift) / scale
     return search(y.float(), x.float(), _NEIGHBORS, "cosine").numpy()
 

@@ -7,7 +7,7 @@ import numpy as np
 from ijepa.evaluation.results.schema import EvaluationResult
 from ijepa.report.formatting import format_number
 from ijepa.report.run_data import MissingInput, RunData
-from ijepa.training.metrics import duration
+from ijepa.utils.progress import duration
 
 _ENCODERS = {
     "trained": "target encoder of this run",

@@ -3,13 +3,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from ijepa.data.open import open_source
 from ijepa.evaluation.diagnostics import metrics as d
-from ijepa.evaluation.features.sampling import choose
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour
 from tests.reference.segmentation import position_r2 as position_r2_reference
@@ -180,13 +177,3 @@ class TestDiagnose:
     def test_refuses_a_single_image(self, scenes) -> None:
         with pytest.raises(UserError, match="1 image cannot be diagnosed"):
             d.diagnose(MeanColour(), open_source(scenes, split="train"), images=1, image_size=48, seed=0)
-
-
-@given(st.integers(1, 5000), st.integers(1, 400), st.integers(0, 2**64 - 1))
-def test_chosen_images_are_distinct_in_order_and_as_many_as_asked(total: int, count: int, seed: int) -> None:
-    chosen = choose(total, count, seed)
-    assert len(chosen) == min(total, count)
-    assert (chosen[1:] > chosen[:-1]).all()
-    assert chosen[0] >= 0
-    assert chosen[-1] < total
-    assert (chosen == choose(total, count, seed)).all()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from ijepa.evaluation.metrics.accuracy import accuracies, interval, ranks_of, statistics
+from ijepa.evaluation.metrics.accuracy import accuracies, interval, ranks_of
 
 
 @pytest.mark.parametrize(("right", "total"), [(1, 2), (3, 10), (137, 200), (4000, 50000)])
@@ -29,13 +29,3 @@ def test_ranks_break_ties_as_a_stable_sort():
     assert ranks_of(scores, torch.tensor([0, 0, 1, 2])).tolist() == [2, 0, 1, 2]
     found = accuracies(torch.tensor([0, 0, 4, 5]))
     assert (found["top1"], found["top5"]) == (0.5, 0.75)
-
-
-def test_statistics_in_chunks():
-    x = torch.randn(1000, 6, generator=torch.Generator().manual_seed(0)) * 3 + 100
-    x[:, 2] = 5
-    mean, deviation = statistics(x.half(), chunk=37)
-    expected = x.half().double().std(0, correction=0)
-    expected[2] = 1
-    torch.testing.assert_close(mean.double(), x.half().double().mean(0), atol=1e-5, rtol=1e-6)
-    torch.testing.assert_close(deviation.double(), expected, atol=1e-5, rtol=1e-6)

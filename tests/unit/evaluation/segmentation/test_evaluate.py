@@ -14,7 +14,7 @@ from ijepa.evaluation.protocols import load_protocol, presets
 from ijepa.evaluation.segmentation import evaluate as s
 from ijepa.evaluation.segmentation.dataset import Annotated, Classes, find_classes, nearest_resize, patch_features
 from ijepa.evaluation.segmentation.memory import planned_memory
-from ijepa.evaluation.segmentation.patch_bank import PatchBank, hold_out
+from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour, Noise, block_mask, png, write_pairs
@@ -270,29 +270,6 @@ def test_neighbours_are_chosen_on_the_held_out_part_alone(pairs: Any, tmp_path: 
     assert row["miou"] < 0.01 < right["miou"]
     for key in ("k", "distance", "miou_held_out", "bank"):
         assert row[key] == right[key]
-
-
-def test_held_out_images_are_a_share_of_at_least_one_and_not_all() -> None:
-    held = hold_out(np.arange(30), 0.1, 0)
-    assert held.sum() == 3
-    assert (held != hold_out(np.arange(30), 0.1, 1)).any()
-    assert hold_out(np.arange(30)[held], 0.1, 0).sum() == 1
-    assert hold_out(np.arange(2), 0.99, 0).sum() == 1
-
-
-def test_held_out_images_are_that_share_of_every_class() -> None:
-    labels = np.repeat([3, 1, 7, 5, 9], [100, 40, 20, 10, 1])
-    for seed in range(5):
-        held = hold_out(np.arange(171), 0.1, seed, labels)
-        assert held.sum() == 17
-        for label, count in ((3, 10), (1, 4), (7, 2), (5, 1)):
-            assert abs(held[labels == label].sum() - count) <= 1
-        assert not held[labels == 9].any(), "the only one of its class is trained on"
-    assert (hold_out(np.arange(171), 0.1, 0, labels) != hold_out(np.arange(171), 0.1, 1, labels)).any()
-    assert hold_out(np.arange(3), 0.1, 0, np.arange(3)).sum() == 1, "of one image a class, something has to go"
-    order = np.random.default_rng(0).permutation(171)
-    shuffled = hold_out(np.arange(171)[order], 0.1, 0, labels[order])
-    assert (shuffled == hold_out(np.arange(171), 0.1, 0, labels)[order]).all(), "by sample, not by place"
 
 
 def test_a_bank_grows_by_the_rule_it_began_with(pairs: Any) -> None:

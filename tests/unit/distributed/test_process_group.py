@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.evaluation.features.distributed import ALONE, Ranks
+from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.results.schema import HEADLINE
 from ijepa.utils.errors import RunError
 from tests.helpers.ranks import spawn
@@ -105,10 +105,10 @@ def test_processes_change_no_digit(results, name):
 
 
 def test_every_row_is_one_processes():
-    rows = [Ranks(rank, 3).rows(50, 8) for rank in range(3)]
+    rows = [World(rank=rank, size=3).batch_rows(50, 8) for rank in range(3)]
     assert sorted(np.concatenate(rows).tolist()) == list(range(50))
     assert rows[1][:8].tolist() == list(range(8, 16))
-    assert Ranks(2, 3).rows(7, 8).tolist() == []
+    assert World(rank=2, size=3).batch_rows(7, 8).tolist() == []
 
 
 def test_one_process_is_dealt_everything():
@@ -118,6 +118,6 @@ def test_one_process_is_dealt_everything():
                 raise RunError("no more")
             yield (torch.tensor(number),)
 
-    assert [int(x) for (x,) in ALONE.dealt(3, make)] == [0, 1, 2]
+    assert [int(x) for (x,) in SINGLE_PROCESS.map_in_turns(3, make)] == [0, 1, 2]
     with pytest.raises(RunError, match="no more"):
-        list(ALONE.dealt(4, make))
+        list(SINGLE_PROCESS.map_in_turns(4, make))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.evaluation.results.schema import HEADLINE, KIND_NAMES, EvaluationResult
 from ijepa.evaluation.run import evaluate
@@ -63,10 +63,10 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     with clock.part("scenes", f"{images} scenes, drawn into {scenes}"):
         draw(scenes, images=images, seed=seed)
     recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     line = f"pretraining, {recipe.steps} steps of {recipe.batch.total} images; labels are used to measure kNN only"
     with clock.part("pretraining", line):
-        diagnosis = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
+        diagnosis = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_size))
         pretrain(recipe, source, output, callbacks=[diagnosis], info={"data": {"path": str(scenes.resolve())}})
 
     results = {}

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.config.recipe import Model, Recipe
-from ijepa.data.loading.loader import LoaderPlan, StepDataset
+from ijepa.config.recipe import ModelSection, Recipe
+from ijepa.data.loading.loader import LoaderConfig, StepDataset
 from ijepa.data.loading.shuffle import Order
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices, choose
@@ -23,7 +23,7 @@ from ijepa.evaluation.results.schema import EvaluationResult
 from ijepa.interop.weights import load_encoder
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.flops import layers_flops
 from ijepa.report.images import Pixels
 from ijepa.report.run_data import MissingInput, RunData
@@ -77,7 +77,7 @@ class RunImages:
         self.run, self.given = run, given
         self._opened: dict[tuple[str, str, str | None], Source | UserError] = {}
         if given is not None:
-            open_source(given, where="--data", split="train")
+            open_dataset(given, where="--data", split="train")
         self._encoders = _load_encoders(run)
 
     @property
@@ -123,7 +123,7 @@ class RunImages:
         key = path, split, listed
         if key not in self._opened:
             try:
-                self._opened[key] = open_set(path, where="data", split=split, listed=listed)
+                self._opened[key] = open_dataset(path, where="data", split=split, names=listed)
             except UserError as error:
                 self._opened[key] = error
         found = self._opened[key]
@@ -139,26 +139,26 @@ def _load_encoders(run: RunData) -> Encoders | None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.recipe.model
     random = FrozenEncoder.initial(model, run.recipe.seed)
-    return Encoders(load_encoder(saved[-1]).to(device), random.to(device), saved[-1].name, model.image_hw)
+    return Encoders(load_encoder(saved[-1]).to(device), random.to(device), saved[-1].name, model.image_size)
 
 
 def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
     """Return the first `count` samples of a run of `recipe` on `source`, cropped and masked as in training."""
     model, data = recipe.model, recipe.data
-    return StepDataset(
-        source,
-        LoaderPlan(count, count),
+    config = LoaderConfig(
         recipe.seed,
-        model.image_hw,
+        model.image_size,
         data.crop_scale,
         data.crop_ratio,
-        Packer(recipe.mask, model.grid, recipe.seed, count, model.encoder.depth),
-        Order(recipe.seed, len(source), data.order, data.block, data.window),
+        global_batch=count,
+        micro_batch=count,
         crops_per_decode=data.crops_per_decode,
-    )[0]
+    )
+    packer = Packer(recipe.mask, model.grid, recipe.seed, count, model.encoder.depth)
+    return StepDataset(source, config, packer, Order(recipe.seed, len(source), data.order, data.block, data.window))[0]
 
 
-def affordable_images(model: Model, patches: int | None = None) -> int:
+def affordable_images(model: ModelSection, patches: int | None = None) -> int:
     """Return how many images of `patches` patches may be encoded for one picture: from 64 to 1000, seconds on a CPU."""
     if torch.cuda.is_available():
         return 1000

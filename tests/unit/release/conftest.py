@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.run import evaluate
 from ijepa.release.archive import write_archive
 from ijepa.release.model_card import About
@@ -18,7 +18,7 @@ def finished_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("release") / "tiny-run"
     recipe = Recipe.read({**TINY, "data": {**TINY["data"], "path": str(scenes)}}, "test")
     info = {"data": {"path": str(scenes)}, "init": "earlier (step-00000003)"}
-    pretrain(recipe, open_source(scenes, split="train"), folder, quiet=True, info=info)
+    pretrain(recipe, open_dataset(scenes, split="train"), folder, quiet=True, info=info)
     (folder / "small.yaml").write_text("base: demo\nname: small\nneighbours: [5]\nk: 5\n")
     evaluate("knn", str(folder), f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", protocol=str(folder / "small.yaml"))
     return folder

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ijepa.cli import cli
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.interop.weights import load_encoder
 from ijepa.release.archive import verify_archive, write_archive
 from ijepa.release.model_card import About
@@ -150,7 +150,7 @@ def test_write_archive_refuses_an_unfinished_run_unless_asked(finished_run: Path
         calls += 1
         return {}
 
-    recipe, source = Recipe.load(finished_run, {"steps": "16"}), open_source(scenes, split="train")
+    recipe, source = Recipe.load(finished_run, {"steps": "16"}), open_dataset(scenes, split="train")
     with pytest.raises(Interrupted):
         pretrain(recipe, source, tmp_path / "run", quiet=True, callbacks=[Callback(1, stop)])
     with pytest.raises(UserError) as err:

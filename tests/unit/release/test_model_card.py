@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from ijepa.cli import cli
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.run import evaluate
 from ijepa.planning.hardware import grids
 from ijepa.release.archive import verify_archive, write_archive
@@ -109,7 +109,7 @@ def test_names_that_are_not_utf8_are_printable_in_report_and_model_card(
     run: Path, scenes: Path, tmp_path: Path
 ) -> None:
     odd = os.fsdecode(b"caf\xe9")
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     for split, start in (("train", 0), ("val", 12)):
         names = (f"{odd}-{split}/{(odd, 'b')[number % 2]}/{odd}{number}.png" for number in range(start, start + 12))
         write_tree(tmp_path, {name: source.image(start + place) for place, name in enumerate(names)})

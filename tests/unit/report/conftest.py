@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.checkpoint.format import save_checkpoint
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
 from tests.conftest import TINY
@@ -86,7 +86,7 @@ def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {**TINY, "steps": STEPS, "data": {"path": str(scenes)}, "description": "For <tests> & nothing else."}
     recipe = Recipe.read(values, "tiny")
     (folder / "recipe.yaml").write_text(recipe.dump())
-    fingerprint = open_source(scenes, split="train").fingerprint
+    fingerprint = open_dataset(scenes, split="train").fingerprint
     info = {"command": ["ijepa", "pretrain", "tiny"], "versions": {"ijepa": "0.1.0"}, "commit": "c0ffee", "seed": 0}
     info |= {"images": 60, "fingerprint": fingerprint, "resolved": {"autocast": False}, "data": {"path": str(scenes)}}
     (folder / "run.json").write_text(json.dumps(info))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.report.page import build_section, render_page, write_report
 from ijepa.report.run_data import MissingInput, read_run_data
 from ijepa.utils.errors import RunError, UserError
@@ -157,7 +157,7 @@ def test_write_report_of_images_without_labels_and_masks(run: Path, tmp_path: Pa
     shutil.rmtree(run / "evaluations")
     folder = tmp_path / "flat"
     folder.mkdir()
-    train = open_source(scenes, split="train")
+    train = open_dataset(scenes, split="train")
     for index in range(20):
         (folder / f"{index:03}.jpg").write_bytes(train.image(index))
     page = page_of(run, str(folder))

@@ -8,7 +8,7 @@ import torch
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.loader import Loader
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.masking.batch import Batch
 from ijepa.report.images import picture
 from ijepa.report.run_data import MissingInput, read_run_data
@@ -33,7 +33,7 @@ def images_of(run: Path, given: str | None = None) -> RunImages:
 
 
 def test_choose_varied_takes_each_class_before_any_again(scenes: Path) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     chosen = choose_varied(source, 12)
     assert source.labels is not None and len(set(chosen.tolist())) == 12
     counts = np.bincount(source.labels[chosen], minlength=8)
@@ -42,7 +42,7 @@ def test_choose_varied_takes_each_class_before_any_again(scenes: Path) -> None:
 
 
 def test_choose_varied_takes_all_images_of_a_small_set(scenes: Path) -> None:
-    source = open_source(scenes, split="val")
+    source = open_dataset(scenes, split="val")
     assert sorted(choose_varied(source, 100).tolist()) == list(range(20))
 
 
@@ -91,7 +91,7 @@ def test_affordable_images_are_few_for_a_large_model() -> None:
 
 
 def test_sets_have_only_the_images_of_a_list(run: Path, tmp_path: Path, scenes: Path) -> None:
-    source, file = open_source(scenes, split="val"), run / "evaluations" / "knn-demo.json"
+    source, file = open_dataset(scenes, split="val"), run / "evaluations" / "knn-demo.json"
     (tmp_path / "names.txt").write_text("".join(f"{source.name(index)}\n" for index in (3, 7)))
     result = json.loads(file.read_text())
     result["data"]["test"]["list"] = str(tmp_path / "names.txt")
@@ -105,7 +105,7 @@ def test_sets_have_only_the_images_of_a_list(run: Path, tmp_path: Path, scenes: 
 def test_sample_name_has_the_number_of_a_class_without_a_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", b"999999999")])
     (tmp_path / "classes.txt").write_text("cat\n")
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert [sample_name(source, index) for index in (0, 1)] == ["a.tar/a.jpg, cat", "a.tar/b.jpg, class 999999999"]
 
 
@@ -124,7 +124,7 @@ def test_first_batch_has_the_samples_of_the_training_loop(
     monkeypatch.setattr(loop, "Loader", Recording)
     data = {"path": str(scenes), "workers": 0, "order": "blocks", "block": 4, "window": 3, "crops_per_decode": 2}
     recipe = Recipe.read({**TINY, "steps": 2, "data": data, "schedule": {"warmup": "1 steps"}}, "tiny")
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     loop.pretrain(recipe, source, tmp_path / "loop", quiet=True)
     indices = [index for batch in seen[:2] for index in batch.indices]
     pixels = torch.cat([batch.pixels for batch in seen[:2]])

@@ -89,7 +89,7 @@ def _check_sets(run: RunData, sets: ImageSets) -> None:
 def _settings(run: RunData, result: EvaluationResult | None) -> dict[str, SegmentationSettings]:
     """Return the settings of an evaluation by encoder, with the k and the distance that it selected for each."""
     if result is None:
-        return dict.fromkeys(("trained", "random"), SegmentationSettings(run.recipe.model.image_hw[0]))
+        return dict.fromkeys(("trained", "random"), SegmentationSettings(run.recipe.model.image_size[0]))
     protocol = result.protocol
     shared = SegmentationSettings(
         image_size=int(protocol["image_size"]),

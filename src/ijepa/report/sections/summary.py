@@ -36,7 +36,7 @@ def headline_facts(run: RunData) -> dict[str, str]:
     facts |= {f"final {name}": format_number(metrics[name][-1]) for name in ("loss", "skill") if name in metrics}
     if "seconds" in run.timings:
         facts["training time"] = duration(float(np.nansum(run.timings["seconds"])))
-    height, width = model.image_hw
+    height, width = model.image_size
     encoder = f"ViT, width {model.encoder.width}, {model.encoder.depth} layers, {model.patch_size} px patches"
     facts |= {"encoder": encoder, "image size": f"{width} × {height} px"}
     return facts | {"batch size": format_number(recipe.batch.total), "seed": str(recipe.seed)}

@@ -7,7 +7,7 @@ import pytest
 
 from ijepa.data.loading.crop import Box, crop_resize
 from ijepa.data.loading.decode import decode
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.report.feature_figures import SegmentationSettings, segment
 from ijepa.report.run_data import read_run_data
 from ijepa.report.run_images import RunImages
@@ -60,8 +60,8 @@ def test_segmentation_section_of_an_older_result_without_these_settings(run: Pat
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_segment_resizes_images_by_the_interpolation(tmp_path: Path, interpolation: Any) -> None:
-    train = open_source(write_pairs(tmp_path / "train", [block_mask(i) for i in range(6)]))
-    test = open_source(write_pairs(tmp_path / "test", [block_mask(100 + i) for i in range(4)]))
+    train = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(6)]))
+    test = open_dataset(write_pairs(tmp_path / "test", [block_mask(100 + i) for i in range(4)]))
     found = segment(MeanColour(), train, test, [2, 0], SegmentationSettings(48, interpolation, k=3))
     for picture, index in zip(found.images, (2, 0), strict=True):
         wanted = crop_resize(decode(test.image(index)), Box(0, 0, 32, 32), (48, 48), interpolation)

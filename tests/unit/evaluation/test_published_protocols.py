@@ -259,6 +259,6 @@ def test_published_presets_run_to_their_end(name: str, tmp_path: Path):
     assert row["heads"] == whole.heads
     assert row["top1"] > 0.5, "three plain colours"
     assert ("held_out" in row) == (whole.selection == "held-out")
-    assert (FLATTERED in result["notes"]) == (name in ("ijepa", "mae", "dinov2"))
+    assert (FLATTERED in result.notes) == (name in ("ijepa", "mae", "dinov2"))
     if name == "mae":
         assert 1 <= row["head"]["epoch"] <= 4

@@ -51,7 +51,7 @@ def test_result_says_what_was_clipped(tmp_path):
     assert row["k"] == 20
     assert row["top1_by_k"].keys() == {"5", "20", "60"}
     assert result.notes == ("k = 100 is more than the 60 train images, all of which vote",)
-    assert result["chance"] == pytest.approx(1 / 3)
+    assert result.chance == pytest.approx(1 / 3)
 
 
 def test_shuffled_labels_are_at_chance():

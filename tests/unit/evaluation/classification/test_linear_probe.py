@@ -303,7 +303,7 @@ def test_an_attentive_probe_reads_patches(tmp_path: Path):
     results = [evaluate_linear({"toy": Colour()}, train, test, rule) for _ in range(2)]
     (row,) = results[0].rows
     assert row["top1"] > 0.6, "of a width of three, chance is a third"
-    assert results[1].rows == [row]
+    assert results[1].rows == (row,)
     assert results[0].notes == [], "of one head, none is chosen"
 
 

@@ -72,8 +72,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     weights = {"trained": str(output), "longer": "scenes"}  # the second is part of the package
     for kind in KINDS:
         with clock.part(kind, f"evaluating: {kind}"):
-            found, _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
-            results[kind] = EvaluationResult.from_json(found)
+            results[kind], _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
     with clock.part("report", "writing the report"):
         report = write_report(output)
     if from_start:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ijepa.evaluation.features.extract import weights_hash
-from ijepa.evaluation.results.compare import FIGURES
+from ijepa.evaluation.results.compare import COMPARED
 from ijepa.evaluation.results.schema import METRIC_NAMES, EvaluationResult, ResultRow
+from ijepa.evaluation.results.store import read_result
 from ijepa.interop.weights import Weights, Which, load_encoder
-from ijepa.utils.files import read_json
 from ijepa.utils.names import printable
 
 
@@ -33,7 +33,7 @@ class ReleasedResult:
     @property
     def metrics(self) -> dict[str, str]:
         """Names of the metrics on the card, by key."""
-        return {key: METRIC_NAMES[key] for key in FIGURES if any(key in row.metrics for row in self.rows)}
+        return {key: METRIC_NAMES[key] for key in COMPARED if any(key in row.metrics for row in self.rows)}
 
     def index_entries(self) -> list[dict[str, Any]]:
         """Return the entry of the target encoder in the hub's index, if there is one."""
@@ -60,7 +60,7 @@ def released_results(found: Weights, files: Sequence[Path]) -> tuple[list[Releas
     Raises:
         UserError: a file is not a result.
     """
-    results = {file: EvaluationResult.from_json(read_json(file), file) for file in files}
+    results = {file: read_result(file) for file in files}
     # Before training, both encoders are equal; then the target encoder, which comes last here, has the hash.
     hashes = {weights_hash(load_encoder(found.folder, w)): w for w in reversed(get_args(Which))} if files else {}
     released, others = [], []

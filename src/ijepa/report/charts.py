@@ -12,7 +12,6 @@ import numpy.typing as npt
 from ijepa.report.formatting import format_number, format_percent, format_tick
 from ijepa.report.images import Picture, data_uri
 from ijepa.report.run_data import Numbers
-from ijepa.utils.errors import UserError
 
 COLORS = ("#2f86d0", "#d9772b", "#2f9a68", "#9b74c8")
 """Colors of lines, in their order."""
@@ -35,14 +34,6 @@ class Line:
     label: str
     x: Numbers
     y: Numbers
-
-
-def require_matplotlib() -> None:
-    """Raise UserError if matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise UserError("matplotlib", "is not installed", "pip install 'ijepa-pretrain[report]'") from None
 
 
 def draw(paint: Callable[[Any], None], size: tuple[float, float], alt: str) -> Picture:

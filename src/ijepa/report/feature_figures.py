@@ -19,8 +19,8 @@ from ijepa.data.loading.crop import Interpolation
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import choose
-from ijepa.evaluation.segmentation.clustering import collect, hungarian, kmeans, named, reduced
-from ijepa.evaluation.segmentation.dataset import Annotated, Labels, find_classes
+from ijepa.evaluation.segmentation.clustering import assign_classes, collect, hungarian, kmeans, reduce_features
+from ijepa.evaluation.segmentation.dataset import Labels, SegmentationDataset, find_classes
 from ijepa.evaluation.segmentation.label_map import Rgb
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.retrieval import Distance
@@ -144,26 +144,26 @@ def segment(
     size = settings.image_size
     if size % encoder.patch_size:
         raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {size} pixels")
-    sources = [(train, "--train"), (test, "--test")]
+    sources = {"--train": train, "--test": test}
     known = find_classes(sources, settings.classes, settings.ignore, settings.labels)
     wanted = np.asarray(shown, dtype=np.int64)
     more = np.setdiff1d(choose(len(test), others, seed), wanted)
     bank_images, fitted, pictured = (
-        Annotated(source, chosen, flag, size, size, interpolation=settings.interpolation)
+        SegmentationDataset(source, chosen, flag, known, size, size, settings.interpolation)
         for source, chosen, flag in (
             (train, choose(len(train), support, seed), "--train"),
             (test, np.concatenate([wanted, more]), "--test"),
             (test, wanted, "--test"),
         )
     )
-    features, truth = collect(encoder, fitted, known, 32)
-    bank = PatchBank(encoder, bank_images, known, images=len(bank_images), seed=seed)
+    features, truth = collect(encoder, fitted, 32)
+    bank = PatchBank(encoder, bank_images, images=len(bank_images), seed=seed)
     retrieved = bank.masks(features[: len(wanted)], settings.k, settings.distance)
     side = size // encoder.patch_size
     state = int(random_bits(seed, Stream.EVALUATION, [0], 1)[0, 0])
-    assigned = kmeans(reduced(features, 50), known.scored, restarts=2, iterations=100, state=state)
-    clustered = named(assigned.reshape(-1, side, side), truth, known, hungarian)[: len(wanted)]
-    pixels = next(pictured.batches(len(wanted), known))[0]
+    assigned = kmeans(reduce_features(features, 50), known.scored, restarts=2, iterations=100, state=state)
+    clustered = assign_classes(assigned.reshape(-1, side, side), truth, known, hungarian)[: len(wanted)]
+    pixels = next(pictured.batches(len(wanted)))[0]
     images = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     label_map = known.maps.get("--test")
     palette = own_palette(test.mask(int(wanted[0])), known.count) if label_map is None else label_map.palette

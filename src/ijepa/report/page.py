@@ -13,7 +13,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ijepa.evaluation.results.schema import METRIC_NAMES
-from ijepa.report.charts import require_matplotlib
 from ijepa.report.formatting import format_number, format_percent
 from ijepa.report.run_data import MissingInput, RunData, read_run_data
 from ijepa.report.run_images import RunImages
@@ -27,6 +26,7 @@ from ijepa.report.sections.retrieval import retrieval_section
 from ijepa.report.sections.segmentation import segmentation_section
 from ijepa.report.sections.summary import headline_facts, summary_section
 from ijepa.utils.errors import RunError
+from ijepa.utils.extras import require_extra
 from ijepa.utils.files import write_errors, write_text
 
 
@@ -51,7 +51,7 @@ def write_report(run_folder: Path, *, data: str | None = None) -> Path:
         UserError: the folder is not a run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
         RunError: the page cannot be written.
     """
-    require_matplotlib()
+    require_extra("matplotlib", "report", "ijepa report")
     run = read_run_data(run_folder)
     images = RunImages(run, data)
     command = f"ijepa report {run_folder} --data IMAGES"

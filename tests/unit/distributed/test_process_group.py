@@ -13,7 +13,7 @@ from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.results.schema import HEADLINE
 from ijepa.utils.errors import RunError
 from tests.helpers.ranks import spawn
-from tests.unit.evaluation.video.test_propagation import write_video
+from tests.helpers.videos import write_video
 
 PROTOCOLS = {
     "cached": ("linear", "base: demo\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01]\nbatch: 16"),

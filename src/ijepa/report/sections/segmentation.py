@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ijepa.evaluation.results.schema import EvaluationResult
-from ijepa.evaluation.segmentation.clustering import require_extra
+from ijepa.evaluation.segmentation.clustering import require_clustering
 from ijepa.report.feature_figures import SegmentationSettings, segment
 from ijepa.report.images import THUMBNAIL, Grid, class_legend, class_map, picture
 from ijepa.report.run_data import MissingInput, RunData
@@ -81,7 +81,7 @@ def _check_sets(run: RunData, sets: ImageSets) -> None:
     if sets.same:
         raise MissingInput("there is only one set of images, and nearest patches need a second one", _command(run))
     try:
-        require_extra()
+        require_clustering("clustering")
     except UserError as error:
         raise MissingInput(f"{error.where} {error.problem}", error.hint) from None
 

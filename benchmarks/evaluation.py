@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -30,7 +29,7 @@ from ijepa.evaluation.features.loaders import Augmented
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.retrieval import search
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.prepare.scenes.scenes import draw_scene, scene_record
 from ijepa.utils.environment import machine
 from ijepa.utils.files import write_json
@@ -55,11 +54,11 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
     Augmentation is on: images are decoded, cropped and flipped at random before the backbone goes over them.
     """
     recipe = Recipe.load(name)
-    encoder = Encoder.initial(recipe.model, 0)
+    encoder = FrozenEncoder.initial(recipe.model, 0)
     width = recipe.model.encoder.width
     places = np.arange(images)
     pictures = _Pictures(images)
-    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_hw)
+    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_size)
     empty = torch.empty(images, 0, 0)
     split = Split(empty, torch.zeros(images), empty, torch.zeros(images), classes, origin)
     four, last = (
@@ -216,12 +215,6 @@ class _Pictures(Source):
 
     def _image(self, index: int) -> bytes:
         return self.files[index]
-
-    def _mask(self, index: int) -> bytes | None:
-        return None
-
-    def _without_mask(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self))
 
 
 def _module(width: int, classes: int, lr: float, decay: float) -> tuple[torch.nn.Linear, torch.optim.AdamW]:

@@ -80,7 +80,7 @@ def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autoc
     budget, encoder = token_budget(recipe, micro, device), shape.encoder
     packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)
     pixels = torch.randint(
-        256, (micro, 3, *shape.image_hw), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        256, (micro, 3, *shape.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     products = {name: _products(recipe, micro, name, device) for name in ("float32", "bfloat16")[: 1 + autocast]}
     rows = []

@@ -213,7 +213,7 @@ def diagnose(
         resolved.encoder(which),
         open_images(path, "--data"),
         images=images,
-        image_size=resolved.recipe.model.image_hw,
+        image_size=resolved.recipe.model.image_size,
         seed=seed,
         rule=resolved.recipe.mask,
         views=views,

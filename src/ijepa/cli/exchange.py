@@ -57,5 +57,5 @@ def import_(file: str, out: Path, heads: int | None) -> None:
     parts = ", ".join(part.replace("_", " ") for part in found.parts)
     click.echo(
         f"{out}: {parts}; {encoder.width} wide, {encoder.depth} layers, {encoder.heads} heads, "
-        f"patches of {model.patch_size} at {model.image_hw[0]} x {model.image_hw[1]}"
+        f"patches of {model.patch_size} at {model.image_size[0]} x {model.image_size[1]}"
     )

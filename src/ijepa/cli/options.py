@@ -13,7 +13,7 @@ import click
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import UserError
 from ijepa.utils.progress import Progress
-from ijepa.utils.quantities import Length
+from ijepa.utils.quantities import Duration
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
@@ -64,7 +64,7 @@ def _metavar(annotation: Any) -> str:
         return "HEIGHT,WIDTH" if parts[0] is int else "LOW,HIGH"
     if parts:
         return "|".join(_metavar(part) for part in parts if part is not type(None))
-    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "TEXT")
+    return {int: "N", float: "X", bool: "BOOL", Duration: "LENGTH"}.get(annotation, "TEXT")
 
 
 def _typed(value: Any) -> str:

@@ -124,7 +124,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)

@@ -1,11 +1,17 @@
 """`ijepa data`: make, pack, index and check data sets."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ijepa.cli.options import NOT_NEGATIVE, PATH, POSITIVE, debug_option, progress_lines
-from ijepa.utils.errors import UserError
+from ijepa.utils.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ijepa.prepare.verify import CheckResult
 
 
 @click.group()
@@ -67,9 +73,8 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
     The exit code is 1 if an image of PATH is bad.
     """
     from ijepa.data.open import open_source
-    from ijepa.prepare.checksums import changed_shards
+    from ijepa.prepare.verify import changed_shards
     from ijepa.prepare.verify import check as run
-    from ijepa.utils.errors import RunError
 
     if checksums:
         with progress_lines() as progress:
@@ -81,9 +86,24 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
     source = open_source(path, where="PATH", split=split)
     with progress_lines() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)
-    click.echo("\n".join(found.lines()))
+    click.echo("\n".join(_check_lines(found)))
     if found.bad:
         raise RunError(f"{path}: {len(found.bad)} of {found.images} images are bad")
+
+
+def _check_lines(result: "CheckResult", width: int = 40) -> Iterator[str]:
+    """Yield the totals, a histogram of the shorter side, and every bad image and duplicate."""
+    from ijepa.prepare.verify import SIDES
+
+    bad = len(result.bad)
+    yield f"{result.images} images, {result.bytes / 1e9:.3f} GB: {result.images - bad} good, {bad} bad"
+    yield "shorter side in pixels"
+    spans = [f"{low}-{high - 1}" for low, high in pairwise(SIDES)] + [f"{SIDES[-1]} and more"]
+    for span, count in zip(spans, result.sides, strict=True):
+        if count:
+            yield f"{span:>13} {count:>9} {'#' * max(1, round(width * count / max(result.sides)))}"
+    yield from (f"bad: {name}: {why}" for name, why in result.bad)
+    yield from (f"duplicate: {name} is {first}" for name, first in result.duplicates)
 
 
 @data.command()

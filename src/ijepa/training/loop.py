@@ -31,7 +31,7 @@ from ijepa.checkpoint.run_dir import (
 )
 from ijepa.checkpoint.saver import Saver
 from ijepa.config.recipe import Lengths, Recipe
-from ijepa.data.loading.loader import Loader
+from ijepa.data.loading.loader import Loader, LoaderConfig
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.sources.base import Source
 from ijepa.distributed.launch import join_training, leave
@@ -308,32 +308,30 @@ class _Loop:
 
     def _loader(self) -> Loader:
         recipe, encoder = self.recipe, self.recipe.model.encoder
-        return Loader(
-            self.source,
+        config = LoaderConfig(
             seed=recipe.seed,
-            order=self.order,
+            image_size=recipe.model.image_size,
+            crop_scale=recipe.data.crop_scale,
+            crop_ratio=recipe.data.crop_ratio,
             global_batch=recipe.batch.total,
             micro_batch=self.resolved.micro,
             rank=self.world.rank,
             world_size=self.world.size,
-            image_size=recipe.model.image_size,
-            crop_scale=recipe.data.crop_scale,
-            crop_ratio=recipe.data.crop_ratio,
-            crops_per_decode=recipe.data.crops_per_decode,
-            collate=Packer(
-                recipe.mask,
-                recipe.model.grid,
-                recipe.seed,
-                recipe.batch.total,
-                encoder.depth,
-                encoder.drop_path,
-                token_budget(recipe, self.resolved.micro, torch.device(self.resolved.device)),
-            ),
             workers=self.resolved.workers,
             prefetch=recipe.data.prefetch,
-            timeout=recipe.parallel.timeout / 3,  # before others give up waiting for this rank
-            tell=self.monitor.say,
+            timeout=recipe.parallel.timeout / 3,  # before other ranks give up waiting for this one
+            crops_per_decode=recipe.data.crops_per_decode,
         )
+        packer = Packer(
+            recipe.mask,
+            recipe.model.grid,
+            recipe.seed,
+            recipe.batch.total,
+            encoder.depth,
+            encoder.drop_path,
+            token_budget(recipe, self.resolved.micro, torch.device(self.resolved.device)),
+        )
+        return Loader(self.source, config, packer, self.order, on_restart=self.monitor.say)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         recipe, whole = self.recipe, self.recipe.batch.total

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 
@@ -58,6 +58,8 @@ def identifier(key: str) -> str:
 
 def _metavar(annotation: Any) -> str:
     parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _metavar(parts[0])
     if get_origin(annotation) is Literal:
         return "|".join(parts)
     if get_origin(annotation) is tuple:

@@ -1,4 +1,4 @@
-"""A run small enough for a test, and all that it must reproduce."""
+"""A run that is small enough for a test, and the bytes that a resume must reproduce."""
 
 from pathlib import Path
 

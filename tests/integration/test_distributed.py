@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-from ijepa.checkpoint import format as checkpoint
 from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
 from ijepa.config.recipe import Optimizer, Recipe
 from ijepa.data.open import open_source
@@ -276,7 +276,7 @@ def test_more_ranks_than_gpus_are_refused(scenes, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--nproc-per-node 4: this machine shows 2 GPUs; start 2"):
-        join_training(Recipe.read(recipe(scenes), "test"), {})
+        join_training(Recipe.read(recipe(scenes), "test"), {}).__enter__()
 
 
 def command(scenes: Path, run: Path, *more: str) -> list[str]:
@@ -387,7 +387,7 @@ def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(scenes, t
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(RunError, match="No space left on device"):
         Saver(tmp_path, 2, World()).save(1, *built(scenes), {})
     assert not any(tmp_path.iterdir())

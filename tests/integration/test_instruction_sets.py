@@ -24,12 +24,12 @@ SETTINGS = {
 """What is set, and what the libraries then say of themselves; nothing is set for this CPU as it is."""
 
 EXACT = (
-    "tests/training/test_alignment.py",
-    "tests/training/test_loop.py::test_workers_and_logging_change_no_bit",
-    "tests/training/test_resuming.py::test_a_crash_anywhere_resumes_to_the_same_bits",
-    "tests/training/test_resuming.py::test_sigkill_loses_nothing",
-    "tests/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
-    "tests/evaluation/test_tokencut.py",
+    "tests/integration/test_alignment.py",
+    "tests/unit/training/test_loop.py::test_workers_and_logging_change_no_bit",
+    "tests/unit/training/test_resume.py::test_a_crash_anywhere_resumes_to_the_same_bits",
+    "tests/unit/training/test_resume.py::test_sigkill_loses_nothing",
+    "tests/unit/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
+    "tests/unit/evaluation/segmentation/test_tokencut.py",
 )
 """Tests that demand equal bits, or a result that rounding must not change."""
 

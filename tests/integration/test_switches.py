@@ -158,12 +158,12 @@ def test_rows_that_ranks_do_not_share_evenly_are_gathered_whole(ranks, monkeypat
         if len(parts) == ranks:
             rows.copy_(torch.cat(parts))
 
-    monkeypatch.setattr(float8_gather, "_GATHER", gather)
+    monkeypatch.setattr(float8_gather, "_all_gather", gather)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: ranks)
     each = -(-8 // ranks)
     for rank in range(ranks):
         out = torch.zeros_like(whole)
-        _, held, rows = float8_gather._gather(out, whole[rank * each : (rank + 1) * each], None)
+        _, held, rows = float8_gather.gather_rows(out, whole[rank * each : (rank + 1) * each], None)
         assert held is out
     assert torch.equal(rows[:8], whole) and (rows is out) == (8 % ranks == 0)
 

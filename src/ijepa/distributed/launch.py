@@ -51,8 +51,12 @@ def join_evaluation() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def join_training(recipe: Recipe, facts: dict[str, Any]) -> World:
-    """Join the other processes; without torchrun, return a world of one.
+@contextmanager
+def join_training(recipe: Recipe, facts: dict[str, Any]) -> Iterator[World]:
+    """Join the other processes while the context lasts; without torchrun, return a world of one.
+
+    A process group that exists already is used, and left as it is. After an error the group is not destroyed, because
+    that could wait for a rank that is lost.
 
     Args:
         recipe: decides the strategy and the time limit of collectives.
@@ -61,6 +65,13 @@ def join_training(recipe: Recipe, facts: dict[str, Any]) -> World:
     Raises:
         UserError: see `choose_strategy`; more processes than GPUs; or facts that differ.
     """
+    joined = dist.is_initialized()
+    yield _join(recipe, facts)
+    if not joined and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(recipe: Recipe, facts: dict[str, Any]) -> World:
     strategy = choose_strategy(recipe)
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     if strategy == "none":
@@ -102,12 +113,6 @@ def _set_cuda_device(local_rank: int, local_size: int) -> None:
             f"start {count}, and let every process see all of them",
         )
     torch.cuda.set_device(local_rank)
-
-
-def leave(world: World) -> None:
-    """Leave the process group."""
-    if world.strategy != "none" and dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def choose_strategy(recipe: Recipe) -> Strategy:

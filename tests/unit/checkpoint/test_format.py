@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,15 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ijepa.checkpoint import format as checkpoint
 from ijepa.checkpoint.format import (
     list_checkpoints,
     load_checkpoint,
     load_part,
     save_checkpoint,
-    verify_checkpoint,
 )
-from ijepa.checkpoint.reader import read_state, seal
+from ijepa.checkpoint.reader import read_state, seal, verify_checkpoint
 from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA
@@ -68,22 +67,17 @@ def test_no_file_is_a_pickle(tmp_path):
 
 @pytest.mark.parametrize("call", range(5))
 def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch, call):
-    """Whichever of the five files meets the full disk."""
+    """The disk is full when the n-th of the five files is flushed."""
     model, optimizer = built()
     save_checkpoint(tmp_path, 1, model, optimizer, {}, keep=1)
-    calls = iter(range(5))
+    calls, fsync = iter(range(5)), os.fsync
 
-    def full(*args, **kwargs):
+    def full(descriptor: int) -> None:
         if next(calls) == call:
             raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+        fsync(descriptor)
 
-    if call < 4:
-        real = checkpoint.save_file
-        monkeypatch.setattr(checkpoint, "save_file", full)
-    else:
-        real, calls = checkpoint.write_text, iter([4])
-        monkeypatch.setattr(checkpoint, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device; the last good checkpoint is step-00000001") as caught:
         save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
@@ -133,7 +127,7 @@ def test_a_kill_while_old_checkpoints_are_removed_leaves_whole_ones(tmp_path, mo
     for step in (1, 2):
         save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
     with monkeypatch.context() as patched, pytest.raises(Kill):
-        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        patched.setattr(shutil, "rmtree", killed)
         save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)
     there = list_checkpoints(tmp_path)
     assert [path.name for path in there] == ["step-00000002", "step-00000003"]

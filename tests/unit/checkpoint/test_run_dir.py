@@ -1,14 +1,14 @@
 """Run folders that hold something else, starts that were cut short, disks that are full."""
 
+import os
+
 import pytest
 import torch
 
-from ijepa.checkpoint import logs
-from ijepa.checkpoint import run_dir as training_run
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.checkpoint.run_dir import Run, open_run
 from ijepa.training.loop import pretrain
-from ijepa.training.metrics import VALUES, Monitor, StepRecord, cut_back
+from ijepa.training.metrics import VALUES, Monitor, StepRecord, truncate_logs
 from ijepa.training.schedules import Rates
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.runs import Kill, recipe, source
@@ -36,13 +36,16 @@ def test_what_changes_no_result_may_change_on_resume(scenes, whole):
 def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch):
     """Between run.json and the recipe; whatever recipe it was, nothing of it had been done."""
 
-    def killed(path, text):
-        path.with_name(f".{path.name}.123").write_text(text[:50])
-        raise Kill
+    run, calls, fsync = tmp_path / "run", iter(range(2)), os.fsync
 
-    run = tmp_path / "run"
+    def killed(descriptor: int) -> None:
+        fsync(descriptor)
+        if next(calls) == 1:  # run.json was the first file
+            (run / ".recipe.yaml.123").write_text("base: vit-ti")
+            raise Kill
+
     with monkeypatch.context() as patched, pytest.raises(Kill):
-        patched.setattr(training_run, "write_text", killed)
+        patched.setattr(os, "fsync", killed)
         pretrain(recipe(scenes, seed=1), source(scenes), run, quiet=True)
     assert {file.name for file in run.iterdir()} == {"run.json", ".recipe.yaml.123"}
     pretrain(recipe(scenes, steps=3), source(scenes), run, resume="never", quiet=True)
@@ -83,8 +86,8 @@ def test_a_full_disk_leaves_the_metrics_it_cannot_cut(whole, tmp_path, monkeypat
 
     damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # a line to take out, for which the file is written anew
     (tmp_path / "metrics.jsonl").write_bytes(damaged)
-    monkeypatch.setattr(logs.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):
-        cut_back(Run(tmp_path), 3)
+        truncate_logs(Run(tmp_path), 3)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == damaged

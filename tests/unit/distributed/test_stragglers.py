@@ -66,7 +66,7 @@ def test_what_lasts_is_said_once_and_again_when_it_comes_back(behind):
     def read(*others) -> list[str]:
         object.__setattr__(times._world, "others", others)
         times._times.append((0.0, 2.0))
-        return times.compared(10.0, 0.0)[1]
+        return times.compare(10.0, 0.0)[1]
 
     steady = (2.0, 0.1)
     said = [read((2.0, 0.0), behind) for _ in range(5)]
@@ -79,10 +79,10 @@ def test_others_than_rank_0_say_nothing_and_one_alone_measures_nothing():
     times = pace(((9.0, 0.0),), rank=1)
     for _ in range(4):
         times._times.append((0.0, 1.0))
-        figures, lines = times.compared(10.0, 1.0)
-        assert figures == {"slowest_rank": 1, "slowest_times": 9.0, "hungriest_rank": 0, "hungriest_wait": 0.1}
+        figures, lines = times.compare(10.0, 1.0)
+        assert figures == {"slowest_rank": 1, "slowest_times": 9.0, "data_bound_rank": 0, "data_bound_wait": 0.1}
         assert not lines
-    assert pace(()).compared(10.0, 1.0) == ({}, [])
+    assert pace(()).compare(10.0, 1.0) == ({}, [])
 
 
 def test_only_one_block_is_timed():

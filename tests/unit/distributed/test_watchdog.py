@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event
 import torch.distributed as dist
-from ijepa.distributed import watchdog as watch
+from ijepa.distributed.watchdog import Watchdog
 from ijepa.distributed.process_group import World
 
 class Device:
@@ -30,22 +30,22 @@ class Device:
         Event().wait()  # a flush behind a collective that never finishes
 
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, timeout=timedelta(seconds=10))
-watch._PULSE, watch._PATIENCE = 0.1, 2.0
-with closing(Device()), (seen := watch.Watchdog(World(size=2), 0.3, lambda: None)).naming():
-    seen.at(7, "computing")
+watchdog = Watchdog(World(size=2), 0.3, lambda: None, interval=0.1, store_timeout=2.0)
+with closing(Device()), watchdog.leave_on_collective_error():
+    watchdog.report(7, "computing")
     BODY
 """
 
 
 def test_blame_names_the_silent_then_those_behind():
-    from ijepa.distributed.watchdog import Heartbeat, blame
+    from ijepa.distributed.watchdog import Heartbeat, describe_stall
 
     at = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 7, "loading data", 9), Heartbeat(2, 7, "computing", 9)]
-    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
+    assert describe_stall([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
+    assert describe_stall([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
     late = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 6, "computing", 9)]
-    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
-    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
+    assert describe_stall([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
+    assert "all of them at step 7" in describe_stall([(at[0], True), (at[2], True)])
 
 
 SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
@@ -77,32 +77,25 @@ def test_what_waits_for_a_device_is_never_asked_again(body, waits_for, cause):
 
 
 def test_of_nccl_the_cause_is_told_and_not_only_its_code():
-    from ijepa.distributed.watchdog import _cause
+    from ijepa.distributed.watchdog import summarize
 
     said = "NCCL error in: utils.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call failed.\nLast error:\n"
-    assert _cause(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
-    assert _cause(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
+    assert summarize(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
+    assert summarize(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
         "77, unhandled cuda error (Cuda failure 2 'out of memory')"
     )
-    assert _cause(RuntimeError()) == "RuntimeError: "
+    assert summarize(RuntimeError()) == "RuntimeError: "
 
 
-def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
-    """Its text holds a traceback, through multiprocessing/connection.py, for example."""
+def test_is_collective_error_is_false_for_a_defect_in_a_loader():
+    """Its text contains a traceback, for example with multiprocessing/connection.py."""
     from ijepa.data.loading.workers import LoaderDefect
-    from ijepa.distributed.process_group import World
-    from ijepa.distributed.watchdog import Watchdog
+    from ijepa.distributed.watchdog import is_collective_error
 
-    def leave(self, error):
-        raise AssertionError("left")
-
-    monkeypatch.setattr(Watchdog, "leave", leave)
-    seen = Watchdog(World(), 1.0, lambda: None)
-    seen._store = object()
-    with pytest.raises(LoaderDefect), seen.naming():
-        raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')
-    with pytest.raises(AssertionError, match="left"), seen.naming():
-        raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+    defect = 'in a loader process:\n File "multiprocessing/connection.py", line 5, in _send'
+    assert not is_collective_error(LoaderDefect(defect))
+    assert is_collective_error(RuntimeError("Connection closed by peer [127.0.0.1]:4711"))
+    assert not is_collective_error(RuntimeError("shape mismatch"))
 
 
 @pytest.mark.slow
@@ -134,14 +127,15 @@ import json, os, sys, time
 from pathlib import Path
 from ijepa.data.open import open_source
 from ijepa.config.recipe import Recipe
-from ijepa.training import loop, model_setup
-from ijepa.training.loop import Callback
+from ijepa.training.loop import Callback, pretrain
+from ijepa.training.runtime import Numerics
 
 mine = int(os.environ["RANK"])
 recipe = Recipe.read(json.loads(sys.argv[1]), "test")
-calls = []
+calls, numerics = [], Numerics()
 BODY
-loop.pretrain(recipe, open_source(recipe.data.path, split="train"), Path(sys.argv[2]), callbacks=calls, quiet=True)
+source = open_source(recipe.data.path, split="train")
+pretrain(recipe, source, Path(sys.argv[2]), callbacks=calls, quiet=True, numerics=numerics)
 """
 
 MEASURE = """
@@ -152,16 +146,13 @@ calls = [Callback(100, measure)]
 """
 
 COMPILE = """
-from functools import partial
-from ijepa.training.block_transforms import compile_blocks
-
 def backend(graph, inputs):
     backend.calls += 1
     time.sleep(14 if mine == 0 and backend.calls == 1 else 0)
     return graph
 
 backend.calls = 0
-model_setup.compile_blocks = partial(compile_blocks, backend=backend)
+numerics = Numerics(compile_backend=backend)
 """
 
 HANG = """

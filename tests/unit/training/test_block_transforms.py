@@ -14,7 +14,7 @@ from ijepa.model.attention import attention
 from ijepa.model.ijepa import IJEPA, whole_images
 from ijepa.model.linear import Linear
 from ijepa.training import block_transforms
-from ijepa.training.block_transforms import compile_blocks, recompute_blocks, set_attention
+from ijepa.training.block_transforms import checkpoint_activations, compile_blocks, set_attention
 from tests.reference.dense import attend
 
 RULE = MaskRule(min_context=4)
@@ -114,7 +114,7 @@ def test_recomputed_gradients_are_the_kept_ones(what, kernel):
     model, plain = stirred(), stirred()
     for each in (model, plain):
         set_attention(each, kernel)
-    recompute_blocks(model, what)
+    checkpoint_activations(model, what)
     agree(model, plain, [batch_of(0), batch_of(1, None)], tolerance=1e-14)
 
 
@@ -132,7 +132,7 @@ def saved_bytes(model) -> int:
 
 def test_full_recomputation_keeps_less():
     plain, full = stirred(), stirred()
-    recompute_blocks(full, "full")
+    checkpoint_activations(full, "full")
     assert saved_bytes(full) < 0.6 * saved_bytes(plain)
 
 
@@ -144,7 +144,7 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
     model, plain = stirred(), stirred()
     for each in (model, plain):
         set_attention(each, "math")
-    recompute_blocks(model, what)
+    checkpoint_activations(model, what)
     counter = CompileCounterWithBackend("eager")
     compile_blocks(model, counter)
     agree(model, plain, [batch_of(0), batch_of(1)])

@@ -6,7 +6,7 @@ import weakref
 import torch
 
 from ijepa.masking.batch import Batch, Sequences
-from ijepa.training.device_prefetch import COLLECT_EVERY, DevicePrefetcher, collecting
+from ijepa.training.device_prefetch import COLLECT_EVERY, DevicePrefetcher, GarbageCollection
 
 
 class Knot:
@@ -17,12 +17,12 @@ class Knot:
 
 
 def test_garbage_is_collected_at_our_steps_alone():
-    with collecting() as garbage:
+    with GarbageCollection() as garbage:
         assert not gc.isenabled()
         knot = weakref.ref(Knot())
-        garbage.after(COLLECT_EVERY - 1)
+        garbage.run(COLLECT_EVERY - 1)
         assert knot() is not None
-        garbage.after(COLLECT_EVERY)
+        garbage.run(COLLECT_EVERY)
         assert knot() is None
     assert gc.isenabled() and gc.get_freeze_count() == 0
 
@@ -30,7 +30,7 @@ def test_garbage_is_collected_at_our_steps_alone():
 def test_an_error_within_leaves_the_collector_as_it_was():
     gc.disable()
     try:
-        with collecting():
+        with GarbageCollection():
             pass
         assert not gc.isenabled()
     finally:

@@ -7,7 +7,7 @@ from ijepa.config.recipe import Recipe
 from ijepa.planning import size
 from ijepa.planning.memory import USABLE
 from ijepa.training import micro_batch
-from ijepa.training.micro_batch import largest_micro
+from ijepa.training.micro_batch import find_micro_batch_size
 from ijepa.training.runtime import resolve
 from ijepa.utils.errors import UserError
 
@@ -18,7 +18,7 @@ def fitted(
     recipe: Recipe, gigabytes: float, monkeypatch, *, ranks: int = 1, device: torch.device = CPU, autocast: bool = True
 ) -> int:
     monkeypatch.setattr(micro_batch, "memory_of", lambda device: int(gigabytes * 1e9))
-    return largest_micro(recipe, device, share=recipe.batch.total // ranks, ranks=ranks, autocast=autocast)
+    return find_micro_batch_size(recipe, device, share=recipe.batch.total // ranks, ranks=ranks, autocast=autocast)
 
 
 def test_more_memory_takes_more_images_and_always_a_divisor(monkeypatch):
@@ -68,7 +68,7 @@ def test_the_plan_and_the_run_agree(monkeypatch):
     recipe = Recipe.load("vit-huge-16-in22k")
     monkeypatch.setattr(micro_batch, "memory_of", lambda device: 80e9)
     monkeypatch.setattr(micro_batch, "_USABLE_ON_CPU", USABLE)
-    flash = largest_micro(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
+    flash = find_micro_batch_size(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
     planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
     # A CPU's attention keeps its probabilities, FlashAttention does not.
     assert flash <= planned <= 4 * flash

@@ -5,7 +5,7 @@ import torch
 
 from ijepa.config.recipe import Recipe
 from ijepa.model.ijepa import IJEPA
-from ijepa.training.model_setup import attention_of, compiles, prepare, token_budget
+from ijepa.training.model_setup import attention_of, compiles, setup_model, token_budget
 from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
@@ -20,7 +20,7 @@ def test_nothing_is_done_unless_asked():
     chosen = recipe()
     model = IJEPA(chosen.model)
     kinds = [type(module) for module in model.modules()]
-    prepare(model, chosen, CPU, autocast=False)
+    setup_model(model, chosen, CPU, autocast=False)
     assert [type(module) for module in model.modules()] == kinds
     assert not any("forward" in vars(module) or "finish" in vars(module) for module in model.modules())
     assert token_budget(chosen, 4, CPU) is None
@@ -40,7 +40,7 @@ def test_switches_reach_the_model():
         precision={"autocast": "none", "fp8": "tensorwise", "attention": "math"}, activation_checkpointing="full"
     )
     model = IJEPA(chosen.model)
-    prepare(model, chosen, CPU, autocast=False)
+    setup_model(model, chosen, CPU, autocast=False)
     block = model.context_encoder.blocks[0]
     assert block.attn.backend == "math" and "forward" in vars(block)
     assert type(block.mlp.fc1).__name__ == "Float8Linear"
@@ -60,7 +60,7 @@ def test_budgets_follow_the_recipe():
 def test_kernels_of_a_gpu_are_refused_on_a_cpu(kernel):
     chosen = recipe(precision={"attention": kernel})
     with pytest.raises(UserError, match=f"precision.attention = {kernel}: needs a GPU"):
-        prepare(IJEPA(chosen.model), chosen, CPU, autocast=True)
+        setup_model(IJEPA(chosen.model), chosen, CPU, autocast=True)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_auto_becomes_a_kernel_that_suits_what_was_resolved(device, autocast, co
 def test_attention_follows_what_autocast_was_resolved_to():
     chosen = recipe(precision={"autocast": "auto"}, compile=False)
     model = IJEPA(chosen.model)
-    prepare(model, chosen, CUDA, autocast=True)
+    setup_model(model, chosen, CUDA, autocast=True)
     assert model.predictor.predictor_blocks[0].attn.backend == "auto"
     with pytest.raises(UserError, match="flash: computes in 16 bits only; .*precision.autocast bf16"):
-        prepare(model, recipe(precision={"autocast": "auto", "attention": "flash"}), CUDA, autocast=False)
+        setup_model(model, recipe(precision={"autocast": "auto", "attention": "flash"}), CUDA, autocast=False)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,6 @@ def test_a_trace_names_the_parts_of_its_steps_and_changes_no_bit(scenes, tmp_pat
     folder = tmp_path / "traced/profile/step-00000002"
     with gzip.open(folder / "rank-0.trace.json.gz") as file:
         names = [event.get("name") for event in json.load(file)["traceEvents"]]
-    assert names.count("ijepa: optimiser and EMA") == 2
+    assert names.count("ijepa: optimizer and EMA") == 2
     assert names.count("ijepa: forward and backward") == names.count("ijepa: wait for data") >= 2
     assert "aten::" in (folder / "rank-0.table.txt").read_text()

@@ -5,7 +5,7 @@ import torch
 
 from ijepa.config.recipe import Recipe
 from ijepa.training import runtime
-from ijepa.training.runtime import Resolved, bfloat16_pays, resolve, set_up
+from ijepa.training.runtime import Resolved, bfloat16_pays, resolve, setup_device
 
 
 @pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
@@ -39,5 +39,5 @@ def test_without_autocast_a_gpu_multiplies_in_float32_and_not_in_tf32(autocast, 
     chosen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # restores it
-    set_up(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
+    setup_device(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
     assert chosen == [precision]

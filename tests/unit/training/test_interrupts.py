@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from ijepa.training.signals import caught_signals
+from ijepa.training.interrupts import caught_signals
 
 
 def send(*numbers: int) -> None:

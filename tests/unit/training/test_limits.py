@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ijepa.training.unreadable import RISK, too_many
+from ijepa.training.limits import RISK, too_many
 
 IMAGES = 14_146_391
 

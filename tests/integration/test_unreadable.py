@@ -13,10 +13,14 @@ import yaml
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.checkpoint.reader import seal
 from ijepa.data.open import open_source
+from ijepa.data.sources.base import TarSource
 from ijepa.distributed.process_group import World
 from ijepa.evaluation.diagnostics.online import online_diagnosis
-from ijepa.training import loop
+from ijepa.model.ijepa import IJEPA
+from ijepa.training.limits import Counts
 from ijepa.training.loop import Callback, pretrain
+from ijepa.training.optimizer import make_optimizer
+from ijepa.training.resume import find_start
 from ijepa.utils.errors import RunError
 from tests.helpers.images import write_tar, write_tree
 from tests.helpers.ranks import run_jobs, spawn
@@ -161,73 +165,74 @@ def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
     assert all(row["void"] and row["loss"] is None for row in rows)
 
 
-def test_the_images_of_a_void_step_are_those_that_were_loaded(scenes, tmp_path, monkeypatch):
-    """Half as many as a batch has slots, with two crops of each; and none twice."""
-    loaded: list[int] = []
+class Recording(TarSource):
+    """Keeps the indices of the images that are read."""
 
-    def count(self, batch):
-        loaded.extend(batch.indices)
-        return real(self, batch)
+    def __init__(self, index) -> None:
+        super().__init__(index)
+        self.read: list[int] = []
+
+    def _image(self, index: int) -> bytes:
+        self.read.append(index)
+        return super()._image(index)
+
+
+def test_void_step_names_the_images_that_were_loaded(scenes, tmp_path):
+    """Half as many as a batch has slots, because each image has two crops; and none twice."""
 
     def poison(model):
         with torch.no_grad():
             model.predictor.mask_token.fill_(float("nan"))
         return {}
 
-    real = loop._Loop._replaced
-    monkeypatch.setattr(loop._Loop, "_replaced", count)
-    chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, data__crops_per_decode=2, log_every=1)
+    images = Recording(source(scenes).index)
+    two_crops = {"data__crops_per_decode": 2, "data__workers": 0, "log_every": 1}
+    chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, **two_crops)
     with pytest.raises(RunError) as caught:
-        pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
-    names = dict.fromkeys(source(scenes).name(index) for index in loaded[8:16])
+        pretrain(chosen, images, tmp_path, callbacks=[Callback(100, poison)], quiet=True)
+    names = dict.fromkeys(source(scenes).name(index) for index in images.read[4:8])
     assert len(names) == 4 and f"step 2 with {', '.join(names)}; lower the" in str(caught.value)
     assert str(caught.value).endswith("set --precision.autocast none, which takes a new --output")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_goes_on_counting_void_steps(scenes, tmp_path, monkeypatch, rank):
-    """Else ranks would stop after different steps. The same holds for the images seen, which are those of all ranks."""
+def test_start_loads_the_counts_on_every_rank(scenes, tmp_path, rank):
+    """Otherwise ranks would stop after different steps."""
     pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
     (saved,) = list_checkpoints(tmp_path / "checkpoints")
     state = json.loads((saved / "state.json").read_text())
     state["counts"]["void_in_a_row"] = 5
     del state["sha256"]
     (saved / "state.json").write_text(seal(state))
-    found: list[loop.Counts] = []
-
-    def stop(*arguments):
-        found.extend(each for each in arguments if isinstance(each, loop.Counts))
-        raise Kill
-
-    monkeypatch.setattr(loop, "join_training", lambda *facts: World(rank=rank))
-    monkeypatch.setattr(loop, "_Loop", stop)
-    with pytest.raises(Kill):
-        pretrain(recipe(scenes, steps=3), source(scenes), tmp_path, quiet=True)
-    assert [(each.void_in_a_row, each.seen) for each in found] == [(5, 24)]
+    chosen, world = recipe(scenes, steps=3), World(rank=rank)
+    start = find_start(world, chosen, source(scenes), tmp_path, "auto")
+    model = IJEPA(chosen.model)
+    start.load(world, model, make_optimizer(model, chosen.optimizer), None)
+    counts = Counts(**start.state["counts"])
+    assert (counts.void_in_a_row, counts.seen) == (5, 24)
 
 
 @pytest.mark.parametrize(
     ("every", "log_every", "diagnosed"), [(100, 10, False), (1, 10, False), (3, 7, False), (100, 10, True)]
 )
-def test_void_steps_are_counted_in_a_row_however_they_are_read(
-    scenes, tmp_path, monkeypatch, every, log_every, diagnosed
-):
+def test_void_steps_are_counted_in_a_row_however_they_are_read(scenes, tmp_path, every, log_every, diagnosed):
     """Whether a reading, a checkpoint or a measurement had the values read from the device."""
     void: set[int] = set()
 
-    def poisoned(model, optimizer):
-        poisoned.step += 1
-        if poisoned.step in void:
-            model.predictor.mask_token.grad.fill_(float("nan"))
-        return real(model, optimizer)
+    def poisoned(grad):
+        poisoned.step += 1  # a step has one micro-batch
+        return torch.full_like(grad, float("nan")) if poisoned.step in void else grad
+
+    def poison(model):
+        if poisoned.step == 0:  # not after the last step
+            model.predictor.mask_token.register_hook(poisoned)
+        return {}
 
     def go(run: str) -> None:
         poisoned.step = 0
-        callbacks = [Callback(2, lambda model: {})] if diagnosed else []
+        callbacks = [Callback(1000, poison), *([Callback(2, lambda model: {})] if diagnosed else [])]
         pretrain(chosen, source(scenes), tmp_path / run, callbacks=callbacks, quiet=True)
 
-    real = loop.gradient_norm
-    monkeypatch.setattr(loop, "gradient_norm", poisoned)
     small = {"steps": 21, "batch": {"global": 2}, "optimizer": {"nonfinite_limit": 2}}
     chosen = recipe(scenes, **small, checkpoint__every=every, log_every=log_every)
     void |= {1, 2, 4, 5, 7, 10, 14, 20, 21}  # never three in a row

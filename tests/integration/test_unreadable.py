@@ -1,4 +1,4 @@
-"""Images that cannot be decoded and steps that are void: counted, named, and too many stop the run."""
+"""Unreadable images and void steps are counted and named, and too many of them stop the run."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def folder_of_images(scenes: Path, out: Path, broken: int) -> Path:
     return out
 
 
-def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, capsys):
+def test_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, capsys):
     images = folder_of_images(scenes, tmp_path / "images", broken=1)
     chosen = recipe(images, data__replaced_limit=0.2)
     pretrain(chosen, open_source(images), tmp_path / "run")
@@ -47,8 +47,8 @@ def test_an_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, cap
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
 
 
-def test_a_label_that_no_class_could_have_does_not_stop_the_run(scenes, tmp_path):
-    """The labels are read for a measurement only."""
+def test_invalid_label_does_not_stop_pretraining(scenes, tmp_path):
+    """Only measurements read labels."""
     data = source(scenes)
     members = [
         (f"{n:02d}.{kind}", content)
@@ -63,7 +63,7 @@ def test_a_label_that_no_class_could_have_does_not_stop_the_run(scenes, tmp_path
     assert [row["step"] for row in rows] == [0, 8] and all(0 <= row["knn"] <= 1 for row in rows)
 
 
-def test_every_unreadable_image_is_named_once_however_many_there_are(scenes, tmp_path, capsys):
+def test_each_unreadable_image_is_named_once(scenes, tmp_path, capsys):
     small = source(scenes)[0].image
     (tmp_path / "images").mkdir()
     for index in range(250):
@@ -86,7 +86,7 @@ def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
 
 
 class Killer:
-    """Measures nothing at step 0, and kills the run at the next measurement."""
+    """Measures nothing, and kills the run at the second measurement."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -99,14 +99,14 @@ class Killer:
 
 
 def counted(run: Path) -> tuple[int, int, list[int]]:
-    """Unreadable and seen, by the last checkpoint, and unreadable by step, by the log."""
+    """Return replaced and seen crops by the last checkpoint, and replaced crops of each step by the log."""
     counts = json.loads((list_checkpoints(run / "checkpoints")[-1] / "state.json").read_text())["counts"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return counts["replaced"], counts["seen"], [row.get("replaced", 0) for row in rows]
 
 
-def test_counts_of_unreadable_images_do_not_depend_on_how_a_batch_is_cut(scenes, tmp_path):
-    """Nor on resuming: micro-batches of 4, 2 and 1 cut pairs of crops of one image; a run stops and goes on."""
+def test_replaced_counts_do_not_depend_on_micro_batches_and_resume(scenes, tmp_path):
+    """Micro-batches of 1 separate two crops of one image."""
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
     found = []
     for micro in (4, 2, 1):
@@ -125,7 +125,7 @@ def test_counts_of_unreadable_images_do_not_depend_on_how_a_batch_is_cut(scenes,
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_ranks_count_the_unreadable_images_of_both(scenes, tmp_path):
+def test_replaced_counts_are_those_of_all_ranks(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
     values = {"batch": {"global": 8, "micro": 2}, "data__replaced_limit": 1.0}
     pretrain(recipe(images, **values), open_source(images), tmp_path / "one", quiet=True)
@@ -149,7 +149,7 @@ def test_two_ranks_count_the_unreadable_images_of_both(scenes, tmp_path):
     assert re.match(r"ijepa: \d+ of \d+ images are unreadable, more than data.replaced_limit = 0.1; the first: ", said)
 
 
-def test_void_steps_in_a_row_stop_the_run_and_name_samples(scenes, tmp_path):
+def test_void_steps_in_a_row_stop_the_run(scenes, tmp_path):
     def poison(model):
         with torch.no_grad():
             model.predictor.mask_token.fill_(float("nan"))
@@ -215,8 +215,8 @@ def test_start_loads_the_counts_on_every_rank(scenes, tmp_path, rank):
 @pytest.mark.parametrize(
     ("every", "log_every", "diagnosed"), [(100, 10, False), (1, 10, False), (3, 7, False), (100, 10, True)]
 )
-def test_void_steps_are_counted_in_a_row_however_they_are_read(scenes, tmp_path, every, log_every, diagnosed):
-    """Whether a reading, a checkpoint or a measurement had the values read from the device."""
+def test_void_steps_in_a_row_do_not_depend_on_log_interval(scenes, tmp_path, every, log_every, diagnosed):
+    """Values are read from the device by a reading of the log, a checkpoint or a measurement."""
     void: set[int] = set()
 
     def poisoned(grad):
@@ -246,7 +246,7 @@ def test_void_steps_are_counted_in_a_row_however_they_are_read(scenes, tmp_path,
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_an_unreadable_image_with_a_name_that_is_not_utf8_does_not_stop_the_run(scenes, tmp_path, capsys, packed):
+def test_unreadable_image_may_have_a_name_that_is_not_utf8(scenes, tmp_path, capsys, packed):
     name, data = os.fsdecode(b"caf\xe9.jpg"), source(scenes)
     files = {f"{index:03d}.jpg": data[index].image for index in range(31)} | {name: b""}
     shown = "caf\\xe9.jpg"

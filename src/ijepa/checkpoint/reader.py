@@ -31,8 +31,6 @@ from ijepa.utils.files import read_json, sha256_of
 PARTS = ("context_encoder", "target_encoder", "predictor")
 FILES = tuple(f"{part}.safetensors" for part in (*PARTS, "optimizer"))
 FORMAT = 2
-WITHOUT_CHECKSUMS = 1
-"""The earlier format: no checksums, and sizes only of sharded files."""
 
 EARLIER = "use an earlier checkpoint, in pretraining by --resume last-good"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -60,7 +58,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Return a checkpoint's `state.json`.
 
     Raises:
-        UserError: it is missing, damaged, of a later format, or of another step than the folder's name says.
+        UserError: it is missing, damaged, of another format, or of another step than the folder's name says.
     """
     file = folder / "state.json"
     if step_of(folder) is not None and not folder.is_dir():
@@ -71,9 +69,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = read_json(file)
     except UserError as error:
         raise UserError(file, error.problem, EARLIER) from None
-    if state.get("format") not in (FORMAT, WITHOUT_CHECKSUMS):
+    if state.get("format") != FORMAT:
         raise UserError(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
-    if state["format"] == FORMAT and not _is_sealed(state, file):
+    if not _is_sealed(state, file):
         raise UserError(file, "is damaged: its content does not match its checksum", EARLIER)
     if type(state.get("step")) is not int:
         raise UserError(file, "step is missing", EARLIER)
@@ -97,14 +95,8 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def listed_files(state: Mapping[str, Any], part: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return the entries of a checkpoint's files, or of those that hold a part; in format 1, the size at most."""
-    if state["format"] == FORMAT:
-        files = dict(state["files"])
-    elif "shards" in state:
-        files = {name: {"bytes": size} for name, size in state["shards"].items()}
-    else:
-        files = {name: {} for name in FILES}
-    own = f"{part}.safetensors"
+    """Return the entries of a checkpoint's files, or of those that hold a part of the model."""
+    files, own = state["files"], f"{part}.safetensors"
     return {own: files[own]} if own in files else files
 
 
@@ -114,17 +106,21 @@ def verify_file(folder: Path, state: Mapping[str, Any], name: str) -> None:
     Raises:
         UserError: it is missing, unreadable, or has other bytes.
     """
-    file, listed = folder / name, listed_files(state).get(name, {})
+    file, listed = folder / name, state["files"][name]
     try:
-        size = file.stat().st_size
-        if size != listed.get("bytes", size):
-            raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
-        if "sha256" in listed and sha256_of(file) != listed["sha256"]:
+        check_size(file, listed)
+        if sha256_of(file) != listed["sha256"]:
             raise UserError(file, "is damaged: its content does not match its checksum in state.json", EARLIER)
     except FileNotFoundError:
         raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
     except OSError as error:
         raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
+
+
+def check_size(file: Path, listed: Mapping[str, Any]) -> None:
+    """Compare the size of a file with its entry in `state.json`."""
+    if (size := file.stat().st_size) != listed["bytes"]:
+        raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
 
 
 def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> dict[str, Any]:
@@ -147,7 +143,7 @@ def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> 
     for key in sorted(settings.keys() & saved.keys()):
         if saved[key] != settings[key]:
             raise UserError(path / "state.json", f"is of a run with {key} = {saved[key]}, not {settings[key]}", EARLIER)
-    world.map_items(sorted(listed_files(state)), lambda name: verify_file(path, state, name))
+    world.map_items(sorted(state["files"]), lambda name: verify_file(path, state, name))
     return state
 
 
@@ -200,7 +196,7 @@ class CheckpointReader:
         for name, listed in listed_files(self.state, part).items():
             # Names in a part's own file lack the part.
             prefix = name.removesuffix("safetensors") if name in FILES[:-1] else ""
-            self._open(path / name, prefix, listed.get("bytes"))
+            self._open(path / name, prefix, listed)
         self.shapes = {name: _whole_shape(slices) for name, slices in self._slices.items()}
 
     def check(self, wanted: Mapping[str, tuple[int, ...]], prefix: str = "") -> None:
@@ -229,10 +225,9 @@ class CheckpointReader:
         file = self.path / f"{part if part in PARTS else 'optimizer'}.safetensors"
         return file if file.exists() else self.path
 
-    def _open(self, file: Path, prefix: str, size: int | None) -> None:
+    def _open(self, file: Path, prefix: str, listed: Mapping[str, Any]) -> None:
         try:
-            if size is not None and file.stat().st_size != size:
-                raise UserError(file, f"has {file.stat().st_size} bytes, not {size}", EARLIER)
+            check_size(file, listed)
             content = safe_open(file, framework="pt")
             about = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
             for key in content.keys():  # noqa: SIM118 - not a dict

@@ -19,9 +19,6 @@ from ijepa.distributed.local_tensors import shard_range, to_local
 from ijepa.model.float8 import FrozenLinear, frozen_layers, to_e4m3
 from ijepa.model.vision_transformer import VisionTransformer
 
-# torch 2.13 renamed it.
-_all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-
 
 def shard_frozen(encoder: VisionTransformer, mesh: Any) -> set[nn.Parameter]:
     """Shard the weights (N, K) of the encoder's float8 layers by rows over `mesh`; return the new parameters.
@@ -86,4 +83,5 @@ def gather_rows(out: Tensor, part: Tensor, group: Any) -> tuple[Any, Tensor, Ten
     rows = out if each * ranks == len(out) else out.new_empty(each * ranks, *out.shape[1:])
     if len(part) < each:
         part = torch.cat([part, part.new_zeros(each - len(part), *part.shape[1:])])
-    return _all_gather(rows, part.contiguous(), group=group, async_op=True), out, rows
+    all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # torch 2.13 renamed it
+    return all_gather(rows, part.contiguous(), group=group, async_op=True), out, rows

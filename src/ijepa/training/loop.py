@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Trainer:
         start.load(world, self.model, self.optimizer, initial)
         self.start = start.step
         about = {"images": len(source), "fingerprint": source.fingerprint}
-        about |= {"ranks": world.size, "strategy": world.strategy, "resolved": self.resolved.as_json()}
+        about |= {"ranks": world.size, "strategy": world.strategy, "resolved": asdict(self.resolved)}
         self.measured, problems = world.run_on_rank0(lambda: start.write(recipe, {**about, **info}))
         self.monitor = Monitor(
             run,
@@ -192,7 +192,7 @@ class Trainer:
         self.monitor.sync()
         state = {
             "recipe": fixed_settings(self.recipe),
-            "resolved": self.resolved.as_json(),
+            "resolved": asdict(self.resolved),
             "counts": self.limits.state(),
         }
         # The watchdog ignores saving, because its collectives have the limit `parallel.timeout`.

@@ -19,7 +19,7 @@ from ijepa.planning.size import count_parameters, count_tokens
 from ijepa.training.model_setup import attention_of
 from ijepa.utils.errors import UserError
 
-_USABLE_ON_CPU = 0.5
+USABLE_ON_CPU = 0.5
 """Share of a computer's memory for a step: workers, the page cache and other programs need memory too."""
 _MOST = 1024
 """Images of a micro-batch; no device is faster with more."""
@@ -50,7 +50,7 @@ def find_micro_batch_size(recipe: Recipe, device: torch.device, *, share: int, r
     each = activations(
         recipe.model, tokens, recipe.activation_checkpointing, autocast=autocast, with_scores=with_scores
     )
-    usable = memory_of(device) * (USABLE if device.type == "cuda" else _USABLE_ON_CPU)
+    usable = memory_of(device) * (USABLE if device.type == "cuda" else USABLE_ON_CPU)
     best = fit(held, recipe.activation_checkpointing, each, share, usable)
     if not best.micro:
         raise UserError(

@@ -16,7 +16,7 @@ from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import parameter_groups, trained
 from ijepa.training.schedules import Rates
 
-_CHUNK = 32 << 20
+_CHUNK_BYTES = 32 << 20
 """Bytes of differences at a time, which a GPU's cache holds: an H100's has 50 MB."""
 
 
@@ -97,26 +97,28 @@ def move_average(average: Iterable[Tensor], current: Iterable[Tensor], weight: T
 
 
 @torch.no_grad()
-def move_by_differences(pairs: Iterable[tuple[Tensor, Tensor]], weight: Tensor) -> None:
+def move_by_differences(
+    pairs: Iterable[tuple[Tensor, Tensor]], weight: Tensor, chunk_bytes: int = _CHUNK_BYTES
+) -> None:
     """Do what `move_average` does with a few kernels for many tensors: average += weight * (current - average).
 
     `torch._foreach_lerp_` falls back to one kernel per tensor if the weight is a () tensor on the device. Sub, mul and
     add have one kernel for many tensors. The differences of a chunk stay in the GPU's cache, so that main memory is
     read and written only as by one kernel.
     """
-    for some in _in_chunks(pairs):
+    for some in _in_chunks(pairs, chunk_bytes):
         averages = [average for average, _ in some]
         steps = torch._foreach_sub([current for _, current in some], averages)
         torch._foreach_mul_(steps, weight.to(steps[0].dtype))
         torch._foreach_add_(averages, steps)
 
 
-def _in_chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Split into groups of at most `_CHUNK` bytes, or of one larger pair."""
+def _in_chunks(pairs: Iterable[tuple[Tensor, Tensor]], most: int) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Split into groups of at most `most` bytes, or of one larger pair."""
     some: list[tuple[Tensor, Tensor]] = []
     held = 0
     for pair in pairs:
-        if some and held + pair[0].nbytes > _CHUNK:
+        if some and held + pair[0].nbytes > most:
             yield some
             some, held = [], 0
         some.append(pair)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import load_checkpoint, named_checkpoints, set_aside
-from ijepa.checkpoint.reader import WITHOUT_CHECKSUMS, verify_checkpoint
+from ijepa.checkpoint.reader import verify_checkpoint
 from ijepa.checkpoint.run_dir import Run, fixed_settings, noted_checkpoint, open_run, start_run
 from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
@@ -27,24 +27,18 @@ Resume = Literal["auto", "last-good", "never"]
 """What to do with a run that exists: resume its latest checkpoint, its latest undamaged one, or refuse it."""
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A checkpoint that cannot be used, and why."""
-
-    path: Path
-    problem: str
-
-
 @dataclass
 class Start:
-    """Where a run starts. `state` is that of the checkpoint, and empty for a new run."""
+    """Where a run starts."""
 
     run: Run
     exists: bool
     resolved: Resolved
     checkpoint: Path | None = None
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    """Later checkpoints that cannot be used, and why."""
     state: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint's `state.json`; empty for a new run."""
 
     @property
     def step(self) -> int:
@@ -73,18 +67,15 @@ class Start:
         """
         if not self.exists:
             start_run(self.run, recipe, info)
-        for each in self.skipped:
-            set_aside(each.path)
+        for path, _ in self.skipped:
+            set_aside(path)
         return truncate_logs(self.run, self.step)
 
     def log(self, problems: list[str]) -> None:
         """Log what is resumed, and what is wrong with the logs."""
         if self.checkpoint is not None:
-            for each in self.skipped:
-                name = each.path.name
-                _LOG.info("skipped %s, which is now damaged-%s: %s", name, name, each.problem)
-            if self.state["format"] == WITHOUT_CHECKSUMS:
-                _LOG.info("%s: has no checksums, not verified", self.checkpoint)
+            for path, problem in self.skipped:
+                _LOG.info("skipped %s, which is now damaged-%s: %s", path.name, path.name, problem)
             _LOG.info("resuming %s after step %d", self.run.folder, self.step)
         for line in problems:
             _LOG.info(line)
@@ -106,13 +97,13 @@ def find_start(world: World, recipe: Recipe, source: Source, output: Path, resum
         except UserError as error:
             if resume != "last-good":
                 raise
-            start.skipped.append(Skipped(path, f"{Path(error.where).name} {error.problem}"))
+            start.skipped.append((path, f"{Path(error.where).name} {error.problem}"))
         else:
             start.checkpoint = path
             return start
     if start.skipped:
-        first = start.skipped[0]
-        raise UserError(first.path.parent, f"holds no whole checkpoint: in {first.path.name}, {first.problem}")
+        path, problem = start.skipped[0]
+        raise UserError(path.parent, f"holds no whole checkpoint: in {path.name}, {problem}")
     return start
 
 

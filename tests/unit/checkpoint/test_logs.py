@@ -1,4 +1,4 @@
-"""Logs are cut from their end, checked for damage and gaps, and read at places, without holding all of a long one."""
+"""Logs are truncated, checked for damage and gaps, and sampled."""
 
 import io
 import json
@@ -30,12 +30,12 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"step": 7, "lo', b"\0" * 300, b"7\n\xff\n", rows(7, 8, 9)])
-def test_what_came_after_a_step_is_cut_without_a_word(file, tail):
+def test_truncate_log_cuts_later_rows_in_place(file, tail):
     whole = rows(*range(1, 7))
     file.write_bytes(whole + tail)
     node = file.stat().st_ino
     assert truncate_log(file, 6, **METRICS) == ""
-    assert file.read_bytes() == whole and file.stat().st_ino == node  # in place: nothing is copied
+    assert file.read_bytes() == whole and file.stat().st_ino == node  # in place, nothing is copied
     assert truncate_log(file, 2, **METRICS) == "" and file.read_bytes() == rows(1, 2)
     assert truncate_log(file, 0, **METRICS) == "" and file.read_bytes() == b""
 
@@ -52,7 +52,7 @@ DAMAGE |= {"a damaged number": line(5), "beyond": line(10**9), "deep": b"[" * 10
 
 
 @pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_line_costs_that_line_and_is_told(file, damaged):
+def test_truncate_log_removes_and_reports_a_damaged_line(file, damaged):
     file.write_bytes(line(1) + damaged + rows(3, 4, 5))
     told = truncate_log(file, 4, **METRICS)
     assert told == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
@@ -60,7 +60,7 @@ def test_a_damaged_line_costs_that_line_and_is_told(file, damaged):
 
 
 @pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_last_line_is_told_as_missing(file, damaged):
+def test_truncate_log_reports_a_damaged_last_line_as_missing(file, damaged):
     file.write_bytes(rows(1, 2, 3) + damaged + rows(5))
     assert truncate_log(file, 4, **METRICS) == f"{file}: step 4 is missing"
     assert steps_in(file) == [1, 2, 3]
@@ -75,25 +75,25 @@ def test_a_damaged_last_line_is_told_as_missing(file, damaged):
         ((), "steps 1 to 6 are missing"),
     ],
 )
-def test_missing_rows_are_named_and_those_there_stay(file, there, told):
+def test_truncate_log_names_missing_rows_and_keeps_the_others(file, there, told):
     file.write_bytes(rows(*there))
     assert truncate_log(file, 6, **METRICS) == f"{file}: {told}"
     assert steps_in(file) == list(there)
 
 
-def test_a_missing_file_is_a_gap(file):
+def test_truncate_log_treats_a_missing_file_as_empty(file):
     assert truncate_log(file, 6, **METRICS) == f"{file}: steps 1 to 6 are missing"
     assert truncate_log(file, 6) == f"{file}: rows after step 0 up to step 6 are missing"
     assert truncate_log(file, 6, repeats=True) == truncate_log(file, 0, **METRICS) == ""
 
 
-def test_steps_written_twice_are_kept_once(file):
+def test_truncate_log_keeps_repeated_steps_once(file):
     file.write_bytes(rows(1, 2, 3, 2, 3, 4, 3, 4, 5))
     assert truncate_log(file, 4, **METRICS) == f"{file}: 4 damaged or misplaced lines taken out"
     assert steps_in(file) == [1, 2, 3, 4]
 
 
-def test_other_logs_have_steps_of_their_own(file):
+def test_truncate_log_of_logs_without_every_step(file):
     file.write_bytes(rows(2, 4, 6, 8))
     assert truncate_log(file, 6) == "" and steps_in(file) == [2, 4, 6]
     assert truncate_log(file, 5) == f"{file}: rows after step 4 up to step 5 are missing"
@@ -120,7 +120,7 @@ LONG = b"".join(
 )
 
 
-def test_rows_of_a_long_file_are_spread_over_it_and_few():
+def test_sample_rows_of_a_long_file_are_few_and_evenly_spread():
     log = Counting(LONG)
     found = [row["step"] for row in sample_rows(log)]
     assert len(LONG) > 4 * logs._SAMPLED and log.read_bytes <= logs._SAMPLED
@@ -130,7 +130,7 @@ def test_rows_of_a_long_file_are_spread_over_it_and_few():
     assert sum(found[:tenth]) / tenth == pytest.approx(4_000, rel=0.05)
 
 
-def test_all_rows_of_a_short_file_are_read_but_damaged_ones(tmp_path):
+def test_spread_rows_of_a_short_file_skips_damaged_lines(tmp_path):
     file = tmp_path / "metrics.jsonl"
     assert spread_rows(file) == []
     file.write_bytes(rows(1, 2) + b"7\n\xff\n{}\n" + rows(3) + b'{"step": 4')

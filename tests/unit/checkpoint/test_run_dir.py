@@ -1,4 +1,4 @@
-"""Run folders that hold something else, starts that were cut short, disks that are full."""
+"""Folders that do not hold the run, starts that were killed, and full disks."""
 
 import os
 
@@ -14,7 +14,7 @@ from ijepa.utils.errors import RunError, UserError
 from tests.helpers.runs import Kill, recipe, source
 
 
-def test_refusals_write_nothing(scenes, tmp_path, whole):
+def test_refused_start_writes_nothing(scenes, tmp_path, whole):
     with pytest.raises(UserError, match="started with optimizer.lr_encoder = 0.0006, not 0.1"):
         pretrain(recipe(scenes, optimizer={"lr_encoder": 0.1}), source(scenes), whole, quiet=True)
     with pytest.raises(UserError, match="already holds a run"):
@@ -27,14 +27,14 @@ def test_refusals_write_nothing(scenes, tmp_path, whole):
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_changes_no_result_may_change_on_resume(scenes, whole):
+def test_open_run_allows_changes_that_do_not_affect_results(scenes, whole):
     limits = {"optimizer": {"nonfinite_limit": 3}, "data__replaced_limit": 0.5, "data__images": 60}
     _, exists = open_run(whole, recipe(scenes, name="new", description="as before", **limits), resume="auto")
     assert exists
 
 
-def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch):
-    """Between run.json and the recipe; whatever recipe it was, nothing of it had been done."""
+def test_start_that_was_killed_is_repeated(scenes, tmp_path, monkeypatch):
+    """It was killed between run.json and the recipe, so any recipe may start."""
 
     run, calls, fsync = tmp_path / "run", iter(range(2)), os.fsync
 
@@ -53,13 +53,13 @@ def test_a_start_that_was_cut_short_is_begun_anew(scenes, tmp_path, monkeypatch)
     assert not list(run.glob(".*"))
 
 
-def test_a_recipe_of_somebody_is_not_written_over(scenes, tmp_path):
+def test_foreign_recipe_is_not_overwritten(scenes, tmp_path):
     (tmp_path / "recipe.yaml").write_text("base: vit-tiny-64")
     with pytest.raises(UserError, match="is not empty and holds no run"):
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
 
 
-def test_a_damaged_run_json_is_refused(scenes, tmp_path):
+def test_damaged_run_json_is_refused(scenes, tmp_path):
     run = tmp_path / "run"
     pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
     (run / "run.json").write_text("{}")
@@ -67,8 +67,8 @@ def test_a_damaged_run_json_is_refused(scenes, tmp_path):
         pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
 
 
-def test_a_disk_that_fills_up_under_the_metrics_ends_in_one_line(tmp_path):
-    """Linux's /dev/full stands for it: every byte written there meets a full disk, closing included."""
+def test_monitor_raises_run_error_on_a_full_disk(tmp_path):
+    """Every write to Linux's /dev/full fails as on a full disk, including the one of closing."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
     monitor = Monitor(Run(tmp_path / "run"), total=4, start=0, log_every=1, quiet=True)
@@ -80,11 +80,11 @@ def test_a_disk_that_fills_up_under_the_metrics_ends_in_one_line(tmp_path):
         monitor.close()
 
 
-def test_a_full_disk_leaves_the_metrics_it_cannot_cut(whole, tmp_path, monkeypatch):
+def test_truncate_logs_on_a_full_disk_keeps_the_file(whole, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # a line to take out, for which the file is written anew
+    damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # to remove a line, the file is written again
     (tmp_path / "metrics.jsonl").write_bytes(damaged)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):

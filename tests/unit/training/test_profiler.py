@@ -1,4 +1,4 @@
-"""The profiler writes what it promises, for the steps asked for, and changes no bit."""
+"""The profiler writes its files for the given steps, and changes no bit."""
 
 import gzip
 import json
@@ -14,17 +14,17 @@ from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(("text", "window"), [("3", Window(3, 3)), ("3-5", Window(3, 5))])
-def test_a_stretch_of_steps_is_read(text, window):
+def test_window_parses_a_range_of_steps(text, window):
     assert Window.parse(text) == window
 
 
 @pytest.mark.parametrize("text", ["", "0", "5-3", "a-b", "3-", "-3", "1-2-3"])
-def test_anything_else_is_refused(text):
+def test_window_refuses_anything_else(text):
     with pytest.raises(UserError, match="--profile 11-13"):
         Window.parse(text)
 
 
-def test_a_trace_names_the_parts_of_its_steps_and_changes_no_bit(scenes, tmp_path):
+def test_profile_names_parts_of_steps_and_changes_no_bit(scenes, tmp_path):
     recipe = Recipe.read({**TINY, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}, "test")
     source = open_source(scenes, split="train")
     pretrain(recipe, source, tmp_path / "plain", quiet=True)

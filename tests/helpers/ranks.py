@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.training.interrupts import Interrupted
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.runtime import Numerics
@@ -60,7 +60,7 @@ def run(job: dict[str, Any]) -> None:
         shutil.copytree(job["copy"], job["output"])
     try:
         data = job["data"][int(os.environ["RANK"])] if "data" in job else recipe.data.path
-        source = open_source(data, split="train")
+        source = open_dataset(data, split="train")
         with counted_reductions() as count:
             output, resume = Path(job["output"]), job.get("resume", "auto")
             options = {"resume": resume, "numerics": Numerics(**numerics)}

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
-from ijepa.config.recipe import Optimizer, Recipe
-from ijepa.data.open import open_source
+from ijepa.config.recipe import OptimizerSection, Recipe
+from ijepa.data.open import open_dataset
 from ijepa.distributed.launch import join_training
 from ijepa.interop.weights import load_encoder
 from ijepa.model.ijepa import IJEPA
@@ -210,7 +210,7 @@ def test_sharded_checkpoint_has_no_pickle_and_torch_reads_it(runs):
 
 def built(scenes: Path):
     model = IJEPA(Recipe.read(recipe(scenes), "test").model)
-    return model, make_optimizer(model, Optimizer())
+    return model, make_optimizer(model, OptimizerSection())
 
 
 @pytest.mark.distributed
@@ -333,7 +333,7 @@ def test_damaged_shard_is_reported_once_and_skipped_by_all_ranks(runs, tmp_path)
 def test_ranks_may_read_different_copies_of_the_data(runs, scenes):
     assert [row["step"] for row in rows(runs / "copies")] == [1, 2, 3]
     info = json.loads((runs / "copies/run.json").read_text())
-    assert info["fingerprint"] == open_source(scenes, split="train").fingerprint
+    assert info["fingerprint"] == open_dataset(scenes, split="train").fingerprint
 
 
 @pytest.mark.slow

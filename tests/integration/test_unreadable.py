@@ -12,7 +12,7 @@ import yaml
 
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.checkpoint.reader import seal
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import TarSource
 from ijepa.distributed.process_group import World
 from ijepa.evaluation.diagnostics.online import online_diagnosis
@@ -39,11 +39,11 @@ def folder_of_images(scenes: Path, out: Path, broken: int) -> Path:
 def test_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, capsys):
     images = folder_of_images(scenes, tmp_path / "images", broken=1)
     chosen = recipe(images, data__replaced_limit=0.2)
-    pretrain(chosen, open_source(images), tmp_path / "run")
+    pretrain(chosen, open_dataset(images), tmp_path / "run")
     assert capsys.readouterr().out.count("unreadable, replaced by the next image of its epoch: 000.jpg") == 1
     state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
     assert state["counts"]["replaced_names"] == ["000.jpg"] and 1 <= state["counts"]["replaced"] <= 3
-    pretrain(chosen, open_source(images), tmp_path / "again", quiet=True)
+    pretrain(chosen, open_dataset(images), tmp_path / "again", quiet=True)
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "run")
 
 
@@ -56,7 +56,7 @@ def test_invalid_label_does_not_stop_pretraining(scenes, tmp_path):
         for kind, content in (("jpg", data[n].image), ("cls", b"%d" % (n % 2)))
     ]
     write_tar(tmp_path / "a.tar", [*members, ("99.cls", b"999999999"), ("99.jpg", data[12].image)])
-    images = open_source(tmp_path / "a.tar")
+    images = open_dataset(tmp_path / "a.tar")
     callbacks = [Callback(8, online_diagnosis(images, (48, 48)))]
     pretrain(recipe(tmp_path / "a.tar"), images, tmp_path / "run", callbacks=callbacks, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run/diagnostics.jsonl").read_text().splitlines()]
@@ -68,7 +68,7 @@ def test_each_unreadable_image_is_named_once(scenes, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for index in range(250):
         (tmp_path / "images" / f"{index:03d}.jpg").write_bytes(small[:99] if index < 110 else small)
-    images = open_source(tmp_path / "images")
+    images = open_dataset(tmp_path / "images")
     chosen = recipe(tmp_path / "images", data__replaced_limit=1.0, batch={"global": 25}, steps=20)
     pretrain(chosen, images, tmp_path / "run")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unreadable")]
@@ -82,7 +82,7 @@ def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
     with pytest.raises(
         RunError, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
     ):
-        pretrain(recipe(images), open_source(images), tmp_path / "run", quiet=True)
+        pretrain(recipe(images), open_dataset(images), tmp_path / "run", quiet=True)
 
 
 class Killer:
@@ -116,8 +116,8 @@ def test_replaced_counts_do_not_depend_on_micro_batches_and_resume(scenes, tmp_p
         out = tmp_path / f"run-{micro}"
         if micro == 2:  # killed after step 4, with a checkpoint of step 3
             with pytest.raises(Kill):
-                pretrain(chosen, open_source(images), out, callbacks=[Callback(4, Killer())], quiet=True)
-        pretrain(chosen, open_source(images), out, quiet=True)
+                pretrain(chosen, open_dataset(images), out, callbacks=[Callback(4, Killer())], quiet=True)
+        pretrain(chosen, open_dataset(images), out, quiet=True)
         found.append(counted(out))
     assert found[0] == found[1] == found[2] and found[0][0] == sum(found[0][2]) and found[0][1] == 64
     assert 10 <= found[0][0] <= 30 and found[0][0] % 2 == 0
@@ -128,7 +128,7 @@ def test_replaced_counts_do_not_depend_on_micro_batches_and_resume(scenes, tmp_p
 def test_replaced_counts_are_those_of_all_ranks(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
     values = {"batch": {"global": 8, "micro": 2}, "data__replaced_limit": 1.0}
-    pretrain(recipe(images, **values), open_source(images), tmp_path / "one", quiet=True)
+    pretrain(recipe(images, **values), open_dataset(images), tmp_path / "one", quiet=True)
     stops = recipe(images, **values | {"data__replaced_limit": 0.1}, log_every=8)
     jobs = [{"recipe": yaml.safe_load(recipe(images, **values).dump()), "output": str(tmp_path / "two")}]
     run_jobs(2, jobs)
@@ -257,7 +257,7 @@ def test_unreadable_image_may_have_a_name_that_is_not_utf8(scenes, tmp_path, cap
     else:
         write_tree(tmp_path / "images", files)
     chosen = recipe(tmp_path / "images", data__replaced_limit=0.2)
-    images = open_source(tmp_path / "images")
+    images = open_dataset(tmp_path / "images")
     for _ in range(2):  # the second time, the run is resumed
         pretrain(chosen, images, tmp_path / "run", callbacks=[Callback(1, lambda model: {})])
     assert f"unreadable, replaced by the next image of its epoch: {shown}\n" in capsys.readouterr().out

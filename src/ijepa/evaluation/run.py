@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ijepa.data.open import open_set
+from ijepa.data.open import open_dataset
 from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources.base import Source
 from ijepa.distributed.launch import join_evaluation, local_device
@@ -31,7 +31,7 @@ from ijepa.evaluation.video import propagation
 from ijepa.evaluation.video.dataset import find_videos
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json
@@ -76,7 +76,7 @@ def evaluate(
         heads: attention heads of weights that do not say how many they have.
         output: the result's folder; the run's `evaluations` if None, or the current folder where there is no run.
         progress: told a line now and then.
-        train_list, test_list: files of image names, which choose a part of a set; see `data.listed`.
+        train_list, test_list: files of image names, which choose a part of a set; see `data.sources.subset`.
         devkit: where ImageNet's validation classes are, if not beside the images.
         labels: label map of the masks, in the place of the protocol's and the sets' own.
         save_head: file for a linear probe's head, as `interop.heads` writes it.
@@ -133,11 +133,11 @@ class _Sets:
 
     def open(self, *, labelled: bool) -> tuple[Source | None, Source]:
         """Return train and test; `labelled` where images' own classes are wanted."""
-        opened = partial(open_set, devkit=self.devkit, labelled=labelled)
+        opened = partial(open_dataset, devkit=self.devkit, require_labels=labelled)
         train = None
         if self.train is not None:
-            train = opened(self.train, where="--train", split="train", listed=self.train_list)
-        return train, opened(self.test, where="--test", split="val", listed=self.test_list)
+            train = opened(self.train, where="--train", split="train", names=self.train_list)
+        return train, opened(self.test, where="--test", split="val", names=self.test_list)
 
     def noted(self) -> dict[str, dict[str, str]]:
         """Return what a result says of where each set came from."""
@@ -213,7 +213,7 @@ def _prepare(
     if baselines:
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
-        encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+        encoders["pixels"] = PixelEncoder(shape.image_size, shape.patch_size)
     place = local_device()
     dtype = resolved(chosen.autocast, place)
     for encoder in encoders.values():

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.config.recipe import Model, Recipe
-from ijepa.data.loading.loader import LoaderPlan, StepDataset
+from ijepa.config.recipe import ModelSection, Recipe
+from ijepa.data.loading.loader import LoaderConfig, StepDataset
 from ijepa.data.loading.shuffle import Order
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices, choose
 from ijepa.interop.weights import load_encoder
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.flops import layers_flops
 from ijepa.report.run_data import Record, Result
 from ijepa.utils.errors import UserError
@@ -60,7 +60,7 @@ class Images:
         self.record, self.given = record, given
         self._opened: dict[tuple[str, str, str | None], Source | UserError] = {}
         if given is not None:
-            open_source(given, where="--data", split="train")
+            open_dataset(given, where="--data", split="train")
 
     def training(self) -> Source | str:
         """Return the set that the run was trained on, or why there is none."""
@@ -99,7 +99,7 @@ class Images:
         key = path, split, listed
         if key not in self._opened:
             try:
-                self._opened[key] = open_set(path, where="data", split=split, listed=listed)
+                self._opened[key] = open_dataset(path, where="data", split=split, names=listed)
             except UserError as refusal:
                 self._opened[key] = refusal
         found = self._opened[key]
@@ -132,26 +132,26 @@ def load_encoders(record: Record) -> Encoders | str:
     model = record.recipe.model
     trained = load_encoder(saved[-1]).to(device)
     random = FrozenEncoder.initial(model, record.recipe.seed).to(device)
-    return Encoders(trained, random, saved[-1].name, model.image_hw)
+    return Encoders(trained, random, saved[-1].name, model.image_size)
 
 
 def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
     """Return the first `count` samples of a recipe's run on `source`, in its order, cropped and masked as there."""
     model, data = recipe.model, recipe.data
-    return StepDataset(
-        source,
-        LoaderPlan(count, count),
+    config = LoaderConfig(
         recipe.seed,
-        model.image_hw,
+        model.image_size,
         data.crop_scale,
         data.crop_ratio,
-        Packer(recipe.mask, model.grid, recipe.seed, count, model.encoder.depth),
-        Order(recipe.seed, len(source), data.order, data.block, data.window),
+        global_batch=count,
+        micro_batch=count,
         crops_per_decode=data.crops_per_decode,
-    )[0]
+    )
+    packer = Packer(recipe.mask, model.grid, recipe.seed, count, model.encoder.depth)
+    return StepDataset(source, config, packer, Order(recipe.seed, len(source), data.order, data.block, data.window))[0]
 
 
-def affordable(model: Model, patches: int | None = None) -> int:
+def affordable(model: ModelSection, patches: int | None = None) -> int:
     """Return how many images may be encoded for one picture: what a CPU does in seconds, at least 64, at most 1000."""
     if torch.cuda.is_available():
         return 1000

@@ -14,7 +14,7 @@ from ijepa.checkpoint.format import list_checkpoints
 from ijepa.checkpoint.run_dir import claim, fixed_settings, note_checkpoint, settings
 from ijepa.checkpoint.saver import Saver
 from ijepa.config.recipe import Recipe
-from ijepa.data.loading.loader import Loader
+from ijepa.data.loading.loader import Loader, LoaderConfig
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.sources.base import Source
 from ijepa.distributed.launch import join_training
@@ -217,29 +217,27 @@ class Trainer:
 def make_loader(recipe: Recipe, source: Source, order: Order, resolved: Resolved, world: World) -> Loader:
     """Return the loader of a rank's micro-batches."""
     encoder, data = recipe.model.encoder, recipe.data
-    return Loader(
-        source,
+    config = LoaderConfig(
         seed=recipe.seed,
-        order=order,
+        image_size=recipe.model.image_size,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
         global_batch=recipe.batch.total,
         micro_batch=resolved.micro,
         rank=world.rank,
         world_size=world.size,
-        image_size=recipe.model.image_hw,
-        crop_scale=data.crop_scale,
-        crop_ratio=data.crop_ratio,
-        crops_per_decode=data.crops_per_decode,
-        collate=Packer(
-            recipe.mask,
-            recipe.model.grid,
-            recipe.seed,
-            recipe.batch.total,
-            encoder.depth,
-            encoder.drop_path,
-            token_budget(recipe, resolved.micro, torch.device(resolved.device)),
-        ),
         workers=resolved.workers,
         prefetch=data.prefetch,
         timeout=recipe.parallel.timeout / 3,  # before other ranks give up waiting for this one
-        tell=_LOG.info,
+        crops_per_decode=data.crops_per_decode,
     )
+    packer = Packer(
+        recipe.mask,
+        recipe.model.grid,
+        recipe.seed,
+        recipe.batch.total,
+        encoder.depth,
+        encoder.drop_path,
+        token_budget(recipe, resolved.micro, torch.device(resolved.device)),
+    )
+    return Loader(source, config, packer, order, on_restart=_LOG.info)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ijepa.config.recipe import Optimizer
+from ijepa.config.recipe import OptimizerSection
 from ijepa.distributed.local_tensors import to_local
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import parameter_groups, trained
@@ -20,7 +20,7 @@ _CHUNK_BYTES = 32 << 20
 """Bytes of differences at a time, which a GPU's cache holds: an H100's has 50 MB."""
 
 
-def make_optimizer(model: IJEPA, settings: Optimizer, *, fused: bool = True) -> torch.optim.AdamW:
+def make_optimizer(model: IJEPA, settings: OptimizerSection, *, fused: bool = True) -> torch.optim.AdamW:
     """Build AdamW over context encoder and predictor; biases, norms and the mask token take no weight decay.
 
     If weights are sharded, the optimizer holds this rank's parts as plain tensors. Only the fused kernel skips void

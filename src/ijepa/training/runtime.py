@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.model.float8 import check_float8
 from ijepa.training.micro_batch import find_micro_batch_size
+from ijepa.training.model_setup import check_float8
 from ijepa.utils.allocator import bound_kernel_caches, keep_freed_memory
 from ijepa.utils.cores import available_cores
 from ijepa.utils.environment import gemm_rates
@@ -60,8 +60,7 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
     if device.type == "cpu":
         bound_kernel_caches()  # before `_autocast` multiplies matrices
     autocast = earlier["autocast"] if "autocast" in earlier else _autocast(recipe, device)
-    if recipe.precision.fp8 != "none":
-        check_float8(device, recipe.precision.fp8, autocast=autocast)
+    check_float8(recipe, device, autocast=autocast)
     workers = recipe.data.workers
     if workers == "auto":
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -5,32 +5,29 @@ import os
 
 import pytest
 
-from ijepa.data.loading.loader import Loader
-from ijepa.data.open import open_source
+from ijepa.data.loading.loader import Loader, LoaderConfig
+from ijepa.data.open import open_dataset
 from ijepa.data.sources import base as module
 from ijepa.utils.errors import RunError
 from tests.helpers.images import bare_batch, jpeg, write_shards, write_tree
 
 
-def run(source, workers: int = 0, **options) -> None:
-    loader = Loader(
-        source,
+def run(source, on_restart=print, **options) -> None:
+    config = LoaderConfig(
         seed=0,
-        global_batch=4,
-        micro_batch=4,
         image_size=(16, 16),
         crop_scale=(0.3, 1.0),
         crop_ratio=(3 / 4, 4 / 3),
-        collate=bare_batch,
-        workers=workers,
+        global_batch=4,
+        micro_batch=4,
         **options,
     )
-    list(loader.iterate(0, 6))
+    list(Loader(source, config, bare_batch, on_restart=on_restart).iterate(0, 6))
 
 
 def refused(source, message: str, workers: int = 0) -> None:
     with pytest.raises(RunError, match=message) as error:
-        run(source, workers)
+        run(source, workers=workers)
     assert "\n" not in str(error.value) and "train-0001.tar" in str(error.value)
 
 
@@ -41,14 +38,14 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_vanishes(shards, workers):
-    source = open_source(shards)
+    source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     refused(source, "No such file", workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_shrinks(shards, workers):
-    source = open_source(shards)
+    source = open_dataset(shards)
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
         opened.truncate(file.stat().st_size // 3)
@@ -58,20 +55,20 @@ def test_a_shard_that_shrinks(shards, workers):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
 def test_a_shard_that_hangs(shards, monkeypatch):
     """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
-    monkeypatch.setattr("ijepa.data.loading.loader._PATIENCE", 0.2)
-    source = open_source(shards)
+    monkeypatch.setattr("ijepa.data.loading.loader._NAME_TIMEOUT", 0.2)
+    source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     os.mkfifo(shards / "train-0001.tar")
     told: list[str] = []
     message = r"has hung for 1 seconds, making micro-batch \d, at sample \d+ in train-0001.tar, for the second time"
     with pytest.raises(RunError, match=message) as error:
-        run(source, workers=1, timeout=1.0, tell=told.append)
+        run(source, workers=1, timeout=1.0, on_restart=told.append)
     assert "\n" not in str(error.value)
-    assert len(told) == 1 and "in train-0001.tar; a new one goes on" in told[0]
+    assert len(told) == 1 and "in train-0001.tar; a new process replaces it" in told[0]
 
 
 def test_a_disk_that_returns_errors(shards, monkeypatch):
-    source = open_source(shards)
+    source = open_dataset(shards)
     number = (shards / "train-0001.tar").stat().st_ino
     pread = os.pread
 
@@ -85,7 +82,7 @@ def test_a_disk_that_returns_errors(shards, monkeypatch):
 
 
 def test_an_error_that_passes_is_no_error(shards, monkeypatch):
-    source = open_source(shards)
+    source = open_dataset(shards)
     pread, failed = os.pread, []
 
     def once(descriptor, size, offset):
@@ -101,7 +98,7 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
 
 
 def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
-    source = open_source(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
+    source = open_dataset(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
     read, failures = module.os.read, [errno.ESTALE]
 
     def failing(descriptor, size):
@@ -137,8 +134,8 @@ def test_more_shards_than_may_be_open(tmp_path):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
-from ijepa.data.open import open_source
-source = open_source({str(shards)!r})
+from ijepa.data.open import open_dataset
+source = open_dataset({str(shards)!r})
 assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 """
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 48
@@ -148,7 +145,7 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
 def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
-    source = open_source(shards)
+    source = open_dataset(shards)
     asked, read = [], []
     pread = os.pread
     monkeypatch.setattr(module.os, "posix_fadvise", lambda fd, offset, size, advice: asked.append((offset, size)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import read_file
 from ijepa.prepare.file_lists import list_index
 from ijepa.utils.errors import RunError, UserError
@@ -55,13 +55,13 @@ def tree(tmp_path) -> Path:
 def test_a_folder_with_one_is_refused_in_one_line(tree, kind, name):
     make(tree / "a" / name, kind)
     with pytest.raises(UserError, match=f"tree/a/{name} is {kind}, not a regular file; remove it"):
-        open_source(tree)
+        open_dataset(tree)
 
 
 def test_links_to_regular_files_and_fifos_that_are_no_images_are_accepted(tree):
     os.mkfifo(tree / "queue")
     (tree / "a/link.jpg").symlink_to(tree / "a/0.jpg")
-    source = open_source(tree)
+    source = open_dataset(tree)
     assert [source.image(i) for i in (0, 3)] == [jpeg(0)] * 2
 
 
@@ -84,11 +84,11 @@ def test_no_command_waits_for_a_fifo_named_as_an_image(tree, tmp_path, command):
 
 _OPEN = """
 import sys
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.utils.errors import UserError
 for path in sys.argv[1:]:
     try:
-        open_source(path)
+        open_dataset(path)
     except UserError as error:
         print(error)
 """
@@ -108,11 +108,11 @@ def test_a_path_that_is_one_is_refused(tmp_path):
 _READ = """
 import sys
 from pathlib import Path
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.file_lists import list_index
 for path in sys.argv[1:]:
-    source = FolderSource(list_index(Path(path))) if path.endswith(".csv") else open_source(path)
+    source = FolderSource(list_index(Path(path))) if path.endswith(".csv") else open_dataset(path)
     print([len(source.image(index)) for index in range(len(source))])
 """
 
@@ -154,7 +154,7 @@ except RunError as error:
 
 def test_a_frame_of_a_video_that_is_one_cannot_be_decoded(tmp_path):
     done = in_time("-c", _FRAME, make(tmp_path / "0.jpg", "a FIFO"))
-    assert done.stdout.endswith("0.jpg: no bytes at all\n"), done
+    assert done.stdout.endswith("0.jpg: the file is empty\n"), done
 
 
 def test_a_file_that_is_gone_is_still_an_error(tmp_path):

@@ -126,7 +126,7 @@ def test_watchdog_names_a_frozen_rank(scenes, tmp_path):
 SLOW = """
 import json, os, sys, time
 from pathlib import Path
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.config.recipe import Recipe
 from ijepa.training.loop import Callback, pretrain
 from ijepa.training.runtime import Numerics
@@ -135,7 +135,7 @@ mine = int(os.environ["RANK"])
 recipe = Recipe.read(json.loads(sys.argv[1]), "test")
 calls, numerics = [], Numerics()
 BODY
-source = open_source(recipe.data.path, split="train")
+source = open_dataset(recipe.data.path, split="train")
 pretrain(recipe, source, Path(sys.argv[2]), callbacks=calls, quiet=True, numerics=numerics)
 """
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.training.loop import pretrain
 from ijepa.training.profiler import Window
 from ijepa.utils.errors import UserError
@@ -26,7 +26,7 @@ def test_window_refuses_anything_else(text):
 
 def test_profile_names_parts_of_steps_and_changes_no_bit(scenes, tmp_path):
     recipe = Recipe.read({**TINY, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}, "test")
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     pretrain(recipe, source, tmp_path / "plain", quiet=True)
     pretrain(recipe, source, tmp_path / "traced", quiet=True, profile=Window(2, 3))
     assert (tmp_path / "plain/metrics.jsonl").read_bytes() == (tmp_path / "traced/metrics.jsonl").read_bytes()

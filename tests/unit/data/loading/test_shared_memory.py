@@ -20,12 +20,12 @@ def ends():
 def test_pixels_and_mark_are_shared(ends):
     worker, parent = ends
     worker.pixels[1].fill_(7)
-    worker.mark[0] = 2**40
+    worker.sample[0] = 2**40
     assert parent.pixels.shape == SHAPE and (parent.pixels[1] == 7).all() and not parent.pixels[0].any()
-    assert parent.mark[0] == 2**40
+    assert parent.sample[0] == 2**40
 
 
-@pytest.mark.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
+@pytest.sample.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
 def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
     worker, parent = ends
     value = {
@@ -39,13 +39,13 @@ def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
     for key in ("long", "none", "flags"):
         assert found[key].dtype == value[key].dtype and torch.equal(found[key], value[key])
         assert found[key].data_ptr() % 64 == 0  # some kernels' bits depend on it
-    assert (worker.rooms[1].tobytes() != bytes(768)) == (count <= 88)
+    assert (worker.spaces[1].tobytes() != bytes(768)) == (count <= 88)
 
 
 def test_what_is_shared_is_aligned(ends):
     for end in ends:
         places = [slot.data_ptr() for slot in end.pixels]
-        places += [torch.frombuffer(room, dtype=torch.uint8).data_ptr() for room in end.rooms]
+        places += [torch.frombuffer(room, dtype=torch.uint8).data_ptr() for room in end.spaces]
         assert not any(place % 64 for place in places)
 
 

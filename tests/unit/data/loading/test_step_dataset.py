@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ijepa.data.loading.decode import decode_for
-from ijepa.data.loading.loader import Loader
+from ijepa.data.loading.loader import Loader, LoaderConfig
 from ijepa.data.loading.shuffle import Order
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.masking.batch import Batch, Sequences
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer
@@ -25,7 +25,7 @@ CELLS = list(product(range(5), (1, 2, 4)))
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return open_source(write_shards(tmp_path_factory.mktemp("shards"), [9, 8, 4]))
+    return open_dataset(write_shards(tmp_path_factory.mktemp("shards"), [9, 8, 4]))
 
 
 def runs(sequences: Sequences) -> list[list[int]]:
@@ -39,7 +39,7 @@ def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:
     context, blocks = runs(batch.context), runs(batch.targets)
     weights = np.split(batch.loss_weight.numpy(), batch.targets.cu_seqlens[1:-1].numpy())
     starts = batch.context.cu_seqlens.tolist()
-    kept = [set(range(starts[-1])) if layer is None else set(layer.index.tolist()) for layer in batch.kept]
+    kept = [set(range(starts[-1])) if layer is None else set(layer.index.tolist()) for layer in batch.drop_path_rows]
     for slot, (position, sample) in enumerate(zip(batch.positions, batch.indices, strict=True)):
         mine = [b for b, block in enumerate(blocks) if block[0] // patches == slot]
         yield (
@@ -61,10 +61,8 @@ def samples(
     """Position -> what all ranks' batches from step `begin` on say of it."""
     found = {}
     for rank in range(world):
-        loader = Loader(
-            source,
+        config = LoaderConfig(
             seed=order.seed,
-            order=order,
             global_batch=GLOBAL,
             micro_batch=micro,
             rank=rank,
@@ -72,10 +70,10 @@ def samples(
             image_size=(24, 32),
             crop_scale=(0.3, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
-            collate=PACKER,
             workers=workers,
             **options,
         )
+        loader = Loader(source, config, PACKER, order)
         for batch in loader.iterate(begin, STEPS):
             for position, image in images(batch):
                 assert position not in found

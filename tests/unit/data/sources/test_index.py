@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from ijepa.data.paths import Folder, find
+from ijepa.data.paths import Folder, find_files
 from ijepa.data.sources import index as module
-from ijepa.data.sources.index import Index, build, cache_root, load, text_item
+from ijepa.data.sources.index import Index, build, cache_root, load
 from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_shards, write_tar, write_tree
 
@@ -23,7 +23,7 @@ def scans(monkeypatch):
 
 
 def of(path, **options) -> Index:
-    return build(find(path, "data.path", **options), "data.path")
+    return build(find_files(path, "data.path", **options), "data.path")
 
 
 def same(one: Index, other: Index) -> bool:
@@ -119,7 +119,7 @@ def test_a_torn_copy_is_made_again(tmp_path, scans):
 
 def test_many_at_once_agree_and_one_of_them_scans(tmp_path, scans):
     write_shards(tmp_path, [3, 3])
-    files, found = find(tmp_path, ""), []
+    files, found = find_files(tmp_path, ""), []
     threads = [threading.Thread(target=lambda: found.append(build(files, ""))) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -156,7 +156,7 @@ def test_size_of_an_index(tmp_path):
 def test_text_items(tmp_path):
     files = {"ä/ö.jpg": b"1", "ä/.hidden.jpg": b"", "b/long name here.JPEG": b"2", "b/x.png": b"3"}
     index = of(write_tree(tmp_path, files))
-    names = [text_item(index.arrays, "names", "ends", i) for i in range(3)]
+    names = [index.text("names", i) for i in range(3)]
     assert names == ["b/long name here.JPEG", "b/x.png", "ä/ö.jpg"]
 
 
@@ -199,8 +199,7 @@ def test_a_link_to_nothing_is_refused_and_a_circle_is_walked_once(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a/circle").symlink_to(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are no circle
-    arrays = of(tmp_path).arrays
-    assert [text_item(arrays, "names", "ends", i) for i in range(len(arrays["ends"]))] == ["a/1.jpg", "b/1.jpg"]
+    assert of(tmp_path).texts("names") == ["a/1.jpg", "b/1.jpg"]
     (tmp_path / "a/2.jpg").symlink_to(tmp_path / "nowhere")
     assert "2.jpg cannot be read: No such file" in refusal(tmp_path)
 
@@ -208,20 +207,21 @@ def test_a_link_to_nothing_is_refused_and_a_circle_is_walked_once(tmp_path):
 def test_masks_folder_must_not_change_the_images(tmp_path):
     write_tree(tmp_path, {"images/x/1.jpg": b"1", "images/2.png": b"2", "masks/x/1.png": b"m", "masks/2.txt": b""})
     index = build(Folder(tmp_path / "images", tmp_path / "masks"), "")
-    assert [text_item(index.arrays, "names", "ends", i) for i in range(2)] == ["2.png", "x/1.jpg"]
-    assert [text_item(index.arrays, "mask_names", "mask_ends", i) for i in range(2)] == ["", "x/1.png"]
+    assert index.texts("names") == ["2.png", "x/1.jpg"]
+    assert index.texts("mask_names") == ["", "x/1.png"]
 
 
 def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatch):
-    from ijepa.bench.index import write_shards as write_many
-    from ijepa.data.open import open_source
+    from benchmarks.index import write_shards as write_many
+
+    from ijepa.data.open import open_dataset
 
     write_many(tmp_path / "shards", 200, shard=3)
     found = {}
     for many in (1000, 8):
-        monkeypatch.setattr(module, "_MANY", many)
+        monkeypatch.setattr(module, "_PARALLEL_SHARDS", many)
         monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / f"cache-{many}"))
-        found[many] = open_source(tmp_path / "shards")
+        found[many] = open_dataset(tmp_path / "shards")
     one, several = found.values()
     assert len(one) == 200 and one.fingerprint == several.fingerprint
     assert [one.name(i) for i in range(200)] == [several.name(i) for i in range(200)]
@@ -229,4 +229,4 @@ def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatc
     (tmp_path / "shards" / "train-00040.tar").write_bytes(b"x" * 700)
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache-broken"))
     with pytest.raises(UserError, match="train-00040.tar"):
-        open_source(tmp_path / "shards")
+        open_dataset(tmp_path / "shards")

@@ -244,7 +244,7 @@ def test_a_pax_size_that_is_no_number(tmp_path, size):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")])
     first, end = path.read_bytes()[: 2 * BLOCK], bytes(2 * BLOCK)
     path.write_bytes(first + info.tobuf(tarfile.PAX_FORMAT) + end)
-    with pytest.raises(TarError, match=f"damaged: a size that is no number in the header at byte {2 * BLOCK}"):
+    with pytest.raises(TarError, match=f"damaged.*byte {2 * BLOCK}"):
         scan_tar(path)
 
 

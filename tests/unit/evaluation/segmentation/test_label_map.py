@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ijepa.data.loading.decode import DecodeError, decode_mask
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Annotated, find_classes
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, label_maps, load_label_map
@@ -192,7 +192,7 @@ def test_the_same_masks_in_three_forms_score_alike(tmp_path: Path) -> None:
             coloured_set(tmp_path / form / split, first, count, form)
             if labels is not None:
                 write_map(tmp_path / form / "labels.yaml", labels)
-            sets.append(open_source(tmp_path / form, split=split))
+            sets.append(open_dataset(tmp_path / form, split=split))
         result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"), seed=0)
         rows.append(result["rows"])
         if labels is not None:
@@ -206,14 +206,14 @@ def test_two_sets_of_the_same_classes_may_be_labelled_otherwise(tmp_path: Path) 
     for form, labels in (("ids", IDS), ("colours", SHADES)):
         coloured_set(tmp_path / form, 0 if form == "ids" else 100, 8, form)
         write_map(tmp_path / form / "labels.yaml", labels)
-    sets = open_source(tmp_path / "ids"), open_source(tmp_path / "colours")
+    sets = open_dataset(tmp_path / "ids"), open_dataset(tmp_path / "colours")
     result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"), seed=0)
     assert result["rows"][0]["miou"] == pytest.approx(1)
     assert result["data"]["labels"] == {"train": "ids", "test": "shades"}
 
 
 def refusal(train: Path, test: Path, labels: str | None = None, **changed: Any) -> str:
-    sets = [(open_source(train), "--train"), (open_source(test), "--test")]
+    sets = [(open_dataset(train), "--train"), (open_dataset(test), "--test")]
     rule = SegmentationProtocol.read({**SIZE, **changed}, "p")
     with pytest.raises(UserError) as caught:
         classes = find_classes(sets, rule.classes, rule.ignore, labels)
@@ -240,7 +240,7 @@ def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
     found = refusal(ids, shades)
     assert found.startswith("--test: 000.png: label #2828e6 in the mask is neither a class nor ignored")
     assert refusal(ids, ids, classes=5).startswith("classes = 5: the label map ids has 4")
-    assert find_classes([(open_source(ids), "--test")], None, (11, 255)).ignore == (11, 255), "means nothing else here"
+    assert find_classes([(open_dataset(ids), "--test")], None, (11, 255)).ignore == (11, 255), "means nothing else here"
     assert refusal(ids, ids, ignore=[0, 255]).startswith("ignore = [0, 255]: the label map ids says what")
 
 
@@ -263,17 +263,17 @@ def test_one_stray_label_adds_no_class(tmp_path: Path) -> None:
     gap = "002.png: label 9 in its mask, and 4, below it, in none of the set's"
     assert refusal(stray, clean).startswith(f"--train: {gap}")
     for classes, ignore in ((None, (9, 255)), (4, (9, 255))):
-        sets = [(open_source(clean), "--train"), (open_source(stray), "--test")]
+        sets = [(open_dataset(clean), "--train"), (open_dataset(stray), "--test")]
         assert find_classes(sets, classes, ignore).count == 4
     rule = SegmentationProtocol.read({"name": "k", "method": "kmeans", "image_size": 32}, "k")
-    source = open_source(stray)
+    source = open_dataset(stray)
     with pytest.raises(UserError, match=f"--test: {gap}"):
         evaluate_segmentation({"toy": MeanColour()}, source, source, rule, seed=0)
 
 
 def test_how_names_of_classes_differ_is_said(tmp_path: Path) -> None:
     """Of sets whose first names are the same."""
-    sets = [open_source(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("a", "b")]
+    sets = [open_dataset(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("a", "b")]
     sets[0].classes, sets[1].classes = ("u", "v", "w", "x"), ("u", "v", "w", "y")
     with pytest.raises(UserError, match="--test: its classes are not those of the other set: it has y and lacks x"):
         find_classes(list(zip(sets, ("--train", "--test"), strict=True)), None, (255,))
@@ -286,7 +286,7 @@ def test_a_test_set_of_void_is_refused(tmp_path: Path) -> None:
     for split, number in (("train", 7), ("val", 0)):
         write_pairs(tmp_path / split, [np.full((32, 32), number, np.uint8)] * 3)
     write_map(tmp_path / "labels.yaml", IDS)
-    sets = [open_source(tmp_path, split=split) for split in ("train", "val")]
+    sets = [open_dataset(tmp_path, split=split) for split in ("train", "val")]
     with pytest.raises(UserError, match="--test: no pixel of its masks is scored"):
         evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"), seed=0)
 
@@ -295,7 +295,7 @@ def test_a_list_chooses_images_with_their_masks(tmp_path: Path) -> None:
     root = coloured_set(tmp_path / "set", 0, 6, "ids")
     write_map(root / "labels.yaml", IDS)
     (tmp_path / "list").write_text("004.png\n001\n")
-    part = open_set(str(root), where="--train", split="train", listed=str(tmp_path / "list"))
+    part = open_dataset(str(root), where="--train", split="train", names=str(tmp_path / "list"))
     classes = find_classes([(part, "--train")], None, (255,))
     ((_, masks),) = Annotated(part, np.arange(2), "--train", 32, 32).batches(2, classes)
     expected = [block_mask(number) for number in (1, 4)]

@@ -115,7 +115,7 @@ def test_last_good_without_a_complete_checkpoint_is_refused(scenes, run):
 def test_load_encoder_refuses_a_damaged_checkpoint(run):
     flip(run / "checkpoints/step-00000008/context_encoder.safetensors", -1)
     load_encoder(run)
-    with pytest.raises(UserError, match=r"context_encoder.safetensors: is damaged"):
+    with pytest.raises(UserError, match="damaged"):
         load_encoder(run, "context")
 
 
@@ -222,10 +222,9 @@ def test_resume_refuses_other_data_and_accepts_a_copy(scenes, run, tmp_path):
     for data in (other, swapped):
         assert len(source(data)) == len(source(scenes))
         before = files_of(run)
-        with pytest.raises(
-            UserError, match=r"run.json: the run was started on other data: .* are not those of data.path"
-        ):
+        with pytest.raises(UserError) as caught:
             pretrain(recipe(scenes), source(data), run, quiet=True)
+        assert caught.value.where == str(run / "run.json")
         assert files_of(run) == before
 
 

@@ -79,9 +79,7 @@ def test_each_unreadable_image_is_named_once(scenes, tmp_path, capsys):
 
 def test_too_many_unreadable_images_stop_the_run(scenes, tmp_path):
     images = folder_of_images(scenes, tmp_path / "images", broken=12)
-    with pytest.raises(
-        RunError, match=r"images are unreadable, more than data.replaced_limit = 0.01; the first: 0\d\d.jpg"
-    ):
+    with pytest.raises(RunError, match=r"data.replaced_limit.*0\d\d.jpg"):
         pretrain(recipe(images), open_dataset(images), tmp_path / "run", quiet=True)
 
 
@@ -156,10 +154,7 @@ def test_void_steps_in_a_row_stop_the_run(scenes, tmp_path):
         return {}
 
     chosen = recipe(scenes, optimizer={"nonfinite_limit": 1}, checkpoint__every=100)
-    with pytest.raises(
-        RunError,
-        match=r"^2 steps in a row had a non-finite gradient .*the last is step 2 with \S*train-\d+.*; lower the",
-    ):
+    with pytest.raises(RunError, match=r"^2 steps .*step 2 .*train-\d+"):
         pretrain(chosen, source(scenes), tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["void"] and row["loss"] is None for row in rows)
@@ -240,7 +235,7 @@ def test_void_steps_in_a_row_do_not_depend_on_log_interval(scenes, tmp_path, eve
     state = json.loads((list_checkpoints(tmp_path / "some/checkpoints")[-1] / "state.json").read_text())
     assert state["counts"]["void_in_a_row"] == 2
     void |= {6}
-    with pytest.raises(RunError, match=r"^3 steps in a row .* the last is step 6 "):
+    with pytest.raises(RunError, match=r"^3 steps .*step 6 "):
         go("many")
     assert poisoned.step <= 6 + log_every
 

@@ -82,6 +82,7 @@ def begin(folder: Path, step: int) -> Path:
 
     Only one checkpoint at a time is written in `folder`, and no rank writes before this has returned.
     """
+    # Of any step: after a kill the run may resume from an earlier one and never come to that step again.
     for left in [*folder.glob(".step-*.partial")]:
         shutil.rmtree(left, ignore_errors=True)
     partial = _partial(folder, step)
@@ -95,6 +96,7 @@ def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     `state["files"]` lists the files of tensors.
     """
     whole, partial = folder / checkpoint_name(step), _partial(folder, step)
+    # The state comes last, so a folder without it is incomplete, whatever the rename did in a crash.
     write_text(partial / "state.json", seal({"format": FORMAT, "step": step, **state}))
     fsync_path(partial)
     if whole.exists():
@@ -102,7 +104,7 @@ def complete(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     partial.rename(whole)
     fsync_path(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        with suppress(OSError):
+        with suppress(OSError):  # the new checkpoint is good, and the next one tries again
             _remove(old)
     return whole
 
@@ -160,6 +162,7 @@ def load_checkpoint(path: Path, model: IJEPA, optimizer: torch.optim.Optimizer) 
     Raises:
         UserError: a file is missing, damaged, or of other shapes.
     """
+    # Shapes are compared before anything is copied, so a refused checkpoint changes nothing.
     reader, like = CheckpointReader(path), named_tensors(model, optimizer)
     reader.check({name: tuple(tensor.shape) for name, tensor in like.items()})
     for name, tensor in model.state_dict().items():
@@ -190,6 +193,7 @@ def named_tensors(model: IJEPA, optimizer: torch.optim.Optimizer) -> dict[str, T
     """Return all tensors of a run by name; sharded if the weights are."""
     tensors = dict(model.state_dict())
     for name, parameter, held in trained(model, optimizer):
+        # AdamW creates its state in the first step; before that, zeros stand for it.
         state = optimizer.state.get(held) or {
             "step": torch.tensor(0.0),
             "exp_avg": torch.zeros_like(held),

@@ -41,6 +41,7 @@ def truncate_log(file: Path, step: int, *, every_step: bool = False, repeats: bo
                     missing.append((last + 1, at - 1))
                 last, kept, rows = at, kept + len(line), rows + 1
             damaged = lines.number - rows
+            # Either lines in between are damaged, or the sound rows are exactly the beginning of the file.
             if kept < lines.end:
                 log.seek(0)
                 write_parts(file, (line for line, _ in _in_order(_Lines(log, step), repeats)))
@@ -156,6 +157,7 @@ def _in_order(lines: Iterable[tuple[bytes, int]], repeats: bool) -> Iterator[tup
     These are later rows of a step that has been there, and rows whose step exceeds that of the next row, as a damaged
     number may.
     """
+    # A row is held back until the next one shows that its step is plausible.
     held, last = None, -1
     for line, step in lines:
         if step < last or (step == last and not repeats):

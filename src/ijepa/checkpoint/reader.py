@@ -45,6 +45,7 @@ def step_of(path: Path) -> int | None:
     """Return the step in a checkpoint's name, None if the name is not that of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     step = int(match.group(1)) if match else None
+    # `step-000000007` has nine digits, but the name of step 7 has eight.
     return step if step is not None and checkpoint_name(step) == path.name else None
 
 
@@ -82,6 +83,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _is_sealed(state: dict[str, Any], file: Path) -> bool:
     """Whether a file equals, byte for byte, what `seal` returns for its content."""
+    # Comparing the text, and not the values, notices flipped bits in spaces and line ends as well.
     content = {key: value for key, value in state.items() if key != "sha256"}
     try:
         return seal(content).encode() == file.read_bytes()
@@ -214,7 +216,7 @@ class CheckpointReader:
             if not each.shape or (each.start < stop and each.start + each.shape[0] > start)
         ]
         if not parts:
-            parts = [slices[0].read(0, 0)]
+            parts = [slices[0].read(0, 0)]  # no rows, but the right shape and dtype
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _file_of(self, name: str) -> Path:
@@ -229,6 +231,7 @@ class CheckpointReader:
         try:
             check_size(file, listed)
             content = safe_open(file, framework="pt")
+            # torch.distributed.checkpoint writes the first row of each shard into the file's metadata.
             about = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
             for key in content.keys():  # noqa: SIM118 - not a dict
                 starts = about.get(key, {}).get("saved_offsets") or [0]
@@ -241,6 +244,7 @@ class CheckpointReader:
 
 
 def _whole_shape(slices: list[TensorSlice]) -> tuple[int, ...]:
+    # Slices are cut along the first dimension; the last one ends where the tensor ends.
     shape = slices[0].shape
     return (max(each.start + each.shape[0] for each in slices), *shape[1:]) if shape else ()
 

@@ -85,7 +85,7 @@ def claim(folder: Path) -> Iterator[None]:
     run = Run(folder)
     if not run.lock_file.exists():  # if it exists, another process may just be starting a run
         _holds_run(run)
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]  # innermost first
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +148,7 @@ def start_run(run: Run, recipe: Recipe, info: dict[str, Any]) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         for left in _leftovers(run):
             left.unlink()
+        # The recipe comes last: only with it the folder counts as a run, so a kill in between leaves no broken run.
         write_json(run.info_file, {**machine(), "date": date.today().isoformat(), "seed": recipe.seed, **info})
         write_text(run.recipe_file, recipe.dump())
 

@@ -47,6 +47,7 @@ class Saver:
             self.world.run_on_rank0(lambda: self._save_whole(step, model, optimizer, state))
             return
         copies = {name: self._copy(tensor) for name, tensor in named_tensors(model, optimizer).items()}
+        # A daemon, because a run that ends with an error must not wait for ranks that are lost.
         self._thread = Thread(target=self._save_shards, args=(step, copies, state), daemon=True)
         self._thread.start()
 
@@ -68,6 +69,7 @@ class Saver:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Copy a tensor, or this rank's part of it, into host memory."""
+        # `copy`: on a CPU `to` would return the same memory, which the next step changes.
         part = to_local(tensor.detach()).to("cpu", copy=True)
         return as_sharded(part, tensor, self.world.cpu_mesh)
 

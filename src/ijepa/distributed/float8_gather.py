@@ -51,13 +51,14 @@ def gather_float8(layers: list[FrozenLinear], group: Any) -> None:
     """If the weights have changed since the last call, cast this rank's rows to float8 and gather those of `group`."""
     if not any(layer.moved for layer in layers):
         return
-    own = [to_local(layer.weight) for layer in layers]
+    own = [to_local(layer.weight) for layer in layers]  # each (rows of this rank, K)
     largest: list[Tensor | None] = [None] * len(layers)
     if layers[0].scaling == "tensorwise":
+        # A rank without rows of a layer contributes 0, which no magnitude is below.
         found = torch.stack([part.abs().amax() if len(part) else part.new_zeros(()) for part in own])
         dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
         largest = list(found)
-    pending = []
+    pending = []  # all gathers run at the same time
     for layer, part, most in zip(layers, own, largest, strict=True):
         cast, scale = to_e4m3(part, layer.scaling, most)
         pending.append(gather_rows(layer.weight8.view(torch.uint8), cast.view(torch.uint8), group))

@@ -93,14 +93,17 @@ def _join(recipe: Recipe, facts: dict[str, Any]) -> World:
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=2 * timeout)
         else:
             dist.init_process_group("gloo", timeout=timeout)
+    # Groups have their own connections, so the host's exchanges and the saving thread do not disturb each other.
     host, files = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
     World(size=size, host=host).assert_same(facts)
     if strategy == "ddp":
         return World(strategy, rank, size, local_rank, host=host, files=files, launcher=launcher)
     from torch.distributed.device_mesh import init_device_mesh
 
+    # hsdp: copies over nodes, shards inside a node, where the connection is faster.
     shape, names = ((size // shard, shard), ("copies", "shards")) if strategy == "hsdp" else ((size,), ("shards",))
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+    # Copies of sharded tensors in host memory need a mesh of CPU devices.
     cpu_mesh = mesh if device == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
     return World(strategy, rank, size, local_rank, mesh, host, files, cpu_mesh, launcher)
 
@@ -115,15 +118,20 @@ def _set_cuda_device(local_rank: int, local_size: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
+def resolve_strategy(recipe: Recipe, size: int) -> Strategy:
+    """Return `parallel.strategy`, and what `auto` stands for with `size` processes."""
+    named = recipe.parallel.strategy
+    return named if named != "auto" else "zero2" if size > 1 else "none"
+
+
 def choose_strategy(recipe: Recipe) -> Strategy:
     """Resolve `parallel.strategy`, and check that it fits the number of processes.
 
     Raises:
         UserError: a strategy without torchrun, none with several processes, or a batch that does not divide.
     """
-    wanted, size = recipe.parallel.strategy, int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
-    if wanted == "auto":
-        wanted = "zero2" if size > 1 else "none"
+    size = int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
+    wanted = resolve_strategy(recipe, size)
     if wanted != "none" and not under_torchrun():
         raise UserError(
             f"parallel.strategy = {wanted}",

@@ -88,6 +88,7 @@ class StragglerDetector:
     def _now(self) -> Any:
         if not self._on_cuda:
             return time.perf_counter()
+        # The host runs ahead of the device, so only events in the device's stream measure its time.
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -180,12 +180,14 @@ class Watchdog:
             others = [each for each in self._read() if each.rank != self.world.rank]
         except Exception:  # no store
             return late and activity not in _UNLIMITED
+        # Clocks of machines differ, so heartbeats are compared with this rank's clock when they change.
         for other in others:
             beat, since = self._seen.get(other.rank, (-1, now))
             self._seen[other.rank] = other.beat, since if other.beat == beat else now
         silence = max((now - self._seen[each.rank][1] for each in others if each.activity != _ENDED), default=0.0)
         if silence >= max(self.timeout / 2, 3 * self._interval):
             return late
+        # All others live, and one of them may take its time: start to wait again.
         if activity in _UNLIMITED or any(other.activity in _UNLIMITED for other in others):
             self._since = now
             return False
@@ -246,6 +248,7 @@ def describe_stall(heartbeats: list[tuple[Heartbeat, bool]]) -> str:
             f"rank {each.rank}, which gives no sign (last seen at step {each.step}, {each.activity})" for each in silent
         )
     first = min(each.step for each, _ in heartbeats)
+    # Among the ranks at the first step, those that compute wait for those that load data or measure.
     behind = [each for each, _ in heartbeats if each.step == first and each.activity != "computing"]
     behind = behind or [each for each, _ in heartbeats if each.step == first]
     if len(behind) == len(heartbeats):
@@ -294,4 +297,5 @@ def _connect(timeout: float) -> Any:
 
 
 def _key(name: str) -> str:
+    # After a restart by torchrun the store still has the keys of the last start.
     return f"ijepa/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"

@@ -43,6 +43,7 @@ def checkpoint_activations(model: IJEPA, mode: ActivationCheckpointing) -> None:
     keywords: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         keywords["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    # The target encoder has no backward pass, so it saves nothing.
     for block, name in _parts(model, target=False):
         setattr(block, name, partial(checkpoint, getattr(block, name), **keywords))
 
@@ -83,7 +84,7 @@ def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *argument
             argument = numbers[argument, device]
         elif isinstance(argument, Sequences) and argument.limit:
             argument = replace(argument, lengths=())
-        elif isinstance(argument, Tensor) and argument.dim() == 2:
+        elif isinstance(argument, Tensor) and argument.dim() == 2:  # tokens (T, D): T is a symbol, D a constant
             torch._dynamo.mark_static(argument, 1)
         given.append(argument)
     return compiled(*given)

@@ -142,7 +142,7 @@ class Trainer:
             lambda: next((path.name for path in reversed(list_checkpoints(run.checkpoints))), None),
             compiles=compiles(recipe, device),
         )
-        world.lift_timeouts()
+        world.lift_timeouts()  # from here on, the watchdog decides
         self.profile = Profile(profile, run.folder / "profile", device, world.rank)
         self.saver = Saver(run.checkpoints, recipe.checkpoint.keep, world, lambda step: note_checkpoint(run, step))
         self.loader = make_loader(recipe, source, order, self.resolved, world)
@@ -181,7 +181,7 @@ class Trainer:
                 if stop or step == total or step % self.recipe.checkpoint.every == 0:
                     self._save(step)
                 if stop or step == total:
-                    self.saver.finish()
+                    self.saver.finish()  # otherwise a thread saves during the next steps
                 if stop and step < total:
                     raise Interrupted(stop, step)
                 garbage.run(step)

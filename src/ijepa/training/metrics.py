@@ -66,7 +66,8 @@ class Monitor:
         self._folder, self._rank = run.folder, rank
         self._pending: list[StepRecord] = []
         files = (run.metrics_file, run.timings_file, run.diagnostics_file)
-        # All ranks read the same values, so that they act alike; only rank 0 writes them.
+        # All ranks read the same values, so that they act alike; only rank 0 writes them. It appends, because a resume
+        # has truncated the files.
         self._metrics, self._timings, self._diagnostics = self._files = [
             (file if rank == 0 else Path(os.devnull)).open("a") for file in files
         ]
@@ -91,6 +92,7 @@ class Monitor:
     def _flush(self, stragglers: StragglerDetector | None) -> list[dict[str, Any]]:
         if not self._pending:
             return []
+        # (steps, values): one copy from the device for all pending steps.
         values = torch.stack([record.values for record in self._pending]).tolist()
         rows = [
             _metrics(record, dict(zip(VALUES, row, strict=True)))
@@ -144,7 +146,7 @@ class Monitor:
     def close(self) -> None:
         """Write pending records without other ranks, and close the files and the display."""
         try:
-            self._flush(None)
+            self._flush(None)  # other ranks may have ended, so this must not exchange anything
         finally:
             for file in self._files:
                 with suppress(OSError):  # a full disk has been reported when it was written to

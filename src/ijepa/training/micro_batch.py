@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ijepa.config.recipe import Recipe
+from ijepa.distributed.launch import resolve_strategy
 from ijepa.model.padded_attention import KERNELS
 from ijepa.planning.activations import activations
 from ijepa.planning.memory import USABLE, Strategy, divisors, fit, state
@@ -38,10 +39,11 @@ def find_micro_batch_size(recipe: Recipe, device: torch.device, *, share: int, r
     Raises:
         UserError: not even one image fits, or the device does not have the recipe's attention.
     """
-    strategy = strategy_of(recipe, ranks)
+    strategy = resolve_strategy(recipe, ranks)
     group, float8 = _group(recipe, strategy, ranks), recipe.precision.fp8 != "none"
     held = state(count_parameters(recipe), strategy, group, autocast=autocast, float8=float8)
     kernel, on_gpu = attention_of(recipe, device, autocast=autocast), device.type == "cuda"
+    # Without FlashAttention, the attention scores (heads, N, N) of each sequence are saved for the backward pass.
     with_scores = kernel == "math" or (kernel == "auto" and not (on_gpu and autocast))
     tokens = count_tokens(recipe)
     if on_gpu and kernel in KERNELS:
@@ -60,12 +62,6 @@ def find_micro_batch_size(recipe: Recipe, device: torch.device, *, share: int, r
             "add --parallel.strategy zero3, more GPUs or --activation_checkpointing full; see `ijepa plan`",
         )
     return max(micro for micro in divisors(share) if micro <= min(best.micro, _MOST))
-
-
-def strategy_of(recipe: Recipe, ranks: int) -> Strategy:
-    """Return the strategy that `parallel.strategy: auto` is resolved to on `ranks` processes."""
-    named = recipe.parallel.strategy
-    return named if named != "auto" else ("none" if ranks == 1 else "zero2")
 
 
 def memory_of(device: torch.device) -> int:

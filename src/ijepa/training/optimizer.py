@@ -27,6 +27,7 @@ def make_optimizer(model: IJEPA, settings: OptimizerSection, *, fused: bool = Tr
     steps.
     """
     with torch.no_grad():
+        # lr=0 below: `set_rates` sets the rates of every step.
         groups = [
             {"params": [to_local(parameter) for _, parameter in named], "part": part, "decays": decays}
             for part, decays, named in parameter_groups(model)
@@ -45,6 +46,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
 def gradient_norm(model: IJEPA, optimizer: torch.optim.Optimizer) -> Tensor:
     """Give the gradients to the optimizer and return the norm of this rank's part, () on the device."""
     for _, parameter, tensor in trained(model, optimizer):
+        # Sharded weights: the optimizer's plain tensor shares memory with this rank's part of the parameter.
         if tensor is not parameter and parameter.grad is not None:
             tensor.data = to_local(parameter.data)
             tensor.grad, parameter.grad = to_local(parameter.grad), None
@@ -71,6 +73,7 @@ def apply_step(
     gradients = _gradients(optimizer)
     void = (~norm.isfinite()).float()
     if clip_norm is not None:
+        # A factor on the device and not an `if` on the host, which would have to wait for the norm.
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
     if optimizer.defaults["fused"]:
         optimizer.found_inf = void  # type: ignore[attr-defined]
@@ -89,7 +92,7 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def move_average(average: Iterable[Tensor], current: Iterable[Tensor], weight: Tensor) -> None:
     """Move every average by `weight` () of the way to its current value, in place, in the averages' precision."""
     pairs = list(zip(average, current, strict=True))
-    if weight.is_cuda:
+    if weight.is_cuda:  # on a CPU, many small kernels cost little
         move_by_differences(pairs, weight)
         return
     for mean, value in pairs:

@@ -83,7 +83,7 @@ class Profile:
         if running is None:
             return
         on_cuda = self._device.type == "cuda"
-        if on_cuda:
+        if on_cuda:  # the trace ends with the work of the last step
             torch.cuda.synchronize(self._device)
         running.stop()
         with write_errors(self._folder):

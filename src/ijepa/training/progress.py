@@ -48,15 +48,14 @@ class Display(logging.Handler):
         super().close()
 
 
-class Lines(Display):
+class _Lines(Display):
     """Shows each reading as a line, for files and pipes."""
 
     def show(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None:
-        """Show a reading; see `describe`."""
         self.write(describe(row, timing, total, left))
 
 
-class Bar(Display):
+class _Bar(Display):
     """Shows a bar with the latest reading under it, for terminals."""
 
     def __init__(self, total: int, start: int) -> None:
@@ -70,15 +69,12 @@ class Bar(Display):
         self._progress.start()
 
     def write(self, line: str) -> None:
-        """Show a line above the bar."""
         self._progress.console.print(line, highlight=False, markup=False)
 
     def show(self, row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> None:
-        """Show a reading; see `describe`."""
         self._progress.update(self._task, completed=row["step"], description=describe(row, timing, total, left))
 
     def close(self) -> None:
-        """Stop the bar."""
         self._progress.stop()
         super().close()
 
@@ -87,7 +83,7 @@ def open_display(rank: int, total: int, start: int) -> Display:
     """Return the display of a run of `total` steps that continues after step `start`."""
     if rank:
         return Display(f"rank {rank}: ")
-    return Bar(total, start) if sys.stdout is not None and sys.stdout.isatty() else Lines()
+    return _Bar(total, start) if sys.stdout is not None and sys.stdout.isatty() else _Lines()
 
 
 def describe(row: dict[str, Any], timing: dict[str, Any], total: int, left: float) -> str:

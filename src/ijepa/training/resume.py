@@ -99,7 +99,7 @@ def find_start(world: World, recipe: Recipe, source: Source, output: Path, resum
                 raise
             start.skipped.append((path, f"{Path(error.where).name} {error.problem}"))
         else:
-            start.checkpoint = path
+            start.checkpoint = path  # the latest one that is complete
             return start
     if start.skipped:
         path, problem = start.skipped[0]

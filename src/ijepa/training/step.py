@@ -66,15 +66,17 @@ class TrainingStep:
         set_rates(self._optimizer, rates)
         sums, replaced, flops, waited = self._accumulate_gradients(number + 1, batches)
         norm = gradient_norm(model, self._optimizer)
-        # One reduction for all metrics and the norm of sharded gradients.
+        # One reduction for all metrics and the norm of sharded gradients, which `copies` ranks count.
         *sums, squared = world.all_reduce_sum(
             [*sums, norm.new_full((), replaced), norm.square() / world.copies],
         )
         loss, baseline, target_sums, position_sums, bad = sums
+        # On one process the norm is kept as it is, because the square root of its square may differ in the last bit.
         norm = norm if world.size == 1 else squared.sqrt()
         with record_function("ijepa: optimizer and EMA"):
             norm, void = apply_step(model, self._optimizer, rates.momentum, recipe.optimizer.clip_norm, norm)
         self._move_position_mean(number, position_sums / whole, void)
+        # (len(VALUES),), in the order of VALUES
         values = torch.stack([loss, skill_of(loss, baseline), norm, _mean_std(target_sums), void, bad])
         epoch = (number + 1) * whole / self._images
         return StepRecord(number + 1, epoch, rates, values, whole, flops * world.size, waited)
@@ -116,5 +118,6 @@ def _mean_std(sums: Tensor) -> Tensor:
 
     `sums` (3, D) holds the count of tokens, their sum and their sum of squares.
     """
+    # In float64, because the difference of two large sums loses digits.
     count, total, squares = sums.double()
     return (squares / count - (total / count).square()).clamp(min=0).sqrt().mean().float()

@@ -15,13 +15,14 @@ from tests.helpers.runs import Kill, recipe, source
 
 
 def test_refused_start_writes_nothing(scenes, tmp_path, whole):
-    with pytest.raises(UserError, match="started with optimizer.lr_encoder = 0.0006, not 0.1"):
+    with pytest.raises(UserError, match="optimizer.lr_encoder"):
         pretrain(recipe(scenes, optimizer={"lr_encoder": 0.1}), source(scenes), whole, quiet=True)
     with pytest.raises(UserError, match="already holds a run"):
         pretrain(recipe(scenes), source(scenes), whole, resume="never", quiet=True)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError) as caught:
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
+    assert caught.value.where == str(tmp_path)
     with pytest.raises(UserError, match="schedule.warmup"):
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
@@ -55,16 +56,18 @@ def test_start_that_was_killed_is_repeated(scenes, tmp_path, monkeypatch):
 
 def test_foreign_recipe_is_not_overwritten(scenes, tmp_path):
     (tmp_path / "recipe.yaml").write_text("base: vit-tiny-64")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError) as caught:
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
+    assert caught.value.where == str(tmp_path)
 
 
 def test_damaged_run_json_is_refused(scenes, tmp_path):
     run = tmp_path / "run"
     pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
     (run / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"run.json: is not what a run writes there"):
+    with pytest.raises(UserError) as caught:
         pretrain(recipe(scenes, steps=3), source(scenes), run, quiet=True)
+    assert caught.value.where == str(run / "run.json")
 
 
 def test_monitor_raises_run_error_on_a_full_disk(tmp_path):
@@ -74,9 +77,9 @@ def test_monitor_raises_run_error_on_a_full_disk(tmp_path):
     monitor = Monitor(Run(tmp_path / "run"), total=4, start=0, log_every=1, quiet=True)
     rates = Rates(lr_encoder=1.0, lr_predictor=1.0, weight_decay=0.0, momentum=1.0)
     monitor.add(StepRecord(1, 0.1, rates, torch.ones(len(VALUES)), 8, 1.0, 0.0))
-    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written: No space left on device"):
+    with pytest.raises(RunError, match="metrics.jsonl"):
         monitor.flush()
-    with pytest.raises(RunError, match=r"No space left on device"):
+    with pytest.raises(RunError, match="No space left"):
         monitor.close()
 
 
@@ -87,7 +90,7 @@ def test_truncate_logs_on_a_full_disk_keeps_the_file(whole, tmp_path, monkeypatc
     damaged = b"7\n" + (whole / "metrics.jsonl").read_bytes()  # to remove a line, the file is written again
     (tmp_path / "metrics.jsonl").write_bytes(damaged)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be cut back to step 3: No space left on device"):
+    with pytest.raises(RunError, match="metrics.jsonl"):
         truncate_logs(Run(tmp_path), 3)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert (tmp_path / "metrics.jsonl").read_bytes() == damaged

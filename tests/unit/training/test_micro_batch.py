@@ -42,8 +42,9 @@ def test_micro_batch_size_grows_with_checkpointing_and_sharding(monkeypatch):
     assert fitted(lean, 64, monkeypatch) > fitted(plain, 64, monkeypatch)
     # Sharding puts most of the state on other ranks.
     sharded = Recipe.load("vit-huge-16-in22k", {"parallel.strategy": "zero3"})
-    with pytest.raises(UserError, match="batch.micro = auto"):
+    with pytest.raises(UserError) as caught:
         fitted(sharded, 24, monkeypatch)
+    assert caught.value.where == "batch.micro = auto"
     assert fitted(sharded, 24, monkeypatch, ranks=64) >= 1
 
 
@@ -84,7 +85,7 @@ def test_micro_batch_size_agrees_with_the_plan(monkeypatch):
 def test_micro_batch_size_ignores_the_length_of_the_run(monkeypatch):
     """It depends on the data set: a warm-up in steps would be too long for a data set of one image."""
     recipe = Recipe.load("vit-tiny-64", {"schedule.warmup": "1000 steps"})
-    with pytest.raises(UserError, match="1000 steps of warm-up in a run of 1;"):
+    with pytest.raises(UserError, match="warm-up"):
         recipe.lengths(1)
     assert fitted(recipe, 16, monkeypatch) == fitted(Recipe.load("vit-tiny-64"), 16, monkeypatch) > 1
 
@@ -104,8 +105,9 @@ def test_micro_batch_size_uses_the_resolved_kernel(same, recipe, autocast, monke
 
 
 def test_micro_batch_size_refuses_a_model_that_does_not_fit(monkeypatch):
-    with pytest.raises(UserError, match=r"one image and the model need .* GiB .*`ijepa plan`"):
+    with pytest.raises(UserError) as caught:
         fitted(Recipe.load("vit-huge-16-in22k"), 8, monkeypatch)
+    assert caught.value.where == "batch.micro = auto"
 
 
 def test_resolve_keeps_the_micro_batch_of_a_resumed_run(monkeypatch):

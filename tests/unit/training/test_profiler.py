@@ -20,8 +20,9 @@ def test_window_parses_a_range_of_steps(text, window):
 
 @pytest.mark.parametrize("text", ["", "0", "5-3", "a-b", "3-", "-3", "1-2-3"])
 def test_window_refuses_anything_else(text):
-    with pytest.raises(UserError, match="--profile 11-13"):
+    with pytest.raises(UserError) as caught:
         Window.parse(text)
+    assert caught.value.where.startswith("--profile")
 
 
 def test_profile_names_parts_of_steps_and_changes_no_bit(scenes, tmp_path):

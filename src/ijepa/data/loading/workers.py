@@ -12,6 +12,12 @@ the run with a line that names the sample, whose number the worker writes to the
 
 Workers start from a fork server that has imported torch and runs nothing: they start in milliseconds and inherit no
 thread or lock of the parent. They ignore SIGINT and SIGTERM, because the parent decides when to stop.
+
+torch's DataLoader is not used, because it cannot replace a worker. After a worker's death its iterator only raises;
+with workers of spawn or fork, a signal handler raises in whatever the main thread is doing, such as an optimizer step.
+It also takes more CPU time: with 280 ImageNet files, masks of ViT-H/16 and two workers, 3.3 ms per image against 2.5 ms
+in micro-batches of 32, and 3.5 ms against 3.1 ms in micro-batches of 128 (interleaved runs on an Intel Xeon, family 6
+model 207, whose other processes were busy). Each of its tensors is new shared memory, in /dev/shm, with a mapping.
 """
 
 import atexit

@@ -88,7 +88,7 @@ def whole(source, request):
     return order, samples(source, order, 1, GLOBAL, 0)
 
 
-def test_every_image_stands_once_in_an_epoch_and_is_drawn_for(whole):
+def test_epochs_contain_every_image_once_with_new_draws(whole):
     _, found = whole
     assert sorted(found) == list(range(GLOBAL * STEPS))
     for epoch in range(GLOBAL * STEPS // IMAGES):  # across batches' borders
@@ -99,7 +99,7 @@ def test_every_image_stands_once_in_an_epoch_and_is_drawn_for(whole):
 
 
 @pytest.mark.parametrize(("workers", "world"), CELLS)
-def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, whole, workers, world):
+def test_batches_do_not_depend_on_workers_ranks_micro_batches_or_resumes(source, whole, workers, world):
     """Resumed at step 2, in mid-epoch; then two epochs end within a batch."""
     order, wanted = whole
     micro = min([4, 8, 2, 1, 4][workers], GLOBAL // world)
@@ -109,7 +109,7 @@ def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, wh
 
 @pytest.mark.parametrize("crops", [2, 4, 8])
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (0, 4), (2, 2)])
-def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, whole, crops, workers, world):
+def test_batches_with_several_crops_per_decode(source, whole, crops, workers, world):
     """The sample is that of p // crops, across micro-batches' borders too; everything else is the position's own."""
     order, single = whole
     wanted = samples(source, order, 1, GLOBAL, 0, crops_per_decode=crops)
@@ -122,7 +122,7 @@ def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, w
     assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
 
 
-def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
+def test_several_crops_decode_an_image_once(source, monkeypatch):
     decoded = []
     monkeypatch.setattr(
         "ijepa.data.loading.loader.decode_for", lambda *given: decoded.append(given) or decode_for(*given)
@@ -131,6 +131,6 @@ def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
     assert len(decoded) == GLOBAL * STEPS // 4
 
 
-def test_the_orders_differ():
+def test_orders_differ():
     positions = np.arange(IMAGES)
     assert not np.array_equal(*(order.indices(positions) for order in ORDERS.values()))

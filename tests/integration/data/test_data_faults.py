@@ -37,14 +37,14 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_vanishes(shards, workers):
+def test_shard_disappears(shards, workers):
     source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     refused(source, "No such file", workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_shrinks(shards, workers):
+def test_shard_shrinks(shards, workers):
     source = open_dataset(shards)
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
@@ -53,7 +53,7 @@ def test_a_shard_that_shrinks(shards, workers):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_a_shard_that_hangs(shards, monkeypatch):
+def test_shard_hangs(shards, monkeypatch):
     """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
     monkeypatch.setattr("ijepa.data.loading.loader._NAME_TIMEOUT", 0.2)
     source = open_dataset(shards)
@@ -67,7 +67,7 @@ def test_a_shard_that_hangs(shards, monkeypatch):
     assert len(told) == 1 and "in train-0001.tar; a new process replaces it" in told[0]
 
 
-def test_a_disk_that_returns_errors(shards, monkeypatch):
+def test_disk_returns_errors(shards, monkeypatch):
     source = open_dataset(shards)
     number = (shards / "train-0001.tar").stat().st_ino
     pread = os.pread
@@ -81,7 +81,7 @@ def test_a_disk_that_returns_errors(shards, monkeypatch):
     refused(source, "Input/output error")
 
 
-def test_an_error_that_passes_is_no_error(shards, monkeypatch):
+def test_transient_error_in_a_shard_is_retried(shards, monkeypatch):
     source = open_dataset(shards)
     pread, failed = os.pread, []
 
@@ -97,7 +97,7 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
     assert failed
 
 
-def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
+def test_transient_error_in_a_folder_is_retried(tmp_path, monkeypatch):
     source = open_dataset(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
     read, failures = module.os.read, [errno.ESTALE]
 
@@ -117,7 +117,7 @@ def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypat
         source.image(2)
 
 
-def test_files_that_come_in_pieces(tmp_path, monkeypatch):
+def test_read_file_in_pieces(tmp_path, monkeypatch):
     """As the system returns those beyond two gigabytes."""
     read = module.os.read
     (tmp_path / "file").write_bytes(bytes(range(256)) * 40)
@@ -125,7 +125,7 @@ def test_files_that_come_in_pieces(tmp_path, monkeypatch):
     assert module.read_file(tmp_path / "file") == bytes(range(256)) * 40
 
 
-def test_more_shards_than_may_be_open(tmp_path):
+def test_more_shards_than_open_files(tmp_path):
     import resource
     import subprocess
     import sys
@@ -144,7 +144,7 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
-def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
+def test_readahead_of_a_whole_micro_batch(shards, monkeypatch):
     source = open_dataset(shards)
     asked, read = [], []
     pread = os.pread

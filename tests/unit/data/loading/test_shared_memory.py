@@ -17,7 +17,7 @@ def ends():
     os.close(descriptor)
 
 
-def test_pixels_and_mark_are_shared(ends):
+def test_pixels_and_sample_are_shared(ends):
     worker, parent = ends
     worker.pixels[1].fill_(7)
     worker.sample[0] = 2**40
@@ -26,7 +26,7 @@ def test_pixels_and_mark_are_shared(ends):
 
 
 @pytest.sample.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
-def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
+def test_dumps_and_loads_tensors_that_fit_or_not(ends, count):
     worker, parent = ends
     value = {
         "long": torch.arange(count) - 2,
@@ -42,14 +42,14 @@ def test_tensors_arrive_whole_whether_they_fit_or_not(ends, count):
     assert (worker.spaces[1].tobytes() != bytes(768)) == (count <= 88)
 
 
-def test_what_is_shared_is_aligned(ends):
+def test_slots_are_aligned(ends):
     for end in ends:
         places = [slot.data_ptr() for slot in end.pixels]
         places += [torch.frombuffer(room, dtype=torch.uint8).data_ptr() for room in end.spaces]
         assert not any(place % 64 for place in places)
 
 
-def test_slots_lie_apart_and_what_arrives_is_the_callers(ends):
+def test_loads_returns_copies_and_slots_are_separate(ends):
     worker, parent = ends
     messages = [worker.dumps(torch.full((4,), slot), slot) for slot in (0, 1)]
     first, second = (parent.loads(message, slot) for slot, message in enumerate(messages))

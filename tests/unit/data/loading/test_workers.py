@@ -62,7 +62,7 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (1, 3), (3, 1), (2, 4)])
-def test_in_order_and_whole(workers, prefetch):
+def test_prefetch_batches_returns_complete_batches_in_order(workers, prefetch):
     batches = produced(range(5, 18), workers, prefetch)
     assert [batch.positions[0] for batch in batches] == list(range(5, 18))
     for batch in batches:
@@ -79,12 +79,12 @@ def test_in_order_and_whole(workers, prefetch):
     assert makers == [makers[i % workers] for i in range(len(makers))]
 
 
-def test_a_slow_worker_does_not_change_the_order():
+def test_prefetch_batches_order_with_slow_workers():
     batches = produced(range(8), 3, 2, delay=0.02)
     assert [batch.positions[0] for batch in batches] == list(range(8))
 
 
-def test_no_process_is_left_when_done_closed_or_dropped():
+def test_prefetch_batches_leaves_no_process():
     produced(range(3), 2)
     assert not active_children()
     for end in ("close", "drop", "raise"):
@@ -101,7 +101,7 @@ def test_no_process_is_left_when_done_closed_or_dropped():
         assert not active_children() and not any(map(alive, processes))
 
 
-def test_what_fails_in_a_worker_fails_here_in_its_place():
+def test_prefetch_batches_raises_run_errors_of_workers_in_order():
     iterator = prefetch_batches(partial(make, trouble={4: "failed"}), range(9), shape=SHAPE, workers=2, prefetch=3)
     assert [next(iterator).positions[0] for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(RunError) as error:
@@ -110,7 +110,7 @@ def test_what_fails_in_a_worker_fails_here_in_its_place():
     assert not active_children()
 
 
-def test_a_defect_keeps_its_traceback():
+def test_loader_defect_contains_the_traceback():
     with pytest.raises(LoaderDefect, match="making micro-batch 1") as error:
         produced(range(3), 2, trouble={1: "defect"})
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
@@ -120,7 +120,7 @@ def test_a_defect_keeps_its_traceback():
 @pytest.mark.parametrize(
     ("trouble", "said"), [("dies", r"died \(SIGKILL, .*\)"), ("hangs", r"has hung for 1.5 seconds,")]
 )
-def test_a_worker_that_is_lost_twice_is_named_with_its_sample(pause, trouble, said):
+def test_second_loss_of_a_worker_names_the_sample(pause, trouble, said):
     told: list[str] = []
     iterator = prefetch_batches(
         partial(make, trouble={3: trouble}),
@@ -143,7 +143,7 @@ def test_a_worker_that_is_lost_twice_is_named_with_its_sample(pause, trouble, sa
 
 @pytest.mark.parametrize("trouble", ["dies once", "hangs once"])
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 3)])
-def test_a_worker_that_is_lost_once_changes_no_batch(tmp_path, trouble, workers, prefetch):
+def test_first_loss_of_a_worker_changes_no_batch(tmp_path, trouble, workers, prefetch):
     told: list[str] = []
     work = partial(make, trouble={2: trouble, 7: trouble}, folder=str(tmp_path))
     batches = list(
@@ -157,14 +157,14 @@ def test_a_worker_that_is_lost_once_changes_no_batch(tmp_path, trouble, workers,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_the_parents_business(number):
+def test_workers_ignore_signals(number):
     iterator = prefetch_batches(make, range(12), shape=SHAPE, workers=2, prefetch=1)
     for process in {next(iterator).positions[1] for _ in range(2)}:
         os.kill(process, number)
     assert [batch.positions[0] for batch in iterator] == list(range(2, 12))
 
 
-def test_a_batch_larger_than_a_pipe_travels():
+def test_prefetch_batches_larger_than_a_pipe():
     size = 300_000
     batches = list(prefetch_batches(partial(large, size), range(4), shape=SHAPE, workers=2, prefetch=2))
     assert [batch.loss_weight.shape for batch in batches] == [(size,)] * 4
@@ -174,7 +174,7 @@ def large(size: int, item: int, pixels: Tensor) -> Batch:
     return bare_batch(np.arange(size), pixels, [item], [])
 
 
-def test_pixels_need_not_be_written_in_place():
+def test_make_may_return_other_pixels():
     batches = list(prefetch_batches(elsewhere, range(3), shape=SHAPE, workers=1, prefetch=1))
     assert [int(batch.pixels[0, 0, 0, 0]) for batch in batches] == [0, 1, 2]
 
@@ -227,5 +227,5 @@ def test_no_worker_outlives_its_parent(tmp_path, how, code):
         parent.stdout.close()
 
 
-def test_the_worker_function_travels_as_a_name():
+def test_make_is_pickled_as_a_name():
     assert len(pickle.dumps(partial(make, delay=0.1))) < 300

@@ -48,7 +48,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache/shards"
 
 
-def test_shards_are_fetched_once_and_are_the_originals(server, cache):
+def test_download_once(server, cache):
     url, asked, far = server
     path = url + "/train-{0000..0002}.tar"
     source, near = open_dataset(path), open_dataset(far, split="train")
@@ -61,14 +61,14 @@ def test_shards_are_fetched_once_and_are_the_originals(server, cache):
     assert not [name for name in asked if name.endswith(".tar")]  # nothing is fetched again
 
 
-def test_a_shard_that_changed_is_fetched_again(server, cache):
+def test_download_again_after_a_change(server, cache):
     url, _, far = server
     open_dataset(url + "/train-{0000..0002}.tar")
     write_shards(far, [5, 4, 6])
     assert len(open_dataset(url + "/train-{0000..0002}.tar")) == 15
 
 
-def test_a_shard_that_changed_and_kept_its_size_is_fetched_again(server, cache):
+def test_download_again_after_a_change_of_equal_size(server, cache):
     url, _, far = server
     before = open_dataset(url + "/train-0002.tar").image(0)
     tar = far / "train-0002.tar"
@@ -83,7 +83,7 @@ def test_a_shard_that_changed_and_kept_its_size_is_fetched_again(server, cache):
     assert open_dataset(url + "/train-0002.tar").classes is None
 
 
-def test_classes_that_cannot_be_asked_for_are_not_taken_for_none(server, cache, monkeypatch):
+def test_download_fails_if_the_server_cannot_describe_the_classes(server, cache, monkeypatch):
     url, _, _ = server
     assert open_dataset(url + "/train-0000.tar").classes == ("a", "b", "c")
     head = Quiet.do_HEAD
@@ -99,7 +99,7 @@ def test_classes_that_cannot_be_asked_for_are_not_taken_for_none(server, cache, 
     assert list(cache.rglob("classes.txt"))
 
 
-def test_a_remote_folder_holds_splits_apart(server, cache):
+def test_find_remote_splits_of_a_folder(server, cache):
     url, _, far = server
     write_shards(far, [2, 2], prefix="val")
     assert len(open_dataset(url + "/", split="train")) == 12 and len(open_dataset(url + "/", split="val")) == 4
@@ -107,7 +107,7 @@ def test_a_remote_folder_holds_splits_apart(server, cache):
         open_dataset(url + "/")
 
 
-def test_shards_of_one_name_in_several_folders(server, cache, monkeypatch):
+def test_download_shards_of_one_name_in_several_folders(server, cache, monkeypatch):
     url, asked, far = server
     for number, name in enumerate(("a", "b")):
         write_tar(far / f"{name}.tar", [(f"{name}{n}.jpg", jpeg(10 * number + n)) for n in range(3)])
@@ -124,18 +124,18 @@ def test_shards_of_one_name_in_several_folders(server, cache, monkeypatch):
         refuse_overlap(open_dataset(url + "/{a,b}/train-0.tar"), open_dataset(url + "/b/train-0.tar"))
 
 
-def test_a_shard_named_twice_is_fetched_once(server, cache):
+def test_download_once_if_named_twice(server, cache):
     url, asked, _ = server
     assert len(open_dataset(url + "/{train-0000,train-0000}.tar")) == 10
     assert asked.count("/train-0000.tar") == 1
 
 
-def test_shards_are_counted_down_too(server, cache):
+def test_find_remote_descending_range(server, cache):
     url, _, _ = server
     assert open_dataset(url + "/train-{0001..0000}.tar").name(0).startswith("train-0001.tar/")
 
 
-def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):
+def test_find_remote_describes_shards_in_parallel(server, cache, monkeypatch):
     url, _, _ = server
     system = remote._file_system(url, "")
     together = threading.Barrier(3, timeout=10)
@@ -146,7 +146,7 @@ def test_shards_are_asked_for_side_by_side(server, cache, monkeypatch):
     assert len(open_dataset(url + "/train-{0000..0002}.tar")) == 12  # one after another would break the barrier
 
 
-def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
+def test_find_remote_and_download_refuse_in_one_line(server, cache, monkeypatch):
     url, _, _ = server
     with pytest.raises(UserError, match=r"train-0003.tar does not exist"):
         open_dataset(url + "/train-{0000..0003}.tar")
@@ -159,7 +159,7 @@ def test_what_is_not_there_is_one_line(server, cache, monkeypatch):
         open_dataset(url + "/train-0000.tar")
 
 
-def test_a_fetch_that_breaks_leaves_nothing_behind(server, cache, monkeypatch):
+def test_download_failure_leaves_no_file(server, cache, monkeypatch):
     url, _, _ = server
 
     def broken(source, out, size):
@@ -260,7 +260,7 @@ def bucket(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/shards/", "s3://bucket/shards", "s3://bucket/shards/train-*.tar"])
-def test_a_bucket_is_fetched_once_by_its_splits(bucket, cache, capsys, path):
+def test_download_from_a_bucket_once(bucket, cache, capsys, path):
     _, far = bucket
     source, near = open_dataset(path, split="train"), open_dataset(far, split="train")
     assert len(source) == 9 and source.classes == ("a", "b", "c")
@@ -273,7 +273,7 @@ def test_a_bucket_is_fetched_once_by_its_splits(bucket, cache, capsys, path):
             open_dataset(path)
 
 
-def test_an_object_that_changed_and_kept_its_size_is_fetched_again(bucket, cache):
+def test_download_from_a_bucket_again_after_a_change_of_equal_size(bucket, cache):
     system, far = bucket
     before = open_dataset("s3://bucket/shards/train-{0000..0001}.tar").image(0)
     data = (far / "train-0000.tar").read_bytes().replace(before, before[::-1])

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.bench.data import _exact, _ours, _psnr
+from ijepa.bench.data import our_crop, pillow_crop, psnr
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.loading.decode import decode, image_size
 from ijepa.data.open import open_source
 from ijepa.utils.environment import machine
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 SIZE, SCALE, RATIO, TURN = (224, 224), (0.3, 1.0), (3 / 4, 4 / 3), 16
 Way = Callable[[bytes, Box], Tensor]
@@ -73,7 +73,7 @@ def _by(read: Callable[..., object], more: tuple[str, ...], data: bytes, box: Bo
 def ways() -> dict[str, Way]:
     """All that can be measured here."""
     found: dict[str, Way] = {
-        "ours": lambda data, box: _ours(data, box, SIZE),
+        "ours": lambda data, box: our_crop(data, box, SIZE),
         "ours, of whole images": lambda data, box: crop_resize(decode(data), box, SIZE),
         "whole images, strided crops": strided,
         "simplejpeg, fast DCT": lambda data, box: crop_resize(
@@ -104,9 +104,9 @@ def main(path: str, repeats: int, output: Path) -> None:
     torch.set_num_threads(1)
     source = open_source(path)
     files = [source.image(index) for index in range(len(source))]
-    draws = words(0, Stream.CROP, np.arange(len(files)), WORDS)
+    draws = random_bits(0, Stream.CROP, np.arange(len(files)), WORDS)
     boxes = [random_resized_crop_box(d, *image_size(f), SCALE, RATIO) for d, f in zip(draws, files, strict=True)]
-    exact = [_exact(file, box, SIZE) for file, box in zip(files, boxes, strict=True)]
+    exact = [pillow_crop(file, box, SIZE) for file, box in zip(files, boxes, strict=True)]
     tried, pool = ways(), ThreadPoolExecutor(2)
     runs: dict[str, Callable[[range], object]] = {
         name: lambda turn, way=way: [way(files[i], boxes[i]) for i in turn] for name, way in tried.items()
@@ -125,11 +125,11 @@ def main(path: str, repeats: int, output: Path) -> None:
     rows = {}
     for name, value in seconds.items():
         way = tried.get(name, ours)
-        psnr = [_psnr(way(f, b), e) for f, b, e in zip(files, boxes, exact, strict=True)]
+        psnrs = [psnr(way(f, b), e) for f, b, e in zip(files, boxes, exact, strict=True)]
         rows[name] = {
             "images_per_cpu_second": 1 / value,
             "times_ours": seconds["ours"] / value,
-            "psnr_percentile_1": float(np.percentile(psnr, 1)),
+            "psnr_percentile_1": float(np.percentile(psnrs, 1)),
         }
         row = rows[name]
         click.echo(f"{name:28s} {1 / value:7.1f}  {row['times_ours']:.2f} x  {row['psnr_percentile_1']:.1f} dB")

@@ -124,7 +124,7 @@ def main(name: str, folder: Path | None, output: Path) -> None:
         ours = kept / "ours"
         found["bytes"] = write_random(ours, recipe)
         run = as_run(kept / "run", ours)
-        pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_hw), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_size), dtype=torch.uint8)
         wanted = load_encoder(ours)(pixels)
         for form, place in FORMS.items():
             begun = time.monotonic()

@@ -67,7 +67,7 @@ class Choice:
 def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
     """A model with weights drawn on the device: speed does not depend on them, and drawing ours takes minutes."""
     torch.manual_seed(0)
-    with patch("ijepa.model.ijepa.initialize"), torch.device(device):
+    with patch("ijepa.model.ijepa.init_weights"), torch.device(device):
         model = IJEPA(recipe.model).to(device)  # its constants are made on the host, whatever the default device
     with torch.no_grad():
         for name, parameter in [*model.context_encoder.named_parameters(), *model.predictor.named_parameters()]:
@@ -94,7 +94,7 @@ def batches(recipe: Recipe, micro: int, count: int, device: torch.device, budget
         recipe.mask, recipe.model.grid, 0, recipe.batch.total, encoder.depth, encoder.drop_path, budget=budget
     )
     draw = np.random.default_rng(0)
-    pixels = torch.from_numpy(draw.integers(0, 256, (micro, 3, *recipe.model.image_hw), dtype=np.uint8))
+    pixels = torch.from_numpy(draw.integers(0, 256, (micro, 3, *recipe.model.image_size), dtype=np.uint8))
     return [packer(np.arange(i * micro, (i + 1) * micro), pixels).to(device) for i in range(count)]
 
 

@@ -68,7 +68,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     source = open_source(scenes, split="train")
     words = f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are read to measure kNN, no more"
     with clock.part("pretraining", words):
-        watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
+        watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_size))
         info = {"data": {"path": str(scenes.resolve())}}
         pretrain(recipe, source, output, callbacks=[watch], info=info)
 

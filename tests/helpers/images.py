@@ -77,7 +77,7 @@ def bare_batch(positions: np.ndarray, pixels: torch.Tensor, indices: Sequence[in
         numbers,
         numbers,
         weight,
-        kept=(None, numbers),
+        drop_path_rows=(None, numbers),
         positions=tuple(positions.tolist()),
         indices=tuple(indices),
         replaced=tuple(replaced),

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ijepa.config.recipe import Recipe
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.ijepa import IJEPA
 
 SHAPES = {
@@ -48,7 +48,7 @@ def random_model(chosen: Recipe) -> IJEPA:
     return model
 
 
-def pixels(encoder: Encoder, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def pixels(encoder: FrozenEncoder, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Random images as bytes, and normalised as other libraries want them."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
     draw = torch.Generator().manual_seed(1)

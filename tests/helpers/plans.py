@@ -3,25 +3,25 @@
 import numpy as np
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
 from ijepa.masking.batch import Batch
 from ijepa.masking.masks import Masks
-from ijepa.masking.packing import draw_depth, pack
+from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.planning.activations import Tokens
 
 IMAGES, CONTEXT, BLOCKS, TARGET = 8, 32, 4, 32
 
 
-def model(drop_path: float = 0.0) -> Model:
-    return Model(
+def model(drop_path: float = 0.0) -> ModelSection:
+    return ModelSection(
         image_size=96,
         patch_size=8,
-        encoder=Encoder(width=192, depth=6, heads=3, drop_path=drop_path),
-        predictor=Predictor(width=96, depth=4, heads=3),
+        encoder=EncoderSection(width=192, depth=6, heads=3, drop_path=drop_path),
+        predictor=PredictorSection(width=96, depth=4, heads=3),
     )
 
 
-def batch(shape: Model, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
+def batch(shape: ModelSection, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
     """A batch in which every context has as many patches, every block too, and both are multiples of 32."""
     patches = shape.grid[0] * shape.grid[1]
     context = np.zeros((IMAGES, patches), dtype=bool)
@@ -30,8 +30,8 @@ def batch(shape: Model, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
     for block in range(BLOCKS):
         start = CONTEXT + 16 * block
         targets[:, block, start : start + TARGET] = True
-    kept = draw_depth(0, np.arange(IMAGES), shape.encoder.depth, drop_path)
-    pixels = torch.zeros(IMAGES, 3, *shape.image_hw, dtype=torch.uint8)
+    kept = draw_drop_path(0, np.arange(IMAGES), shape.encoder.depth, drop_path)
+    pixels = torch.zeros(IMAGES, 3, *shape.image_size, dtype=torch.uint8)
     packed = pack(Masks(context, targets, shape.grid), pixels, IMAGES, kept)
     every = np.ones((IMAGES, shape.encoder.depth), dtype=bool)
     tokens = Tokens(patches, context.sum(1), targets.sum(2), every if kept is None else kept)

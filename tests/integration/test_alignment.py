@@ -34,7 +34,7 @@ def moved(tensor: Tensor, shift: int) -> Tensor:
 def batch_of(chosen) -> Batch:
     shape = chosen.model
     collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_hw), dtype=np.uint8))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_size), dtype=np.uint8))
     return collate(np.arange(8), pixels.contiguous(memory_format=torch.channels_last), (), ())
 
 

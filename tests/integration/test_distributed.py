@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ijepa.checkpoint import format as checkpoint
 from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
-from ijepa.config.recipe import Optimizer, Recipe
+from ijepa.config.recipe import OptimizerSection, Recipe
 from ijepa.data.open import open_source
 from ijepa.distributed.launch import join_training
 from ijepa.interop.weights import load_encoder
@@ -210,7 +210,7 @@ def test_a_sharded_checkpoint_holds_no_pickle_and_torch_reads_it_too(runs):
 
 def built(scenes: Path):
     model = IJEPA(Recipe.read(recipe(scenes), "test").model)
-    return model, make_optimizer(model, Optimizer())
+    return model, make_optimizer(model, OptimizerSection())
 
 
 @pytest.mark.distributed

@@ -1,5 +1,6 @@
 """Every command that README and docs show is parsed, and run where that takes no training; Python blocks are run."""
 
+import importlib
 import json
 import re
 import shlex
@@ -54,6 +55,9 @@ def test_shown_commands_parse(page, line):
         assert set(words[1:]) <= set(targets)
     elif words[0] == "torchrun":
         parse(cli, "ijepa", words[words.index("ijepa") + 1 :])
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        script = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
+        parse(script.main, words[1], words[2:])
     elif words[0] == "pip":
         assert "ijepa-pretrain" in line
     else:

@@ -1,16 +1,15 @@
-"""How many images a CPU-second this machine turns into training pixels, beside the field's usual way.
+"""Images per CPU-second that this machine turns into training pixels, compared with the usual pipeline of the field.
 
-Both ways work on the same files and the same boxes, in one process and one thread, in turns of a micro-batch, so that
-whatever else the machine does falls on both. Time is the process's CPU time; reading is left out (the files are in
-memory), because it depends on the disk and not on the method.
+Both methods process the same files and boxes in one process and one thread, and take turns of one micro-batch. The
+files are in memory: reading depends on the disk and not on the method.
 
-The usual way is what `torchvision.transforms` does with Pillow: decode to RGB, crop and resize with the antialiased
-bilinear filter, to a float tensor, normalise. Ours is `decode` and `crop_resize`, which end in bytes: normalising is
-the device's work. `psnr` compares their bytes with Pillow's, in decibels.
+The usual method is that of `torchvision.transforms` with Pillow: decode to RGB, crop, resize with the antialiased
+bilinear filter, convert to a float tensor, normalize. Ours is `decode_for` and `crop_resize`, which end in bytes,
+because the device normalizes. PSNR compares these bytes with Pillow's, in decibels.
 
-The loader makes whole micro-batches of the same images and boxes in a process of its own, with everything that a recipe
-draws for them, and the copy to the parent that trains. Its time is that of both processes; what is left of it beside
-`ours`, decode and resize of the same turns, is the loader's overhead, told as a share of decode's time.
+The loader makes whole micro-batches of the same images and boxes in its own process, with everything that a recipe
+draws for them, and copies them to the parent that trains. Its time is that of both processes. What it takes more than
+decoding and resizing in the same turns is its overhead, given as a share of the decoding time.
 """
 
 import io
@@ -42,76 +41,62 @@ from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
 from ijepa.utils.allocator import keep_freed_memory
 from ijepa.utils.cores import available_cores
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
-
 Files = list[tuple[bytes, Box]]
-Way = Callable[[int, Files], object]
 
 
 def bench_data(
-    path: str | Path,
-    recipe: Recipe,
-    *,
-    images: int = 280,
-    micro: int = 128,
-    repeats: int = 12,
-    echo: Callable[[str], None] = print,
+    path: str | Path, recipe: Recipe, *, images: int = 280, micro: int = 128, repeats: int = 12
 ) -> dict[str, Any]:
-    """Measure the ways on up to `images` images at `path`, cropped and masked by `recipe`; return what is printed.
-
-    `micro` images are a turn, and a micro-batch of the loader's: it spreads what a batch costs over its images.
+    """Measure the methods on up to `images` images at `path`, cropped and masked by `recipe`, `micro` per turn.
 
     Raises:
-        UserError: nothing there that could be used.
-        RunError: nothing there that can be decoded.
+        UserError: no usable data set at `path`.
+        RunError: no image can be decoded.
     """
     keep_freed_memory()  # as training does
     source = open_source(path)
     micro = min(micro, images, len(source))
     turns = range(max(1, min(images, len(source)) // micro))
-    size = recipe.model.image_hw
-    encoder = recipe.model.encoder
+    size, encoder = recipe.model.image_size, recipe.model.encoder
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
-    loader = _loader(source, recipe, micro, _Stamped(packer))
-    files = {turn: _files(loader, source, recipe, turn) for turn in turns}
+    loader = _loader(source, recipe, micro, _CpuTime(packer))
+    files = [_files(loader, source, recipe, turn) for turn in turns]
     made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last).numpy()
     worker = Worker(loader.dataset.make, loader.config.pixel_shape, slots=1)
+    methods: dict[str, Callable[[int], object]] = {
+        "usual": lambda turn: [_usual(*given, size) for given in files[turn]],
+        "ours": lambda turn: [our_crop(*given, size, out) for given, out in zip(files[turn], made, strict=True)],
+        "ours: decode": lambda turn: deque((_decoded(*given) for given in files[turn]), maxlen=0),
+        "ours: loader": lambda turn: _batch(worker, turn),
+    }
     with _one_core(worker):
-        ways: dict[str, Way] = {
-            "usual": lambda _, turn: [_usual(file, box, size) for file, box in turn],
-            "ours": lambda _, turn: [_ours(*given, size, out) for given, out in zip(turn, made, strict=True)],
-            "ours: decode": lambda _, turn: deque((_decoded(file, box) for file, box in turn), maxlen=0),
-            "ours: loader": lambda number, _: _made(worker, number),
-        }
-        rounds = _measure(ways, files, repeats)
-    psnr = np.array([_psnr(_ours(file, box, size), _exact(file, box, size)) for t in turns for file, box in files[t]])
-    seconds = {name: float(np.median(values)) for name, values in rounds.items()}
-    overhead = (rounds["ours: loader"] - rounds["ours"]) / rounds["ours: decode"]
-    result = {
+        rounds = _measure(methods, turns, repeats) / (len(turns) * micro)
+    usual, ours, decode, whole = rounds
+    psnrs = [psnr(our_crop(*given, size), pillow_crop(*given, size)) for turn in files for given in turn]
+    return {
         "recipe": recipe.name,
         "images": len(turns) * micro,
         "micro": micro,
         "image_size": list(size),
         "jpeg_boxes": library() is not None,
-        "images_per_cpu_second": {name: 1 / value for name, value in seconds.items()},
-        "ratio": float(np.median(rounds["usual"] / rounds["ours"])),
-        "loader_overhead": float(np.median(overhead)),
-        "psnr_mean": float(psnr.mean()),
-        **{f"psnr_percentile_{q}": float(np.percentile(psnr, q)) for q in (0, 1, 5, 50)},
+        "images_per_cpu_second": dict(zip(methods, (1 / np.median(rounds, axis=1)).tolist(), strict=True)),
+        "ratio": float(np.median(usual / ours)),
+        "loader_overhead": float(np.median((whole - ours) / decode)),
+        "psnr_mean": float(np.mean(psnrs)),
+        **{f"psnr_percentile_{q}": float(np.percentile(psnrs, q)) for q in (0, 1, 5, 50)},
         "images_per_second_by_workers": _scaling(source, recipe, micro, packer, 3 * len(turns)),
-        "cores_for_4200_images_per_second": 4200 * seconds["ours: loader"],
+        "cores_for_4200_images_per_second": 4200 * float(np.median(whole)),
     }
-    _describe(result, echo)
-    return result
 
 
 @dataclass(frozen=True)
-class _Stamped:
-    """A loader's collate that also says how much CPU time its process has taken, in the place of replaced names."""
+class _CpuTime:
+    """A loader's collate that also returns the CPU time of its process, in place of the replaced names."""
 
     collate: Collate
 
@@ -122,7 +107,7 @@ class _Stamped:
 def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, workers: int = 0) -> Loader:
     config = LoaderConfig(
         seed=recipe.seed,
-        image_size=recipe.model.image_hw,
+        image_size=recipe.model.image_size,
         crop_scale=recipe.data.crop_scale,
         crop_ratio=recipe.data.crop_ratio,
         global_batch=micro,
@@ -133,28 +118,27 @@ def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, worker
 
 
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:
-    """Return the files and boxes that micro-batch `number` is made of."""
+    """Return the files and boxes of micro-batch `number`."""
     batch = loader.dataset[number]
-    draws = words(recipe.seed, Stream.CROP, batch.positions, WORDS)
-    files = [source.image(index) for index in batch.indices]
+    draws = random_bits(recipe.seed, Stream.CROP, batch.positions, WORDS)
     scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
     return [
         (file, random_resized_crop_box(draw, *image_size(file), scale, ratio))
-        for draw, file in zip(draws, files, strict=True)
+        for draw, file in zip(draws, map(source.image, batch.indices), strict=True)
     ]
 
 
-def _made(worker: Worker, number: int) -> float:
-    """Have a micro-batch made and take it over; return the CPU-seconds that its process has taken until then."""
+def _batch(worker: Worker, number: int) -> float:
+    """Have a micro-batch made and copy it; return the CPU-seconds that the worker has used since its start."""
     worker.ask(number, 0)
     return float(worker.answer(number, 0, pin=False, timeout=None).replaced[0])
 
 
 @contextmanager
 def _one_core(worker: Worker) -> Iterator[None]:
-    """Keep this process, with one thread, and `worker`, which ends here, on one core: no two are equally fast.
+    """Pin this process, with one thread, and `worker` to one core, because cores differ in speed. End the worker.
 
-    Only the number of threads is set where a process has no CPU affinity (macOS).
+    Where a process has no CPU affinity (macOS), only the number of threads is set.
     """
     threads = torch.get_num_threads()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
@@ -170,40 +154,40 @@ def _one_core(worker: Worker) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _measure(ways: dict[str, Way], files: dict[int, Files], repeats: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Return CPU-seconds an image of each way by repeat (repeats,); in each they take turns.
+def _measure(methods: dict[str, Callable[[int], object]], turns: range, repeats: int) -> npt.NDArray[np.float64]:
+    """Return CPU-seconds (methods, repeats); within a repeat the methods take turns.
 
-    A way that returns a float works in another process too, and tells how much that one has taken since its start.
+    A method that returns a float also works in another process, and returns the CPU time of that since its start.
     """
-    totals = np.zeros((repeats + 1, len(ways)))
+    totals = np.zeros((len(methods), repeats + 1))
     elsewhere = 0.0
     for repeat in range(repeats + 1):
-        for number, turn in files.items():
-            for column, way in enumerate(ways.values()):
+        for turn in turns:
+            for row, method in enumerate(methods.values()):
                 start = time.process_time()
-                done = way(number, turn)
-                totals[repeat, column] += time.process_time() - start
-                if isinstance(done, float):
-                    totals[repeat, column] += done - elsewhere
-                    elsewhere = done
-    images = sum(map(len, files.values()))
-    return dict(zip(ways, totals[1:].T / images, strict=True))  # the first warms up
+                result = method(turn)
+                totals[row, repeat] += time.process_time() - start
+                if isinstance(result, float):
+                    totals[row, repeat] += result - elsewhere
+                    elsewhere = result
+    return totals[:, 1:]  # the first repeat warms up
 
 
 def _scaling(source: Source, recipe: Recipe, micro: int, packer: Packer, steps: int) -> dict[str, float]:
-    """Return images a second of wall time by number of loader processes, up to the machine's cores."""
-    found = {}
+    """Return images per second of wall time by number of loader processes, up to the number of cores."""
+    rates = {}
     for workers in range(1, available_cores() + 1):
         batches = _loader(source, recipe, micro, packer, workers).iterate(0, steps + workers)
-        for _ in range(workers):  # starting the processes is not their speed
+        for _ in range(workers):  # do not measure the start of the processes
             next(batches)
-        begun = time.perf_counter()
-        done = sum(len(batch.pixels) for batch in batches)
-        found[str(workers)] = done / (time.perf_counter() - begun)
-    return found
+        start = time.perf_counter()
+        images = sum(len(batch.pixels) for batch in batches)
+        rates[str(workers)] = images / (time.perf_counter() - start)
+    return rates
 
 
-def _exact(file: bytes, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def pillow_crop(file: bytes, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Decode, crop and resize with Pillow: (H, W, 3)."""
     top, left, height, width = box
     with Image.open(io.BytesIO(file)) as image:
         crop = image.convert("RGB").crop((left, top, left + width, top + height))
@@ -211,7 +195,7 @@ def _exact(file: bytes, box: Box, size: tuple[int, int]) -> npt.NDArray[np.uint8
 
 
 def _usual(file: bytes, box: Box, size: tuple[int, int]) -> Tensor:
-    pixels = torch.from_numpy(_exact(file, box, size)).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(pillow_crop(file, box, size)).permute(2, 0, 1).contiguous()
     return pixels.to(torch.float32).div(255).sub_(_MEAN).div_(_STD)
 
 
@@ -220,26 +204,12 @@ def _decoded(file: bytes, box: Box) -> tuple[npt.NDArray[np.uint8], Box]:
     return pixels, inside
 
 
-def _ours(file: bytes, box: Box, size: tuple[int, int], out: Pixels | None = None) -> Tensor:
+def our_crop(file: bytes, box: Box, size: tuple[int, int], out: Pixels | None = None) -> Tensor:
+    """Decode, crop and resize as the loader does: (3, H, W) uint8, into `out` if given."""
     return crop_resize(*_decoded(file, box), size, out=out)
 
 
-def _psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:
+def psnr(ours: Tensor, exact: npt.NDArray[np.uint8]) -> float:
+    """Return the peak signal-to-noise ratio of `ours` (3, H, W) to `exact` (H, W, 3) in decibels, at most 78."""
     error = float(np.mean((ours.permute(1, 2, 0).numpy().astype(np.float64) - exact) ** 2))
-    return 10 * math.log10(255**2 / max(error, 1e-3))  # at most 78 dB: a level's difference in a thousand values
-
-
-def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
-    if not result["jpeg_boxes"]:
-        echo("JPEGs are decoded as a whole; with the extra turbojpeg, hardly more than the crop")
-    rates = result["images_per_cpu_second"]
-    echo(f"{result['images']} images to {result['image_size'][0]} x {result['image_size'][1]}, images a CPU-second:")
-    for name, rate in rates.items():
-        echo(f"  {name:14s} {rate:8.1f}   {rate / rates['usual']:.2f} x")
-    echo(f"PSNR to the exact path: {result['psnr_mean']:.1f} dB, 1st percentile {result['psnr_percentile_1']:.1f} dB")
-    shares = ", ".join(f"{q} %: {result[f'psnr_percentile_{q}']:.1f}" for q in (0, 1, 5, 50))
-    echo(f"PSNR by percentile, dB: {shares}")
-    by_workers = ", ".join(f"{n}: {rate:.0f}" for n, rate in result["images_per_second_by_workers"].items())
-    echo(f"images a second by loader processes (wall time): {by_workers}")
-    echo(f"loader beside decode and resize: {100 * result['loader_overhead']:.1f} % of decode's time")
-    echo(f"cores for 4,200 images/s: {result['cores_for_4200_images_per_second']:.1f}")
+    return 10 * math.log10(255**2 / max(error, 1e-3))  # 1e-3: one level of difference in a thousand values

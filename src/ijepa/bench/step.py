@@ -1,22 +1,22 @@
-"""One whole training step of a recipe, by parts, beside what the machine's matrix products reach at its shapes.
+"""One whole training step of a recipe, by parts, compared with matrix products of the same shapes on the machine.
 
-The step is the loop's: both encoders, predictor, loss, backward, optimiser, moving average; pixels are random, masks
-are drawn anew for every step. After each step the same process multiplies matrices of the model's own shapes, the
-forward product and both of the backward ones. `share` is the step's operations a second over theirs: it says how
-much of the machine a step uses, also on a machine that is slow or busy.
+The step is that of the training loop: both encoders, predictor, loss, backward, optimizer, moving average. Pixels are
+random, and each step draws new masks. After each step the same process multiplies matrices of the model's shapes: the
+forward product and both backward products. `share` is the operations per second of the step divided by those of the
+products. It tells how much of the machine a step uses, even if the machine is slow or busy.
 
-On a CPU, seconds are the process's CPU time over all threads; on a GPU they are wall time, synchronised.
+On a CPU, seconds are CPU time of the process over all threads. On a GPU they are synchronized wall time.
 """
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ijepa.config.recipe import Recipe
 from ijepa.masking.packing import Packer
@@ -26,36 +26,32 @@ from ijepa.training.model_setup import prepare, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer
 from ijepa.training.runtime import computing, resolve
 from ijepa.utils.allocator import keep_freed_memory
-from ijepa.utils.environment import machine
-from ijepa.utils.random import Stream, words
 
-PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimiser, EMA")
+PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimizer, EMA")
 _WARM_UP = 2
 _MOST_ROWS = {"bfloat16": 8192, "float32": 2048}
+"""Rows of the measured products: enough for the full rate, and less time than the step itself."""
 
 
-def bench_step(
-    recipe: Recipe, *, micro: int, steps: int, threads: int | None, echo: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """Measure `steps` steps of `micro` images each, after two that warm up.
+def bench_step(recipe: Recipe, *, micro: int, steps: int, threads: int | None = None) -> dict[str, Any]:
+    """Measure `steps` steps of `micro` images each, after two steps that warm up.
 
     Args:
-        recipe: what to train; its batch size is replaced by `micro`.
-        micro: images a step.
-        steps: steps to measure.
+        recipe: what to train; `micro` replaces its batch size.
+        micro: images per step.
+        steps: number of steps to measure.
         threads: CPU threads; None for torch's own number.
-        echo: where lines go.
 
     Returns:
-        Medians over steps: `seconds` an image (`total` and by part), `wall` seconds an image, `gflop` an image,
-        `gflops` (10^9 operations a second), `gemm` (the same of matrix products by dtype), `share` of the compute
-        dtype's products, and `memory`, the peak in bytes.
+        Medians over steps: `seconds` per image (`total` and by part), `wall` seconds per image, `gflop` per image,
+        `gflops` (10^9 operations per second), `gemm` (the same for matrix products, by dtype), `share` (of the products
+        in the compute dtype), and `memory`, the peak in bytes.
 
     Raises:
-        UserError: where this machine cannot follow the recipe.
+        UserError: this machine cannot run the recipe.
     """
     resolved = resolve(recipe)
-    device = torch.device(resolved.device)
+    device, dtype = torch.device(resolved.device), "bfloat16" if resolved.autocast else "float32"
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -63,67 +59,60 @@ def bench_step(
         rows = _measure(recipe, micro, steps, device, resolved.autocast)
     finally:
         torch.set_num_threads(before)
-    result = {
-        **machine(),
+    return {
         "recipe": recipe.name,
         "micro": micro,
         "steps": steps,
         "threads": threads or before,
-        "dtype": "bfloat16" if resolved.autocast else "float32",
+        "dtype": dtype,
         "clock": "CPU time" if device.type == "cpu" else "wall time",
-        **_summary(rows, "bfloat16" if resolved.autocast else "float32"),
+        **_summary(rows, dtype),
         "memory": _peak_memory(device),
     }
-    _describe(result, echo)
-    return result
 
 
 def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autocast: bool) -> list[dict[str, Any]]:
+    """Return one row of figures per measured step."""
     shape = recipe.model
     model = IJEPA(shape, recipe.seed).to(device)
     prepare(model, recipe, device, autocast=autocast)
     optimizer = make_optimizer(model, recipe.optimizer)
     budget, encoder = token_budget(recipe, micro, device), shape.encoder
     packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)
-    height, width = shape.image_hw
-    draw = words(recipe.seed, Stream.CROP, np.arange(micro), -(-3 * height * width // 4))
-    pixels = torch.from_numpy(draw.view(np.uint8)[:, : 3 * height * width].reshape(micro, 3, height, width).copy())
-    dtypes = ["float32", "bfloat16"] if autocast else ["float32"]
-    products = [(name, product) for name in dtypes for product in _products(recipe, micro, name, device)]
+    pixels = torch.randint(
+        256, (micro, 3, *shape.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    products = {name: _products(recipe, micro, name, device) for name in ("float32", "bfloat16")[: 1 + autocast]}
     rows = []
     for step in range(_WARM_UP + steps):
         batch = packer(np.arange(step * micro, (step + 1) * micro), pixels).to(device)
         wall = time.perf_counter()
-        with _watched(model, device) as ticks:
+        with _clocked(model, device) as ticks:
             with computing(device, autocast):
-                outcome = model(batch)
+                output = model(batch)
             ticks.append(_now(device))
-            outcome.loss.backward()
+            output.loss.backward()
             ticks.append(_now(device))
             apply_step(model, optimizer, 0.996, recipe.optimizer.clip_norm)
             ticks.append(_now(device))
         wall = time.perf_counter() - wall
-        begin, t0, t1, c0, c1, p0, p1, forward, backward, end = ticks
-        encoded = t1 - t0, c1 - c0, p1 - p0
-        parts = (*encoded, forward - begin - sum(encoded), backward - forward, end - backward)
-        gemm = {name: [0.0, 0.0] for name in dtypes}
-        for name, (operations, product) in products:
-            begun = _now(device)
-            product()
-            gemm[name][0] += operations
-            gemm[name][1] += _now(device) - begun
-        rows.append({
-            "wall": wall / micro,
-            "parts": [part / micro for part in parts],
-            "gflop": batch_flops(shape, batch).total / micro / 1e9,
-            "gemm": {name: operations / seconds / 1e9 for name, (operations, seconds) in gemm.items()},
-        })  # fmt: skip
+        start, target_0, target_1, context_0, context_1, predictor_0, predictor_1, forward, backward, end = ticks
+        modules = target_1 - target_0, context_1 - context_0, predictor_1 - predictor_0
+        parts = (*modules, forward - start - sum(modules), backward - forward, end - backward)
+        rows.append(
+            {
+                "wall": wall / micro,
+                "parts": [part / micro for part in parts],
+                "gflop": batch_flops(shape, batch).total / micro / 1e9,
+                "gemm": {name: _rate(each, device) for name, each in products.items()},
+            }
+        )
     return rows[_WARM_UP:]
 
 
 @contextmanager
-def _watched(model: IJEPA, device: torch.device) -> Any:
-    """Clock readings: now, then before and after each of target encoder, context encoder and predictor."""
+def _clocked(model: IJEPA, device: torch.device) -> Iterator[list[float]]:
+    """Yield a list of times: now, and then before and after each of target encoder, context encoder and predictor."""
     ticks = [_now(device)]
 
     def tick(*_: object) -> None:
@@ -139,26 +128,28 @@ def _watched(model: IJEPA, device: torch.device) -> Any:
             handle.remove()
 
 
-def _products(
-    recipe: Recipe, micro: int, dtype: str, device: torch.device
-) -> list[tuple[float, Callable[[], torch.Tensor]]]:
-    """Each product of the MLPs' first layers with its operations: (T, D) x (D, 4D), and the two of its backward."""
+def _products(recipe: Recipe, micro: int, dtype: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of matrices that the first layers of the MLPs multiply, forward and backward."""
     model = recipe.model
     patches = model.grid[0] * model.grid[1]
-    products: list[tuple[float, Callable[[], torch.Tensor]]] = []
+    pairs = []
     for part, tokens in ((model.encoder, micro * patches), (model.predictor, 2.5 * micro * patches)):
         rows, hidden = min(int(tokens), _MOST_ROWS[dtype]), round(part.width * part.mlp_ratio)
-        x, w, d_y = (
+        x, w, d_y = (  # (T, D), (4D, D), (T, 4D)
             torch.randn(*size).to(device, getattr(torch, dtype))
             for size in ((rows, part.width), (hidden, part.width), (rows, hidden))
         )
-        operations = 2.0 * rows * part.width * hidden
-        products += [
-            (operations, lambda x=x, w=w: x @ w.t()),  # type: ignore[misc]
-            (operations, lambda d_y=d_y, w=w: d_y @ w),  # type: ignore[misc]
-            (operations, lambda d_y=d_y, x=x: d_y.t() @ x),  # type: ignore[misc]
-        ]
-    return products
+        pairs += [(x, w.t()), (d_y, w), (d_y.t(), x)]
+    return pairs
+
+
+def _rate(pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> float:
+    """Return GFLOP per second of the products."""
+    start = _now(device)
+    for a, b in pairs:
+        a @ b
+    seconds = _now(device) - start
+    return sum(2.0 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in pairs) / seconds / 1e9
 
 
 def _now(device: torch.device) -> float:
@@ -189,14 +180,3 @@ def _summary(rows: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
         "gemm": {name: float(np.median([row["gemm"][name] for row in rows])) for name in rows[0]["gemm"]},
         "share": float(np.median(rate / [row["gemm"][dtype] for row in rows])),
     }
-
-
-def _describe(result: dict[str, Any], echo: Callable[[str], None]) -> None:
-    seconds = result["seconds"]
-    echo(f"{result['recipe']}, {result['micro']} images a step, {result['threads']} threads, {result['dtype']}:")
-    echo(f"  {1e3 * seconds['total']:.2f} ms an image ({result['clock']}), wall {1e3 * result['wall']:.2f} ms")
-    for part in PARTS:
-        echo(f"    {part:18s} {1e3 * seconds[part]:8.2f} ms  {100 * seconds[part] / seconds['total']:4.1f} %")
-    products = ", ".join(f"{name} {rate:.0f}" for name, rate in result["gemm"].items())
-    echo(f"  {result['gflop']:.1f} GFLOP an image, {result['gflops']:.0f} GFLOP/s; matrix products alone: {products}")
-    echo(f"  {100 * result['share']:.0f} % of the matrix products' rate; memory {result['memory'] / 2**30:.2f} GiB")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, first_process, load_recipe, open_images
+from ijepa.cli.options import NOT_NEGATIVE, PATH, RecipeCommand, debug_option, first_process, load_recipe, open_images
 from ijepa.config.files import RECIPES, preset_names
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import RunError, UserError
@@ -19,12 +19,11 @@ _EPILOG = (
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
+@click.option("--output", type=PATH, help="Run folder. Default: runs/NAME.")
 @click.option(
     "--resume",
     type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
-    show_default=True,
     help="What to do if the run folder already holds a run. auto: continue from the latest checkpoint, and stop with "
     "an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop with "
     "an error.",
@@ -32,8 +31,7 @@ _EPILOG = (
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost. Write nothing.")
 @click.option(
     "--diagnose-every",
-    type=click.IntRange(min=0),
-    default=None,
+    type=NOT_NEGATIVE,
     metavar="N",
     help="Measure RankMe, standard deviation and position R^2 every N steps, and warn of a collapse. 0: measure only "
     "at the start and at the end. Default: a tenth of the run, but at least 50 and at most 5,000 steps.",
@@ -41,7 +39,6 @@ _EPILOG = (
 @click.option(
     "--diagnose-data",
     metavar="PATH",
-    default=None,
     help="Images for the measurements of --diagnose-every. Default: the validation split of data.path, or data.path "
     "itself if it has no validation split.",
 )
@@ -127,13 +124,13 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_warnings(folder))]
+    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_warnings(folder))]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="Type of GPU: a100, h100, h200 or b200.")
-@click.option("--gpus", type=int, default=8, show_default=True, help="Number of GPUs. It must divide batch.global.")
+@click.option("--gpu", default="h100", metavar="NAME", help="Type of GPU: a100, h100, h200 or b200.")
+@click.option("--gpus", type=int, default=8, help="Number of GPUs. It must divide batch.global.")
 @click.option(
     "--images-per-second",
     type=float,
@@ -144,20 +141,13 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     "--share-of-peak",
     type=float,
     default=0.35,
-    show_default=True,
     metavar="X",
     help="Share of the GPU's dense bf16 peak that the run reaches, counted in executed operations.",
 )
 @click.option(
-    "--country",
-    default="World",
-    show_default=True,
-    metavar="NAME",
-    help="Country whose electricity mix gives the CO2 estimate.",
+    "--country", default="World", metavar="NAME", help="Country whose electricity mix gives the CO2 estimate."
 )
-@click.option(
-    "--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures to this file."
-)
+@click.option("--json", "file", type=PATH, metavar="FILE", help="Also write all figures to this file.")
 @debug_option
 def plan(
     recipe: str,
@@ -201,10 +191,8 @@ def plan(
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole demo.")
+@click.option("--output", type=PATH, default=Path("runs/demo"), help="Run folder.")
+@click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the whole demo.")
 @debug_option
 def demo(output: Path, seed: int) -> None:
     """Run a complete example.

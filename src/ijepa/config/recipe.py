@@ -14,15 +14,16 @@ from pydantic import Field, model_validator
 
 from ijepa.config.files import RECIPES, read_yaml, set_by_path
 from ijepa.masking.masks import MaskRule
+from ijepa.model.config import EncoderConfig, InitScheme, ModelConfig, PredictorConfig
 from ijepa.utils import random as randomness
 from ijepa.utils.config import BaseConfig, Decays, Ratios, Shares
 from ijepa.utils.errors import UserError
-from ijepa.utils.quantities import Length, Size, Stretch
+from ijepa.utils.quantities import Duration, Size
 
 Auto = Literal["auto"]
 
 
-class Encoder(BaseConfig):
+class EncoderSection(BaseConfig, EncoderConfig):
     """The context encoder and its exponential moving average, the target encoder."""
 
     width: int = Field(1280, ge=8)
@@ -37,12 +38,12 @@ class Encoder(BaseConfig):
     """Stochastic depth rate of the last block of the context encoder; it rises linearly from 0 at the first block."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos position embeddings of the encoders; 1 in the paper."""
-    initial: Literal["normal", "xavier"] = "normal"
+    initial: InitScheme = "normal"
     """Standard deviation of the initial weights. normal: 0.02; xavier: sqrt(2 / (fan_in + fan_out)), which narrow
     encoders need."""
 
 
-class Predictor(BaseConfig):
+class PredictorSection(BaseConfig, PredictorConfig):
     """The predictor: narrower than the encoders."""
 
     width: int = Field(384, ge=8)
@@ -55,11 +56,11 @@ class Predictor(BaseConfig):
     """Ratio of the hidden width of the MLP to the width of the predictor."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos position embeddings of the predictor; 1 in the paper."""
-    initial: Literal["normal", "xavier"] = "normal"
+    initial: InitScheme = "normal"
     """Standard deviation of the initial weights; the same choices as for the encoders."""
 
 
-class Model(BaseConfig):
+class ModelSection(BaseConfig, ModelConfig):
     """The shape of the model."""
 
     image_size: Size = (224, 224)
@@ -69,20 +70,10 @@ class Model(BaseConfig):
     position_grid: Size | None = None
     """Rows and columns of the grid that position embeddings were made for; they are interpolated from it. none: the
     grid of model.image_size. init.from sets it if the weights come from a different resolution."""
-    encoder: Encoder = Encoder()
+    encoder: EncoderSection = EncoderSection()
     """The encoders."""
-    predictor: Predictor = Predictor()
+    predictor: PredictorSection = PredictorSection()
     """The predictor."""
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return self.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -106,7 +97,46 @@ class Model(BaseConfig):
         return self
 
 
-class Data(BaseConfig):
+class MaskSection(BaseConfig, MaskRule):
+    """How context and target blocks are drawn. Areas are shares of the image, aspect ratios are height over width."""
+
+    targets: int = Field(4, ge=1, le=16)
+    """Number of target blocks per image."""
+    target_scale: Shares = (0.15, 0.2)
+    """Area of a target block, as a share of the image area."""
+    target_aspect: Ratios = (0.75, 1.5)
+    """Aspect ratio of a target block, height over width."""
+    context_scale: Shares = (0.85, 1.0)
+    """Area of the context block before target patches are removed, as a share of the image area."""
+    context_aspect: Ratios = (1.0, 1.0)
+    """Aspect ratio of the context block, height over width."""
+    min_context: int = Field(10, ge=1)
+    """Minimum number of context patches per image."""
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Check that the masks can be drawn on a grid of (rows, columns) patches.
+
+        Raises:
+            UserError: no target block of whole patches has about the right area and aspect ratio, or one target block
+                could leave fewer than `min_context` patches of context.
+        """
+        size = f"{grid[0]}x{grid[1]} grid"
+        if not self.has_target_block(grid):
+            raise UserError(
+                f"mask.target_scale = {self.target_scale[0]},{self.target_scale[1]}",
+                f"no block of whole patches has that area and aspect on a {size}",
+                "use a smaller patch_size or a larger image_size",
+            )
+        context, target = self.smallest_context(grid), self.largest_target(grid)
+        if context - target < self.min_context:
+            raise UserError(
+                f"mask.min_context = {self.min_context}",
+                f"on a {size} a context block of {context} patches loses up to {target} to one target",
+                f"at most {max(context - target, 0)} is possible",
+            )
+
+
+class DataSection(BaseConfig):
     """Where images come from and how they are cropped."""
 
     path: str | None = None
@@ -137,7 +167,7 @@ class Data(BaseConfig):
     is larger."""
 
 
-class BatchSize(BaseConfig):
+class BatchSection(BaseConfig):
     """Number of images in an optimizer step."""
 
     total: int = Field(2048, ge=1, alias="global")
@@ -149,7 +179,7 @@ class BatchSize(BaseConfig):
     """Pad micro-batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
 
-class Optimizer(BaseConfig):
+class OptimizerSection(BaseConfig):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with one learning rate for each part."""
 
     lr_encoder: float = Field(6e-4, gt=0)
@@ -171,17 +201,17 @@ class Optimizer(BaseConfig):
     stops after more."""
 
 
-class Schedule(BaseConfig):
+class ScheduleSection(BaseConfig):
     """Schedules of the learning rates and of the EMA momentum."""
 
-    warmup: Stretch = Length(amount=40, unit="epochs")
+    warmup: Duration = Duration(amount=40, unit="epochs")
     """Length of the linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
     warmup_from: float = Field(0.0, ge=0, le=1)
     """Learning rate at the start of the warm-up, as a share of the peak."""
     decay: Literal["cosine", "wsd"] = "cosine"
     """Learning rate after the warm-up. cosine: cosine decay; wsd: constant, then linear decay over schedule.cooldown
     (warmup-stable-decay)."""
-    cooldown: Stretch = Length(amount=20, unit="%")
+    cooldown: Duration = Duration(amount=20, unit="%")
     """Length of the linear decay at the end, with schedule.decay wsd."""
     lr_end: float = Field(1e-6, ge=0)
     """Learning rate at the end, for encoder and predictor."""
@@ -191,7 +221,7 @@ class Schedule(BaseConfig):
     """EMA momentum of the target encoder at the end."""
 
 
-class Precision(BaseConfig):
+class PrecisionSection(BaseConfig):
     """Precision of the computation; parameters, EMA and optimizer state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
@@ -205,7 +235,7 @@ class Precision(BaseConfig):
     """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise batched matrix products."""
 
 
-class Parallel(BaseConfig):
+class ParallelSection(BaseConfig):
     """Distribution of a run over devices."""
 
     strategy: Literal["auto", "none", "ddp", "zero2", "zero3", "hsdp"] = "auto"
@@ -219,7 +249,7 @@ class Parallel(BaseConfig):
     compiling do not count."""
 
 
-class Checkpoint(BaseConfig):
+class CheckpointSection(BaseConfig):
     """When the state of the run is saved."""
 
     every: int = Field(1000, ge=1)
@@ -228,7 +258,7 @@ class Checkpoint(BaseConfig):
     """Number of latest checkpoints to keep."""
 
 
-class Init(BaseConfig):
+class InitSection(BaseConfig):
     """Pretrained weights to start from, instead of random ones."""
 
     source: str | None = Field(None, alias="from")
@@ -255,30 +285,30 @@ class Recipe(BaseConfig):
     """Length of the run in images; overrides epochs."""
     steps: int | None = Field(None, ge=1)
     """Length of the run in steps; overrides epochs and images."""
-    model: Model = Model()
+    model: ModelSection = ModelSection()
     """The model."""
-    init: Init = Init()
+    init: InitSection = InitSection()
     """The initial weights."""
-    mask: MaskRule = MaskRule()
+    mask: MaskSection = MaskSection()
     """The masks."""
-    data: Data = Data()
+    data: DataSection = DataSection()
     """The data."""
-    batch: BatchSize = BatchSize()
+    batch: BatchSection = BatchSection()
     """The batch."""
-    optimizer: Optimizer = Optimizer()
+    optimizer: OptimizerSection = OptimizerSection()
     """The optimizer."""
-    schedule: Schedule = Schedule()
+    schedule: ScheduleSection = ScheduleSection()
     """The schedules."""
-    precision: Precision = Precision()
+    precision: PrecisionSection = PrecisionSection()
     """The precision."""
-    parallel: Parallel = Parallel()
+    parallel: ParallelSection = ParallelSection()
     """The distribution over devices."""
     compile: bool | Auto = False
     """Compile each transformer block with torch.compile; auto: on a GPU only."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations that the backward pass recomputes instead of storing. none: none of them; selective: all but the
     outputs of matrix products and attention; full: all of them."""
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: CheckpointSection = CheckpointSection()
     """The checkpoints."""
     log_every: int = Field(10, ge=1)
     """Number of steps between reads of metrics from the device; metrics are recorded for every step."""

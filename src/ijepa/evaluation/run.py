@@ -31,7 +31,7 @@ from ijepa.evaluation.video import propagation
 from ijepa.evaluation.video.dataset import find_videos
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json
@@ -213,7 +213,7 @@ def _prepare(
     if baselines:
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
-        encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+        encoders["pixels"] = PixelEncoder(shape.image_size, shape.patch_size)
     place = local_device()
     dtype = resolved(chosen.autocast, place)
     for encoder in encoders.values():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop import timm, transformers
 from ijepa.interop.heads import Head
 from ijepa.interop.official import write_official
@@ -129,7 +129,7 @@ def written(out: Path, *more: Path) -> Iterator[Path]:
 
 
 def _write_folder(
-    folder: Path, form: Format, model: Model, tensors: dict[str, Lazy], head: Head | None, about: dict[str, Any]
+    folder: Path, form: Format, model: ModelSection, tensors: dict[str, Lazy], head: Head | None, about: dict[str, Any]
 ) -> None:
     if form == "transformers":
         named = transformers.to_theirs(tensors, "ijepa." if head else "")
@@ -146,7 +146,7 @@ def _write_folder(
         write_json(folder / "config.json", {**timm.config(model, len(head.bias) if head else 0), "ijepa": about})
 
 
-def _positions(model: Model, part: str = "target_encoder") -> dict[str, Lazy]:
+def _positions(model: ModelSection, part: str = "target_encoder") -> dict[str, Lazy]:
     """Return the table of positions (1, N, D) that others keep among the weights."""
     name, sizes = (PREDICTOR_POSITIONS, model.predictor) if part == "predictor" else (POSITIONS, model.encoder)
     made = Positions(model.grid, model.position_grid, sizes.position_scale)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_bytes
 
@@ -60,7 +60,7 @@ class Head:
                 f"--head {file}", f"is no head ({error})", "`ijepa evaluate linear --save-head` writes one"
             ) from None
 
-    def checked(self, model: Model) -> "Head":
+    def checked(self, model: ModelSection) -> "Head":
         """Return this head, if it fits an encoder of this shape.
 
         Raises:

@@ -7,7 +7,7 @@ tensors, what the user says, what known models of that width have, or a guess th
 
 import re
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.positions import POSITIONS, PREDICTOR_POSITIONS, TOLERANCE, Positions, read_positions
 from ijepa.interop.tensors import Tensors
 from ijepa.utils.errors import UserError
@@ -20,7 +20,7 @@ _HEAD_WIDTHS = (64, 80, 88, 96, 104, 72, 112, 128, 48, 32)
 
 def encoder_shape(
     tensors: Tensors, where: object, *, heads: int | None = None, image_size: tuple[int, int] | None = None
-) -> tuple[Model, list[str]]:
+) -> tuple[ModelSection, list[str]]:
     """Return the `model` section of a recipe that fits an encoder's tensors, and what the user should know about it.
 
     Args:
@@ -64,10 +64,10 @@ def encoder_shape(
         "position_grid": positions.native,
         "encoder": encoder,
     }
-    return Model.read(values, str(where)), notes
+    return ModelSection.read(values, str(where)), notes
 
 
-def with_predictor(model: Model, tensors: Tensors, where: object) -> Model:
+def with_predictor(model: ModelSection, tensors: Tensors, where: object) -> ModelSection:
     """Return `model` with the predictor that fits a predictor's tensors; it has the encoder's heads, as originally.
 
     Raises:
@@ -89,10 +89,10 @@ def with_predictor(model: Model, tensors: Tensors, where: object) -> Model:
         "mlp_ratio": _shape(tensors, "predictor_blocks.0.mlp.fc1.weight", 2, where)[0] / width,
         "position_scale": positions.scale,
     }
-    return Model.read({**model.model_dump(), "predictor": predictor}, str(where))
+    return ModelSection.read({**model.model_dump(), "predictor": predictor}, str(where))
 
 
-def check_positions(model: Model, tensors: Tensors, where: object) -> list[str]:
+def check_positions(model: ModelSection, tensors: Tensors, where: object) -> list[str]:
     """Compare a second encoder's table of positions with the model's; return what the user should know about it.
 
     Raises:

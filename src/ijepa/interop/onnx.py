@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ijepa.interop.dense import DenseEncoder
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
@@ -26,12 +26,12 @@ def data_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.data")
 
 
-def write_program(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
+def write_program(encoder: FrozenEncoder, file: Path, about: dict[str, str]) -> None:
     """Write what `torch.export.load` reads, with `about` as its extra files."""
     torch.export.save(_program(encoder), file, extra_files=about)
 
 
-def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
+def write_onnx(encoder: FrozenEncoder, file: Path, about: dict[str, str]) -> None:
     """Write ONNX with `about` as its metadata; weights of more than `LARGE` bytes lie beside, in `data_of(file)`.
 
     The graph names that file, so `file` must have its final name.
@@ -59,7 +59,7 @@ def write_onnx(encoder: Encoder, file: Path, about: dict[str, str]) -> None:
     program.save(str(file), external_data=size > LARGE)
 
 
-def _program(encoder: Encoder) -> torch.export.ExportedProgram:
+def _program(encoder: FrozenEncoder) -> torch.export.ExportedProgram:
     height, width = (side * encoder.patch_size for side in encoder.grid)
     batch = torch.export.Dim("batch", min=1)
     example = torch.zeros(2, 3, height, width)

@@ -7,7 +7,7 @@ ours. A head, where there is one, is its classifier.
 from pathlib import Path
 from typing import Any
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.config_json import size, table, whole
 from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, open_tensors
@@ -20,9 +20,9 @@ _FUNCTION = {"act_layer": "gelu", "norm_layer": "layernorm"}
 """What decides the function and is in no tensor, where the file says it: timm's own are these, with our epsilon."""
 
 
-def config(model: Model, classes: int = 0) -> dict[str, Any]:
+def config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
     """Return `config.json`; `classes` is 0 without a head."""
-    height, width = model.image_hw
+    height, width = model.image_size
     encoder = model.encoder
     return {
         "architecture": _ARCHITECTURE,
@@ -61,7 +61,7 @@ def config(model: Model, classes: int = 0) -> dict[str, Any]:
 
 def read_timm(
     folder: Path, values: dict[str, Any], *, heads: int | None = None
-) -> tuple[Model, dict[str, Lazy], list[str]]:
+) -> tuple[ModelSection, dict[str, Lazy], list[str]]:
     """Return shape, tensors and notes of a folder whose `config.json` holds `values`; a classifier is left out.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.interop.config_json import size, whole
 from ijepa.interop.infer_config import encoder_shape
 from ijepa.interop.tensors import Lazy, Tensors, open_tensors
@@ -89,9 +89,9 @@ def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
     return found
 
 
-def config(model: Model, classes: Sequence[str] | int | None = None, **more: Any) -> dict[str, Any]:
+def config(model: ModelSection, classes: Sequence[str] | int | None = None, **more: Any) -> dict[str, Any]:
     """Return `config.json`; with `classes`, their names or number, of a classifier."""
-    height, width = model.image_hw
+    height, width = model.image_size
     encoder = model.encoder
     found: dict[str, Any] = {
         "architectures": ["IJepaModel" if classes is None else "IJepaForImageClassification"],
@@ -118,9 +118,9 @@ def config(model: Model, classes: Sequence[str] | int | None = None, **more: Any
     return {**found, **more}
 
 
-def processor(model: Model) -> dict[str, Any]:
+def processor(model: ModelSection) -> dict[str, Any]:
     """Return `preprocessor_config.json`: the native size, bilinear, ImageNet's mean and deviation."""
-    height, width = model.image_hw
+    height, width = model.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -134,7 +134,7 @@ def processor(model: Model) -> dict[str, Any]:
     }
 
 
-def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[Model, dict[str, Lazy], list[str]]:
+def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[ModelSection, dict[str, Lazy], list[str]]:
     """Return shape, tensors under our names, and notes of a folder whose `config.json` holds `values`.
 
     Raises:

@@ -23,7 +23,7 @@ import torch
 from ijepa.checkpoint.format import check_shapes, list_checkpoints, verify_part
 from ijepa.checkpoint.reader import Stored
 from ijepa.checkpoint.run_dir import Run
-from ijepa.config.recipe import Model, Recipe
+from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.interop.config_json import table
 from ijepa.interop.infer_config import check_positions, encoder_shape, with_predictor
 from ijepa.interop.official import PARTS, is_official, read_official
@@ -31,8 +31,9 @@ from ijepa.interop.positions import without_positions
 from ijepa.interop.tensors import Lazy, metadata, open_tensors
 from ijepa.interop.timm import read_timm
 from ijepa.interop.transformers import read_transformers
-from ijepa.model.encoder import Encoder
-from ijepa.model.ijepa import IJEPA, build_encoder
+from ijepa.model.encoder import FrozenEncoder
+from ijepa.model.ijepa import IJEPA
+from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.utils.alignment import aligned
 from ijepa.utils.errors import Notice, UserError, did_you_mean
 from ijepa.utils.files import read_json
@@ -96,7 +97,7 @@ class Weights:
         check_shapes(where, wanted, found)
         return {name: tensor.single() for name, tensor in found.items()}
 
-    def encoder(self, which: Which = "target") -> Encoder:
+    def encoder(self, which: Which = "target") -> FrozenEncoder:
         """Return an encoder that is there; weights that are aligned in their file stay mapped from it.
 
         Raises:
@@ -104,10 +105,10 @@ class Weights:
         """
         tensors = self.tensors(f"{which}_encoder")
         with torch.device("meta"):  # no memory for weights that the file's take the place of
-            vit = build_encoder(self.recipe.model)
+            vit = VisionTransformer(self.recipe.model)
         # The same weights give the same features, to the bit, whatever file they come from.
         vit.load_state_dict({name: aligned(tensor.make()) for name, tensor in tensors.items()}, assign=True)
-        return Encoder(vit)
+        return FrozenEncoder(vit)
 
 
 def resolve_weights(weights: str | Path, *, heads: int | None = None) -> Weights:
@@ -184,7 +185,7 @@ def _part(about: Mapping[str, Any]) -> str:
     return "context_encoder" if about.get("encoder") == "context" else "target_encoder"
 
 
-def _recipe(path: Path, model: Model) -> Recipe:
+def _recipe(path: Path, model: ModelSection) -> Recipe:
     values: dict[str, Any] = {
         "name": path.name.split(".")[0],
         "description": f"Imported from {path.name}: only the model section is known, everything else is a default.",
@@ -213,7 +214,7 @@ def shipped_folder(name: str) -> Path:
     return Path(str(resources.files("ijepa"))) / "weights" / name
 
 
-def load_encoder(weights: str | Path, which: Which = "target", *, heads: int | None = None) -> Encoder:
+def load_encoder(weights: str | Path, which: Which = "target", *, heads: int | None = None) -> FrozenEncoder:
     """Load an encoder from anything that holds one.
 
     Args:

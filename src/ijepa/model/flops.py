@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.masking.batch import Batch
-from ijepa.model.ijepa import ModelShape
+from ijepa.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ def layers_flops(lengths: npt.ArrayLike, width: int, mlp_ratio: float) -> float:
     return float(2 * (4 + 2 * mlp_ratio) * width**2 * long.sum() + 4 * width * (long**2).sum())
 
 
-def batch_flops(shape: ModelShape, batch: Batch) -> Flops:
+def batch_flops(shape: ModelConfig, batch: Batch) -> Flops:
     """Operations that one micro-batch executes, layers dropped by stochastic depth left out."""
     encoder, predictor = shape.encoder, shape.predictor
     patch = 3 * shape.patch_size**2
-    height, width = shape.image_hw
+    height, width = shape.image_size
     patches = height * width // shape.patch_size**2
     whole = [patches] * len(batch.context.lengths)
     context, queries = sum(batch.context.lengths), sum(batch.targets.lengths)
     target = encoder.depth * layers_flops(whole, encoder.width, encoder.mlp_ratio)
     target += 2 * patch * encoder.width * sum(whole)
-    kept = batch.kept or (None,) * encoder.depth
+    kept = batch.drop_path_rows or (None,) * encoder.depth
     seen = 2.0 * patch * encoder.width * context
     for layer in kept:
         lengths = batch.context.lengths if layer is None else layer.lengths

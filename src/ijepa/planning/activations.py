@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.model.ijepa import ModelShape
+from ijepa.model.config import ModelConfig
 
 Checkpointing = Literal["none", "selective", "full"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
@@ -68,7 +68,12 @@ class Activations:
 
 
 def activations(
-    shape: ModelShape, tokens: Tokens, checkpointing: Checkpointing, *, autocast: bool = True, with_scores: bool = False
+    shape: ModelConfig,
+    tokens: Tokens,
+    checkpointing: Checkpointing,
+    *,
+    autocast: bool = True,
+    with_scores: bool = False,
 ) -> Activations:
     """Bytes of activations of each image, with weights not counted.
 

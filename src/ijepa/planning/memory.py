@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ijepa.model.ijepa import ModelShape
+from ijepa.model.config import ModelConfig
 from ijepa.planning.activations import CHECKPOINTING, Activations, Checkpointing, activations
 from ijepa.planning.size import Parameters, Plan
 
@@ -138,7 +138,7 @@ class Memory:
 
 def memories(
     found: Plan,
-    shape: ModelShape,
+    shape: ModelConfig,
     *,
     share: int,
     devices: int,

@@ -12,10 +12,10 @@ import torch
 
 from ijepa.config.recipe import Lengths, Recipe
 from ijepa.masking.masks import Masks, draw_masks
-from ijepa.masking.packing import draw_depth, pack
+from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.model.flops import Flops, batch_flops, layers_flops
-from ijepa.model.ijepa import build_encoder
 from ijepa.model.predictor import Predictor
+from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.planning.activations import Tokens
 
 _MASKS = 2048
@@ -117,15 +117,8 @@ def count_parameters(recipe: Recipe) -> Parameters:
     """Count parameters on torch's meta device."""
     shape = recipe.model
     with torch.device("meta"):
-        encoder = build_encoder(shape)
-        predictor = Predictor(
-            grid=shape.grid,
-            encoder_width=shape.encoder.width,
-            width=shape.predictor.width,
-            depth=shape.predictor.depth,
-            heads=shape.predictor.heads,
-            mlp_ratio=shape.predictor.mlp_ratio,
-        )
+        encoder = VisionTransformer(shape)
+        predictor = Predictor(shape)
     linear = [module for module in predictor.modules() if isinstance(module, torch.nn.Linear)]
     blocks = [module for module in encoder.blocks.modules() if isinstance(module, torch.nn.Linear)]  # type: ignore[attr-defined]
     inside = _count(blocks)
@@ -147,7 +140,7 @@ def _draw(recipe: Recipe) -> tuple[Masks, npt.NDArray[np.bool_] | None]:
     """Masks and stochastic depth of the run's first images."""
     shape, positions = recipe.model, np.arange(_MASKS)
     masks = draw_masks(recipe.mask, shape.grid, recipe.seed, positions)
-    return masks, draw_depth(recipe.seed, positions, shape.encoder.depth, shape.encoder.drop_path)
+    return masks, draw_drop_path(recipe.seed, positions, shape.encoder.depth, shape.encoder.drop_path)
 
 
 def _tokens(recipe: Recipe, masks: Masks, depth: npt.NDArray[np.bool_] | None) -> Tokens:

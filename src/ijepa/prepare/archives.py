@@ -31,17 +31,16 @@ from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.shard_writer import Record, write_shard
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import atomic_file, write_errors
-from ijepa.utils.progress import ProgressMeter
+from ijepa.utils.progress import Progress, ProgressMeter
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
-Tell = Callable[[str], None]
 
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _CHUNK = 2**24
 
 
 def open_archives(
-    kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, tell: Tell, split: str | None = None
+    kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, progress: Progress, split: str | None = None
 ) -> dict[str, Source]:
     """Return the sources to pack by split; compressed archives and parquet files are expanded into `spool`.
 
@@ -72,24 +71,24 @@ def open_archives(
     if kind == "folder":
         held = find_splits(path)
         if split is None and held:
-            return {each: _folder(path, each, spool, tell) for each in held}
-        return {name: _folder(path, split, spool, tell)}
+            return {each: _folder(path, each, spool, progress) for each in held}
+        return {name: _folder(path, split, spool, progress)}
     if kind == "list":
         return {name: FolderSource(list_index(path))}
     require_regular(path, path.stat(), where)
-    plain = expanded(path, spool, tell)
+    plain = expanded(path, spool, progress)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
-    progress = ProgressMeter(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
-    index = nested_index(plain, where, progress.update) if nested else folders_index(plain, where, progress.update)
+    meter = ProgressMeter(progress, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
+    index = nested_index(plain, where, meter.update) if nested else folders_index(plain, where, meter.update)
     return {name: TarSource(index)}
 
 
-def _folder(path: Path, split: str | None, spool: Path, tell: Tell) -> Source:
+def _folder(path: Path, split: str | None, spool: Path, progress: Progress) -> Source:
     source = open_dataset(path, where=str(path), split=split)
-    return _laid_out(source, spool, tell) if isinstance(source, ParquetSource) else source
+    return _laid_out(source, spool, progress) if isinstance(source, ParquetSource) else source
 
 
-def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
+def _laid_out(source: ParquetSource, spool: Path, progress: Progress) -> Source:
     """Return the images of parquet files from a tar that they are written to once, in their order.
 
     Packing reads in a random order, and of parquet every image would cost its row group.
@@ -97,12 +96,12 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
     plain = spool / f"parquet-{source.stamp}.tar"
     if not plain.is_file():
         spool.mkdir(parents=True, exist_ok=True)
-        progress = ProgressMeter(tell, "laying out images", len(source))
+        meter = ProgressMeter(progress, "laying out images", len(source))
 
         def records() -> Iterator[Record]:
             for index in range(len(source)):
                 yield Record(f"{index:09d}", source.image(index), source.label(index))
-                progress.update(index + 1)
+                meter.update(index + 1)
 
         write_shard(plain, records())
     index = build(Shards(spool, (plain,)), str(plain))
@@ -110,7 +109,7 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
     return TarSource(Index(header, index.arrays))
 
 
-def expanded(path: Path, spool: Path, tell: Tell) -> Path:
+def expanded(path: Path, spool: Path, progress: Progress) -> Path:
     """Return a plain tar: `path` itself, or the one in `spool` that it is expanded into, once.
 
     Raises:
@@ -126,7 +125,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     if plain.is_file():
         return plain
     spool.mkdir(parents=True, exist_ok=True)
-    progress = ProgressMeter(tell, f"expanding {path.name}", stat.st_size, "MB", 1e6)
+    meter = ProgressMeter(progress, f"expanding {path.name}", stat.st_size, "MB", 1e6)
     with path.open("rb") as raw, opener(raw) as packed, write_errors(plain), atomic_file(plain) as out:
         while True:
             try:
@@ -138,7 +137,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
             if not block:
                 break
             out.write(block)
-            progress.update(raw.tell())
+            meter.update(raw.tell())
     return plain
 
 

@@ -1,17 +1,16 @@
 """Whether packed shards are still the bytes that were packed: their SHA-256 against the manifest's."""
 
 import hashlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ijepa.utils.errors import UserError
 from ijepa.utils.files import read_json
-from ijepa.utils.progress import ProgressMeter
+from ijepa.utils.progress import Progress, ProgressMeter, no_progress
 
 
 def changed_shards(
-    folder: Path, split: str | None = None, *, threads: int = 1, tell: Callable[[str], None] = lambda line: None
+    folder: Path, split: str | None = None, *, threads: int = 1, progress: Progress = no_progress
 ) -> tuple[int, list[str]]:
     """Return how many shards the manifest lists (of `split`, or of all), and a line for each that is not as listed.
 
@@ -29,7 +28,7 @@ def changed_shards(
         raise UserError(file, "is no manifest of shards", "give a folder that `ijepa data pack` wrote") from None
     if not wanted:
         raise UserError(file, f"lists no shards of {split}", f"its splits are {', '.join(splits)}")
-    progress, done = ProgressMeter(tell, "read", sum(size for size, _ in wanted.values()), "GB", 1e9), 0
+    meter, done = ProgressMeter(progress, "read", sum(size for size, _ in wanted.values()), "GB", 1e9), 0
     lines = []
     with ThreadPoolExecutor(threads) as pool:  # hashing lets other threads run
         for name, found in zip(wanted, pool.map(lambda name: _digest(folder / name), wanted), strict=True):
@@ -37,7 +36,7 @@ def changed_shards(
             if found != digest:
                 lines.append(f"{name}: {found}, in the manifest {digest}")
             done += size
-            progress.update(done)
+            meter.update(done)
     return len(wanted), lines
 
 

@@ -33,8 +33,8 @@ from ijepa.prepare import pack_state
 from ijepa.prepare.shard_writer import FORMAT, Record, ShardPlan, write_shard
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import atomic_file, read_json, write_errors
+from ijepa.utils.progress import Progress, no_progress
 
-Tell = Callable[[str], None]
 Sources = Mapping[str, Source]
 """By split."""
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
@@ -66,7 +66,7 @@ def pack(
     settings: Settings,
     *,
     processes: int = 1,
-    tell: Tell = lambda line: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Pack sources by split into `out`, going on where an earlier call was interrupted; return the manifest.
 
@@ -82,12 +82,12 @@ def pack(
         if whole is not None:
             return whole
         opened = sources(work / pack_state.ARCHIVES) if callable(sources) else sources
-        return _pack(opened, out, settings, processes, tell)
+        return _pack(opened, out, settings, processes, progress)
 
 
-def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell: Tell) -> dict[str, Any]:
+def _pack(sources: Sources, out: Path, settings: Settings, processes: int, progress: Progress) -> dict[str, Any]:
     classes = _classes(sources)
-    splits = _splits(sources, settings, tell)
+    splits = _splits(sources, settings, progress)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
         raise UserError("--max-side", "would make images smaller than their masks", "pack them as they are")
     pack_state.go_on(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
@@ -102,11 +102,11 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, tell:
     done = total - sum(plan.stop - plan.start for plan in left)
     begun, before = time.monotonic(), done
     if before:
-        tell(f"going on: {before} of {total} images are packed")
+        progress(f"going on: {before} of {total} images are packed")
     for images in _each(jobs, sources, processes):
         done += images
         rate = (done - before) / max(time.monotonic() - begun, 1e-9)
-        tell(f"packed {done} of {total} images, {rate:.0f} a second, {(total - done) / rate / 60:.1f} minutes left")
+        progress(f"packed {done} of {total} images, {rate:.0f} a second, {(total - done) / rate / 60:.1f} minutes left")
     return _finish(out, plans, classes, settings, sources)
 
 
@@ -242,7 +242,7 @@ def _numbers(source: Source, classes: list[str]) -> list[int] | None:
     return [number[name] for name in source.classes]
 
 
-def _splits(sources: Sources, settings: Settings, tell: Tell) -> dict[str, tuple[str, npt.NDArray[np.int64]]]:
+def _splits(sources: Sources, settings: Settings, progress: Progress) -> dict[str, tuple[str, npt.NDArray[np.int64]]]:
     """Return, by split, the source and the order (m,) of its images' numbers."""
     found = {}
     for split, source in sources.items():
@@ -252,12 +252,12 @@ def _splits(sources: Sources, settings: Settings, tell: Tell) -> dict[str, tuple
         if list(sources) != ["train"]:
             raise UserError("--hold-out", f"takes from a training set alone, not from {', '.join(sources)}")
         order = found["train"][1]
-        held = _held(sources["train"].require_labels("--hold-out")[order], settings.hold_out, tell)
+        held = _held(sources["train"].require_labels("--hold-out")[order], settings.hold_out, progress)
         found = {"train": ("train", order[~held]), "val": ("train", order[held])}
     return found
 
 
-def _held(labels: npt.NDArray[np.int32], count: int, tell: Tell) -> npt.NDArray[np.bool_]:
+def _held(labels: npt.NDArray[np.int32], count: int, progress: Progress) -> npt.NDArray[np.bool_]:
     """Return which images are held out: the first `count` of each label, but never its last one.
 
     Raises:
@@ -273,7 +273,7 @@ def _held(labels: npt.NDArray[np.int32], count: int, tell: Tell) -> npt.NDArray[
     sizes = np.unique(labels, return_counts=True)[1]
     short = int((sizes <= count).sum())
     if short:
-        tell(f"{short} of {len(sizes)} classes have {count} images or fewer: all but one of each are held out")
+        progress(f"{short} of {len(sizes)} classes have {count} images or fewer: all but one of each are held out")
     return held
 
 

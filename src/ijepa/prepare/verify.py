@@ -12,7 +12,7 @@ more where duplicates are asked for.
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,7 +21,7 @@ import numpy as np
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.progress import ProgressMeter
+from ijepa.utils.progress import Progress, ProgressMeter, no_progress
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 """Lower ends of the histogram's bins: the shorter side in pixels."""
@@ -59,7 +59,7 @@ def check(
     *,
     duplicates: bool = False,
     processes: int = 1,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = no_progress,
 ) -> Found:
     """Read and decode every sample of `source`; `processes` changes the time and nothing else.
 
@@ -111,13 +111,13 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
     return _Seen(name, side, size, why, digest)
 
 
-def _join(results: Iterable[list[_Seen]], total: int, progress: Callable[[str], None]) -> Found:
+def _join(results: Iterable[list[_Seen]], total: int, progress: Progress) -> Found:
     found, first = Found(), dict[bytes, str]()
-    told = ProgressMeter(progress, "checked", total)
+    meter = ProgressMeter(progress, "checked", total)
     for run in results:
         for seen in run:
             _count(found, seen, first)
-        told.update(found.images)
+        meter.update(found.images)
     return found
 
 

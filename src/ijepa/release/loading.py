@@ -1,12 +1,12 @@
 """How a card says that its weights are loaded, library by library; a test runs every line of it in a release."""
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 
 
-def loading_section(model: Model) -> str:
+def loading_section(model: ModelSection) -> str:
     """Return the card's section; its paths are those of a reader in the release's folder."""
-    height, width = model.image_hw
+    height, width = model.image_size
     heads = model.encoder.heads
     return f"""## How to load it
 

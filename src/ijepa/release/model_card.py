@@ -93,7 +93,10 @@ def _model(recipe: Recipe) -> str:
     encoder, predictor = model.encoder, model.predictor
     rows = [
         ("architecture", f"Vision Transformer, {encoder.width} wide, {encoder.depth} layers, {encoder.heads} heads"),
-        ("input", f"{model.image_hw[0]} x {model.image_hw[1]} pixels, patches of {model.patch_size}, no class token"),
+        (
+            "input",
+            f"{model.image_size[0]} x {model.image_size[1]} pixels, patches of {model.patch_size}, no class token",
+        ),
         ("parameters of an encoder", f"{size.encoder:,}"),
         ("both encoders", f"{2 * size.encoder:,}"),
         ("predictor", f"{size.predictor:,}; {predictor.width} wide, {predictor.depth} layers"),

@@ -24,7 +24,7 @@ from ijepa.evaluation.segmentation.label_map import Rgb
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.retrieval import Distance, search
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 _LEAST_FOREGROUND = 16
 _TAIL = 0.01
@@ -137,7 +137,7 @@ def segment(
     bank = PatchBank(encoder, bank_images, known, images=len(bank_images), seed=seed)
     found = bank.masks(features[: len(wanted)], k, distance)
     side = image_size // encoder.patch_size
-    state = int(words(seed, Stream.EVALUATION, [0], 1)[0, 0])
+    state = int(random_bits(seed, Stream.EVALUATION, [0], 1)[0, 0])
     assigned = kmeans(reduced(features, 50), known.scored, restarts=2, iterations=100, state=state)
     clusters = named(assigned.reshape(-1, side, side), truth, known, hungarian)
     pixels = next(pictured.batches(len(wanted), known))[0]

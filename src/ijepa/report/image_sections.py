@@ -259,7 +259,7 @@ def _manner(record: Record, result: Result | None) -> _Manner:
     """Return the evaluation's settings, if there is one."""
     names = ("trained", "random")
     if result is None:
-        return _Manner(record.recipe.model.image_hw[0], dict.fromkeys(names, (10, "cosine")))
+        return _Manner(record.recipe.model.image_size[0], dict.fromkeys(names, (10, "cosine")))
     rows = {name: result.row(name) or {} for name in names}
     protocol = result.values["protocol"]
     return _Manner(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.config.recipe import Model, Recipe
+from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.data.loading.loader import LoaderConfig, StepDataset
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.open import open_dataset
@@ -23,7 +23,7 @@ from ijepa.evaluation.features.sampling import Indices, choose
 from ijepa.interop.weights import load_encoder
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.flops import layers_flops
 from ijepa.report.run_data import Record, Result
 from ijepa.utils.errors import UserError
@@ -132,7 +132,7 @@ def load_encoders(record: Record) -> Encoders | str:
     model = record.recipe.model
     trained = load_encoder(saved[-1]).to(device)
     random = FrozenEncoder.initial(model, record.recipe.seed).to(device)
-    return Encoders(trained, random, saved[-1].name, model.image_hw)
+    return Encoders(trained, random, saved[-1].name, model.image_size)
 
 
 def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
@@ -140,7 +140,7 @@ def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
     model, data = recipe.model, recipe.data
     config = LoaderConfig(
         recipe.seed,
-        model.image_hw,
+        model.image_size,
         data.crop_scale,
         data.crop_ratio,
         global_batch=count,
@@ -151,7 +151,7 @@ def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:
     return StepDataset(source, config, packer, Order(recipe.seed, len(source), data.order, data.block, data.window))[0]
 
 
-def affordable(model: Model, patches: int | None = None) -> int:
+def affordable(model: ModelSection, patches: int | None = None) -> int:
     """Return how many images may be encoded for one picture: what a CPU does in seconds, at least 64, at most 1000."""
     if torch.cuda.is_available():
         return 1000

@@ -75,7 +75,7 @@ def headline(record: Record) -> str:
     model = recipe.model
     shape = (
         f"ViT {model.encoder.width} × {model.encoder.depth}, {model.patch_size} px patches of "
-        f"{model.image_hw[1]} × {model.image_hw[0]} px"
+        f"{model.image_size[1]} × {model.image_size[0]} px"
     )
     pairs += [("encoder", shape), ("batch", number(recipe.batch.total)), ("seed", str(recipe.seed))]
     described = f'<p class="lede">{escape(recipe.description)}</p>' if recipe.description else ""

@@ -65,7 +65,7 @@ def _parts(model: IJEPA, *, target: bool) -> Iterator[tuple[Block, str]]:
             yield block, "forward"
     guessing = model.predictor.predictor_blocks
     for number, block in enumerate(guessing):
-        yield block, "forward" if 0 < number < len(guessing) - 1 else "finish"
+        yield block, "forward" if 0 < number < len(guessing) - 1 else "attend_and_mlp"
 
 
 def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *arguments: Any) -> Tensor:

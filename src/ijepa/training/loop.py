@@ -310,7 +310,7 @@ class _Loop:
         recipe, encoder = self.recipe, self.recipe.model.encoder
         config = LoaderConfig(
             seed=recipe.seed,
-            image_size=recipe.model.image_hw,
+            image_size=recipe.model.image_size,
             crop_scale=recipe.data.crop_scale,
             crop_ratio=recipe.data.crop_ratio,
             global_batch=recipe.batch.total,

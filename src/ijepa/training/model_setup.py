@@ -10,7 +10,7 @@ from ijepa.config.recipe import Recipe
 from ijepa.masking.packing import layer_rates
 from ijepa.masking.token_budget import GRANULE, Budget
 from ijepa.model.attention import Backend, flash_takes
-from ijepa.model.float8 import TOKENS, check_float8, to_float8
+from ijepa.model.float8 import TOKENS, to_float8, why_no_float8
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import compile_blocks, recompute_blocks, set_attention
 from ijepa.utils.errors import UserError
@@ -25,12 +25,26 @@ def prepare(model: IJEPA, recipe: Recipe, device: torch.device, *, autocast: boo
         UserError: where the device cannot.
     """
     set_attention(model, attention_of(recipe, device, autocast=autocast))
+    check_float8(recipe, device, autocast=autocast)
     if recipe.precision.fp8 != "none":
-        check_float8(device, recipe.precision.fp8, autocast=autocast)
         to_float8(model, recipe.precision.fp8, recipe.precision.fp8_weight_gradient)
     recompute_blocks(model, recipe.activation_checkpointing)
     if compiles(recipe, device):
         compile_blocks(model)
+
+
+def check_float8(recipe: Recipe, device: torch.device, *, autocast: bool) -> None:
+    """Check that `device` can compute in float8 if the recipe asks for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    scaling = recipe.precision.fp8
+    if scaling != "none":
+        problem = why_no_float8(device, scaling, autocast=autocast)
+        if problem:
+            others = "--precision.fp8 none" + (" or tensorwise" if scaling == "rowwise" else "")
+            raise UserError(f"precision.fp8 = {scaling}", problem, f"add {others}")
 
 
 def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Backend:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ijepa.config.recipe import Optimizer
+from ijepa.config.recipe import OptimizerSection
 from ijepa.distributed.local_tensors import local
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import parameter_groups, trained
@@ -20,7 +20,7 @@ _CHUNK = 32 << 20
 """Bytes of differences that lie beside the averages at a time; an H100's cache holds 50 MB."""
 
 
-def make_optimizer(model: IJEPA, settings: Optimizer, *, fused: bool = True) -> torch.optim.AdamW:
+def make_optimizer(model: IJEPA, settings: OptimizerSection, *, fused: bool = True) -> torch.optim.AdamW:
     """Build AdamW over context encoder and predictor; biases, norms and the mask token take no weight decay.
 
     Where weights are sharded, the optimiser holds this rank's parts as plain tensors. Only the fused one takes void

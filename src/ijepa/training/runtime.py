@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.model.float8 import check_float8
 from ijepa.training.micro_batch import largest_micro
+from ijepa.training.model_setup import check_float8
 from ijepa.utils.allocator import bound_kernel_caches, keep_freed_memory
 from ijepa.utils.cores import available_cores
 from ijepa.utils.environment import gemm_rates
@@ -46,8 +46,7 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
         bound_kernel_caches()  # before `_autocast` multiplies matrices
     kept = {key: earlier[key] for key in ("autocast", "threads") if key in earlier} if earlier else {}
     autocast = kept["autocast"] if "autocast" in kept else _autocast(recipe, device)
-    if recipe.precision.fp8 != "none":
-        check_float8(device, recipe.precision.fp8, autocast=autocast)
+    check_float8(recipe, device, autocast=autocast)
     threads = torch.get_num_threads()
     workers = recipe.data.workers
     if workers == "auto":

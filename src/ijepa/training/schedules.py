@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ijepa.config.recipe import Lengths, Optimizer, Schedule
+from ijepa.config.recipe import Lengths, OptimizerSection, ScheduleSection
 from ijepa.utils.schedules import half_cosine
 
 
@@ -16,7 +16,7 @@ class Rates:
     momentum: float
 
 
-def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedule) -> Rates:
+def rates_at(step: int, lengths: Lengths, optimizer: OptimizerSection, schedule: ScheduleSection) -> Rates:
     """Return the rates of step `step`, counted from 0, of `lengths.total`.
 
     Warm-up is linear from `warmup_from` of the peak and reaches it with its last step. With `decay: cosine` the
@@ -35,7 +35,7 @@ def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedu
     )
 
 
-def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: Schedule) -> float:
+def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: ScheduleSection) -> float:
     if step < lengths.warmup:
         return peak * (schedule.warmup_from + (1 - schedule.warmup_from) * (step + 1) / lengths.warmup)
     if schedule.decay == "cosine":

@@ -39,7 +39,7 @@ def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:
     context, blocks = runs(batch.context), runs(batch.targets)
     weights = np.split(batch.loss_weight.numpy(), batch.targets.cu_seqlens[1:-1].numpy())
     starts = batch.context.cu_seqlens.tolist()
-    kept = [set(range(starts[-1])) if layer is None else set(layer.index.tolist()) for layer in batch.kept]
+    kept = [set(range(starts[-1])) if layer is None else set(layer.index.tolist()) for layer in batch.drop_path_rows]
     for slot, (position, sample) in enumerate(zip(batch.positions, batch.indices, strict=True)):
         mine = [b for b, block in enumerate(blocks) if block[0] // patches == slot]
         yield (

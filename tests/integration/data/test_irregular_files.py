@@ -14,7 +14,7 @@ from ijepa.data.sources.base import read_file
 from ijepa.prepare.file_lists import list_index
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import jpeg, write_tree
-from tests.unit.data.sources.test_remote import save
+from tests.unit.data.sources.test_arrow import write_saved
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
 PATIENCE = 60
@@ -123,7 +123,7 @@ def test_rows_with_irregular_files_are_unreadable_images(tmp_path):
     good.write_bytes(jpeg(1))
     paths = [good, *(make(tmp_path / f"{number}.jpg", kind) for number, kind in enumerate((*KINDS, "a folder")))]
     rows = [{"bytes": None, "path": str(path)} for path in paths]
-    save(tmp_path / "saved", rows, [0] * len(rows))
+    write_saved(tmp_path / "saved", rows, [0] * len(rows))
     pq.write_table(pa.table({"image": rows}), tmp_path / "x.parquet")
     (tmp_path / "list.csv").write_text("".join(f"{path},0\n" for path in paths))
     done = in_time("-c", _READ, f"hf:{tmp_path}/saved", tmp_path / "x.parquet", tmp_path / "list.csv")

@@ -13,10 +13,9 @@ def recipe() -> Recipe:
     return Recipe.load("vit-huge-16-in22k", {"model.image_size": 96})
 
 
-def test_bench(tmp_path, recipe):
+def test_bench_data_compares_the_methods(tmp_path, recipe):
     files = {f"{i:02d}.jpg": jpeg(i, 150 + i, 200 - i) for i in range(40)} | {"broken.jpg": jpeg(0)[:200]}
-    lines: list[str] = []
-    result = bench_data(write_tree(tmp_path, files), recipe, micro=32, repeats=1, echo=lines.append)
+    result = bench_data(write_tree(tmp_path, files), recipe, micro=32, repeats=1)
     assert json.loads(json.dumps(result)) == result
     assert result["images"] == 32 and result["image_size"] == [96, 96]
     assert set(result["images_per_cpu_second"]) == {"usual", "ours", "ours: decode", "ours: loader"}
@@ -25,7 +24,6 @@ def test_bench(tmp_path, recipe):
     overhead = (1 / rates["ours: loader"] - 1 / rates["ours"]) * rates["ours: decode"]
     assert result["loader_overhead"] == pytest.approx(overhead)
     assert result["psnr_mean"] > result["psnr_percentile_1"] > 50
-    assert any(f"{result['ratio']:.2f} x" in line for line in lines)
 
 
 def test_bench_data_without_cpu_affinity(tmp_path, recipe, monkeypatch):
@@ -33,10 +31,10 @@ def test_bench_data_without_cpu_affinity(tmp_path, recipe, monkeypatch):
     monkeypatch.delattr("os.sched_setaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     files = {f"{i:02d}.jpg": jpeg(i, 120, 100) for i in range(8)}
-    result = bench_data(write_tree(tmp_path, files), recipe, micro=8, repeats=1, echo=lambda line: None)
+    result = bench_data(write_tree(tmp_path, files), recipe, micro=8, repeats=1)
     assert set(result["images_per_second_by_workers"]) == {"1"}
 
 
-def test_nothing_to_measure(tmp_path, recipe):
-    with pytest.raises(RunError, match="in a row cannot be decoded"):
-        bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), recipe, echo=lambda _: None)
+def test_bench_data_without_a_readable_image(tmp_path, recipe):
+    with pytest.raises(RunError, match="decoded"):
+        bench_data(write_tree(tmp_path, {f"{i}.jpg": b"x" for i in range(3)}), recipe)

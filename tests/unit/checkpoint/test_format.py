@@ -15,7 +15,7 @@ from ijepa.checkpoint.format import (
     verify_checkpoint,
 )
 from ijepa.checkpoint.reader import read_state, seal
-from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import apply_step, make_optimizer
@@ -24,14 +24,14 @@ from tests.helpers.runs import Kill
 
 
 def built(width: int = 16, seed: int = 0):
-    shape = Model(
+    shape = ModelSection(
         image_size=48,
         patch_size=8,
-        encoder=Encoder(width=width, depth=1, heads=2),
-        predictor=Predictor(width=16, depth=1, heads=2),
+        encoder=EncoderSection(width=width, depth=1, heads=2),
+        predictor=PredictorSection(width=16, depth=1, heads=2),
     )
     model = IJEPA(shape, seed)
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerSection())
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)

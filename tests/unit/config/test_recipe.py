@@ -1,9 +1,9 @@
 import pytest
 
 from ijepa.config.files import RECIPES, preset_names
-from ijepa.config.recipe import Recipe
+from ijepa.config.recipe import MaskSection, Recipe
 from ijepa.utils.errors import UserError
-from ijepa.utils.quantities import Length
+from ijepa.utils.quantities import Duration
 
 MISSION = "vit-huge-16-in22k"
 
@@ -91,6 +91,19 @@ def test_bad_values_are_one_line_with_file_key_value_and_mend(overrides, message
     assert str(caught.value).startswith(f"recipe {MISSION}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("grid", "least"), [((4, 4), 1), ((4, 4), 10), ((3, 3), 1), ((6, 6), 30)])
+def test_check_grid_refuses_grids_without_room(grid, least):
+    with pytest.raises(UserError) as caught:
+        MaskSection(min_context=least).check_grid(grid)
+    assert caught.value.where.startswith("mask.")
+
+
+def test_check_grid_accepts_all_grids_from_6_to_32():
+    for height in range(6, 33):
+        for width in range(6, 33):
+            MaskSection(min_context=4).check_grid((height, width))
+
+
 @pytest.mark.parametrize("text", [".8,.9", "[.8, .9]", ".8 .9", [0.8, 0.9]])
 def test_pairs_are_read_as_people_write_them(text):
     recipe = Recipe.load("scenes", {"optimizer.betas": text, "data.crop_scale": text, "data.crop_ratio": text})
@@ -109,7 +122,7 @@ def test_lengths_in_every_unit(text, steps):
     recipe = Recipe.load("scenes", {"schedule.warmup": text})
     found = recipe.schedule.warmup.steps(images=640, global_batch=64, total=1000)
     assert found == steps
-    assert Length.model_validate(recipe.schedule.warmup) == recipe.schedule.warmup
+    assert Duration.model_validate(recipe.schedule.warmup) == recipe.schedule.warmup
 
 
 def test_steps_override_images_and_images_epochs():

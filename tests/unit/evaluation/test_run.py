@@ -15,7 +15,7 @@ from ijepa.evaluation.run import evaluate, table
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
-from ijepa.model.ijepa import build_encoder
+from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.utils.errors import RunError, UserError
 from tests.conftest import TINY
 from tests.helpers.encoders import block_mask, write_pairs
@@ -32,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of weights as they may come from anywhere: a recipe and one encoder."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
-    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    vit = VisionTransformer(Recipe.load(folder / "recipe.yaml").model)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
     save_file(state, folder / "target_encoder.safetensors")

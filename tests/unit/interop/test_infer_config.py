@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor, Recipe
+from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection, Recipe
 from ijepa.interop import init_from, timm, transformers
 from ijepa.interop.infer_config import encoder_shape, with_predictor
 from ijepa.interop.init_from import beginning
@@ -17,12 +17,12 @@ from ijepa.interop.weights import Weights
 from ijepa.model.ijepa import IJEPA
 from tests.helpers.paths import ROOT
 
-HUGE = Encoder(width=1280, depth=32, heads=16)
-GIANT = Encoder(width=1408, depth=40, heads=16, mlp_ratio=6144 / 1408)
+HUGE = EncoderSection(width=1280, depth=32, heads=16)
+GIANT = EncoderSection(width=1408, depth=40, heads=16, mlp_ratio=6144 / 1408)
 PAGE = ROOT / "docs" / "interop.md"
 
 
-def parts_of(model: Model) -> dict[str, dict[str, Lazy]]:
+def parts_of(model: ModelSection) -> dict[str, dict[str, Lazy]]:
     """Every part's tensors as a checkpoint of the original has them, without memory for any but the positions."""
     with torch.device("meta"):
         whole = IJEPA(model)
@@ -37,8 +37,11 @@ def parts_of(model: Model) -> dict[str, dict[str, Lazy]]:
 @pytest.mark.parametrize("encoder", [HUGE, GIANT], ids=["huge", "giant"])
 @pytest.mark.parametrize(("patch", "side"), [(14, 224), (16, 224), (16, 448)])
 def test_the_largest_models_are_read(encoder, patch, side):
-    model = Model(
-        image_size=(side, side), patch_size=patch, encoder=encoder, predictor=Predictor(width=384, depth=12, heads=16)
+    model = ModelSection(
+        image_size=(side, side),
+        patch_size=patch,
+        encoder=encoder,
+        predictor=PredictorSection(width=384, depth=12, heads=16),
     )
     parts = parts_of(model)
     shape, notes = encoder_shape(parts["target_encoder"], "file")

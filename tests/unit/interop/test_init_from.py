@@ -11,9 +11,9 @@ from ijepa.data.open import open_source
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.init_from import beginning
 from ijepa.interop.weights import load_encoder
-from ijepa.model.encoder import Encoder
-from ijepa.model.ijepa import IJEPA, build_encoder
-from ijepa.model.vision_transformer import sincos_positions
+from ijepa.model.encoder import FrozenEncoder
+from ijepa.model.ijepa import IJEPA
+from ijepa.model.vision_transformer import VisionTransformer, sincos_positions
 from ijepa.training.loop import Callback, pretrain
 from ijepa.utils.errors import UserError
 from tests.conftest import TINY
@@ -84,9 +84,9 @@ def test_from_another_library_at_another_resolution(first, scenes, tmp_path):
     assert torch.equal(model.predictor.predictor_pos_embed, sincos_positions(16, (8, 8), (6, 6)))
     # So the run's first encoder is the one that evaluation makes of the weights at this size.
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    vit = build_encoder(chosen.model)
+    vit = VisionTransformer(chosen.model)
     vit.load_state_dict(part(first, "target_encoder"))
-    assert torch.equal(Encoder(vit)(pixels), native(pixels))
+    assert torch.equal(FrozenEncoder(vit)(pixels), native(pixels))
 
 
 def test_a_recipe_may_have_positions_of_its_own(first, scenes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Predictor
+from ijepa.config.recipe import EncoderSection, PredictorSection
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.utils.errors import UserError
@@ -98,10 +98,10 @@ def test_an_original_checkpoint_is_weights(tmp_path, prefix, predictor):
     file = original_file(tmp_path / "vits.16.pth.tar", prefix=prefix, predictor=predictor)
     found = resolve_weights(file)
     assert found.parts == sorted(PARTS if predictor else PARTS[:2])
-    assert found.recipe.model.encoder == Encoder(width=384, depth=3, heads=6)
+    assert found.recipe.model.encoder == EncoderSection(width=384, depth=3, heads=6)
     assert found.recipe.model.image_size == (96, 96) and found.recipe.model.patch_size == 16
     if predictor:
-        assert found.recipe.model.predictor == Predictor(width=96, depth=2, heads=6)
+        assert found.recipe.model.predictor == PredictorSection(width=96, depth=2, heads=6)
     for which, name in (("target", "target_encoder"), ("context", "encoder")):
         encoder = load_encoder(file, which)
         raw, normalised = pixels(encoder)

@@ -104,6 +104,6 @@ def test_every_form_says_what_its_positions_are(tmp_path, form, change):
     parts = {"image_size", "patch_size", "position_grid", "encoder"} | ({"predictor"} if form == "official" else set())
     assert found.model_dump(include=parts) == chosen.model.model_dump(include=parts)
     again = import_weights(out, tmp_path / "again", heads=4)
-    raw = torch.randint(0, 256, (1, 3, *chosen.model.image_hw), dtype=torch.uint8)
+    raw = torch.randint(0, 256, (1, 3, *chosen.model.image_size), dtype=torch.uint8)
     for pixels in (raw, raw[:, :, :40, :40]):
         assert torch.equal(load_encoder(again.folder)(pixels), load_encoder(ours)(pixels))

@@ -7,7 +7,7 @@ from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_source
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.training.loop import pretrain
 from ijepa.utils.errors import UserError
 from tests.conftest import TINY
@@ -29,12 +29,12 @@ def test_a_run_a_checkpoint_and_a_plain_folder_are_the_same_encoder(run, tmp_pat
     shutil.copy(checkpoint / "target_encoder.safetensors", plain)
     shutil.copy(folder / "recipe.yaml", plain)
     pixels = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
-    wanted = Encoder(model.target_encoder)(pixels)
+    wanted = FrozenEncoder(model.target_encoder)(pixels)
     for weights in (folder, checkpoint, plain, str(folder)):
         assert torch.equal(load_encoder(weights)(pixels), wanted)
     context = load_encoder(folder, "context")(pixels)
     assert not torch.equal(context, wanted)
-    assert torch.equal(context, Encoder(model.context_encoder)(pixels))
+    assert torch.equal(context, FrozenEncoder(model.context_encoder)(pixels))
     assert resolve_weights(checkpoint).run == folder and resolve_weights(plain).run is None
 
 
@@ -103,6 +103,6 @@ def test_weights_of_another_shape_are_refused(run, tmp_path):
 def test_weights_that_come_along_load(name):
     encoder = load_encoder(name)
     recipe = resolve_weights(name).recipe
-    features = encoder(torch.zeros(1, 3, *recipe.model.image_hw, dtype=torch.uint8))
+    features = encoder(torch.zeros(1, 3, *recipe.model.image_size, dtype=torch.uint8))
     assert features.shape == (1, encoder.grid[0] * encoder.grid[1], recipe.model.encoder.width)
     assert features.isfinite().all()

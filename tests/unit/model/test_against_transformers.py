@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder as EncoderShape
-from ijepa.config.recipe import Model
-from ijepa.model.encoder import Encoder
+from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
+from ijepa.model.encoder import FrozenEncoder
 
 transformers = pytest.importorskip("transformers")
 
@@ -18,13 +17,13 @@ KEYS = {
 }
 
 
-def theirs_of(ours: Encoder, shape: Model):
+def theirs_of(ours: FrozenEncoder, shape: ModelConfig):
     config = transformers.IJepaConfig(
         hidden_size=shape.encoder.width,
         num_hidden_layers=shape.encoder.depth,
         num_attention_heads=shape.encoder.heads,
         intermediate_size=4 * shape.encoder.width,
-        image_size=shape.image_hw[0],
+        image_size=shape.image_size[0],
         patch_size=shape.patch_size,
         layer_norm_eps=1e-6,
         hidden_dropout_prob=0.0,
@@ -55,8 +54,13 @@ def theirs_of(ours: Encoder, shape: Model):
 def test_features_agree(tmp_path, size):
     from safetensors.torch import save_file
 
-    shape = Model(image_size=size, patch_size=16, encoder=EncoderShape(width=48, depth=3, heads=4, initial="xavier"))
-    ours = Encoder.initial(shape, seed=0)
+    shape = ModelConfig(
+        image_size=(size, size),
+        patch_size=16,
+        encoder=EncoderConfig(width=48, depth=3, heads=4, initial="xavier"),
+        predictor=PredictorConfig(width=16, depth=1, heads=1),
+    )
+    ours = FrozenEncoder.initial(shape, seed=0)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in ours.vit.parameters():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
 from ijepa.masking.batch import Sequences
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer, layer_rates
@@ -18,11 +18,11 @@ from ijepa.training.block_transforms import compile_blocks, recompute_blocks, se
 from tests.reference.dense import attend
 
 RULE = MaskRule(min_context=4)
-SHAPE = Model(
+SHAPE = ModelSection(
     image_size=(64, 64),
     patch_size=8,
-    encoder=Encoder(width=32, depth=4, heads=4, drop_path=0.4),
-    predictor=Predictor(width=16, depth=4, heads=2),
+    encoder=EncoderSection(width=32, depth=4, heads=4, drop_path=0.4),
+    predictor=PredictorSection(width=16, depth=4, heads=2),
 )
 RATES = layer_rates(4, 0.4)
 BUDGET = Budget.for_masks(RULE, (8, 8), 4, RATES, deviations=4, granule=16)

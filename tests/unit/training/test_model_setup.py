@@ -5,7 +5,7 @@ import torch
 
 from ijepa.config.recipe import Recipe
 from ijepa.model.ijepa import IJEPA
-from ijepa.training.model_setup import attention_of, compiles, prepare, token_budget
+from ijepa.training.model_setup import attention_of, check_float8, compiles, prepare, token_budget
 from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 
@@ -22,7 +22,7 @@ def test_nothing_is_done_unless_asked():
     kinds = [type(module) for module in model.modules()]
     prepare(model, chosen, CPU, autocast=False)
     assert [type(module) for module in model.modules()] == kinds
-    assert not any("forward" in vars(module) or "finish" in vars(module) for module in model.modules())
+    assert not any("forward" in vars(module) or "attend_and_mlp" in vars(module) for module in model.modules())
     assert token_budget(chosen, 4, CPU) is None
 
 
@@ -54,6 +54,14 @@ def test_budgets_follow_the_recipe():
     aligned = token_budget(recipe(precision={"fp8": "rowwise"}), 4, CPU)
     assert (aligned.context, aligned.granule) == (0, 16)
     assert token_budget(recipe(batch={**TINY["batch"], "pad_to_budget": False}), 4, CUDA) is None
+
+
+def test_check_float8_names_the_key(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_float8(recipe(), CPU, autocast=False)
+    with pytest.raises(UserError) as caught:
+        check_float8(recipe(precision={"fp8": "tensorwise"}), CPU, autocast=False)
+    assert caught.value.where == "precision.fp8 = tensorwise"
 
 
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import decayed
 from ijepa.training import optimizer as optimizers
@@ -14,18 +14,18 @@ from ijepa.training.optimizer import (
 )
 from ijepa.training.schedules import Rates
 
-SHAPE = Model(
+SHAPE = ModelSection(
     image_size=48,
     patch_size=8,
-    encoder=Encoder(width=16, depth=1, heads=2),
-    predictor=Predictor(width=16, depth=1, heads=2),
+    encoder=EncoderSection(width=16, depth=1, heads=2),
+    predictor=PredictorSection(width=16, depth=1, heads=2),
 )
 RATES = Rates(lr_encoder=1e-2, lr_predictor=2e-2, weight_decay=0.5, momentum=0.9)
 
 
 def prepared(fill: float = 0.01) -> tuple[IJEPA, torch.optim.Optimizer]:
     model = IJEPA(SHAPE)
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerSection())
     set_rates(optimizer, RATES)
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,13 +1,15 @@
 import pytest
 
-from ijepa.config.recipe import Lengths, Optimizer, Schedule
+from ijepa.config.recipe import Lengths, OptimizerSection, ScheduleSection
 from ijepa.training.schedules import rates_at
 
-OPTIMIZER = Optimizer(lr_encoder=6e-4, lr_predictor=1.5e-3, weight_decay=0.04, weight_decay_end=0.4)
+OPTIMIZER = OptimizerSection(lr_encoder=6e-4, lr_predictor=1.5e-3, weight_decay=0.04, weight_decay_end=0.4)
 
 
 def rates(step, total=1000, warmup=100, cooldown=0, **schedule):
-    return rates_at(step, Lengths(total=total, warmup=warmup, cooldown=cooldown), OPTIMIZER, Schedule(**schedule))
+    return rates_at(
+        step, Lengths(total=total, warmup=warmup, cooldown=cooldown), OPTIMIZER, ScheduleSection(**schedule)
+    )
 
 
 def test_warm_up_is_linear_and_reaches_the_peak_with_its_last_step():
@@ -40,5 +42,5 @@ def test_momentum_moves_linearly_and_weight_decay_by_half_a_cosine():
 
 
 def test_constant_weight_decay_by_default():
-    schedule, lengths = Schedule(), Lengths(total=10, warmup=1, cooldown=0)
-    assert {rates_at(s, lengths, Optimizer(), schedule).weight_decay for s in range(10)} == {0.05}
+    schedule, lengths = ScheduleSection(), Lengths(total=10, warmup=1, cooldown=0)
+    assert {rates_at(s, lengths, OptimizerSection(), schedule).weight_decay for s in range(10)} == {0.05}

@@ -31,7 +31,7 @@ from ijepa.data.loading.workers import prefetch_batches, report_sample
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.random import Stream, Words, words
+from ijepa.utils.random import Stream, Words, random_bits
 
 _LOOKUP = 512
 """Number of positions whose samples are looked up together."""
@@ -128,7 +128,7 @@ class StepDataset:
         positions = config.positions(number)
         indices = self._lookup(number)
         self.source.readahead(indices, report_sample)
-        draws = words(config.seed, Stream.CROP, positions, WORDS)  # (B, 40)
+        draws = random_bits(config.seed, Stream.CROP, positions, WORDS)  # (B, 40)
         used, replaced = list[int](), list[str]()
         places = positions // config.crops_per_decode
         starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()  # where the next image begins

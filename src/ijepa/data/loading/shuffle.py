@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.utils.random import Stream, below, philox
+from ijepa.utils.random import Stream, philox, randint
 
 ROUNDS = 8
 SMALL = 9
@@ -76,7 +76,7 @@ class Order:
         # different samples in every epoch.
         counter = np.zeros((len(epoch), 4), dtype=np.uint32)
         counter[:, 0], counter[:, 1], counter[:, 3] = epoch & int(_LOW), epoch >> 32, int(Stream.OFFSETS)
-        return (mixed + below(philox(counter, self.seed)[:, 0], self.n)) % self.n
+        return (mixed + randint(philox(counter, self.seed)[:, 0], self.n)) % self.n
 
     def _mix_within_windows(self, epoch: Integers, place: Integers, blocks: int) -> Integers:
         """Permute places within their windows; the last window also has the rest, so it is up to twice as large."""
@@ -106,7 +106,7 @@ def _shuffle(seed: int, epoch: Integers, n: int) -> Integers:
     for last in range(n - 1, 0, -1):
         counter = _counters(epoch, Stream.ORDER, _SHUFFLE_ROUND)
         counter[:, 0] = last
-        other = below(philox(counter, seed)[:, 0], last + 1)
+        other = randint(philox(counter, seed)[:, 0], last + 1)
         order[row, other], order[:, last] = order[:, last].copy(), order[row, other]
     return order
 
@@ -150,9 +150,9 @@ def _encrypt(seed: int, epoch: Integers, place: Integers, n: int, stream: Stream
     counter = _counters(epoch, stream, 0)
     for _ in range(0, ROUNDS, 2):
         counter[:, 0] = right
-        left = (left + below(philox(counter, seed)[:, 0], rows)) % rows
+        left = (left + randint(philox(counter, seed)[:, 0], rows)) % rows
         counter[:, 2] += np.uint32(1)  # the next round
         counter[:, 0] = left
-        right = (right + below(philox(counter, seed)[:, 0], columns)) % columns
+        right = (right + randint(philox(counter, seed)[:, 0], columns)) % columns
         counter[:, 2] += np.uint32(1)
     return left * columns + right

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, layer_norm
 
 from ijepa.evaluation.metrics.accuracy import ranks_of
-from ijepa.model.init import initialize
+from ijepa.model.init import init_weights
 from ijepa.utils.errors import UserError
 
 
@@ -130,7 +130,7 @@ class AttentiveHeads:
         self.heads = [kind(width, classes, count) for _ in grid]
         groups = []
         for head, (lr, decay) in zip(self.heads, grid, strict=True):
-            initialize(head, seed, prefix="evaluation.attentive.")
+            init_weights(head, seed, prefix="evaluation.attentive.")
             for layer in (head.proj, head.fc2) if isinstance(head, AttentiveHead) else ():
                 layer.weight.data.div_(math.sqrt(2))  # they write into the residual stream
             head.to(device)

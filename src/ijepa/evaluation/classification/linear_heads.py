@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ijepa.evaluation.classification.optimizers import Name, head_optimizer
 from ijepa.evaluation.metrics.accuracy import ranks_of
-from ijepa.utils.random import Stream, name_position, words
+from ijepa.utils.random import Stream, name_position, random_bits
 
 Norm = Literal["none", "batch", "batch-affine"]
 
@@ -177,5 +177,5 @@ def normal(count: int, seed: int) -> Tensor:
 
 def symmetric(count: int, seed: int) -> Tensor:
     """Return draws (count,) float64, uniform in (-1, 1)."""
-    word = words(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
+    word = random_bits(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
     return torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)

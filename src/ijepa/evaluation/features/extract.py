@@ -178,6 +178,10 @@ def extract(
     return FeatureSet(features, y)
 
 
+_HASHED_NAMES = {"FrozenEncoder": "Encoder"}
+"""Former names of renamed classes, so that hashes in results from before the renaming stay valid."""
+
+
 def weights_hash(encoder: nn.Module) -> str:
     """Return a SHA-256 of all that decides an encoder's output.
 
@@ -187,7 +191,8 @@ def weights_hash(encoder: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, module in encoder.named_modules():
         plain = [(k, v) for k, v in sorted(vars(module).items()) if _plain(v) and k[0] != "_" and k != "training"]
-        digest.update(repr((name, type(module).__qualname__, plain)).encode())
+        kind = type(module).__qualname__
+        digest.update(repr((name, _HASHED_NAMES.get(kind, kind), plain)).encode())
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -22,7 +22,7 @@ from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.features.extract import Indices, View, central_view, device_of, image_features, pixel_batches
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.utils.errors import RunError
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 RATIO = (3 / 4, 4 / 3)
 FLIP = 0.5
@@ -117,7 +117,7 @@ class _Views:
         self.origin, self.protocol, self.seed = origin, protocol, seed
 
     def random(self, positions: Indices, chosen: Indices) -> Iterator[Tensor]:
-        draws = words(self.seed, Stream.CROP, positions, WORDS + 1)
+        draws = random_bits(self.seed, Stream.CROP, positions, WORDS + 1)
         mirrored = uniform(draws[:, WORDS]) < FLIP
         box_of = clamped_crop_box if self.protocol.crop_rule == "clamp" else random_resized_crop_box
 

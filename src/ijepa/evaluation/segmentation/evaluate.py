@@ -42,7 +42,7 @@ from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation.tokencut import cut_set
 from ijepa.utils.environment import versions
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 
 def evaluate_segmentation(
@@ -190,7 +190,7 @@ def _by_clusters(
     components = reduced(features, rule.components)
     exact: list[Confusion] = []
     over: list[Confusion] = []
-    for state in words(seed, Stream.EVALUATION, np.arange(rule.seeds), 1)[:, 0]:
+    for state in random_bits(seed, Stream.EVALUATION, np.arange(rule.seeds), 1)[:, 0]:
         for clusters, match, found in ((classes.scored, hungarian, exact), (rule.overcluster, by_precision, over)):
             assigned = kmeans(
                 components, clusters, restarts=rule.restarts, iterations=rule.iterations, state=int(state)

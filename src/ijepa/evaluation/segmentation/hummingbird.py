@@ -21,7 +21,7 @@ from ijepa.evaluation.segmentation.patch_bank import RECALLED
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
 from ijepa.evaluation.segmentation.retrieval import QUERIES, patch_labels, search
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 
 class SoftBank:
@@ -122,7 +122,7 @@ def draw_rare(shares: Tensor, indices: Indices, count: int, seed: int) -> Tensor
     there = shares > 0
     patches_with = there.sum(1, keepdim=True)  # (B, 1, C)
     frequency = (there * patches_with).sum(2).double()  # (B, N)
-    draw = torch.from_numpy(uniform(words(seed, Stream.EVALUATION, indices, shares.shape[1])))
+    draw = torch.from_numpy(uniform(random_bits(seed, Stream.EVALUATION, indices, shares.shape[1])))
     score = (frequency * draw).masked_fill_(frequency == 0, torch.inf)
     return score.argsort(dim=1, stable=True)[:, :count].sort(1).values
 

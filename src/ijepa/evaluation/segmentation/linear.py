@@ -21,7 +21,7 @@ from ijepa.evaluation.features.sampling import Indices
 from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, patch_features
 from ijepa.evaluation.segmentation.hummingbird import largest
 from ijepa.evaluation.segmentation.protocol import LinearHead
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 KEPT = 2 << 30
 """Bytes that features and masks of the training images may take in memory; above, they are made at every step."""
@@ -78,7 +78,7 @@ def train_layer(
     for step in range(rule.steps):
         positions = np.arange(step * size, (step + 1) * size)
         patches, masks = images[sample_indices(seed, positions, len(support))]
-        kept = uniform(words(seed, Stream.EVALUATION, positions, patches.shape[2])) >= rule.dropout
+        kept = uniform(random_bits(seed, Stream.EVALUATION, positions, patches.shape[2])) >= rule.dropout
         channels = torch.from_numpy(kept).to(device).float() / (1 - rule.dropout)
         for group in optimizer.param_groups:
             group["lr"] = rule.lr * _factor(step, rule)

@@ -17,7 +17,7 @@ from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, bank_labels, patch_labels, search, vote, whole_masks
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 RECALLED = 784
 """Patches on which an inverted index's recall is measured."""
@@ -25,7 +25,7 @@ RECALLED = 784
 
 def draw_patches(indices: Indices, patches: int, count: int, seed: int) -> Tensor:
     """Return which `count` of the `patches` of each sample (n,) are taken, ascending: (n, count)."""
-    order = np.argsort(words(seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
+    order = np.argsort(random_bits(seed, Stream.EVALUATION, indices, patches), axis=1, kind="stable")
     return torch.from_numpy(np.sort(order[:, :count], axis=1))
 
 

@@ -13,7 +13,7 @@ from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 from tests.helpers.images import bare_batch, jpeg, write_shards, write_tar, write_tree
 
 SCALE, RATIO, SIZE, SEED = (0.3, 1.0), (3 / 4, 4 / 3), (16, 20), 3
@@ -65,7 +65,7 @@ def test_iterate_images_are_functions_of_their_positions(source):
     for position, (index, pixels) in found.items():
         assert index == sample_indices(SEED, position, 21)[0]
         image = decode(source[index].image)
-        draw = words(SEED, Stream.CROP, position, WORDS)[0]
+        draw = random_bits(SEED, Stream.CROP, position, WORDS)[0]
         box = random_resized_crop_box(draw, image.shape[0], image.shape[1], SCALE, RATIO)
         assert torch.equal(pixels, crop_resize(image, box, SIZE))
     for epoch in range(3):
@@ -155,7 +155,7 @@ def test_iterate_replaces_unreadable_images_by_the_next_of_the_epoch(damaged, wo
             good = next(i for i in steps if i not in bad)
             names += [f"a.tar/{i:02d}.jpg" for i in steps[: steps.index(good)]]
             assert batch.indices[slot] == good
-            draw = words(SEED, Stream.CROP, position, WORDS)[0]  # the crop stays the position's own
+            draw = random_bits(SEED, Stream.CROP, position, WORDS)[0]  # the crop stays the position's own
             box = random_resized_crop_box(draw, 40, 52, SCALE, RATIO)
             assert torch.equal(batch.pixels[slot], crop_resize(decode(jpeg(good)), box, SIZE))
         assert list(batch.replaced) == names

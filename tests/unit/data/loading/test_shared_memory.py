@@ -25,7 +25,7 @@ def test_pixels_and_sample_are_shared(ends):
     assert parent.sample[0] == 2**40
 
 
-@pytest.sample.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
+@pytest.mark.parametrize("count", [1, 88, 89, 1000])  # from the 89th number on it does not fit beside the other two
 def test_dumps_and_loads_tensors_that_fit_or_not(ends, count):
     worker, parent = ends
     value = {

@@ -6,8 +6,8 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+from benchmarks.order import write_index
 
-from ijepa.bench.order import write_index
 from ijepa.data.loading.shuffle import Order, sample_indices
 from ijepa.utils.random import philox
 from tests.reference.order import blocks_index, sample_index

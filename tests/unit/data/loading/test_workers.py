@@ -70,7 +70,7 @@ def test_prefetch_batches_returns_complete_batches_in_order(workers, prefetch):
         assert (batch.pixels == item).all() and batch.pixels.shape == SHAPE
         assert batch.context.index.tolist() == [item, process] and batch.context.lengths == (2,)
         assert batch.context.index.dtype == torch.int64 and batch.loss_weight.dtype == torch.float32
-        assert batch.kept[0] is None and batch.kept[1].index.tolist() == [item, process]
+        assert batch.drop_path_rows[0] is None and batch.drop_path_rows[1].index.tolist() == [item, process]
         assert batch.replaced == ("name of it",)
         assert batch.indices == (item, 1)  # one thread each
         batch.context.index.add_(1)  # writeable, and of this batch alone

@@ -212,7 +212,8 @@ def test_build_masks_do_not_change_the_images(tmp_path):
 
 
 def test_build_with_several_processes(tmp_path, monkeypatch):
-    from ijepa.bench.index import write_shards as write_many
+    from benchmarks.index import write_shards as write_many
+
     from ijepa.data.open import open_dataset
 
     write_many(tmp_path / "shards", 200, shard=3)

@@ -1,13 +1,11 @@
-"""Shards from a server, and data sets as Hugging Face saves them."""
+"""Shards from an HTTP server and from an S3 server."""
 
-import json
 import os
 import pickle
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 
 from ijepa.data.open import open_dataset
@@ -170,61 +168,6 @@ def test_download_failure_leaves_no_file(server, cache, monkeypatch):
     with pytest.raises(RunError, match="cannot be fetched: gone"):
         open_dataset(url + "/train-0000.tar")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
-
-
-def save(folder, images, labels):
-    """Write rows as `Dataset.save_to_disk` does, in two files."""
-    pa = pytest.importorskip("pyarrow")
-    folder.mkdir(parents=True)
-    files = []
-    for part, rows in enumerate((slice(3), slice(3, None))):
-        table = pa.table({"label": pa.array(labels[rows], "int64"), "image": pa.array(images[rows])})
-        files.append(f"data-{part:05d}-of-00002.arrow")
-        with pa.OSFile(str(folder / files[-1]), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
-            stream.write_table(table)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in files]}))
-    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
-
-
-@pytest.fixture
-def saved(tmp_path):
-    images = [{"bytes": jpeg(i), "path": None} for i in range(5)]
-    save(tmp_path / "set/train", images, [i % 2 for i in range(5)])
-    (tmp_path / "set/dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
-    return tmp_path / "set"
-
-
-def test_a_saved_data_set_is_read_in_its_order(saved):
-    source = open_dataset(f"hf:{saved}", split="train")
-    assert len(source) == 5 and source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1, 0]
-    again = pickle.loads(pickle.dumps(source))  # as workers receive it
-    assert [again.image(i) for i in range(5)] == [jpeg(i) for i in range(5)]
-    assert again.fingerprint == source.fingerprint and source.name(3) == "train/row-000000003"
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_row_of_a_saved_data_set_may_have_no_label(tmp_path):
-    images = [{"bytes": jpeg(i), "path": None} for i in range(5)]
-    save(tmp_path / "set", images, [1, None, 0, None, 1])
-    source = open_dataset(f"hf:{tmp_path}/set")
-    assert source.labels.tolist() == [1, -1, 0, -1, 1] and source.labels.dtype == np.int32
-    assert [source.label(i) for i in (0, 1)] == [1, None]
-    save(tmp_path / "large", images, [1, 2**40, 0, 0, 1])
-    with pytest.raises(UserError, match="large: its column label holds no labels: .*1099511627776"):
-        open_dataset(f"hf:{tmp_path}/large")
-
-
-def test_what_is_no_saved_data_set_is_one_line(saved, tmp_path):
-    for path, message in (
-        (f"hf:{saved}", "has the splits train, test"),
-        (f"hf:{tmp_path}", "holds no saved data set"),
-    ):
-        with pytest.raises(UserError, match=message):
-            open_dataset(path, split="val" if path.endswith("set") else None)
-    (saved / "train/data-00001-of-00002.arrow").write_bytes(b"x" * 100)
-    with pytest.raises(UserError, match="cannot be read"):
-        open_dataset(f"hf:{saved}/train")
 
 
 @pytest.fixture

@@ -2,25 +2,25 @@ import json
 
 import pytest
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.data.open import open_source
 from ijepa.evaluation.classification.knn import evaluate_knn
 from ijepa.evaluation.classification.linear_probe import evaluate_linear
 from ijepa.evaluation.features.extract import PixelEncoder
 from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import colour_sets, write_colours
 from tests.helpers.images import write_tar
 
-SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
+SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
 LINEAR = LinearProtocol(name="toy", crop_fraction=1.0, lrs=(1e-3, 1e-2), weight_decays=(1e-2,), batch=32, epochs=10)
 KNN = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5,), k=5)
 RUNNERS = {"linear": (evaluate_linear, LINEAR), "knn": (evaluate_knn, KNN)}
 
 
 def encoders():
-    return {"random": Encoder.initial(SHAPE, 0), "pixels": PixelEncoder((32, 32), 8)}
+    return {"random": FrozenEncoder.initial(SHAPE, 0), "pixels": PixelEncoder((32, 32), 8)}
 
 
 @pytest.mark.parametrize("kind", RUNNERS)

@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.classification.linear_probe import (
@@ -24,7 +24,7 @@ from ijepa.evaluation.classification.linear_probe import (
 from ijepa.evaluation.classification.optimizers import EPS
 from ijepa.evaluation.features.loaders import Cached
 from ijepa.evaluation.protocols import LinearProtocol, load_protocol
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import clouds, colour_sets
 from tests.reference import classifiers
@@ -317,9 +317,9 @@ def test_settings_that_do_not_fit_are_refused():
 
 def test_an_attentive_probe_has_the_encoder_s_attention_heads(tmp_path: Path):
     train, test = colour_sets(tmp_path)
-    shape = Model(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
+    shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
     places = np.arange(len(train))
-    origin = Origin(Encoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
+    origin = Origin(FrozenEncoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
     split = replace(clouds(classes=3), origin=origin)
     for name, count in (("attentive", 4), ("capi-attentive", 1)):
         (group,) = make_groups(split, places, load_protocol("linear", name), seed=0)

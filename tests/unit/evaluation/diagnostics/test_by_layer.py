@@ -17,16 +17,16 @@ from ijepa.evaluation.diagnostics.by_layer import (
 )
 from ijepa.evaluation.diagnostics.metrics import diagnose
 from ijepa.evaluation.features.sampling import choose, crops
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from tests.conftest import TINY
 
 RECIPE = Recipe.read(TINY, "tiny")
-SIZE = RECIPE.model.image_hw
+SIZE = RECIPE.model.image_size
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder.initial(RECIPE.model, 0)
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder.initial(RECIPE.model, 0)
 
 
 def test_lidar_counts_directions_between_images() -> None:
@@ -54,7 +54,7 @@ def test_lidar_against_the_definition() -> None:
     assert lidar(torch.from_numpy(views)) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-6)
 
 
-def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: Encoder) -> None:
+def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: FrozenEncoder) -> None:
     source = open_source(scenes, split="train")
     chosen = choose(len(source), 20, 0)
     depth = len(encoder.vit.blocks)
@@ -69,7 +69,7 @@ def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: E
     assert not encoder.vit.norm._forward_pre_hooks
 
 
-def test_a_context_is_encoded_by_itself(scenes: Path, encoder: Encoder) -> None:
+def test_a_context_is_encoded_by_itself(scenes: Path, encoder: FrozenEncoder) -> None:
     source = open_source(scenes, split="train")
     chosen = choose(len(source), 6, 0)
     views = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1)
@@ -82,7 +82,7 @@ def test_a_context_is_encoded_by_itself(scenes: Path, encoder: Encoder) -> None:
     assert (both[0] - both[1]).abs().max() > 1e-4
 
 
-def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Encoder) -> None:
+def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: FrozenEncoder) -> None:
     source = open_source(scenes, split="train")
     found = diagnose_fully(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=3, layers=True)
     plain = diagnose(encoder, source, images=20, image_size=SIZE, seed=0)
@@ -99,11 +99,11 @@ def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Encod
 
 
 def test_the_verdict_knows_what_the_norm_hides_and_what_views_say(
-    scenes: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    scenes: Path, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(scenes, split="train")
     settings = {"images": 20, "image_size": SIZE, "seed": 0, "rule": RECIPE.mask, "views": 2}
-    hidden = Encoder.initial(RECIPE.model, 0)
+    hidden = FrozenEncoder.initial(RECIPE.model, 0)
     with torch.no_grad():  # every token the same but for a thousandth, which the norm stretches again
         hidden.vit.pos_embed.mul_(1e-3)
         hidden.vit.patch_embed.proj.weight.mul_(1e-3)

@@ -6,16 +6,16 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.data.open import open_source
 from ijepa.evaluation.features import extract as features
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import RunError
 from tests.helpers.encoders import MeanColour
 from tests.helpers.feature_clouds import colour_sets
 
-SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
+SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
 SETTING = {"image_size": (32, 32), "last": 2, "label": "toy", "crop_fraction": 1.0}
 
 
@@ -26,7 +26,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def encoder():
-    return Encoder.initial(SHAPE, seed=3)
+    return FrozenEncoder.initial(SHAPE, seed=3)
 
 
 def count_forwards(monkeypatch):
@@ -108,10 +108,12 @@ def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypat
 
 
 def test_hash_is_of_the_weights_not_of_the_object():
-    assert weights_hash(Encoder.initial(SHAPE, 3)) == weights_hash(Encoder.initial(SHAPE, 3))
-    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(SHAPE, 4))
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) == weights_hash(FrozenEncoder.initial(SHAPE, 3))
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(SHAPE, 4))
     heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
-    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(heads, 3)), "no weight knows heads"
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(heads, 3)), (
+        "no weight knows heads"
+    )
 
 
 def test_an_encoder_that_is_no_module_is_not_cached(source, tmp_path):

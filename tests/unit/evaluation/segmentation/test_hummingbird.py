@@ -13,7 +13,7 @@ from ijepa.evaluation.segmentation.dataset import Annotated, Classes
 from ijepa.evaluation.segmentation.hummingbird import SoftBank, class_shares, draw_rare, largest
 from ijepa.evaluation.segmentation.linear import loss_of, train_layer
 from ijepa.evaluation.segmentation.protocol import LinearHead, SoftRetrieval
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 from tests.helpers.encoders import MeanColour, block_mask, write_pairs
 from tests.reference.segmentation import rare_patches, soft_labels
 
@@ -60,7 +60,7 @@ def test_patches_are_drawn_by_how_rare_their_classes_are() -> None:
     shares = held / held.sum(2, keepdim=True).clamp_min(1)
     indices = np.array([4, 0, 9, 11, 12, 300])
     chosen = draw_rare(shares, indices, 7, seed=3)
-    draws = uniform(words(3, Stream.EVALUATION, indices, 40))
+    draws = uniform(random_bits(3, Stream.EVALUATION, indices, 40))
     for image in range(6):
         classes = [set(np.flatnonzero(patch).tolist()) for patch in held[image].numpy()]
         assert chosen[image].tolist() == rare_patches(classes, draws[image].tolist(), 7)

@@ -1,17 +1,19 @@
-"""The order of ImageNet-22k: opening its index, finding any step's samples, walking an epoch; time and memory.
+"""The shuffled order of a set of the size of ImageNet-22k: time to open its index, to find a step, and of an epoch.
 
-The index is made for it: arrays of 14,146,391 places, sizes and labels on disk, mapped as a real one is; there are no
-images. `resume` is the longest of a hundred lookups of one step's samples (with their labels, as the loader reads them)
-at random steps of a run of 460 epochs.
+    python benchmarks/order.py --output benchmarks/results/cpu-order.json
+
+The index is synthetic: arrays of 14,146,391 places, sizes and labels on disk, memory-mapped as a real one is; there are
+no images. `resume_seconds` is the longest of a hundred lookups of one step's samples (with their labels, as the loader
+reads them) at random steps of a run of 460 epochs.
 """
 
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from ijepa.data.loading.shuffle import Order
@@ -19,34 +21,33 @@ from ijepa.data.sources.base import TarSource
 from ijepa.data.sources.index import Index, load
 from ijepa.utils.environment import machine
 from ijepa.utils.files import write_json
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 IMAGES = 14_146_391
 _BATCH, _EPOCHS, _LOOKUPS = 2048, 460, 100
 
 
-def bench_order(
-    *, images: int = IMAGES, folder: Path | None = None, echo: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """Measure both orders on an index of `images` made within `folder`; return what is printed."""
-    with tempfile.TemporaryDirectory(dir=folder) as kept:
-        write_index(Path(kept), images)
-        begun = time.perf_counter()
-        source = TarSource(load(Path(kept)))
-        opened = time.perf_counter() - begun
+def measure(images: int, folder: Path | None) -> dict[str, Any]:
+    """Measure both orders on an index of `images`, made in a temporary folder within `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        write_index(Path(temporary), images)
+        start = time.perf_counter()
+        source = TarSource(load(Path(temporary)))
+        opened = time.perf_counter() - start
         rows = {kind: _measure(source, Order(0, len(source), kind)) for kind in ("global", "blocks")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    echo(f"{images:,} images: opened in {1e3 * opened:.1f} ms; the process's greatest memory {peak / 1e6:.0f} MB")
+    click.echo(f"{images:,} images: opened in {1e3 * opened:.1f} ms; peak memory of the process {peak / 1e6:.0f} MB")
     for kind, row in rows.items():
-        echo(f"  {kind}: any step in {1e3 * row['resume_seconds']:.1f} ms, an epoch in {row['epoch_seconds']:.1f} s")
-    return {**machine(), "images": images, "batch": _BATCH, "open_seconds": opened, "peak_bytes": peak, "orders": rows}
+        times = f"any step in {1e3 * row['resume_seconds']:.1f} ms, an epoch in {row['epoch_seconds']:.1f} s"
+        click.echo(f"  {kind}: {times}")
+    return {"images": images, "batch": _BATCH, "open_seconds": opened, "peak_bytes": peak, "orders": rows}
 
 
 def _measure(source: TarSource, order: Order) -> dict[str, float]:
     assert source.labels is not None
     steps = _EPOCHS * len(source) // _BATCH
     longest = 0.0
-    for word in words(0, Stream.ORDER, np.arange(_LOOKUPS), 1)[:, 0].tolist():
+    for word in random_bits(0, Stream.ORDER, np.arange(_LOOKUPS), 1)[:, 0].tolist():
         first = word * steps // 2**32 * _BATCH
         begun = time.perf_counter()
         source.labels[order.indices(np.arange(first, first + _BATCH))].sum()
@@ -75,3 +76,15 @@ def write_index(folder: Path, images: int) -> None:
     header = {"root": str(folder), "shards": names, "classes": None, "arrays": arrays}
     header |= {"fingerprint": "made", "stamp": "made"}
     write_json(folder / "index.json", Index(header, {}).header)
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Folder for the temporary index.")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(folder: Path | None, output: Path) -> None:
+    """Measure the shuffled image order."""
+    write_json(output, {**machine(), **measure(IMAGES, folder)})
+
+
+if __name__ == "__main__":
+    main()

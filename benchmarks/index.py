@@ -1,67 +1,65 @@
-"""Indexing tar shards: CPU time and size an image, at two sizes, and what they give for ImageNet-22k.
+"""Indexing tar shards: CPU time and index size per image at several sizes, extrapolated to ImageNet-22k.
 
-The shards are made for it: three members a sample (`jpg`, `cls`, `json`) as real ones have, images of `BYTES` bytes
-that are holes in the file, so that a million of them need no disk to speak of but headers, and no header shares a read
-with the next sample's. CPU time is that of all indexing processes together. A straight line through both sizes, with a
-fixed part and one for each image, gives the figure for 14,146,391.
+    python benchmarks/index.py --output benchmarks/results/cpu-index.json
+
+The shards are synthetic: three members per sample (`jpg`, `cls`, `json`) as real ones have, with images of `BYTES`
+bytes that are holes in the file. A million of them take little disk space, and a read of one header does not contain
+the next sample's. CPU time is that of all indexing processes together. A straight line through the smallest and the
+largest size gives the figure for 14,146,391 images.
 """
 
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import click
 
 from ijepa.data.open import open_source
 from ijepa.data.sources.index import cache_root
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError
+from ijepa.utils.files import write_errors, write_json
 
 BYTES = 12_000
 IMAGENET_22K = 14_146_391
 GOAL_SECONDS, GOAL_BYTES = 240.0, 300e6
-_A_SHARD = 3_000
+PER_SHARD = 3_000
 
 
-def bench_index(
-    *,
-    images: Sequence[int] = (250_000, 1_000_000),
-    folder: Path | None = None,
-    echo: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Index synthetic shards of each number of images in a new folder within `folder`; return what is printed.
+def measure(sizes: Sequence[int], folder: Path | None) -> dict[str, Any]:
+    """Index synthetic shards of each number of images in a temporary folder within `folder`.
 
     Raises:
-        RunError: the disk refuses.
+        RunError: the shards cannot be written.
     """
     rows = []
-    with tempfile.TemporaryDirectory(dir=folder) as kept:
-        before = os.environ.get("IJEPA_CACHE")
-        os.environ["IJEPA_CACHE"] = f"{kept}/cache"
+    before = os.environ.get("IJEPA_CACHE")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary, write_errors(temporary):
+        os.environ["IJEPA_CACHE"] = f"{temporary}/cache"
         try:
-            for count in images:
-                rows.append(_row(Path(kept) / str(count), count))
-                echo(_line(rows[-1]))
-        except OSError as error:
-            raise RunError(f"{kept}: {error.strerror}") from None
+            for count in sizes:
+                rows.append(_row(Path(temporary) / str(count), count))
+                click.echo(_line(rows[-1]))
         finally:
             os.environ.pop("IJEPA_CACHE")
             if before is not None:
                 os.environ["IJEPA_CACHE"] = before
-    result = {**machine(), "rows": rows, "image_bytes": BYTES, "members": 3}
+    result: dict[str, Any] = {"rows": rows, "image_bytes": BYTES, "members": 3}
     if len(rows) > 1:
-        whole = {key: _extended(rows, key) for key in ("cpu_seconds", "index_bytes")}
+        whole = {key: _extrapolated(rows, key) for key in ("cpu_seconds", "index_bytes")}
         result["imagenet_22k"] = {"images": IMAGENET_22K, **whole}
-        echo(
+        click.echo(
             f"{IMAGENET_22K:,} images: {whole['cpu_seconds']:.0f} CPU-seconds (goal < {GOAL_SECONDS:.0f}), "
             f"{whole['index_bytes'] / 1e6:.0f} MB (goal < {GOAL_BYTES / 1e6:.0f})"
         )
     return result
 
 
-def write_shards(folder: Path, count: int, *, shard: int = _A_SHARD) -> None:
+def write_shards(folder: Path, count: int, *, shard: int = PER_SHARD) -> None:
     """Write `count` samples of three members into shards of `shard` samples; images are holes."""
     folder.mkdir(parents=True)
     gap = -(-BYTES // 512) * 512
@@ -107,7 +105,7 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _extended(rows: list[dict[str, Any]], key: str) -> float:
+def _extrapolated(rows: list[dict[str, Any]], key: str) -> float:
     small, large = rows[0], rows[-1]
     slope = (large[key] - small[key]) / (large["images"] - small["images"])
     return float(large[key] + slope * (IMAGENET_22K - large["images"]))
@@ -125,3 +123,25 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['images']:,} images: {row['cpu_seconds']:.1f} CPU-seconds, {row['wall_seconds']:.1f} s, "
         f"{row['index_bytes'] / row['images']:.1f} bytes an image; again {row['cpu_seconds_again']:.2f} CPU-seconds"
     )
+
+
+@click.command()
+@click.option(
+    "--images",
+    "sizes",
+    type=int,
+    multiple=True,
+    default=(250_000, 1_000_000),
+    help="Data set sizes, in ascending order.",
+)
+@click.option("--folder", type=click.Path(path_type=Path, exists=True), help="Folder for the temporary shards.")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(sizes: tuple[int, ...], folder: Path | None, output: Path) -> None:
+    """Measure indexing of tar shards."""
+    if min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+        raise click.BadParameter("give positive numbers in ascending order", param_hint="--images")
+    write_json(output, {**machine(), **measure(sizes, folder)})
+
+
+if __name__ == "__main__":
+    main()

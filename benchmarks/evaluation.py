@@ -1,21 +1,25 @@
-"""What evaluation costs: many heads beside one, together beside one after the other, kNN and a bank at full size.
+"""The cost of evaluation: many heads compared with one, and kNN and a patch bank at full size.
 
-Features are drawn, not encoded: a spectrum that falls with 1 / j, and in the bank patches that lie about their image's
-objects, so that an inverted index meets neighbours across lists. Its recall here says that the code works; that of an
-evaluation stands in its result.
+    python benchmarks/evaluation.py --output benchmarks/results/cpu-evaluation.json
+
+Features are drawn, not encoded: a spectrum that falls with 1 / j, and in the patch bank patches that are close to the
+objects of their image, so that an inverted index has neighbors in several lists. The recall measured here shows that
+the code works; the recall of an evaluation is in its result.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ijepa.bench.timing import interleaved, medians, ratio
 from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Origin, Split
@@ -25,11 +29,12 @@ from ijepa.evaluation.features.loaders import Augmented
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.ivf import InvertedIndex
 from ijepa.evaluation.segmentation.retrieval import search
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.prepare.scenes.scenes import draw_scene, scene_record
+from ijepa.utils.environment import machine
+from ijepa.utils.files import write_json
 
 Part = Literal["forward", "cached", "knn", "bank"]
-Echo = Callable[[str], None]
 
 PARTS: tuple[Part, ...] = ("forward", "cached", "knn", "bank")
 
@@ -43,56 +48,17 @@ PICTURE = 448
 """Side in pixels of the images that are decoded, near ImageNet's mean."""
 
 
-def bench_evaluation(
-    *,
-    parts: Sequence[Part] = PARTS,
-    recipe: str = "vit-small-16",
-    images: int = 32,
-    knn_share: float = 0.1,
-    bank_share: float = 1.0,
-    repeats: int = 3,
-    echo: Echo = print,
-) -> dict[str, Any]:
-    """Measure parts of evaluation.
-
-    Args:
-        parts: which.
-        recipe: whose encoder goes over the images where heads are trained with the backbone in the loop.
-        images: a batch of those.
-        knn_share, bank_share: shares of full size that kNN and the bank are measured at.
-        repeats: interleaved rounds.
-        echo: told what was found.
-
-    Returns:
-        By part: CPU seconds, ratios by the median over rounds, and what else its function says.
-    """
-    run: dict[Part, Callable[[], dict[str, Any]]] = {
-        "forward": lambda: heads_behind_a_backbone(recipe, images, repeats),
-        "cached": lambda: {
-            f"{width} features, {classes} classes": cached_heads(width, classes, repeats)
-            for width, classes in ((192, 8), (1280, 10), (384, 100))
-        },
-        "knn": lambda: knn_at(knn_share),
-        "bank": lambda: bank_at(bank_share, repeats),
-    }
-    found: dict[str, Any] = {"threads": torch.get_num_threads()}
-    for part in parts:
-        found[part] = run[part]()
-        echo(f"{part}: {found[part]}")
-    return found
-
-
 def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int = 1000) -> dict[str, Any]:
     """Return what a step of 52 heads, half on the last block and half on the last 4, costs in steps of one head.
 
     Augmentation is on: images are decoded, cropped and flipped at random before the backbone goes over them.
     """
     recipe = Recipe.load(name)
-    encoder = Encoder.initial(recipe.model, 0)
+    encoder = FrozenEncoder.initial(recipe.model, 0)
     width = recipe.model.encoder.width
     places = np.arange(images)
     pictures = _Pictures(images)
-    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_hw)
+    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_size)
     empty = torch.empty(images, 0, 0)
     split = Split(empty, torch.zeros(images), empty, torch.zeros(images), classes, origin)
     four, last = (
@@ -115,7 +81,7 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
 
     seconds = interleaved({"one": single, "many": many}, repeats)
     settings = {"recipe": name, "images": images, "classes": classes, "heads": len(GRID)}
-    return {**settings, **told(seconds), "ratio": ratio(seconds, "many", "one")}
+    return {**settings, "cpu_seconds": medians(seconds), "ratio": ratio(seconds, "many", "one")}
 
 
 def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps: int = 4) -> dict[str, Any]:
@@ -162,7 +128,7 @@ def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps
     return {
         "batch": batch,
         "heads": len(GRID),
-        **told(seconds),
+        "cpu_seconds": medians(seconds),
         "times faster than one by one": ratio(seconds, "one by one", "together"),
         "times faster than modules": ratio(seconds, "modules", "together"),
         "share of products": ratio(seconds, "products", "together"),
@@ -221,34 +187,12 @@ def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64))
         "k": k,
         "lists": len(index),
         "build_cpu_seconds": built,
-        **told(cpu),
+        "cpu_seconds": medians(cpu),
         "seconds": wall,
         "recall": {str(count): index.recall(queries, keys, k, "cosine", count) for count in probes},
         "bank bytes": keys.nbytes,
         "measured bytes": _peak() - before,
     }
-
-
-def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return CPU seconds of each way in each of `repeats` rounds, after one that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):
-        for name, way in ways.items():
-            begun = time.process_time()
-            way()
-            if turn:
-                seconds[name].append(time.process_time() - begun)
-    return seconds
-
-
-def told(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Return the median of each way's rounds."""
-    return {"cpu_seconds": {name: float(np.median(rounds)) for name, rounds in seconds.items()}}
-
-
-def ratio(seconds: dict[str, list[float]], over: str, under: str) -> float:
-    """Return the median over rounds of one way's time over another's."""
-    return float(np.median(np.array(seconds[over]) / np.array(seconds[under])))
 
 
 class _Pictures(Source):
@@ -319,3 +263,55 @@ def _status(key: str) -> int:
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)
+
+
+@click.command()
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this part. Can be repeated.")
+@click.option(
+    "--recipe", default="vit-small-16", show_default=True, help="Recipe of the encoder in front of the heads."
+)
+@click.option("--images", type=click.IntRange(min=1), default=32, show_default=True, help="Images per batch.")
+@click.option(
+    "--knn-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Size of the kNN measurement, as a share of 1.28 M features of width 1280 and 50,000 queries.",
+)
+@click.option(
+    "--bank-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Size of the patch bank, as a share of 1 M patches of width 384.",
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Number of rounds.")
+@click.option("--output", type=click.Path(path_type=Path), required=True)
+def main(
+    parts: tuple[Part, ...],
+    recipe: str,
+    images: int,
+    knn_share: float,
+    bank_share: float,
+    repeats: int,
+    output: Path,
+) -> None:
+    """Measure parts of evaluation."""
+    run: dict[Part, Callable[[], dict[str, Any]]] = {
+        "forward": lambda: heads_behind_a_backbone(recipe, images, repeats),
+        "cached": lambda: {
+            f"{width} features, {classes} classes": cached_heads(width, classes, repeats)
+            for width, classes in ((192, 8), (1280, 10), (384, 100))
+        },
+        "knn": lambda: knn_at(knn_share),
+        "bank": lambda: bank_at(bank_share, repeats),
+    }
+    result: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for part in parts or PARTS:
+        result[part] = run[part]()
+        click.echo(f"{part}: {result[part]}")
+    write_json(output, {**machine(), **result})
+
+
+if __name__ == "__main__":
+    main()

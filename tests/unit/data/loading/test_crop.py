@@ -26,13 +26,8 @@ def boxes(count: int, height: int, width: int, scale=(0.3, 1.0), ratio=RATIO) ->
     st.sampled_from([(0.3, 1.0), (0.05, 0.2), (1.0, 1.0), (0.9, 1.0)]),
     st.sampled_from([RATIO, (1.0, 1.0), (0.2, 5.0)]),
 )
-<<<<<<< HEAD
 def test_random_resized_crop_box_agrees_with_reference(height, width, position, scale, ratio):
-    draw = words(7, Stream.CROP, position, WORDS)[0]
-=======
-def test_agrees_with_the_definition_and_fits(height, width, position, scale, ratio):
     draw = random_bits(7, Stream.CROP, position, WORDS)[0]
->>>>>>> main
     box = random_resized_crop_box(draw, height, width, scale, ratio)
     expected = reference.random_resized_crop(uniform(draw).reshape(10, 4).tolist(), height, width, scale, ratio)
     assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
@@ -47,13 +42,8 @@ def test_agrees_with_the_definition_and_fits(height, width, position, scale, rat
     st.integers(0, 10**9),
     st.sampled_from([(0.08, 1.0), (0.05, 0.2), (1.0, 1.0)]),
 )
-<<<<<<< HEAD
 def test_clamped_crop_box_agrees_with_reference(height, width, position, scale):
-    draw = words(7, Stream.CROP, position, WORDS)[0]
-=======
-def test_clamped_crops_agree_with_the_definition_and_fit(height, width, position, scale):
     draw = random_bits(7, Stream.CROP, position, WORDS)[0]
->>>>>>> main
     box = clamped_crop_box(draw, height, width, scale, RATIO)
     expected = reference.clamped_crop(uniform(draw)[:4].tolist(), height, width, scale, RATIO)
     assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
@@ -61,13 +51,8 @@ def test_clamped_crops_agree_with_the_definition_and_fit(height, width, position
     assert box.top + box.height <= height and box.left + box.width <= width
 
 
-<<<<<<< HEAD
 def test_clamped_crop_box_is_larger_on_average():
-    draws = words(0, Stream.CROP, np.arange(4000), WORDS)
-=======
-def test_clamped_crops_are_larger_than_redrawn_ones():
     draws = random_bits(0, Stream.CROP, np.arange(4000), WORDS)
->>>>>>> main
     area = {}
     for rule in (random_resized_crop_box, clamped_crop_box):
         found = np.array([rule(draw, 375, 500, (0.08, 1.0), RATIO) for draw in draws])
@@ -95,12 +80,7 @@ def test_random_resized_crop_box_reaches_all_places():
     assert set(found[:, 0].tolist()) == {0, 1, 2} == set(found[:, 1].tolist())
 
 
-<<<<<<< HEAD
 def test_random_resized_crop_box_of_narrow_images_is_central():
-    assert random_resized_crop_box(words(0, Stream.CROP, 0, WORDS)[0], 1000, 40, (0.9, 1), RATIO) == (473, 0, 53, 40)
-    assert random_resized_crop_box(words(0, Stream.CROP, 0, WORDS)[0], 40, 1000, (0.9, 1), RATIO) == (0, 473, 40, 53)
-=======
-def test_images_too_narrow_for_the_rule_give_their_centre():
     assert random_resized_crop_box(random_bits(0, Stream.CROP, 0, WORDS)[0], 1000, 40, (0.9, 1), RATIO) == (
         473,
         0,
@@ -113,7 +93,6 @@ def test_images_too_narrow_for_the_rule_give_their_centre():
         40,
         53,
     )
->>>>>>> main
 
 
 def test_center_crop_box():

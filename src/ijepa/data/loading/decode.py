@@ -126,7 +126,7 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width)
-        if colorspace not in ("YCbCr", "Gray", "RGB"):
+        if colorspace not in ("YCbCr", "Gray", "RGB"):  # CMYK: simplejpeg does not convert it to RGB
             return None
         boxes = choose(height, width)
         box, part = hull(boxes), None
@@ -138,6 +138,7 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
     except DecodeError:
         raise
     except (ValueError, KeyError) as error:  # KeyError: as in `image_size`
+        # Pillow accepts harmless damage that simplejpeg reports, but it would also fill a missing part with gray.
         if _ENDS_EARLY in str(error):
             raise DecodeError(_one_line(error)) from error
         return None

@@ -93,6 +93,7 @@ def prefetch_batches(
         for place, item in enumerate(items[: len(team) * prefetch]):
             team[place % len(team)].ask(item, place // len(team) % prefetch)
         for place, item in enumerate(items):
+            # Worker w makes the items at places w, w + W, ...; its n-th item uses slot n modulo `prefetch`.
             ahead = place + len(team) * prefetch
             slot = place // len(team) % prefetch
             while True:
@@ -110,7 +111,7 @@ def prefetch_batches(
                     worker = team[place % len(team)] = Worker(make, shape, prefetch)
                     for missing in range(place, min(ahead, len(items)), len(team)):
                         worker.ask(items[missing], missing // len(team) % prefetch)
-            if ahead < len(items):
+            if ahead < len(items):  # the slot is free, because `answer` has copied the pixels
                 worker.ask(items[ahead], slot)
             yield batch
     finally:
@@ -140,6 +141,7 @@ class Worker:
         arguments = (other, Descriptor(descriptor), (slots, *shape), make)
         self.process = context.Process(target=_serve, args=arguments, name="ijepa-loader", daemon=True)
         self.process.start()
+        # The pipe must have one owner per end, or the end of a process would not close it.
         other.close()
         os.close(descriptor)
 
@@ -202,7 +204,7 @@ def _serve(pipe: Connection, handle: Descriptor, shape: tuple[int, ...], make: M
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     global _sample
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there is a process for each core
     memory = SharedMemory(handle.number, shape)
     _sample = memory.sample
     while True:

@@ -67,6 +67,7 @@ class ParquetSource(Source):
         if column is None:
             column = self._read(group)
         self._groups[group] = column
+        # At least one group is kept, because the next samples of an unshuffled read are in the same group.
         while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > _CACHE_BYTES:
             self._groups.popitem(last=False)
         return column
@@ -145,7 +146,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
         table = np.array(places, dtype=np.int32)
         arrays: Arrays = {"ends": np.cumsum(rows, dtype=np.int64)}
         arrays["file"], arrays["group"] = table.T.copy()
-        if any(isinstance(each, str) for each in labels):
+        if any(isinstance(each, str) for each in labels):  # words become numbers in alphabetical order
             classes = sorted({each for each in labels if each is not None})
             number_of = {name: number for number, name in enumerate(classes)}
             labels = [number_of.get(each) for each in labels]

@@ -1,4 +1,4 @@
-"""What a disk may do while a run reads: each has its rule in docs/data.md, and its line."""
+"""Disk failures while a run reads; docs/data.md lists the reaction to each."""
 
 import errno
 import os
@@ -52,9 +52,9 @@ def test_shard_shrinks(shards, workers):
     refused(source, "has shrunk since it was indexed", workers)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
 def test_shard_hangs(shards, monkeypatch):
-    """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
+    """A FIFO without a writer: opening it hangs in the worker, in its replacement, and when the name is read."""
     monkeypatch.setattr("ijepa.data.loading.loader._NAME_TIMEOUT", 0.2)
     source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
@@ -112,13 +112,13 @@ def test_transient_error_in_a_folder_is_retried(tmp_path, monkeypatch):
     failures += [errno.EIO, errno.EIO]
     with pytest.raises(RunError, match="2.jpg: passing"):
         source.image(2)
-    failures.append(errno.EACCES)  # this one does not pass
+    failures.append(errno.EACCES)  # not transient
     with pytest.raises(RunError):
         source.image(2)
 
 
 def test_read_file_in_pieces(tmp_path, monkeypatch):
-    """As the system returns those beyond two gigabytes."""
+    """As the system returns files above two gigabytes."""
     read = module.os.read
     (tmp_path / "file").write_bytes(bytes(range(256)) * 40)
     monkeypatch.setattr(module.os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
@@ -143,7 +143,7 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
 def test_readahead_of_a_whole_micro_batch(shards, monkeypatch):
     source = open_dataset(shards)
     asked, read = [], []
@@ -157,6 +157,6 @@ def test_readahead_of_a_whole_micro_batch(shards, monkeypatch):
     monkeypatch.setattr(module.os, "pread", reading)
     run(source)
     assert len(asked) == 24 and {part[:2] for part in read} == set(asked)
-    assert [seen for *_, seen in read[:4]] == [4] * 4  # a whole micro-batch is asked for, then read
+    assert [seen for *_, seen in read[:4]] == [4] * 4  # hints for a whole micro-batch, then the reads
     monkeypatch.setattr(module.os, "posix_fadvise", lambda *words: (_ for _ in ()).throw(OSError(22, "no")))
-    run(source)  # a hint that is refused changes nothing
+    run(source)  # a refused hint changes nothing

@@ -1,4 +1,4 @@
-"""FIFOs, sockets and devices are not read as images. Before, opening a FIFO waited for ever."""
+"""FIFOs, sockets and devices are not read as images: opening a FIFO would wait for a writer."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.unit.data.sources.test_arrow import write_saved
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
 PATIENCE = 60
-"""Seconds within which a process that does not hang has ended."""
+"""Seconds after which a process is considered to hang."""
 
 
 def in_time(*words: object) -> subprocess.CompletedProcess[str]:
@@ -31,12 +31,12 @@ def make(path: Path, kind: str) -> Path:
         os.mkfifo(path)
     elif kind == "a socket":
         here = Path.cwd()
-        os.chdir(path.parent)  # a socket's path has a hundred bytes
+        os.chdir(path.parent)  # the path of a socket is limited to about 100 bytes
         with socket.socket(socket.AF_UNIX) as opened:
             opened.bind(path.name)
         os.chdir(here)
     elif kind == "a device":
-        path.symlink_to("/dev/null")  # a test of a broken reader must not fill the memory
+        path.symlink_to("/dev/null")  # not /dev/zero, which would fill the memory if it was read
     else:
         path.mkdir()
     return path

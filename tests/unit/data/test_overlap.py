@@ -43,7 +43,7 @@ def test_refuse_overlap_of_nested_and_linked_folders(tmp_path: Path) -> None:
 
 
 def test_refuse_overlap_of_shards(tmp_path: Path) -> None:
-    """A pattern and one of its shards, with no list: every test image would find itself."""
+    """A pattern and one of its shards."""
     root = write_shards(tmp_path / "shards", [3, 4, 2])
     train, one = open_dataset(f"{root}/train-*.tar"), open_dataset(sorted(root.glob("*.tar"))[1])
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_refuse_overlap_of_subsets_of_one_shard(tmp_path: Path) -> None:
 
 
 def test_refuse_overlap_compares_samples_only_in_shared_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Millions of samples cost nothing where no shard is shared."""
+    """Comparing millions of samples would take long."""
     sets = [open_dataset(write_shards(tmp_path / name, [2])) for name in ("a", "b")]
     os.utime(next((tmp_path / "b").glob("*.tar")), (1, 1))
     sets[1] = open_dataset(tmp_path / "b")
@@ -79,7 +79,7 @@ def test_refuse_overlap_compares_samples_only_in_shared_shards(tmp_path: Path, m
 
 
 def test_refuse_overlap_of_parquet_rows(tmp_path: Path) -> None:
-    """The same rows stand elsewhere in a set of several files than in a set of one."""
+    """A row has another number in a set of several files than in a set of one file."""
     pytest.importorskip("pyarrow")
     from tests.unit.data.sources.test_parquet import write
 

@@ -30,7 +30,7 @@ def test_random_resized_crop_box_agrees_with_reference(height, width, position, 
     draw = random_bits(7, Stream.CROP, position, WORDS)[0]
     box = random_resized_crop_box(draw, height, width, scale, ratio)
     expected = reference.random_resized_crop(uniform(draw).reshape(10, 4).tolist(), height, width, scale, ratio)
-    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
+    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side of n + .5 may be rounded in either direction
     assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
     assert box.top + box.height <= height and box.left + box.width <= width
 
@@ -46,7 +46,7 @@ def test_clamped_crop_box_agrees_with_reference(height, width, position, scale):
     draw = random_bits(7, Stream.CROP, position, WORDS)[0]
     box = clamped_crop_box(draw, height, width, scale, RATIO)
     expected = reference.clamped_crop(uniform(draw)[:4].tolist(), height, width, scale, RATIO)
-    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
+    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side of n + .5 may be rounded in either direction
     assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
     assert box.top + box.height <= height and box.left + box.width <= width
 
@@ -119,7 +119,7 @@ def test_crop_resize_agrees_with_reference_and_pillow(box, size):
 @pytest.mark.parametrize("size", [(64, 48), (16, 16), (224, 224), (7, 120)])
 @pytest.mark.parametrize("noise", [False, True])
 def test_crop_resize_bicubic_agrees_with_pillow(size, noise):
-    """Of noise every second pixel overshoots, and would wrap around or differ by 20 if it were clamped at the end."""
+    """With noise, every second pixel overshoots. It must be clamped after each axis, as in Pillow."""
     image = picture(0, 123, 157)
     if noise:
         image = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)

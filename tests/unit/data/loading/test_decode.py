@@ -22,7 +22,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 
 def png(header: bytes, rows: bytes = b"") -> bytes:
-    """A PNG from the fields of its header and its unfiltered rows."""
+    """Return a PNG with the given header fields and unfiltered rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -65,8 +65,8 @@ def test_decode_lossless_formats(format):
 def test_decode_drops_alpha():
     image = np.dstack([picture(5), np.zeros((40, 52), np.uint8)])
     assert np.array_equal(decode(encoded(image, "PNG")), picture(5))
-    grey = Image.fromarray(image).convert("LA")
-    assert np.array_equal(decode(encoded(grey, "PNG"))[..., 0], np.array(grey)[..., 0])
+    gray = Image.fromarray(image).convert("LA")
+    assert np.array_equal(decode(encoded(gray, "PNG"))[..., 0], np.array(gray)[..., 0])
 
 
 def test_decode_palette_with_transparency():
@@ -94,7 +94,7 @@ def test_decode_bilevel():
 
 def test_decode_ignores_exif_rotation():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert decode(encoded(picture(8), exif=exif)).shape == (40, 52, 3)
     assert decode(encoded(picture(8), "PNG", exif=exif)).shape == (40, 52, 3)
 
@@ -161,10 +161,10 @@ from ijepa.data.loading.decode import decode
 def memory(key):
     return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
 
-decode(Path(sys.argv[1]).read_bytes())  # what is loaded once
+decode(Path(sys.argv[1]).read_bytes())  # loads libraries
 for name in sys.argv[2:]:
     data = Path(name).read_bytes()
-    Path("/proc/self/clear_refs").write_text("5")  # the greatest memory counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS:")
     pixels = decode(data)
     print((memory("VmHWM:") - before) / (pixels.shape[0] * pixels.shape[1]))
@@ -172,7 +172,7 @@ for name in sys.argv[2:]:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_decode_memory_is_bounded(tmp_path):
     side = 1500
     image = Image.fromarray(np.kron(picture(0, side // 25, side // 25), np.ones((25, 25, 1), np.uint8)))
@@ -189,7 +189,7 @@ def test_decode_memory_is_bounded(tmp_path):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "small").write_bytes(encoded(picture(0), "PNG"))
     paths = [str(tmp_path / name) for name in ("small", *files)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is given back, and so counts again
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory is returned, so that it counts again
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED, *paths], capture_output=True, text=True, check=True, env=environment
     )
@@ -206,7 +206,7 @@ def test_decode_converts_large_images_in_bands(monkeypatch):
         encoded(picture(4), "WEBP", lossless=True),
     ]
     whole = [decode(data) for data in images]
-    monkeypatch.setattr(module, "_BAND", 52 * 7)  # the last band is of five rows
+    monkeypatch.setattr(module, "_BAND", 52 * 7)  # the last band has five rows
     assert all(np.array_equal(decode(data), pixels) for data, pixels in zip(images, whole, strict=True))
 
 

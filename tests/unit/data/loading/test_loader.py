@@ -59,7 +59,7 @@ def source(shards) -> Source:
 
 
 def test_iterate_images_are_functions_of_their_positions(source):
-    """The slow, obvious pipeline: 21 samples, batches of 8, so three epochs in eight steps."""
+    """Compared with a slow pipeline: 21 samples and batches of 8, so eight steps have three epochs."""
     found = images(list(loader(source).iterate(0, 8)))
     assert sorted(found) == list(range(64))
     for position, (index, pixels) in found.items():
@@ -74,7 +74,7 @@ def test_iterate_images_are_functions_of_their_positions(source):
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_iterate_does_not_depend_on_workers_or_resumes(source, workers):
-    expected = list(loader(source).iterate(0, 7))  # step 2 crosses an epoch's end
+    expected = list(loader(source).iterate(0, 7))  # step 2 contains the end of an epoch
     assert len(expected) == 28
     found = list(loader(source, workers=workers).iterate(0, 7))
     assert len(found) == 28 and all(map(same, expected, found))
@@ -91,7 +91,7 @@ def test_iterate_divides_the_same_global_batches(source, world, micro, workers):
         team = loader(source, world_size=world, rank=rank, micro_batch=micro, workers=workers)
         mine = list(team.iterate(1, 5))
         assert len(mine) == 4 * team.config.micro_batches == 4 * 8 // (world * micro)
-        for step in range(4):  # a rank's slice of each global batch is contiguous
+        for step in range(4):  # the part of a rank in each global batch is contiguous
             part = mine[step * team.config.micro_batches : (step + 1) * team.config.micro_batches]
             start = (step + 1) * 8 + rank * 8 // world
             assert [p for batch in part for p in batch.positions] == list(range(start, start + 8 // world))
@@ -135,7 +135,7 @@ def test_config_positions_and_errors():
 
 @pytest.fixture
 def damaged(tmp_path) -> Source:
-    """Twelve images of which 3 and 4 are cut short and 7 is empty."""
+    """Twelve images: 3 and 4 are truncated, 7 is empty."""
     members = [(f"{i:02d}.jpg", jpeg(i)) for i in range(12)]
     for i, keep in ((3, 100), (4, -40), (7, 0)):
         members[i] = (members[i][0], members[i][1][:keep])
@@ -155,7 +155,7 @@ def test_iterate_replaces_unreadable_images_by_the_next_of_the_epoch(damaged, wo
             good = next(i for i in steps if i not in bad)
             names += [f"a.tar/{i:02d}.jpg" for i in steps[: steps.index(good)]]
             assert batch.indices[slot] == good
-            draw = random_bits(SEED, Stream.CROP, position, WORDS)[0]  # the crop stays the position's own
+            draw = random_bits(SEED, Stream.CROP, position, WORDS)[0]  # the crop of the position, not of the sample
             box = random_resized_crop_box(draw, 40, 52, SCALE, RATIO)
             assert torch.equal(batch.pixels[slot], crop_resize(decode(jpeg(good)), box, SIZE))
         assert list(batch.replaced) == names

@@ -154,8 +154,8 @@ def test_blocks_window_is_mixed_and_in_few_places():
     order = Order(0, n, "blocks", block, window)
     found = order.indices(np.arange(3 * block * window, 4 * block * window))
     runs = np.flatnonzero(np.diff(np.sort(found)) > 1)
-    assert len(runs) <= window + 1  # the window's runs and no more; one may be cut by the end of the set
-    # Mixed: neighbours in the sequence are of one run no oftener than chance has it.
+    assert len(runs) <= window + 1  # only the window's blocks; one may be divided by the end of the set
+    # Mixed: neighbors in the sequence are in one block only as often as by chance.
     same = (np.abs(np.diff(found)) < block).mean()
     assert same < 3 * block / len(found)
     later = order.indices(np.arange(n + 3 * block * window, n + 4 * block * window))
@@ -163,7 +163,7 @@ def test_blocks_window_is_mixed_and_in_few_places():
 
 
 def test_blocks_balances_classes_within_windows():
-    """A set sorted by class, the worst case: batches hold many classes, as many as their window's runs have."""
+    """The worst case is a set sorted by class: a batch has the classes of the blocks of its window."""
     n, classes = 60_000, 60
     labels = np.arange(n) * classes // n
     batch = Order(1, n, "blocks", 100, 60).indices(np.arange(256))
@@ -178,7 +178,7 @@ def _orders(n: int, seed: int) -> dict[str, Order]:
 
 @pytest.mark.parametrize("kind", ["global", "blocks"])
 def test_class_balance_of_batches_equals_a_true_shuffle(kind):
-    """Chi-square of the classes in each batch, over a set that was packed in a shuffle, as `ijepa data pack` does."""
+    """Chi-square of the classes in each batch, for a shuffled set, as `ijepa data pack` writes it."""
     n, classes, batch, epochs = 20_000, 100, 1000, 40
     rng = np.random.default_rng(0)
     labels = rng.permutation(n) % classes
@@ -198,7 +198,7 @@ def test_class_balance_of_batches_equals_a_true_shuffle(kind):
 
 @pytest.mark.parametrize("window", [2, 6])  # several windows an epoch, and one
 def test_blocks_places_are_uniform(window):
-    n, epochs = 26, 6000  # two samples fill no run
+    n, epochs = 26, 6000  # two samples do not fill a block
     order = Order(11, n, "blocks", block=4, window=window).indices(np.arange(epochs * n)).reshape(epochs, n)
     for place in (0, 7, 13, 25):
         statistic, bound = _chi_square(np.bincount(order[:, place], minlength=n))
@@ -230,7 +230,7 @@ for kind in ("global", "blocks"):
     order = Order(0, len(source), kind)
     for step in (0, 6907, 6908, 1_000_000, 3_177_000):
         assert (source.labels[order.indices(np.arange(step * 2048, step * 2048 + 2048))] >= 0).all()
-(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # rusage would count the parent's
+(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # rusage would include the parent
 print(1024 * int(peak.split()[1]))
 """
 
@@ -243,7 +243,7 @@ def test_order_of_14_million_samples_fits_into_500_megabytes(tmp_path):
 
 @pytest.mark.parametrize(("kind", "most"), [("global", 9), ("blocks", 19)])
 def test_order_of_14_million_samples_computes_only_the_requested_ones(kind, most, monkeypatch):
-    """Eight rounds of Philox a sample, once more for a few that walk, and twice with an offset in blocks."""
+    """Eight rounds of Philox per sample, again for the few that cycle walk, and twice with an offset for `blocks`."""
     drawn: list[int] = []
 
     def counted(counter, seed):

@@ -27,7 +27,7 @@ SHAPE = (2, 3, 4, 4)
 def make(
     item: int, pixels: Tensor, *, trouble: dict[int, str] | None = None, delay: float = 0.0, folder: str | None = None
 ) -> Batch:
-    """A batch that says which item it is and which process made it; or trouble."""
+    """Return a batch that contains its item and process; or fail as `trouble` says."""
     time.sleep(delay)
     kind = (trouble or {}).get(item, "")
     if kind == "failed":
@@ -72,8 +72,8 @@ def test_prefetch_batches_returns_complete_batches_in_order(workers, prefetch):
         assert batch.context.index.dtype == torch.int64 and batch.loss_weight.dtype == torch.float32
         assert batch.drop_path_rows[0] is None and batch.drop_path_rows[1].index.tolist() == [item, process]
         assert batch.replaced == ("name of it",)
-        assert batch.indices == (item, 1)  # one thread each
-        batch.context.index.add_(1)  # writeable, and of this batch alone
+        assert batch.indices == (item, 1)  # one thread per worker
+        batch.context.index.add_(1)  # writable and not shared
     makers = [batch.positions[1] for batch in batches]
     assert len(set(makers)) == workers and os.getpid() not in makers
     assert makers == [makers[i % workers] for i in range(len(makers))]
@@ -116,12 +116,12 @@ def test_loader_defect_contains_the_traceback():
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause it is found dead when it is asked, not when it answers
+@pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause, the death is found when a batch is requested
 @pytest.mark.parametrize(
     ("trouble", "said"), [("dies", r"died \(SIGKILL, .*\)"), ("hangs", r"has hung for 1.5 seconds,")]
 )
 def test_second_loss_of_a_worker_names_the_sample(pause, trouble, said):
-    told: list[str] = []
+    lines: list[str] = []
     iterator = prefetch_batches(
         partial(make, trouble={3: trouble}),
         range(6),
@@ -130,30 +130,30 @@ def test_second_loss_of_a_worker_names_the_sample(pause, trouble, said):
         prefetch=2,
         timeout=1.5,
         sample_name=lambda number: f"shard.tar/{number}.jpg",
-        on_restart=told.append,
+        on_restart=lines.append,
     )
     line = rf"loader process \d+ {said} making micro-batch 3, at shard.tar/1003.jpg, for the second time"
     with pytest.raises(RunError, match=line) as error:
         for _ in iterator:
             time.sleep(pause)
     assert "\n" not in str(error.value)
-    assert len(told) == 1 and told[0].endswith("; a new process replaces it")
+    assert len(lines) == 1 and lines[0].endswith("; a new process replaces it")
     assert not active_children()
 
 
 @pytest.mark.parametrize("trouble", ["dies once", "hangs once"])
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 3)])
 def test_first_loss_of_a_worker_changes_no_batch(tmp_path, trouble, workers, prefetch):
-    told: list[str] = []
+    lines: list[str] = []
     work = partial(make, trouble={2: trouble, 7: trouble}, folder=str(tmp_path))
     batches = list(
         prefetch_batches(
-            work, range(12), shape=SHAPE, workers=workers, prefetch=prefetch, timeout=1.5, on_restart=told.append
+            work, range(12), shape=SHAPE, workers=workers, prefetch=prefetch, timeout=1.5, on_restart=lines.append
         )
     )
     assert [batch.positions[0] for batch in batches] == list(range(12))
     assert all((batch.pixels == batch.positions[0]).all() for batch in batches)
-    assert len(told) == 2
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

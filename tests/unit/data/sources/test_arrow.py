@@ -12,7 +12,7 @@ from tests.helpers.images import jpeg
 
 
 def write_saved(folder, images, labels):
-    """Write rows as `Dataset.save_to_disk` does, in two files."""
+    """Write rows in two files, as `Dataset.save_to_disk` does."""
     pa = pytest.importorskip("pyarrow")
     folder.mkdir(parents=True)
     files = []
@@ -37,7 +37,7 @@ def saved(tmp_path):
 def test_open_saved_keeps_the_order(saved):
     source = open_dataset(f"hf:{saved}", split="train")
     assert len(source) == 5 and source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1, 0]
-    again = pickle.loads(pickle.dumps(source))  # as workers receive it
+    again = pickle.loads(pickle.dumps(source))  # as in a worker
     assert [again.image(i) for i in range(5)] == [jpeg(i) for i in range(5)]
     assert again.fingerprint == source.fingerprint and source.name(3) == "train/row-000000003"
 

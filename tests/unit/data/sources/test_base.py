@@ -194,7 +194,7 @@ def folders(folder: Path, rows: list[tuple[bytes, int]]) -> str:
 
 
 def pairs(folder: Path, rows: list[tuple[bytes, int]]) -> str:
-    """Images and masks, with a label map: put together from the indexes of two folders."""
+    """Images and masks with a label map; the index is made from those of two folders."""
     images = {f"images/{number}{label}.jpg": image for number, (image, label) in enumerate(rows)}
     masks = {f"masks/{number}{label}.png": b"mask" for number, (_, label) in enumerate(rows)}
     return str(write_tree(folder, {**images, **masks, "labels.yaml": b"x"}))
@@ -214,7 +214,7 @@ def class_tars(folder: Path, rows: list[tuple[bytes, int]]) -> str:
 
 @pytest.mark.parametrize("write", [shards, folders, pairs, arrow, parquet, class_tars])
 def test_fingerprint_of_a_copy_and_of_other_data(tmp_path, write):
-    """A copy has other times. Other data have as many images, and files of the same names."""
+    """A copy has other times. Other data have the same number of images and the same file names."""
     rows = [(b"x" * 100, 0), (b"y" * 600, 1), (b"z" * 1100, 0)]
     path = write(tmp_path / "one", rows)
     first = open_dataset(path, split="train")
@@ -263,11 +263,11 @@ def test_threads_close_each_others_files(tmp_path, monkeypatch):
     source = open_dataset(tmp_path)
     wanted = everything(source)
 
-    class Vanishing(OrderedDict):
-        """Another thread closes a file just after it was found."""
+    class ClosedByOthers(OrderedDict):
+        """As if another thread closed a file just after it was found."""
 
         def get(self, key, default=None):
             return self.pop(key, default)
 
-    monkeypatch.setattr(source._files, "open", Vanishing(source._files.open))
+    monkeypatch.setattr(source._files, "open", ClosedByOthers(source._files.open))
     assert everything(source) == wanted

@@ -1,4 +1,4 @@
-"""Small trees in every official layout: that they are recognised, paired and split as they should be."""
+"""Small data sets in every official layout."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ TREES: dict[str, dict[str, tuple[str, str]]] = {
         "val": ("val/0016E5_07959.png", "valannot/0016E5_07959.png"),
         "test": ("test/Seq05VD_f00000.png", "testannot/Seq05VD_f00000.png"),
     },
-    "camvid colours": {
+    "camvid colors": {
         "train": ("train/0001TP_006690.png", "train_labels/0001TP_006690_L.png"),
         "val": ("val/0016E5_07959.png", "val_labels/0016E5_07959_L.png"),
     },
@@ -51,7 +51,7 @@ TREES: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def tree(root: Path, name: str) -> Path:
-    """The tree, with what lies beside images and masks in it, and every file's content its own name."""
+    """Write a data set with the other files of its layout; the content of each image and mask is its name."""
     files = {file: file.encode() for pair in TREES[name].values() for file in pair}
     if name == "cityscapes":
         for _, mask in TREES[name].values():
@@ -71,19 +71,19 @@ def contents(source: Source) -> list[tuple[str, str]]:
 def test_find_pairs_in_every_layout(tmp_path: Path, name: str) -> None:
     root = tree(tmp_path / "downloaded", name)
     labels = None if name.startswith("none") else name.split()[0]
-    prints = set()
+    fingerprints = set()
     for split, pair in TREES[name].items():
         source = open_dataset(root, split=split)
         assert contents(source) == [pair]
         assert source.annotation == labels
         assert source.labels is None and source.classes is None
         source.require_masks("--train")
-        prints.add(source.fingerprint)
-    assert len(prints) == len(TREES[name])
+        fingerprints.add(source.fingerprint)
+    assert len(fingerprints) == len(TREES[name])
     if "val" in TREES[name] and name != "camvid pairs":
         folder = root / Path(TREES[name]["val"][0]).parent
         folder = folder.parent if name == "cityscapes" else folder
-        assert contents(open_dataset(folder)) == [TREES[name]["val"]], "the images' folder chooses the split"
+        assert contents(open_dataset(folder)) == [TREES[name]["val"]], "the folder of the images determines the split"
         with pytest.raises(UserError, match="holds several splits: train, val"):
             open_dataset(root)
 
@@ -150,7 +150,7 @@ def test_voc_index(voc: Path) -> None:
         assert contents(open_dataset(path, split="train")) == [("2007_000032", "original")]
     assert contents(open_dataset(root, split="val")) == [("2007_000033", "original")]
     assert open_dataset(root, split="val").annotation == "voc"
-    assert len(open_dataset(root)) == 2, "all that has a mask"
+    assert len(open_dataset(root)) == 2, "all images with a mask"
     with pytest.raises(UserError, match=r"Segmentation/test.txt cannot be read"):
         open_dataset(root, split="test")
     (root / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2010_1\n")

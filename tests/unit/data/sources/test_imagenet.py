@@ -14,7 +14,7 @@ from tests.helpers.images import write_tar, write_tree
 
 WNIDS = ("n01440764", "n01443537", "n02085620")
 IDS = {1: "n02085620", 2: "n01440764", 3: "n01443537"}
-"""The kit's own numbers are in no order."""
+"""The kit's class numbers do not follow the order of the WordNet ids."""
 
 
 def tar(members: list[tuple[str, bytes]]) -> bytes:
@@ -51,7 +51,7 @@ def val_files() -> dict[str, bytes]:
     return {f"ILSVRC2012_val_{number:08d}.JPEG": b"image %d" % number for number in range(1, 5)}
 
 
-def labelled(source: Source) -> list[tuple[str, str]]:
+def with_class(source: Source) -> list[tuple[str, str]]:
     return [(Path(source.name(i)).name, source.classes[source.label(i)]) for i in range(len(source))]
 
 
@@ -102,8 +102,8 @@ def test_validation_classes_from_the_development_kit(tmp_path: Path) -> None:
     write_tree(root, kit_files())
     source = open_dataset(str(root / "val"), where="--test", split="val", require_labels=True)
     assert source.classes == tuple(sorted(IDS.values()))
-    assert labelled(source) == list(zip(val_files(), TRUTH, strict=True))
-    assert labelled(open_dataset(root, split="val")) == labelled(source), "the folder above, beside the kit"
+    assert with_class(source) == list(zip(val_files(), TRUTH, strict=True))
+    assert with_class(open_dataset(root, split="val")) == with_class(source), "the folder above, next to the kit"
     assert [source.image(i) for i in range(4)] == list(val_files().values())
     assert source.require_labels("--test").tolist() == [WNIDS.index(name) for name in TRUTH]
 
@@ -124,7 +124,7 @@ def test_validation_classes_from_a_given_kit_or_table(tmp_path: Path, form: str)
         given = folder / "LOC_val_solution.csv"
         given.write_text("\n".join(["ImageId,PredictionString", *rows[::-1]]) + "\n")
     source = open_dataset(str(root), where="--test", split="val", devkit=str(given), require_labels=True)
-    assert [wnid for _, wnid in labelled(source)] == TRUTH
+    assert [wnid for _, wnid in with_class(source)] == TRUTH
 
 
 def test_find_imagenet_tars_in_one_folder(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_find_imagenet_tars_in_one_folder(tmp_path: Path) -> None:
         open_dataset(str(tmp_path), where="--x", split=split, require_labels=True) for split in ("train", "val")
     )
     assert len(train) == 9 and train.classes == test.classes
-    assert [wnid for _, wnid in labelled(test)] == TRUTH
+    assert [wnid for _, wnid in with_class(test)] == TRUTH
     assert open_dataset(tmp_path / "ILSVRC2012_img_val.tar").labels.tolist() == test.labels.tolist()
     with pytest.raises(
         UserError, match=r"data.path: .* holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; give one"
@@ -174,7 +174,7 @@ def test_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_damaged_kit_or_table_is_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
-    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # compressed, not stored
+    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # hard to compress
     folder = write_tree(tmp_path / "elsewhere/ILSVRC2012_devkit_t12", {"data/a.bin": digits}) / "data"
     given = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
 
@@ -202,7 +202,7 @@ def test_missing_scipy_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     with pytest.raises(UserError, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
         open_dataset(str(root), where="--test", split="val", require_labels=True)
-    assert open_dataset(root).labels is None, "who wants no classes needs no scipy"
+    assert open_dataset(root).labels is None, "scipy is only needed for classes"
 
 
 def test_tiny_imagenet(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     }
     root = write_tree(tmp_path / "tiny-imagenet-200", files)
     train, test = (open_dataset(root, split=split) for split in ("train", "val"))
-    assert labelled(train) == [("n01_0.JPEG", "n01"), ("n02_0.JPEG", "n02")]
-    assert labelled(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
-    assert labelled(open_dataset(root / "val")) == labelled(test)
+    assert with_class(train) == [("n01_0.JPEG", "n01"), ("n02_0.JPEG", "n02")]
+    assert with_class(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
+    assert with_class(open_dataset(root / "val")) == with_class(test)
     (root / "val/val_annotations.txt").write_text(table.splitlines()[0])
     with pytest.raises(UserError, match=r"val_annotations.txt has no class for val_1.JPEG"):
         open_dataset(root, split="val")

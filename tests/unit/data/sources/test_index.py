@@ -79,7 +79,7 @@ def test_build_notices_changes_in_folders(tmp_path):
 def test_build_without_a_cache(tmp_path, monkeypatch):
     write_shards(tmp_path / "data", [2])
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))  # a folder cannot be made below a file
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))  # no folder can be created below a file
     index = of(tmp_path / "data")
     assert index.directory is None
     assert same(pickle.loads(pickle.dumps(index)), index)
@@ -107,7 +107,7 @@ def test_index_is_pickled_as_its_directory(tmp_path):
 def test_build_replaces_an_incomplete_copy(tmp_path, scans):
     write_shards(tmp_path, [3])
     index = of(tmp_path)
-    (index.directory / "block.npy").unlink()  # and not cut in place: this process has it mapped
+    (index.directory / "block.npy").unlink()  # not truncated in place, because this process has it mapped
     (index.directory / "block.npy").write_bytes(b"")
     again = of(tmp_path)
     assert again.arrays["block"].tolist() == index.arrays["block"].tolist()
@@ -143,11 +143,13 @@ def test_build_removes_indexes_unused_for_a_month(tmp_path):
     assert not old.exists() and recent.exists() and new.exists()
     os.utime(recent, (long_ago, long_ago))
     os.utime(tmp_path / "train-0000.tar", ns=(1, 1))
-    assert of(tmp_path).directory == recent and time.time() - recent.stat().st_mtime < 3600  # opening it is using it
+    assert (
+        of(tmp_path).directory == recent and time.time() - recent.stat().st_mtime < 3600
+    )  # opening an index counts as use
 
 
 def test_index_takes_12_bytes_per_sample(tmp_path):
-    """12 bytes a sample, so fourteen million with labels are 170 MB."""
+    """So 14 million samples with labels take 170 MB."""
     write_shards(tmp_path, [100])
     index = of(tmp_path)
     assert sum(array.nbytes for name, array in index.arrays.items() if name != "first") == 12 * 100
@@ -188,7 +190,7 @@ def test_build_refuses_data_without_images(tmp_path):
     assert "ijepa data pack" in refusal(tmp_path / "b.tar")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
 def test_build_refuses_unreadable_folders(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a").chmod(0)
@@ -198,7 +200,7 @@ def test_build_refuses_unreadable_folders(tmp_path):
 def test_build_broken_and_circular_links(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a/circle").symlink_to(tmp_path)
-    (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are no circle
+    (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are not a circle
     assert of(tmp_path).texts("names") == ["a/1.jpg", "b/1.jpg"]
     (tmp_path / "a/2.jpg").symlink_to(tmp_path / "nowhere")
     assert "2.jpg cannot be read: No such file" in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""Parquet files with the images in them, as Hugging Face publishes data sets."""
+"""Parquet files that contain images, as Hugging Face publishes data sets."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 
 def write(path: Path, rows: range, *, form: str = "hugging face", group: int = 4) -> Path:
-    """Rows with `jpeg(row)` as their image and row % 2 (cat, dog) as their label, in small row groups."""
+    """Write rows with image `jpeg(row)` and label row % 2 (cat, dog) in small row groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images: list[object] = [jpeg(row) for row in rows]
     labels: list[object] = [row % 2 for row in rows]
@@ -44,7 +44,7 @@ def published(tmp_path):
 
 def test_open_parquet_published_data_set(published, tmp_path):
     for path in (published, published / "data", f"{published}/data/train-*.parquet"):
-        source = pickle.loads(pickle.dumps(open_dataset(path, split="train")))  # as workers receive it
+        source = pickle.loads(pickle.dumps(open_dataset(path, split="train")))  # as in a worker
         assert len(source) == 13 and source.classes == ("cat", "dog")
         assert source.labels.tolist() == [row % 2 for row in range(13)]
         assert [source.image(i) for i in (12, 0, 9, 10, 3, 4)] == [jpeg(i) for i in (12, 0, 9, 10, 3, 4)]

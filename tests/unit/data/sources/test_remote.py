@@ -56,7 +56,7 @@ def test_download_once(server, cache):
     asked.clear()
     assert len(open_dataset(path)) == 12
     assert sorted(set(tars)) == ["/train-0000.tar", "/train-0001.tar", "/train-0002.tar"]
-    assert not [name for name in asked if name.endswith(".tar")]  # nothing is fetched again
+    assert not [name for name in asked if name.endswith(".tar")]  # no second download
 
 
 def test_download_again_after_a_change(server, cache):
@@ -74,7 +74,7 @@ def test_download_again_after_a_change_of_equal_size(server, cache):
     tar.write_bytes(data.replace(before, before[::-1]))
     (far / "classes.txt").write_text("x\ny\nz\n")
     for name in ("train-0002.tar", "classes.txt"):
-        os.utime(far / name, (stat.st_atime, stat.st_mtime + 10))  # servers tell whole seconds
+        os.utime(far / name, (stat.st_atime, stat.st_mtime + 10))  # servers report whole seconds
     source = open_dataset(url + "/train-0002.tar")
     assert source.image(0) == before[::-1] and source.classes == ("x", "y", "z")
     (far / "classes.txt").unlink()
@@ -117,7 +117,7 @@ def test_download_shards_of_one_name_in_several_folders(server, cache, monkeypat
         source = pickle.loads(pickle.dumps(open_dataset(path)))
         assert [source.image(i) for i in range(len(source))] == wanted and source.classes == ("x", "y")
     assert [open_dataset(f"{url}/b/train-0.tar").image(i) for i in range(3)] == wanted[3:]
-    assert len([name for name in asked if name.endswith(".tar")]) == 2  # each is fetched once, for all three
+    assert len([name for name in asked if name.endswith(".tar")]) == 2  # each is downloaded once, for all three
     with pytest.raises(UserError, match="--test: 3 of its 3 images are in the train set"):
         refuse_overlap(open_dataset(url + "/{a,b}/train-0.tar"), open_dataset(url + "/b/train-0.tar"))
 
@@ -141,7 +141,7 @@ def test_find_remote_describes_shards_in_parallel(server, cache, monkeypatch):
     monkeypatch.setattr(
         type(system), "info", lambda self, url: (url.endswith(".tar") and together.wait(), info(self, url))[1]
     )
-    assert len(open_dataset(url + "/train-{0000..0002}.tar")) == 12  # one after another would break the barrier
+    assert len(open_dataset(url + "/train-{0000..0002}.tar")) == 12  # sequential requests would break the barrier
 
 
 def test_find_remote_and_download_refuse_in_one_line(server, cache, monkeypatch):
@@ -172,7 +172,7 @@ def test_download_failure_leaves_no_file(server, cache, monkeypatch):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """An S3 server of moto's, with splits and classes in a bucket."""
+    """A local S3 server (moto) with splits and classes in a bucket."""
     pytest.importorskip("s3fs", reason="needs s3fs")
     moto = pytest.importorskip("moto.server", reason="needs 'moto[s3]' and flask")
     import s3fs
@@ -197,7 +197,7 @@ def bucket(tmp_path, monkeypatch):
     for file in (tmp_path / "far").iterdir():
         system.put_file(str(file), f"bucket/shards/{file.name}")
     yield system, tmp_path / "far"
-    system.rm("bucket", recursive=True)  # the server keeps them in the process
+    system.rm("bucket", recursive=True)  # the server keeps objects in this process
     running.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 

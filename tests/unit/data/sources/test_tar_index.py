@@ -16,7 +16,7 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 
 
 def read(path: Path) -> list[dict[str, bytes]]:
-    """What a scan finds, in the reference's form, read where the scan says it lies."""
+    """The samples that a scan finds, read from the places that it returns, in the form of the reference."""
     shard, data, found = scan_tar(path), path.read_bytes(), []
     for i in range(len(shard.block)):
         start = int(shard.block[i]) * BLOCK
@@ -64,7 +64,7 @@ def test_scan_tar_agrees_with_tarfile(tmp_path_factory, format, keys, fields, se
 
 
 def label(sample: dict[str, bytes]) -> int:
-    """What the fields of a sample of the reference say."""
+    """The label of a sample of the reference."""
     described = json.loads(sample.get("json", b"{}")).get("label", -1)
     return int(sample["cls"]) if "cls" in sample else described
 
@@ -81,7 +81,7 @@ def label(sample: dict[str, bytes]) -> int:
     )
 )
 def test_scan_tar_repeated_keys_agree_with_tarfile(tmp_path_factory, format, members):
-    """Keys and fields in any order and number, as in shards that were concatenated."""
+    """Keys and fields in any order and number, as in concatenated shards."""
     contents = []
     for number, (key, field) in enumerate(members):
         data = b'{"label": %d}' if field == "json" else b"%d"
@@ -100,7 +100,7 @@ def test_scan_tar_repeated_keys_agree_with_tarfile(tmp_path_factory, format, mem
 @pytest.mark.parametrize(("field", "form"), [("cls", b"%d"), ("json", b'{"label": %d}')])
 @pytest.mark.parametrize("image_first", [False, True])
 def test_scan_tar_concatenated_shards(tmp_path, format, field, form, image_first):
-    key = "k" * (80 if format == "ustar" else 120)  # longer than a header: its name stands before it
+    key = "k" * (80 if format == "ustar" else 120)  # too long for a header, so it is in an extra one
     members = []
     for number in range(3):
         two = [(f"{key}.{field}", form % number), (f"{key}.jpg", b"image %d" % number)]
@@ -168,7 +168,7 @@ def test_scan_tar_refuses_truncated_files(tmp_path):
     members = [(f"s{i}.{field}", b"1" * size) for i in range(3) for field, size in (("jpg", 700 * i), ("cls", 1))]
     whole = write_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT).read_bytes()
     end = len(whole.rstrip(b"\0"))
-    end = -(-end // BLOCK) * BLOCK  # the last member's padding; the end mark follows
+    end = -(-end // BLOCK) * BLOCK  # with the padding of the last member; then comes the end mark
     cut = tmp_path / "cut.tar"
     for length in {*range(1, end, 97), *range(BLOCK, end + 1, BLOCK), end + 1, end + BLOCK - 1}:
         cut.write_bytes(whole[:length])
@@ -191,7 +191,7 @@ def test_scan_tar_reports_the_place_of_damage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("start", "says"),
+    ("start", "word"),
     [
         (b"\x1f\x8b\x08", "compressed"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -199,9 +199,9 @@ def test_scan_tar_reports_the_place_of_damage(tmp_path):
         (b"\xff\xd8\xff", "not a"),
     ],
 )
-def test_scan_tar_refuses_other_files(tmp_path, start, says):
+def test_scan_tar_refuses_other_files(tmp_path, start, word):
     (tmp_path / "a.tar").write_bytes(start + bytes(2000))
-    with pytest.raises(TarError, match=says):
+    with pytest.raises(TarError, match=word):
         scan_tar(tmp_path / "a.tar")
 
 
@@ -220,7 +220,7 @@ def test_scan_tar_old_headers_without_magic(tmp_path):
 
 
 def test_scan_tar_binary_sizes(tmp_path):
-    """GNU's binary sizes: a file of nine gigabytes between two samples, as a hole."""
+    """GNU binary sizes: a sparse file of nine gigabytes between two samples."""
     size, path = 9 * 2**30, tmp_path / "a.tar"
     with path.open("wb") as file:
         for name, data_size in (("a.jpg", 3), ("big.bin", size), ("b.jpg", 4)):
@@ -238,7 +238,7 @@ def test_scan_tar_binary_sizes(tmp_path):
 
 @pytest.mark.parametrize("size", [b"abc", b"", b"-3072", b"1_0", b"9" * 5000])
 def test_scan_tar_refuses_invalid_pax_sizes(tmp_path, size):
-    """A negative one must not lead the walk back to where it came from."""
+    """A negative size must not move the walk backwards."""
     info = tarfile.TarInfo("b.jpg")
     info.pax_headers = {"size": size.decode()}
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")])

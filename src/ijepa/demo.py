@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.evaluation.run import evaluate
 from ijepa.interop.weights import shipped_weights
@@ -65,7 +65,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     with clock.part("scenes", f"{images} scenes, drawn into {scenes}"):
         draw(scenes, images=images, seed=seed)
     recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     words = f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are read to measure kNN, no more"
     with clock.part("pretraining", words):
         watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_size))

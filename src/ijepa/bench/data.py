@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import Pixels, decode_for, image_size
+from ijepa.data.loading.decode import Pixels, decode_for
 from ijepa.data.loading.loader import Collate, Loader, LoaderConfig
 from ijepa.data.loading.turbojpeg import library
 from ijepa.data.loading.workers import Worker
@@ -115,6 +115,12 @@ def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, worker
         workers=workers,
     )
     return Loader(source, config, collate)
+
+
+def image_size(file: bytes) -> tuple[int, int]:
+    """Return (height, width) of an image file."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.height, image.width
 
 
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:

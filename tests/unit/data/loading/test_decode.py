@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.data.loading import decode as module
-from ijepa.data.loading.decode import DecodeError, decode, decode_mask, image_size
+from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from tests.helpers.images import encoded, jpeg, picture
 
 
@@ -208,13 +208,6 @@ def test_decode_converts_large_images_in_bands(monkeypatch):
     whole = [decode(data) for data in images]
     monkeypatch.setattr(module, "_BAND", 52 * 7)  # the last band has five rows
     assert all(np.array_equal(decode(data), pixels) for data, pixels in zip(images, whole, strict=True))
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_image_size(format):
-    assert image_size(encoded(picture(0, 33, 47), format)) == (33, 47)
-    with pytest.raises(DecodeError):
-        image_size(b"nothing")
 
 
 _GOOD = [jpeg(0, 16, 24), encoded(picture(0, 16, 24), "PNG"), encoded(picture(0, 16, 24), "WEBP")]

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.bench.data import our_crop, pillow_crop, psnr, image_size
+from ijepa.bench.data import image_size, our_crop, pillow_crop, psnr
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
 from ijepa.data.loading.decode import decode
 from ijepa.data.open import open_dataset

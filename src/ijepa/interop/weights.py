@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import torch
 
-from ijepa.checkpoint.format import check_shapes, list_checkpoints, verify_part
-from ijepa.checkpoint.reader import Stored
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.checkpoint.reader import CheckpointReader, check_shapes, verify_part
 from ijepa.checkpoint.run_dir import Run
 from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.interop.config_json import TimmConfig, TransformersConfig
@@ -95,15 +95,12 @@ class Weights:
             verify_part(self.folder, part, self.verified)
             file = self.folder / f"{part}.safetensors"
             if not file.exists():  # a checkpoint whose ranks each wrote a share of every tensor
-                return self._sharded(part, wanted)
+                stored, prefix = CheckpointReader(self.folder, part), f"{part}."
+                stored.check({prefix + name: shape for name, shape in wanted.items()}, prefix)
+                return {name: LazyTensor(shape, partial(stored.rows, prefix + name)) for name, shape in wanted.items()}
             found = open_tensors(file)
-        check_shapes(file, wanted, found)
+        check_shapes(lambda name: file, wanted, {name: tensor.shape for name, tensor in found.items()})
         return {name: tensor.float32() for name, tensor in found.items()}
-
-    def _sharded(self, part: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
-        stored, prefix = Stored(self.folder), f"{part}."
-        stored.check({prefix + name: shape for name, shape in shapes.items()}, prefix)
-        return {name: LazyTensor(shape, partial(stored.rows, prefix + name)) for name, shape in shapes.items()}
 
     def encoder(self, which: Which = "target") -> FrozenEncoder:
         """Return one of the encoders; weights that are aligned in their file stay mapped from it.

@@ -10,7 +10,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from ijepa.config.recipe import Recipe
-from ijepa.distributed.local_tensors import local
+from ijepa.distributed.local_tensors import to_local
 from ijepa.distributed.process_group import World
 from ijepa.masking.batch import Batch
 from ijepa.model.float8 import frozen_layers, to_float8
@@ -19,7 +19,7 @@ from ijepa.planning.activations import activations
 from ijepa.planning.memory import STRATEGIES, State, divisors, fit, state
 from ijepa.planning.size import count_parameters
 from ijepa.training.optimizer import apply_step, make_optimizer, trained
-from ijepa.training.parallelize import DistributedModel, _shard, build
+from ijepa.training.parallelize import DistributedModel, parallelize, shard
 from tests.helpers.plans import batch, model, simulated_rank
 from tests.reference.memory import Alive
 
@@ -33,7 +33,7 @@ def recipe() -> Recipe:
 def peak_of_second_step(spread: DistributedModel, packed: Batch, micro_batches: int, autocast: bool) -> int:
     """Peak bytes of the second step, which has the moments of the first."""
     optimizer = make_optimizer(spread.model, recipe().optimizer)
-    start = sum(local(p).numel() * p.element_size() for p in spread.model.parameters())
+    start = sum(to_local(p).numel() * p.element_size() for p in spread.model.parameters())
     with Alive() as alive:
         for _ in range(2):
             alive.peak = 0
@@ -55,7 +55,7 @@ def test_state_peak_is_the_peak_of_a_step(strategy, micro_batches, autocast):
         warnings.simplefilter("ignore")
         mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shards",)) if ranks > 1 else None
         world = World(strategy, 0, 2, 0, mesh) if ranks > 1 else World()
-        spread = build(chosen, torch.device("cpu"), world, autocast=autocast)
+        spread = parallelize(chosen, torch.device("cpu"), world, autocast=autocast)
         found = peak_of_second_step(spread, packed, micro_batches, autocast)
     held = state(count_parameters(chosen), strategy, ranks, autocast=autocast)
     each = activations(chosen.model, tokens, "none", autocast=autocast, with_scores=True)
@@ -97,14 +97,14 @@ def bytes_of_rank(chosen: Recipe, strategy: str, rank: int) -> dict[str, int]:
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     with torch.device("meta"):
         whole = IJEPA(chosen.model, chosen.seed)
-    _shard(whole, World(strategy, rank, RANKS, rank, mesh), True)
+    shard(whole, World(strategy, rank, RANKS, rank, mesh), True)
     optimizer = make_optimizer(whole, chosen.optimizer, fused=False)
     own = [tensor for _, _, tensor in trained(whole, optimizer)]
     for tensor in own:
         tensor.grad = torch.empty_like(tensor)
     optimizer.step()
     moments = [optimizer.state[tensor][key] for tensor in own for key in ("exp_avg", "exp_avg_sq")]
-    target = [local(parameter) for parameter in whole.target_encoder.parameters()]
+    target = [to_local(parameter) for parameter in whole.target_encoder.parameters()]
     parts = {"weights": own, "target": target, "gradients": [t.grad for t in own], "moments": moments}
     return {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in parts.items()}
 
@@ -136,8 +136,8 @@ def test_state_counts_the_float8_copy_and_shares_its_float32_weights():
             whole = IJEPA(chosen.model, chosen.seed)
         to_float8(whole)
         mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("shards",))
-        _shard(whole, World("zero2", 3, RANKS, 3, mesh), True)
+        shard(whole, World("zero2", 3, RANKS, 3, mesh), True)
         copies = sum(layer.weight8.numel() for layer in frozen_layers(whole.target_encoder))
-        own = sum(4 * local(parameter).numel() for parameter in whole.target_encoder.parameters())
+        own = sum(4 * to_local(parameter).numel() for parameter in whole.target_encoder.parameters())
     assert with_float8.gathered - without.gathered == pytest.approx(copies, rel=0.02)
     assert with_float8.target == pytest.approx(own, rel=0.02)

@@ -19,6 +19,7 @@ from ijepa.data.paths import Folder
 from ijepa.data.sources.index import Index, build, derived_header, text_arrays
 from ijepa.data.split import Split, choose_split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 LABELS = "labels.yaml"
 _CAMVID = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_")
@@ -152,10 +153,8 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         names = [stem for stem in files if stem in masks]
     else:
         file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        try:
+        with read_errors(where, file):
             names = file.read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
         made_of.extend(names)
     if not names:
         raise UserError(where, f"{root}: empty")

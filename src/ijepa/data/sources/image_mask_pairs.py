@@ -157,7 +157,9 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
             names = file.read_text(encoding="utf-8").split()
         made_of.extend(names)
     if not names:
-        raise UserError(where, f"{root}: empty")
+        raise UserError(
+            where, f"{root} holds no images of the split" if split else f"{root} holds no masks of its images"
+        )
     missing = [name for name in names if name not in files]
     if missing:
         problem = f"{len(missing)} of {len(names)} images are missing, the first is {missing[0]}"

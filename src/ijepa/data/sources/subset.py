@@ -80,8 +80,8 @@ def select(source: Source, file: Path, where: str) -> Subset:
         if line_number is None:
             continue
         if line_number in sample_of:
-            both = f"{source.name(sample_of[line_number])} and {source.name(index)}"
-            problem = f"{file}, line {line_number + 1}: {lines[line_number]} is {both}"
+            both = f"both {source.name(sample_of[line_number])} and {source.name(index)}"
+            problem = f"{file}, line {line_number + 1}: {lines[line_number]} names {both}"
             raise UserError(where, problem, "give more of the path")
         sample_of[line_number] = index
     missing = sorted(set(wanted.values()) - sample_of.keys())

@@ -133,9 +133,7 @@ def test_pretrain_resume_diagnose_and_evaluate(tmp_path, scenes):
     recipe = tmp_path / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("width: 32", "width: 64"))
     is_user_error(ijepa("diagnose", "run", "--data", str(scenes), cwd=tmp_path), ".safetensors")
-    assert (
-        "knn: trained: " in knn.stderr and "\r" not in knn.stderr
-    )  # plain lines if the error stream is not a terminal
+    assert "knn: trained: " in knn.stderr and "\r" not in knn.stderr  # plain lines without a terminal
 
 
 def test_pretrain_with_a_damaged_validation_split(tmp_path, scenes):

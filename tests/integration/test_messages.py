@@ -24,8 +24,8 @@ FILE = Path(__file__).with_name("messages.txt")
 PROMPT = "$ ijepa"
 TINY_RUN = (
     "pretrain vit-tiny-64 --data.path data --output run --steps 2 --batch.global 4 --data.workers 0 "
-    "--schedule.warmup 1 --model.encoder.width 32 --model.encoder.depth 1 --model.encoder.heads 2 --model.predictor.depth 1 "
-    "--precision.autocast none --diagnose-every 0"
+    "--schedule.warmup 1 --model.encoder.width 32 --model.encoder.depth 1 --model.encoder.heads 2 "
+    "--model.predictor.depth 1 --precision.autocast none --diagnose-every 0"
 )
 
 

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ijepa.utils.files import write_parts
+from ijepa.utils.files import atomic_file
 
 _BLOCK = 2**20
 """Bytes read at a time."""
@@ -64,7 +64,8 @@ def cut_log(
         if kept == end:
             _truncate(log, end, size)
         else:
-            write_parts(file, (line for line, _ in _sound(log, end, step, repeats)))
+            with atomic_file(file) as out:
+                out.writelines(line for line, _ in _sound(log, end, step, repeats))
     return _lost(file, damaged, missing, None if repeats or every_step else (last, step))
 
 

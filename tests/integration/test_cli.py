@@ -181,15 +181,15 @@ def test_plan_writes_json(tmp_path):
 )
 def test_evaluate_passes_data_options_on(kind, given, expected, monkeypatch):
     from ijepa.evaluation import run
+    from ijepa.evaluation.results.schema import EvaluationResult
 
     seen = {}
 
     def evaluate(*words, **options):
         seen.update(options, words=words)
-        return {}, Path("result.json")
+        return EvaluationResult(kind="knn", rows=[{"encoder": "a", "top1": 0.5}]), Path("result.json")
 
     monkeypatch.setattr(run, "evaluate", evaluate)
-    monkeypatch.setattr(run, "table", lambda result: "")
     found = CliRunner().invoke(cli, ["evaluate", kind, "W", "--train", "x", "--test", "y", *given])
     assert found.exit_code == 0, found.output
     assert seen["words"] == (kind, "W", "x", "y")

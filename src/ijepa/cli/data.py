@@ -49,9 +49,9 @@ def index(path: str, split: str | None) -> None:
 
     Creates the index of PATH, or checks an existing one, and prints the number of images and classes.
     """
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
 
-    source = open_source(path, where="PATH", split=split)
+    source = open_dataset(path, where="PATH", split=split)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
     click.echo(f"{path}: {len(source)} images, {labels}, {'masks' if source.has_masks else 'no masks'}")
 
@@ -72,7 +72,7 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
 
     The exit code is 1 if an image of PATH is bad.
     """
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
     from ijepa.prepare.verify import changed_shards
     from ijepa.prepare.verify import check as run
 
@@ -83,7 +83,7 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
         if lines:
             raise RunError(f"{path}: {len(lines)} of {count} shards are not as they were packed")
         return
-    source = open_source(path, where="PATH", split=split)
+    source = open_dataset(path, where="PATH", split=split)
     with progress_lines() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)
     click.echo("\n".join(_check_lines(found)))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.report.run_data import MAIN
+from ijepa.evaluation.results.schema import HEADLINE
 from ijepa.utils.errors import RunError
 from tests.helpers.ranks import spawn
-from tests.unit.evaluation.video.test_propagation import write_video
+from tests.helpers.videos import write_video
 
 PROTOCOLS = {
     "cached": ("linear", "base: demo\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01]\nbatch: 16"),
@@ -100,7 +100,7 @@ def test_evaluation_is_identical_for_one_and_two_processes(results, name):
         each["cpu"].pop("gemm", None)  # measured, like the seconds
     assert one == several
     assert (
-        len(one["rows"]) == 1 or len({row[MAIN[one["kind"]]] for row in one["rows"]}) > 1
+        len(one["rows"]) == 1 or len({row[HEADLINE[one["kind"]]] for row in one["rows"]}) > 1
     )  # otherwise equality would prove little
 
 

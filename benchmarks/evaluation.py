@@ -9,6 +9,7 @@ the code works; the recall of an evaluation is in its result.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,8 @@ from ijepa.evaluation.classification.knn import knn_ranks, planned_memory
 from ijepa.evaluation.classification.linear_heads import Heads
 from ijepa.evaluation.features.loaders import Augmented
 from ijepa.evaluation.protocols import LinearProtocol
-from ijepa.evaluation.segmentation.ivf import InvertedIndex
+from ijepa.evaluation.segmentation.bank_search import BankSearch
+from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import search
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.prepare.scenes.scenes import draw_scene, scene_record
@@ -170,26 +172,36 @@ def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64))
         rows.copy_(_patches(len(rows), width, place))
     queries = _patches(BANK["queries"], width, -1)
     begun = time.process_time()
-    index = InvertedIndex(keys, seed=0)
+    bank = BankSearch(keys, Searched(search="faiss"), seed=0)
+    index = bank.index("cosine")
     built = time.process_time() - begun
     ways: dict[str, Callable[[], object]] = {"exact": lambda: search(queries, keys, k, "cosine")}
+
+    def probe(count: int) -> None:
+        index.nprobe = count
+        bank.nearest(queries, k, "cosine")
+
     for count in probes:
-        ways[f"{count} lists"] = lambda count=count: index.search(queries, keys, k, "cosine", count)  # type: ignore[misc]
+        ways[f"{count} lists"] = partial(probe, count)
     cpu, wall = interleaved(ways, repeats), {}
     for name, way in ways.items():
         begun = time.perf_counter()
         way()
         wall[name] = time.perf_counter() - begun
+    recalls = {}
+    for count in probes:
+        index.nprobe = count
+        recalls[str(count)] = bank.recall(queries, k, "cosine")["recall"]
     return {
         "patches": patches,
         "width": width,
         "queries": len(queries),
         "k": k,
-        "lists": len(index),
+        "lists": index.nlist,
         "build_cpu_seconds": built,
         "cpu_seconds": medians(cpu),
         "seconds": wall,
-        "recall": {str(count): index.recall(queries, keys, k, "cosine", count) for count in probes},
+        "recall": recalls,
         "bank bytes": keys.nbytes,
         "measured bytes": _peak() - before,
     }

@@ -133,7 +133,7 @@ def killed(scenes: Path, run: Path, output: Path) -> None:
         result, _ = evaluate(
             kind, str(run), f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", protocol="demo", baselines=False
         )
-        found[kind] = beside_seeds(round(100 * result["rows"][0][figure], 2), kind, seeds)
+        found[kind] = beside_seeds(round(100 * result.rows[0][figure], 2), kind, seeds)
         click.echo(f"{kind}: {found[kind]}")
     output.write_text(json.dumps(found, indent=1) + "\n")
 

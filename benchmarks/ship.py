@@ -30,9 +30,9 @@ def main(run: Path, train: str, test: str, output: Path | None, every: int) -> N
     rows: dict[int, dict[str, float]] = {}
     for kind in ("linear", "knn"):
         result, _ = evaluate(kind, weights, train, test, protocol="demo", output=run / "curve", progress=click.echo)
-        for row in result["rows"]:
-            if row["encoder"] != "pixels":
-                rows.setdefault(0 if row["encoder"] == "random" else int(row["encoder"]), {})[kind] = row["top1"]
+        for row in result.rows:
+            if row.encoder != "pixels":
+                rows.setdefault(0 if row.encoder == "random" else int(row.encoder), {})[kind] = row["top1"]
 
     out = output or Path(__file__).parents[1] / "src" / "ijepa" / "weights" / recipe.name
     out.mkdir(parents=True, exist_ok=True)

@@ -78,15 +78,15 @@ def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
             result, _ = evaluate(kind, weights, *parts(data), protocol=protocol, output=Path(kept), progress=click.echo)
             shown = {
                 row["encoder"]: {key: value for key, value in row.items() if key != "per_class"}
-                for row in result["rows"]
+                for row in result.to_json()["rows"]
             }
             shown.pop("random")  # the demo's small architecture: not asked for
             found["protocols"][title] = {
                 **machine(),
                 "figure": figure,
-                "level": result.get("level"),
-                "chance": result.get("chance"),
-                "protocol": result["protocol"],
+                "level": result.level,
+                "chance": result.chance,
+                "protocol": result.protocol,
                 "rows": shown,
             }
             output.write_text(json.dumps(found, indent=1) + "\n")

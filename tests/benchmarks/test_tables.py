@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ijepa.evaluation.results.schema import EvaluationResult
+
 FILE = Path(__file__).parents[2] / "benchmarks" / "tables.py"
 
 
@@ -18,7 +20,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     rows = [{"encoder": name, "top1": 0.5} for name in ("scenes", "random ViT-S", "random", "pixels")]
-    result = {"protocol": {}, "level": None, "chance": 0.1, "rows": rows}
+    result = EvaluationResult(kind="linear", chance=0.1, rows=rows)
     monkeypatch.setattr(module, "evaluate", lambda *given, **options: (result, None))
     monkeypatch.setattr(module, "initial_small", lambda *given: "small")
     return module

@@ -242,15 +242,15 @@ def test_planning_from_the_command_line(tmp_path):
 )
 def test_what_is_said_of_the_data_reaches_the_evaluation(kind, given, expected, monkeypatch):
     from ijepa.evaluation import run
+    from ijepa.evaluation.results.schema import EvaluationResult
 
     seen = {}
 
     def evaluate(*words, **options):
         seen.update(options, words=words)
-        return {}, Path("result.json")
+        return EvaluationResult(kind="knn", rows=[{"encoder": "a", "top1": 0.5}]), Path("result.json")
 
     monkeypatch.setattr(run, "evaluate", evaluate)
-    monkeypatch.setattr(run, "table", lambda result: "")
     found = CliRunner().invoke(cli, ["evaluate", kind, "W", "--train", "x", "--test", "y", *given])
     assert found.exit_code == 0, found.output
     assert seen["words"] == (kind, "W", "x", "y")

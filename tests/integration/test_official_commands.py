@@ -20,7 +20,7 @@ from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.utils.errors import Notice, UserError
 from tests.conftest import TINY
 from tests.helpers.libraries import averaged, pixels, recipe, write_weights
-from tests.unit.evaluation.video.test_propagation import write_video
+from tests.helpers.videos import write_video
 
 GUESS = "number of attention heads is not in .*vit.pth.tar; 1 x 32 channels are assumed, --heads N sets another number"
 DRIFT = r"positions in .*vit.pth.tar are up to \d\.\de-05 off the sin-cos table, .*; the exact table is used"

@@ -56,7 +56,7 @@ def archive(
     if out is None:
         raise UserError("OUT", "is missing", "write `ijepa archive RUN OUT`")
     find_country(country)
-    about = About(licence=licence, country=country, watts=watts, dataset=dataset)
+    about = About(license=licence, country=country, watts=watts, dataset=dataset)
     with progress_lines() as progress:
         write_archive(run, out, about, unfinished=unfinished, progress=progress)
     click.echo(f"archive: {out}")

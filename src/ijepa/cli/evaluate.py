@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from ijepa.cli.options import (
     progress_lines,
 )
 from ijepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from ijepa.evaluation.results.schema import EvaluationResult
 
 _WEIGHTS = (
     click.argument("weights"),
@@ -157,9 +160,10 @@ def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
 
     RESULTS are JSON files of evaluations. The table has one column per protocol and data set.
     """
+    from ijepa.cli.tables import comparison_table
     from ijepa.evaluation.results.compare import compare_results
 
-    click.echo(compare_results(results, beside=published))
+    click.echo(comparison_table(compare_results(results, with_published=published)))
 
 
 def _evaluate(kind: str, weights: str, train: str | None, test: str, **options: Any) -> None:
@@ -170,12 +174,12 @@ def _evaluate(kind: str, weights: str, train: str | None, test: str, **options: 
     _show(result, file)
 
 
-def _show(result: dict[str, Any], file: Path) -> None:
+def _show(result: "EvaluationResult", file: Path) -> None:
     """Print a result; of several processes, the first does."""
-    from ijepa.evaluation.run import table
+    from ijepa.cli.tables import result_table
 
     if first_process():
-        click.echo(table(result))
+        click.echo(result_table(result))
         click.echo(f"result: {file}")
 
 

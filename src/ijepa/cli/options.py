@@ -110,9 +110,9 @@ def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_images(path: str, where: str = "data.path") -> Any:
     """Open the images at `path`; `where` is the key or flag that an error names."""
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
 
-    return open_source(path, where=where, split="train")
+    return open_dataset(path, where=where, split="train")
 
 
 def first_process() -> bool:

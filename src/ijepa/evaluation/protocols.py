@@ -1,17 +1,16 @@
-"""Protocols: every number that decides a result, typed, in YAML beside the code, and printed into every result.
+"""Protocols of evaluation: all settings that determine a result, typed, in YAML files, and part of every result.
 
-`load_protocol` reads those of all kinds: a name of a preset in `protocols/KIND/`, or a YAML file of one's own. A
-file may build on a preset with `base: NAME`.
+`load_protocol` reads the protocols of all kinds: a preset in `protocols/KIND/` by its name, or the user's YAML file,
+which may build on a preset with `base: NAME`.
 """
 
 import re
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
+from ijepa.config.files import preset_names, read_yaml
 from ijepa.data.loading.crop import Interpolation
 from ijepa.evaluation.classification.linear_heads import Norm
 from ijepa.evaluation.classification.optimizers import Name
@@ -19,7 +18,7 @@ from ijepa.evaluation.features.precision import Autocast
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.video.protocol import PropagationProtocol
 from ijepa.utils.config import BaseConfig, Shares
-from ijepa.utils.errors import UserError, did_you_mean
+from ijepa.utils.errors import UserError
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -126,17 +125,17 @@ class LinearProtocol(ImageProtocol):
 
     @property
     def pools(self) -> bool:
-        """Whether heads pool patches themselves."""
+        """Whether the heads pool the patches themselves."""
         return self.head != "linear"
 
     @property
     def heads(self) -> int:
-        """How many heads are trained."""
+        """Number of heads that are trained."""
         return len(self.blocks) * len(self.norms) * len(self.lrs) * len(self.weight_decays)
 
     @property
     def flatters(self) -> bool:
-        """Whether anything is chosen on the test set."""
+        """Whether anything is chosen on the test set, which makes results too good."""
         return self.selection == "test-epochs" or (self.selection == "test" and self.heads > 1)
 
     @model_validator(mode="after")
@@ -181,63 +180,47 @@ KINDS: dict[str, type[BaseConfig]] = {
 }
 
 DEFAULTS = {"linear": "heldout", "knn": "dino", "segmentation": "capi", "propagation": "davis"}
-"""The protocol of each kind that is meant when none is named."""
+"""The protocol of each kind that is used if none is named."""
 
 
 def presets(kind: str) -> list[str]:
-    """Return the names of a kind's presets."""
-    folder = resources.files("ijepa.evaluation") / "protocols" / kind
-    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml"))
+    """Return the names of the presets of a kind."""
+    return preset_names(_folder(kind))
 
 
 def load_protocol(kind: str, name_or_path: str | Path | None = None) -> Any:
-    """Return a protocol of one kind: a preset by its name, a YAML file, or the kind's default if None.
+    """Return a protocol of one kind: a preset by its name, a YAML file, or the default of the kind if None.
 
     Raises:
         UserError: no such preset or file, unknown keys, or values out of range.
     """
     chosen = str(name_or_path or DEFAULTS[kind])
-    return KINDS[kind].read(_values(kind, chosen), chosen)
+    file = read_yaml(chosen, _folder(kind), f"{kind} protocol")
+    values = file.values
+    if chosen not in presets(kind):
+        if file.base is not None:
+            # The name and description of the base would claim that its settings were used.
+            changed = ", ".join(key for key in file.own if key not in ("name", "description"))
+            description = f"As {file.base}, but for {changed or 'nothing'}."
+            values = {**values, "name": Path(chosen).stem, "description": description, **_naming(file.own)}
+        _check_name(kind, values.get("name"), chosen)
+    return KINDS[kind].read(values, chosen)
 
 
-def _values(kind: str, chosen: str) -> dict[str, Any]:
-    if chosen in presets(kind):
-        file: Any = resources.files("ijepa.evaluation") / "protocols" / kind / f"{chosen}.yaml"
-    elif Path(chosen).suffix in (".yaml", ".yml"):
-        file = Path(chosen)
-    else:
-        raise UserError("--protocol", f"no {kind} protocol {chosen!r}", did_you_mean(chosen, presets(kind)))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(chosen, f"cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(chosen, f"is no YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(chosen, "holds no keys and values", "see the presets in evaluation/protocols")
-    base = values.pop("base", None)
-    if base is not None:
-        values = _over(kind, chosen, base, values)
-    name = values.get("name")
-    if isinstance(name, str) and chosen not in presets(kind):
-        where, hint = f"{chosen}: name = {name!r}", "give it another: results are filed and compared by name"
-        if name in presets(kind):
-            raise UserError(where, f"is the name of a {kind} preset", hint)
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise UserError(where, "cannot be part of a file's name", hint)
-    return values
+def _folder(kind: str) -> str:
+    return f"evaluation/protocols/{kind}"
 
 
-def _over(kind: str, chosen: str, base: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's values over those of the preset `base`, section by section, under a name of their own."""
-    if base not in presets(kind):
-        raise UserError(
-            f"{chosen}: base = {base!r}", f"no {kind} protocol of that name", did_you_mean(str(base), presets(kind))
-        )
-    below = _values(kind, base)
-    changed = ", ".join(key for key in values if key not in ("name", "description"))
-    both = {
-        key: {**below[key], **value} if isinstance(value, dict) and isinstance(below.get(key), dict) else value
-        for key, value in values.items()
-    }
-    return {**below, "name": Path(chosen).stem, "description": f"As {base}, but for {changed or 'nothing'}.", **both}
+def _naming(own: dict[str, Any]) -> dict[str, Any]:
+    return {key: own[key] for key in ("name", "description") if key in own}
+
+
+def _check_name(kind: str, name: Any, file: str) -> None:
+    """Refuse the name of a preset, and a name that cannot be part of a file name."""
+    if not isinstance(name, str):
+        return  # refused by the type of the field
+    where, hint = f"{file}: name = {name!r}", "give a different name; results are stored and compared by name"
+    if name in presets(kind):
+        raise UserError(where, f"is the name of a {kind} preset", hint)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UserError(where, "cannot be part of a file name", hint)

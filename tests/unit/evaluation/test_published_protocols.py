@@ -254,13 +254,11 @@ def test_published_presets_run_to_their_end(name: str, tmp_path: Path):
     short = SHORT | ({"milestones": (1, 2, 3)} if whole.milestones else {})
     if whole.optimizer == "lars":  # 16384 images a step are a rate of 6.4
         short["lrs"] = tuple(lr * 16384 / 20 for lr in whole.lrs)
-    result = evaluate_linear(
-        {"toy": FrozenEncoder.initial(shape, 0)}, train, test, whole.model_copy(update=short), seed=0
-    )
-    (row,) = result["rows"]
+    result = evaluate_linear({"toy": FrozenEncoder.initial(shape, 0)}, train, test, whole.model_copy(update=short))
+    (row,) = result.rows
     assert row["heads"] == whole.heads
     assert row["top1"] > 0.5, "three plain colours"
     assert ("held_out" in row) == (whole.selection == "held-out")
-    assert (FLATTERED in result["notes"]) == (name in ("ijepa", "mae", "dinov2"))
+    assert (FLATTERED in result.notes) == (name in ("ijepa", "mae", "dinov2"))
     if name == "mae":
         assert 1 <= row["head"]["epoch"] <= 4

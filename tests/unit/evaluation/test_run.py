@@ -8,10 +8,9 @@ from safetensors.torch import save_file
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.decode import decode
-from ijepa.data.open import open_source
-from ijepa.evaluation import run
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.features.extract import central_view
-from ijepa.evaluation.run import evaluate, table
+from ijepa.evaluation.run import evaluate
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
@@ -52,106 +51,109 @@ def sets(scenes: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_result_has_its_baselines_and_repeats(kind: str, weights: Path, scenes: Path, small, tmp_path: Path) -> None:
-    told: list[str] = []
+def test_evaluate_adds_baselines_and_repeats(
+    kind: str, weights: Path, scenes: Path, small: dict[str, str], tmp_path: Path
+) -> None:
+    lines: list[str] = []
     results = []
     for name in ("one", "two"):
         output = tmp_path / "results" / name
         result, file = evaluate(
-            kind, str(weights), *sets(scenes), protocol=small[kind], output=output, progress=told.append
+            kind, str(weights), *sets(scenes), protocol=small[kind], output=output, progress=lines.append
         )
         assert file == output / f"{kind}-small.json"
-        assert json.loads(file.read_text()) == json.loads(json.dumps(result))
-        assert result.pop("seconds") > 0
-        results.append(json.dumps(result))
+        assert json.loads(file.read_text()) == result.to_json()
+        assert result.seconds > 0
+        results.append(json.dumps(result.to_json() | {"seconds": 0}))
     assert results[0] == results[1]
-    assert [row["encoder"] for row in result["rows"]] == ["trained", "random", "pixels"]
-    assert len({json.dumps({**row, "encoder": ""}) for row in result["rows"]}) == 3, "three encoders, three answers"
-    figure = "miou" if kind == "segmentation" else "top1"
-    assert all(0 <= row["ci"][0] <= row[figure] <= row["ci"][1] <= 1 for row in result["rows"]), "each has its interval"
-    assert (result["kind"], result["protocol"]["name"]) == (kind, "small")
-    assert [result["data"][part]["path"] for part in ("train", "test")] == list(sets(scenes))
-    assert result["data"]["test"]["n"] == (6 if kind == "segmentation" else 20)
-    assert 0 < result["chance"] < 0.5
-    assert result["versions"].keys() >= {"ijepa", "torch"}
-    assert result["weights"] == {"trained": weights.name}
-    assert told
-    digests = result["weights_sha256"]
-    assert len(set(digests.values())) == 3
-    assert all(len(digest) == 64 for digest in digests.values())
-    assert "commit" in result
-    assert result["devices"] and result["cpu"]["name"]
-    text = table(result)
-    assert all(word in text for word in ("trained", "random", "pixels", "small", "chance: "))
-    assert ("IoU by class" in text) == (kind == "segmentation")
+    assert [row.encoder for row in result.rows] == ["trained", "random", "pixels"]
+    assert len({json.dumps(row.metrics) for row in result.rows}) == 3
+    assert all(0 <= row.ci[0] <= row[result.headline] <= row.ci[1] <= 1 for row in result.rows)
+    assert (result.kind, result.protocol_name) == (kind, "small")
+    assert [result.data.of(role).path for role in ("train", "test")] == list(sets(scenes))
+    assert result.data.test.n == (6 if kind == "segmentation" else 20)
+    assert 0 < result.chance < 0.5
+    assert result.versions.keys() >= {"ijepa", "torch"}
+    assert result.weights == {"trained": weights.name}
+    assert lines
+    assert len(set(result.weights_sha256.values())) == 3
+    assert all(len(digest) == 64 for digest in result.weights_sha256.values())
+    assert "commit" in result.to_json()
+    assert result.devices and result.cpu["name"]
 
 
 def test_several_weights_and_no_baselines(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
     named = {"a": str(weights), "b": str(weights)}
     result, _ = evaluate("knn", named, *sets(scenes), protocol=small["knn"], output=tmp_path, baselines=False)
-    first, second = result["rows"]
-    assert (first.pop("encoder"), second.pop("encoder")) == ("a", "b")
-    assert first == second
+    first, second = result.rows
+    assert (first.encoder, second.encoder) == ("a", "b")
+    assert first.model_copy(update={"encoder": "b"}) == second
 
 
-def test_where_a_result_cannot_go_is_said_before_anything_is_computed(
+def test_evaluate_refuses_an_output_folder_before_anything_is_computed(
     weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("it began to compute")
 
-    monkeypatch.setitem(run._RUNNERS, "knn", never)
+    monkeypatch.setattr("ijepa.evaluation.features.extract.decode", never)
     (tmp_path / "file").write_text("in the way")
     for output in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="--output: .*file is no folder"):
+        with pytest.raises(UserError) as err:
             evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=output)
-    monkeypatch.setattr(run.os, "access", lambda *args: False)
-    with pytest.raises(UserError, match="--output: .* cannot be written"):
+        assert err.value.where == "--output"
+    monkeypatch.setattr("os.access", lambda *args: False)
+    with pytest.raises(UserError) as err:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
+    assert err.value.where == "--output"
     assert not (tmp_path / "new").exists()
 
 
-def test_refused_data_leaves_nothing_behind(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
+def test_evaluate_writes_nothing_if_data_is_refused(weights: Path, scenes: Path, small, tmp_path: Path) -> None:
     train, _ = sets(scenes)
-    with pytest.raises(UserError, match="--test: is the train set"):
+    with pytest.raises(UserError, match="train set"):
         evaluate("knn", str(weights), train, train, protocol=small["knn"], output=tmp_path / "new")
     (tmp_path / "copy").mkdir()
     for number, shard in enumerate([next(scenes.glob("train-*.tar")), next(scenes.glob("val-*.tar"))]):
         (tmp_path / "copy" / f"{number}.tar").symlink_to(shard)
-    with pytest.raises(UserError, match=r"--test: \d+ of its \d+ images are in the train set"):
+    with pytest.raises(UserError, match="in the train set"):
         evaluate("knn", str(weights), train, str(tmp_path / "copy"), protocol=small["knn"], output=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_a_failure_in_running(
+def test_a_full_disk_is_a_run_error(
     weights: Path, scenes: Path, small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+    replace = Path.replace
 
-    monkeypatch.setattr(run, "write_json", full)
-    with pytest.raises(RunError, match=r"knn-small\.json: the result cannot be saved: No space") as caught:
+    def full(path: Path, target: Path) -> Path:
+        if target.suffix == ".json":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RunError, match=r"knn-small\.json.*No space") as caught:
         evaluate("knn", str(weights), *sets(scenes), protocol=small["knn"], output=tmp_path / "new")
     assert caught.value.exit_code == 1
 
 
-def test_level_zero_takes_no_train_set(weights: Path, scenes: Path, tmp_path: Path) -> None:
-    """The path that is given all the same is not even opened."""
+def test_level_0_ignores_the_train_set(weights: Path, scenes: Path, tmp_path: Path) -> None:
+    """If a path is given, it is not opened."""
     rule = tmp_path / "clusters.yaml"
     rule.write_text("base: demo-kmeans\nname: clusters\nimage_size: 48\ntest_images: 6\n")
     settings = {"protocol": str(rule), "output": tmp_path, "baselines": False}
     results = [
         evaluate("segmentation", str(weights), train, sets(scenes)[1], **settings)[0] for train in (None, "nowhere")
     ]
-    assert all(result.pop("seconds") > 0 for result in results)
-    assert results[0] == results[1]
-    assert results[0]["data"]["train"] == {"n": 0}
+    assert results[0] == results[1].model_copy(update={"seconds": results[0].seconds})
+    assert results[0].to_json()["data"]["train"] == {"n": 0}
     for kind in ("knn", "segmentation"):
-        with pytest.raises(UserError, match="--train: is missing, and protocol"):
+        with pytest.raises(UserError) as err:
             evaluate(kind, str(weights), None, sets(scenes)[1], output=tmp_path)
+        assert err.value.where == "--train"
 
 
-def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_path: Path) -> None:
+def test_result_has_lists_and_label_maps(weights: Path, small, tmp_path: Path) -> None:
     for split, first in (("train", 0), ("val", 100)):
         write_pairs(tmp_path / "set" / split, [block_mask(first + i) for i in range(14)])
     (tmp_path / "list.txt").write_text("".join(f"{i:03d}\n" for i in range(12)))
@@ -159,35 +161,36 @@ def test_a_list_and_a_label_map_stand_in_the_result(weights: Path, small, tmp_pa
     options = {"protocol": small["segmentation"], "output": tmp_path / "new", "baselines": False}
     lists = {"train_list": str(tmp_path / "list.txt"), "labels": str(tmp_path / "map.yaml")}
     result, _ = evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, **lists)
-    assert result["data"]["classes"] == ["low", "high"]
-    assert result["data"]["labels"] == {"train": "two", "test": "two"}
-    assert result["data"]["train"] | {"fingerprint": ""} == {
+    assert result.data.classes == ("low", "high")
+    assert result.data.labels == {"train": "two", "test": "two"}
+    data = result.to_json()["data"]
+    assert data["train"] | {"fingerprint": ""} == {
         "n": 12,
         "fingerprint": "",
         "path": str(tmp_path / "set"),
         "list": str(tmp_path / "list.txt"),
     }
-    assert "list" not in result["data"]["test"]
-    assert result["protocol"]["labels"] == str(tmp_path / "map.yaml")
-    with pytest.raises(UserError, match="--labels: no label map 'tow'"):
+    assert "list" not in data["test"]
+    assert result.protocol["labels"] == str(tmp_path / "map.yaml")
+    with pytest.raises(UserError, match="tow"):
         evaluate("segmentation", str(weights), *[str(tmp_path / "set")] * 2, **options, labels="tow")
 
 
-def test_a_kept_head_gives_the_accuracy_of_its_row(weights: Path, scenes: Path, tmp_path: Path) -> None:
+def test_saved_head_has_the_accuracy_of_the_row(weights: Path, scenes: Path, tmp_path: Path) -> None:
     file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
     protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
     result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
     head, encoder = Head.read(file), load_encoder(weights)
-    source = open_source(f"{scenes}/val-*.tar")
+    source = open_dataset(f"{scenes}/val-*.tar")
     view = central_view((48, 48), 1.0)
     pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
     right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels
-    assert right.mean() == pytest.approx(result["rows"][0]["top1"], abs=1 / len(source))  # features rounded to float16
+    assert right.mean() == pytest.approx(result.rows[0]["top1"], abs=1 / len(source))  # features rounded to float16
     assert head.classes == tuple(source.classes or map(str, range(len(head.bias))))
     export_weights(weights, tmp_path / "hf", "transformers", head=file)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="exists"):
         evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
-    with pytest.raises(UserError, match="no linear head on the last block"):
+    with pytest.raises(UserError, match="linear head"):
         evaluate(
             "linear", str(weights), *sets(scenes), protocol="attentive", output=tmp_path, save_head=tmp_path / "other"
         )

@@ -1,23 +1,13 @@
-"""What the protocols on whole images share: one question asked of several encoders, one form of answer.
+"""Evaluation of several encoders by one classification protocol, in the same way for all of them.
 
-Classes are matched by name where both sets name theirs, else by number, and a test class that the train set does not
-hold is refused: it could only ever be wrong. "Chance" is the share of the test set's commonest class, what a constant
-answer may reach; in a balanced set that is 1 / classes.
-
-A result is a dictionary, ready for JSON and the same in every run but for `seconds`:
-
-    kind, level, protocol     what was done; `level` is None for protocols that train heads on labels or let them vote
-    image_size, seed          height and width in pixels of what encoders saw; the seed of what was drawn
-    data.train, data.test     `n`, `classes` (how many occur), `fingerprint`; data.classes: names, or None
-    chance                    as above, a share like all accuracies
-    rows                      one an encoder: `encoder`, `top1`, `top5`, `ci` [low, high], and the method's own
-    versions, notes, seconds  what numbers may depend on; what a reader should know; the time it took
+Classes are matched by name if both sets have names, else by number. A test class that the train set does not have is
+refused, because no answer for it could be right. "Chance" is the share of the most frequent class of the test set,
+which a constant answer reaches; in a balanced set that is 1 / classes.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +17,23 @@ from torch import Tensor
 
 from ijepa.data.sources.base import Source
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.evaluation.features.extract import Encoder, Indices, Progress, device_of, extract
+from ijepa.evaluation.context import EvaluationContext
+from ijepa.evaluation.features.extract import Encoder, Indices, device_of, extract
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.metrics.accuracy import describe
 from ijepa.evaluation.protocols import ImageProtocol
+from ijepa.evaluation.results.schema import Data, DataSet, EvaluationResult, ResultRow
 from ijepa.utils.environment import versions
 from ijepa.utils.errors import UserError
 
 Labels = npt.NDArray[np.int64]
 MOST_UNNAMED = 100_000
-"""Classes that a set may have without naming them: one damaged label must not make a table of a billion columns."""
+"""Largest number of classes without names. Heads have a row for each number, so one damaged label must not be 10^9."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """One encoder, both sets, the used images' numbers in them, and height and width at which they are seen."""
+    """One encoder, both sets, the numbers of the used images in them, and the height and width of its input."""
 
     encoder: Encoder
     train: Source
@@ -54,9 +46,9 @@ class Origin:
 
 @dataclass(frozen=True)
 class Split:
-    """What a method gets to see: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes).
+    """Input of a method: features (n, L, D) and (m, L, D) float16, classes (n,) and (m,) in [0, classes).
 
-    L is 0 for methods that want none made beforehand, as some do of the train images alone.
+    L is 0 if the method did not ask for features of this set.
     """
 
     train_x: Tensor
@@ -65,100 +57,108 @@ class Split:
     test_y: Tensor
     classes: int
     origin: Origin
-    """Where the features come from, for methods that make more of them."""
+    """Where the features come from, for methods that compute their own."""
 
     @property
     def device(self) -> torch.device:
-        """Where heads on these features are trained: beside the encoder."""
+        """Device on which heads are trained: that of the encoder."""
         return device_of(self.origin.encoder) if self.origin else torch.device("cpu")
 
 
+@dataclass(frozen=True)
+class Method:
+    """A way to classify images by features."""
+
+    kind: str
+    """Kind of the result."""
+    evaluate: Callable[[Split], dict[str, Any]]
+    """Returns the metrics of one encoder."""
+    last: int
+    """Number of last blocks whose features it reads; 0 for none."""
+    train_features: bool = True
+    """Whether it reads features of the train images too."""
+    notes: Sequence[str] = ()
+    """What a reader of the result should know."""
+
+
 def compare(
-    kind: str,
+    method: Method,
     encoders: Mapping[str, Encoder],
     train: Source,
     test: Source,
     protocol: ImageProtocol,
-    method: Callable[[Split], dict[str, Any]],
-    *,
-    last: int,
-    train_features: bool = True,
-    seed: int,
-    cache: Path | None,
-    progress: Progress | None,
-    notes: Sequence[str] = (),
-    ranks: World = SINGLE_PROCESS,
-) -> dict[str, Any]:
-    """Return the result of one protocol: a row for every encoder, made by `method` from its features.
+    context: EvaluationContext,
+) -> EvaluationResult:
+    """Evaluate encoders by one method on the same images.
 
     Args:
-        kind: what the result calls itself.
-        encoders: by the name that their row shall have.
-        train, test: labelled sets.
-        protocol: see `protocol`.
-        method: from features and classes to the row.
-        last: blocks whose features it wants, 0 for none.
-        train_features: whether it wants those of the train images, too.
-        seed: chooses images, where the protocol does not take all.
-        cache: folder of cached features.
-        progress: told a line now and then.
-        notes: what a reader of the result should know.
-        ranks: the processes that share the work.
+        method: computes the row of an encoder.
+        encoders: the encoders by the names of their rows.
+        train, test: labeled sets.
+        protocol: how images are selected and read.
+        context: its seed selects images if the protocol does not use all.
 
     Raises:
-        UserError: labels missing, classes that do not match, an empty set, a size that a patch does not divide.
+        UserError: labels missing, classes that do not match, an empty set, or a size that a patch does not divide.
         RunError: as `features.extract`.
     """
     begun = time.perf_counter()
-    used = {
-        flag: choose(len(source), len(source) if most is None else most, seed)
-        for flag, source, most in (("train", train, protocol.train_images), ("test", test, protocol.test_images))
-    }
-    train_y, test_y, classes = matched_labels(train, test, used["train"], used["test"])
+    train_used, test_used = (
+        choose(len(source), len(source) if most is None else most, context.seed)
+        for source, most in ((train, protocol.train_images), (test, protocol.test_images))
+    )
+    train_y, test_y, classes = matched_labels(train, test, train_used, test_used)
     size = common_size(encoders, protocol)
     rows = []
     for name, encoder in encoders.items():
-        train_x, test_x = (
-            extract(
-                encoder,
-                source,
-                used[role],
-                image_size=size,
-                last=last,
-                cache=cache,
-                label=f"{kind}: {name}, {role}",
-                crop_fraction=protocol.crop_fraction,
-                interpolation=protocol.interpolation,
-                batch_size=protocol.forward_batch,
-                progress=progress,
-                ranks=ranks,
-            ).x
-            if last and (train_features or role == "test")
-            else torch.empty(len(used[role]), 0, 0)
-            for role, source in (("train", train), ("test", test))
-        )
-        origin = Origin(encoder, train, test, used["train"], used["test"], size, ranks)
+        origin = Origin(encoder, train, test, train_used, test_used, size, context.ranks)
+        train_x, test_x = _features(name, origin, method, protocol, context)
         split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
-        rows.append({"encoder": name, **method(split)})
-        if progress is not None:
-            progress(f"{kind}: {name}: {100 * rows[-1]['top1']:.2f} %")
-    return {
-        "kind": kind,
-        "level": None,
-        "protocol": protocol.model_dump(mode="json"),
-        "image_size": list(size),
-        "seed": seed,
-        "data": {
-            "train": describe(train, train_y),
-            "test": describe(test, test_y),
-            "classes": None if train.classes is None else list(train.classes),
-        },
-        "chance": float(np.bincount(test_y).max() / len(test_y)),
-        "rows": rows,
-        "versions": versions(),
-        "notes": list(notes),
-        "seconds": round(time.perf_counter() - begun, 2),
-    }
+        row = ResultRow(encoder=name, **method.evaluate(split))
+        context.report(f"{method.kind}: {name}: {100 * row['top1']:.2f} %")
+        rows.append(row)
+    return EvaluationResult(
+        kind=method.kind,
+        level=None,
+        protocol=protocol.model_dump(mode="json"),
+        image_size=size,
+        seed=context.seed,
+        data=Data(
+            train=DataSet(**describe(train, train_y)), test=DataSet(**describe(test, test_y)), classes=train.classes
+        ),
+        chance=float(np.bincount(test_y).max() / len(test_y)),
+        rows=tuple(rows),
+        versions=versions(),
+        notes=tuple(method.notes),
+        seconds=round(time.perf_counter() - begun, 2),
+    )
+
+
+def _features(
+    name: str, origin: Origin, method: Method, protocol: ImageProtocol, context: EvaluationContext
+) -> list[Tensor]:
+    """Return the features of the train and the test images; empty ones where the method reads none."""
+    features = []
+    for role, source, used in (("train", origin.train, origin.train_used), ("test", origin.test, origin.test_used)):
+        if not method.last or (role == "train" and not method.train_features):
+            features.append(torch.empty(len(used), 0, 0))
+            continue
+        found = extract(
+            origin.encoder,
+            source,
+            used,
+            image_size=origin.image_size,
+            last=method.last,
+            cache=context.cache,
+            label=f"{method.kind}: {name}, {role}",
+            crop_fraction=protocol.crop_fraction,
+            interpolation=protocol.interpolation,
+            batch_size=protocol.forward_batch,
+            progress=context.progress,
+            ranks=context.ranks,
+        )
+        features.append(found.x)
+    return features
 
 
 def matched_labels(train: Source, test: Source, train_used: Indices, test_used: Indices) -> tuple[Labels, Labels, int]:

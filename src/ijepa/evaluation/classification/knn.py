@@ -7,7 +7,6 @@ neighbour by neighbour up to each k in turn; a one-hot array of B x k x C, the u
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ijepa.data.sources.base import Source
-from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.evaluation.classification.compare import Split, compare
-from ijepa.evaluation.features.extract import Encoder, Progress
+from ijepa.evaluation.classification.compare import Method, Split, compare
+from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
+from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.metrics.accuracy import accuracies, ranks_of
 from ijepa.evaluation.protocols import KnnProtocol
+from ijepa.evaluation.results.schema import EvaluationResult
 
 TRAIN_CHUNK = 16384
 TEST_CHUNK = 1024
@@ -31,13 +31,9 @@ def evaluate_knn(
     train: Source,
     test: Source,
     protocol: KnnProtocol,
-    *,
-    seed: int = 0,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-    ranks: World = SINGLE_PROCESS,
-) -> dict[str, Any]:
-    """Evaluate encoders by k nearest neighbours; `seed` chooses images, where the protocol does not take all.
+    context: EvaluationContext = DEFAULT_CONTEXT,
+) -> EvaluationResult:
+    """Evaluate encoders by k nearest neighbors.
 
     Returns:
         See `classification.compare`; a row has `top1`, `top5` and `ci` at the protocol's k, and `top1_by_k`.
@@ -46,7 +42,7 @@ def evaluate_knn(
         UserError, RunError: as `classification.compare`.
     """
 
-    def method(split: Split) -> dict[str, Any]:
+    def row(split: Split) -> dict[str, Any]:
         ranks = knn_ranks(
             split.train_x[:, -protocol.blocks :].flatten(1),
             split.train_y,
@@ -64,20 +60,8 @@ def evaluate_knn(
 
     used = min(len(train), protocol.train_images or len(train))
     clipped = [k for k in protocol.neighbours if k > used]
-    return compare(
-        "knn",
-        encoders,
-        train,
-        test,
-        protocol,
-        method,
-        last=protocol.blocks,
-        seed=seed,
-        cache=cache,
-        progress=progress,
-        ranks=ranks,
-        notes=[f"k = {k} is more than the {used} train images, all of which vote" for k in clipped],
-    )
+    notes = [f"k = {k} is more than the {used} train images, all of which vote" for k in clipped]
+    return compare(Method("knn", row, protocol.blocks, notes=notes), encoders, train, test, protocol, context)
 
 
 def knn_accuracy(

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -23,16 +22,17 @@ from torch import Tensor
 
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.data.sources.base import Source
-from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.classification.attentive_heads import AttentiveHead, AttentiveHeads, QueryHead
-from ijepa.evaluation.classification.compare import Split, compare
+from ijepa.evaluation.classification.compare import Method, Split, compare
 from ijepa.evaluation.classification.linear_heads import Heads, Norm
-from ijepa.evaluation.features.extract import Encoder, Indices, Progress
+from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
+from ijepa.evaluation.features.extract import Encoder, Indices
 from ijepa.evaluation.features.loaders import Augmented, Cached, Reading, Role, Tokens
 from ijepa.evaluation.features.sampling import hold_out
 from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import LinearProtocol
+from ijepa.evaluation.results.schema import EvaluationResult, ResultRow
 from ijepa.utils.errors import UserError
 
 Keep = Callable[[Tensor, Tensor], None]
@@ -46,14 +46,11 @@ def evaluate_linear(
     train: Source,
     test: Source,
     protocol: LinearProtocol,
+    context: EvaluationContext = DEFAULT_CONTEXT,
     *,
-    seed: int = 0,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-    ranks: World = SINGLE_PROCESS,
     keep: Keep | None = None,
-) -> dict[str, Any]:
-    """Evaluate encoders by linear probes; `seed` decides what is held out and the order of batches.
+) -> EvaluationResult:
+    """Evaluate encoders by linear probes; the context's seed decides what is held out and the order of batches.
 
     `keep` is given the first encoder's best head on its last block alone.
 
@@ -70,24 +67,16 @@ def evaluate_linear(
         hint = "use a protocol with blocks: [1] that chooses its head at the end"
         raise UserError("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", hint)
     first = next(iter(encoders.values()))
-    result = compare(
+    method = Method(
         "linear",
-        encoders,
-        train,
-        test,
-        protocol,
-        lambda split: probe(split, protocol, seed, keep=keep if split.origin.encoder is first else None),
+        lambda split: probe(split, protocol, context.seed, keep=keep if split.origin.encoder is first else None),
         last=0 if protocol.pools else max(protocol.blocks),
         # Where heads train on random views, central ones of the train images are only standardised or chosen by.
         train_features=not protocol.augment or protocol.standardise or protocol.selection == "held-out",
-        seed=seed,
-        cache=cache,
-        progress=progress,
-        ranks=ranks,
         notes=(FLATTERED,) if protocol.flatters else (),
     )
-    result["notes"] += edge_notes(result["rows"])
-    return result
+    result = compare(method, encoders, train, test, protocol, context)
+    return result.model_copy(update={"notes": (*result.notes, *edge_notes(result.rows))})
 
 
 def edge_of(rates: Set[float], lrs: Sequence[float]) -> str | None:
@@ -100,13 +89,13 @@ def edge_of(rates: Set[float], lrs: Sequence[float]) -> str | None:
     return "highest" if rates == {max(lrs)} else "lowest" if rates == {min(lrs)} else None
 
 
-def edge_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def edge_notes(rows: Sequence[ResultRow]) -> list[str]:
     """Return a line for each end of the grid of learning rates that rows' heads lie at."""
     notes = []
     for end in ("highest", "lowest"):
         at = [row for row in rows if row["head"].get("edge") == end]
         if at:
-            names, rate = ", ".join(str(row["encoder"]) for row in at), at[0]["head"]["lr"]
+            names, rate = ", ".join(row.encoder for row in at), at[0]["head"]["lr"]
             what = f"has the {end} learning rate of the grid, {rate:g}"
             notes.append(f"the head chosen for {names} {what}; a wider grid may score higher")
     return notes

@@ -1,44 +1,35 @@
-"""Many results in one table, the published figures beside them, and never two protocols in one column.
+"""Many results in one comparison, with published results, and never two protocols in one column.
 
-A column is one figure of one protocol on one pair of sets: results share it where kind, every setting of the protocol,
-image size, precision, the sets' fingerprints, their classes and what their label maps hold are the same. Two files of a
-protocol's name whose settings differ have two columns. Published figures (`published.yaml`, a source for each) have
-columns of their own, headed by their data: no result here can prove that it was made as they were.
+A column is one metric of one protocol on one pair of sets. Results share it if kind, every setting of the protocol,
+image size, precision, the sets' fingerprints, their classes and the contents of their label maps are equal. Two files
+of a protocol with one name and different settings have two columns. Published results (`published.yaml`, with the
+source of each) have columns of their own, named by their data, because no result can prove that it was computed in the
+same way.
 
-A row is an encoder, told apart by its weights' hash where the result has it. A figure that occurs twice in a cell, as
-of two seeds, is shown twice.
+A row is an encoder, identified by the hash of its weights if the result has one. A cell has several values if results
+differ in their seed only.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from ijepa.evaluation.protocols import KINDS
+from ijepa.evaluation.results.schema import HEADLINE, METRIC_NAMES, EvaluationResult
+from ijepa.evaluation.results.store import read_result
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json
 
-FIGURES = {
-    "top1": "top-1",
-    "miou": "mIoU",
-    "miou_overclustered": "mIoU, overclustered",
-    "corloc": "CorLoc",
-    "jf": "J&F",
-}
-"""Keys of rows that are compared, by what the table calls them."""
+COMPARED = ("top1", "miou", "miou_overclustered", "corloc", "jf")
+"""Metrics that are compared."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Figures in per cent that a source reports, by encoder."""
+    """Results in percent that a source reports, by encoder."""
 
     kind: str
     protocol: str
@@ -50,101 +41,104 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """Return the published figures that stand beside results."""
+    """Return the published results."""
     text = (resources.files("ijepa.evaluation") / "published.yaml").read_text(encoding="utf-8")
     return tuple(Published(**entry) for entry in yaml.safe_load(text))
 
 
-def read_result(file: Path) -> dict[str, Any]:
-    """Return a result that can be compared.
+@dataclass(frozen=True)
+class Cell:
+    """A value in percent; `ci` is its 95 % interval if known."""
+
+    percent: float
+    ci: tuple[float, float] | None = None
+    published: bool = False
+
+
+@dataclass
+class Comparison:
+    """Encoders in rows, metrics in columns."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    """Names of the encoders by key, in order."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """Lines of the head of each column by key, in order."""
+    cells: dict[tuple[str, str], list[Cell]] = field(default_factory=dict)
+    """Values by keys of row and column."""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: str, column: str, cell: Cell) -> None:
+        """Add a value to a cell."""
+        self.cells.setdefault((row, column), []).append(cell)
+
+
+def compare_results(files: Sequence[Path], *, with_published: bool = True) -> Comparison:
+    """Return the comparison of results in `files`, with published results of the same protocols.
 
     Raises:
-        UserError: the file is missing, no JSON, or no result of an evaluation.
-    """
-    values = read_json(file)
-    rows, data = values.get("rows"), values.get("data")
-    known = values.get("kind") in KINDS and isinstance(values.get("protocol"), dict) and isinstance(data, dict)
-    if not known or not isinstance(rows, list) or not all(isinstance(row, dict) and "encoder" in row for row in rows):
-        raise UserError(file, "is no result of an evaluation", "give files that `ijepa evaluate` wrote")
-    return values
-
-
-def compare_results(files: Sequence[Path], *, beside: bool = True, width: int | None = None) -> str:
-    """Return one table of the results in `files`, as text; `beside` adds published figures of the same protocols.
-
-    Raises:
-        UserError: no files, or one that is no result.
+        UserError: no files, or a file that is not the result of an evaluation.
     """
     if not files:
         raise UserError("compare", "no results given", "give files that `ijepa evaluate` wrote")
     results = {file: read_result(file) for file in files}
-    columns: dict[str, list[str]] = {}
-    cells: dict[tuple[str, str], list[str]] = {}
-    rows: dict[str, str] = {}
+    found = Comparison()
     for file, result in results.items():
-        for row in result["rows"]:
-            name = _encoder(result, row["encoder"], file)
-            rows.setdefault(name, name)
-            for figure in (key for key in FIGURES if isinstance(row.get(key), float)):
-                column = _column(result, figure)
-                columns.setdefault(column, _head(result, figure))
-                cells.setdefault((name, column), []).append(_shown(row, figure))
-    sources = []
-    kinds = {(result["kind"], result["protocol"].get("name")) for result in results.values()}
-    for entry in published() if beside else ():
-        if (entry.kind, entry.protocol) not in kinds:
+        if result.kind not in HEADLINE:
+            raise UserError(file, f"a {result.kind} cannot be compared", "give files that `ijepa evaluate` wrote")
+        for row in result.rows:
+            name = _encoder_name(result, row.encoder, file)
+            found.rows.setdefault(name, name)
+            for metric in (key for key in COMPARED if key in row.metrics):
+                column = _column_key(result, metric)
+                found.columns.setdefault(column, _column_head(result, metric))
+                ci = row.ci if metric == result.headline else None
+                found.add(name, column, Cell(100 * row[metric], ci and (100 * ci[0], 100 * ci[1])))
+        found.notes += [f"{file.name}: {note}" for note in result.notes]
+    if with_published:
+        _add_published(found, {(result.kind, result.protocol_name) for result in results.values()})
+    return found
+
+
+def _add_published(found: Comparison, protocols: set[tuple[str, str]]) -> None:
+    for entry in published():
+        if (entry.kind, entry.protocol) not in protocols:
             continue
         column = json.dumps(["published", entry.kind, entry.protocol, entry.data, entry.figure])
-        columns[column] = [f"{entry.kind} {entry.protocol}", entry.data, "published", FIGURES[entry.figure]]
-        sources.append(f"{entry.kind} {entry.protocol}, {entry.data}, published: {entry.source}")
+        found.columns[column] = [
+            f"{entry.kind} {entry.protocol}",
+            entry.data,
+            "published",
+            METRIC_NAMES[entry.figure],
+        ]
+        found.notes.append(f"{entry.kind} {entry.protocol}, {entry.data}, published: {entry.source}")
         for name, value in entry.values.items():
-            rows.setdefault(f"{name} (published)", name)
-            cells[f"{name} (published)", column] = [f"{value:.1f}"]
-    shown = Table(title="Evaluations, in per cent; compare down a column, not across", title_justify="left")
-    shown.add_column("encoder")
-    for head in columns.values():
-        shown.add_column(Text("\n".join(head)), justify="right")
-    for name in rows:
-        shown.add_row(Text(name), *("\n".join(cells.get((name, column), ["-"])) for column in columns))
-    console = Console(width=width or max(110, 30 + 24 * len(columns)), force_terminal=False)
-    with console.capture() as captured:
-        console.print(shown)
-    notes = [f"{file.name}: {note}" for file, result in results.items() for note in result.get("notes", [])]
-    return captured.get() + "".join(f"{line}\n" for line in (*notes, *sources))
+            found.rows.setdefault(f"{name} (published)", name)
+            found.add(f"{name} (published)", column, Cell(value, published=True))
 
 
-def _encoder(result: dict[str, Any], name: str, file: Path) -> str:
-    """Return what a row is called: the encoder, its weights, and the beginning of their hash."""
-    label = result.get("weights", {}).get(name)
-    digest = result.get("weights_sha256", {}).get(name)
-    told = name if label is None else f"{name}: {label}"
-    return f"{told} [{digest[:8]}]" if digest else f"{told} ({file.stem})"
+def _encoder_name(result: EvaluationResult, name: str, file: Path) -> str:
+    """Return the name of a row: the encoder, its weights, and the beginning of their hash."""
+    label, digest = result.weights.get(name), result.weights_sha256.get(name)
+    full = name if label is None else f"{name}: {label}"
+    return f"{full} [{digest[:8]}]" if digest else f"{full} ({file.stem})"
 
 
-def _column(result: dict[str, Any], figure: str) -> str:
-    data = result["data"]
-    sets = [data.get(role, {}).get("fingerprint") for role in ("train", "test")]
-    counts = [data.get(role, {}).get("n") for role in ("train", "test")]
-    classes = [data.get("classes"), data.get("labels_sha256")]  # of a label map the protocol has the name alone
-    protocol = {key: value for key, value in result["protocol"].items() if key != "description"}
-    key = [result["kind"], protocol, result.get("image_size"), result.get("precision"), sets, counts, classes, figure]
+def _column_key(result: EvaluationResult, metric: str) -> str:
+    """Return what two results must have in common to share a column, as text."""
+    values, data = result.to_json(), result.data
+    sets = [(data.of(role).fingerprint, data.of(role).n) for role in ("train", "test")]
+    protocol = {key: value for key, value in result.protocol.items() if key != "description"}
+    # The protocol has only the name of a label map, which may be edited; the hash covers its classes.
+    classes = [data.classes, data.labels_sha256]
+    key = [result.kind, protocol, values.get("image_size"), result.precision, sets, classes, metric]
     return json.dumps(key, sort_keys=True)
 
 
-def _head(result: dict[str, Any], figure: str) -> list[str]:
-    test = result["data"].get("test", {})
-    level = [] if result.get("level") is None else [f"level {result['level']}"]
-    where = Path(str(test.get("path") or test.get("fingerprint", "")[:12])).name
-    protocol = f"{result['kind']} {result['protocol'].get('name')}"
-    classes = result["data"].get("classes")
-    counted = [f"{len(classes)} classes"] if classes else []
-    precision = [] if result.get("precision", "float32") == "float32" else [result["precision"]]
-    return [protocol, *level, f"{where}, n = {test.get('n')}", *counted, *precision, FIGURES[figure]]
-
-
-def _shown(row: dict[str, Any], figure: str) -> str:
-    text = f"{100 * row[figure]:.2f}"
-    if figure in ("top1", "miou", "jf") and "ci" in row:
-        low, high = row["ci"]
-        text += f" ({100 * low:.1f} to {100 * high:.1f})"
-    return text
+def _column_head(result: EvaluationResult, metric: str) -> list[str]:
+    test = result.data.test
+    level = [] if result.level is None else [f"level {result.level}"]
+    data = Path(test.path or (test.fingerprint or "")[:12]).name
+    classes = [f"{len(result.data.classes)} classes"] if result.data.classes else []
+    precision = [] if result.precision in (None, "float32") else [str(result.precision)]
+    protocol = f"{result.kind} {result.protocol_name}"
+    return [protocol, *level, f"{data}, n = {test.n}", *classes, *precision, METRIC_NAMES[metric]]

@@ -1,66 +1,64 @@
-"""Where a result is filed, so that none takes the place of another.
+"""The file of a result, chosen so that no result overwrites a different one.
 
-A result is called after its kind and protocol. A second evaluation of the same weights under that name, on other data,
-with another seed or in another precision, is filed beside the first, its name longer by a hash of what differs. A
-result of other weights, as of an earlier checkpoint, is moved to `earlier/`: what lies in the folder itself is of one
-encoder.
+The name is made of kind and protocol. A second evaluation of the same weights under that name, with other data, another
+seed or another precision, gets a name with a hash of these settings. A result of other weights, such as an earlier
+checkpoint, is moved to `earlier/`, so that the files in the folder itself are of the same weights.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ijepa.evaluation.results.schema import EvaluationResult
+from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_json
 
 EARLIER = "earlier"
 
 
-def file_for(folder: Path, stem: str, result: Mapping[str, Any]) -> Path:
-    """Return the file for `result`, after moving one of other weights out of its way; the folder is there."""
+def read_result(file: Path) -> EvaluationResult:
+    """Read the result of an evaluation.
+
+    Raises:
+        UserError: the file is missing, not JSON, or not a result.
+    """
+    return EvaluationResult.from_json(read_json(file), file)
+
+
+def result_path(folder: Path, stem: str, result: EvaluationResult) -> Path:
+    """Return the file for `result` in an existing folder, after moving a result of other weights out of its way.
+
+    A file that is not a result may be overwritten.
+    """
     file = folder / f"{stem}.json"
-    there = _read(file)
-    if there is None or (_same(there, result, "weights_sha256") and _same(there, result, *_WHAT)):
+    try:
+        existing = read_result(file)
+    except UserError:
         return file
-    if _same(there, result, "weights_sha256"):
-        return folder / f"{stem}-{_hash(result, *_WHAT)}.json"
-    (folder / EARLIER).mkdir(exist_ok=True)
-    file.replace(folder / EARLIER / f"{stem}-{_hash(there, 'weights_sha256', *_WHAT)}.json")
+    if _weights(existing) != _weights(result):
+        (folder / EARLIER).mkdir(exist_ok=True)
+        file.replace(folder / EARLIER / f"{stem}-{_hash(_weights(existing), *_settings(existing))}.json")
+    elif _settings(existing) != _settings(result):
+        return folder / f"{stem}-{_hash(*_settings(result))}.json"
     return file
 
 
-_WHAT = ("protocol", "data", "seed", "precision")
-"""What makes a result of the same weights another one."""
+def _weights(result: EvaluationResult) -> dict[str, str]:
+    """Return the hashes of the evaluated weights, without those of baselines."""
+    return {name: sha for name, sha in result.weights_sha256.items() if name in (result.weights or {name})}
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """Return the result that a file holds, None where there is none; what is no result may be written over."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "rows" in found else None
+def _settings(result: EvaluationResult) -> list[Any]:
+    """Return what distinguishes results of the same weights; not descriptions and paths of the same data."""
+    values = result.to_json()
+    protocol = {key: value for key, value in result.protocol.items() if key != "description"}
+    data = {
+        role: {key: value for key, value in part.items() if key != "path"} if isinstance(part, dict) else part
+        for role, part in values.get("data", {}).items()
+    }
+    return [protocol, data, values.get("seed"), values.get("precision")]
 
 
-def _same(one: Mapping[str, Any], other: Mapping[str, Any], *keys: str) -> bool:
-    return all(_plain(one, key) == _plain(other, key) for key in keys)
-
-
-def _plain(result: Mapping[str, Any], key: str) -> Any:
-    """Return what stands under `key` as far as it decides a result: not how a set's path was written, nor words."""
-    value = result.get(key)
-    if key == "data" and isinstance(value, dict):
-        value = {role: _without(of, "path") for role, of in value.items()}
-    if key == "protocol":
-        value = _without(value, "description")
-    if key == "weights_sha256" and isinstance(value, dict):
-        value = {name: sha for name, sha in value.items() if name in result.get("weights", value)}
-    return json.loads(json.dumps(value))
-
-
-def _without(value: Any, name: str) -> Any:
-    return {key: each for key, each in value.items() if key != name} if isinstance(value, dict) else value
-
-
-def _hash(result: Mapping[str, Any], *keys: str) -> str:
-    text = json.dumps([_plain(result, key) for key in keys], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _hash(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

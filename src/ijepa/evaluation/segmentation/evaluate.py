@@ -1,41 +1,40 @@
-"""Segmentation of a labelled set by frozen patch features: five methods, one form of result.
+"""Segmentation of a labeled set by frozen patch features: five methods, one form of result.
 
-Every encoder meets the same images, the same masks, the same held-out part and the same clusters' seeds. Results say
-their level: 0 where labels only score (`clustering`, and
-`tokencut`, for which all classes are one foreground), 1 where a labelled support set is looked up (`retrieval`,
-`hummingbird`), 2 where a linear layer is trained on it (`linear_segmentation`). The memory is what the features take:
-of the clustered test patches at level 0, of the bank at level 1; both are in the result, and told beforehand
-(`segmentation_memory`).
+All encoders see the same images, masks, held-out part and seeds of clusters. A result states its level, the use of
+labels. Level 0: labels are only used for scoring (`clustering`, and `tokencut`, for which all classes are one
+foreground). Level 1: labels are in a bank that is searched (`retrieval`, `hummingbird`). Level 2: a linear layer is
+trained on them (`linear`). The result also states the memory of the clustered features or of the bank, which is
+reported before the evaluation too (`memory`).
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ijepa.data.sources.base import Source
-from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.evaluation.features.extract import Encoder, Progress
+from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
+from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import choose, hold_out
 from ijepa.evaluation.metrics.bootstrap import miou_interval
 from ijepa.evaluation.metrics.iou import Confusion
+from ijepa.evaluation.results.schema import Data, DataSet, EvaluationResult, ResultRow
 from ijepa.evaluation.segmentation.clustering import (
     by_precision,
+    cluster_confusion,
     collect,
     hungarian,
     kmeans,
-    reduced,
-    require_extra,
-    scored,
+    reduce_features,
+    require_clustering,
 )
-from ijepa.evaluation.segmentation.dataset import Annotated, Classes, find_classes, patch_features
+from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset, find_classes
 from ijepa.evaluation.segmentation.hummingbird import SoftBank
 from ijepa.evaluation.segmentation.linear import train_layer
-from ijepa.evaluation.segmentation.memory import planned_memory, told
+from ijepa.evaluation.segmentation.memory import describe_memory, planned_memory
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
@@ -45,129 +44,182 @@ from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, random_bits
 
 
+@dataclass(frozen=True)
+class Task:
+    """The evaluation of one encoder. At level 0, `support` is the test set."""
+
+    encoder: Encoder
+    support: SegmentationDataset
+    samples: SegmentationDataset
+    protocol: SegmentationProtocol
+    seed: int
+
+    def confusion(self) -> Confusion:
+        """Return an empty confusion matrix."""
+        return Confusion(self.samples.classes.count, self.samples.classes.ignore)
+
+
+Row = tuple[dict[str, Any], Confusion]
+"""The metrics of one encoder, and a confusion matrix."""
+
+
 def evaluate_segmentation(
     encoders: Mapping[str, Encoder],
     train: Source | None,
     test: Source,
     protocol: SegmentationProtocol,
-    *,
-    seed: int,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-    ranks: World = SINGLE_PROCESS,
-) -> dict[str, Any]:
+    context: EvaluationContext = DEFAULT_CONTEXT,
+) -> EvaluationResult:
     """Evaluate encoders by one protocol.
 
     Args:
-        encoders: by the name that their row shall have.
-        train: the support set; level 0 has none.
+        encoders: the encoders by the names of their rows.
+        train: the support set; None at level 0.
         test: the set that is scored.
-        protocol: see `segmentation_protocol`.
-        seed: chooses images, the held-out part and k-means' starts.
-        cache: not used: patch features of a set are larger than the set, and reading them no faster than making them.
-        progress: told one line an encoder, with the memory it takes.
-        ranks: the processes that share the forward passes; each holds all that is made of them.
+        protocol: the protocol.
+        context: its seed selects images, the held-out part and the starts of k-means. Its cache is not used, because
+            the patch features of a set are larger than the set.
 
     Returns:
-        `{"kind", "level", "protocol", "seed", "data", "chance", "rows", "versions", "seconds"}`, a row an encoder with
-        `miou`, `ci` (its 95 % interval, `bootstrap`), `miou_absent_zero`, `pixel_accuracy`, `per_class` (None where a
-        class is not there) and the method's own. `chance` is the mIoU of giving every pixel the commonest class.
+        A row has `miou`, `ci`, `miou_absent_zero`, `pixel_accuracy`, `per_class` (None for a class that does not occur)
+        and the values of the method. `chance` is the mIoU of predicting the most frequent class everywhere.
 
     Raises:
-        UserError: masks missing or not matching their images, labels out of range, a size the patch does not divide,
-            the same set to look up and to score.
+        UserError: masks are missing or do not match their images, labels out of range, a size that the patch does not
+            divide, or the same set for train and test.
         RunError: an image cannot be decoded, or features are not finite.
     """
     begun = time.perf_counter()
     sets = _sets(train, test, protocol)
     _check(encoders, sets, protocol)
     classes = find_classes(sets, protocol.classes, protocol.ignore, protocol.labels)
-    mask_size = protocol.kmeans.mask_size if protocol.method == "kmeans" else protocol.image_size
-    size, most = protocol.image_size, {"--train": protocol.train_images, "--test": _tested(encoders, protocol)}
-    used = {
-        flag: Annotated(
-            source,
-            choose(len(source), most[flag] or len(source), seed),
-            flag,
-            size,
-            mask_size,
-            ranks,
-            protocol.interpolation,
-        )
-        for source, flag in sets
-    }
+    used = _select(encoders, sets, classes, protocol, context)
     samples, support = used["--test"], used.get("--train", used["--test"])
     rows, confusion = [], Confusion(classes.count, classes.ignore)
     for name, encoder in encoders.items():
-        if progress is not None:
-            planned = planned_memory(
-                protocol,
-                support=len(support),
-                samples=len(samples),
-                width=encoder.embed_dim,
-                patch_size=encoder.patch_size,
-                classes=classes.count,
-            )
-            progress(f"segmentation: {name}: {told(planned)}")
-        row, confusion = _METHODS[protocol.method](encoder, support, samples, classes, protocol, seed)
-        rows.append({"encoder": name, **row})
+        planned = planned_memory(
+            protocol,
+            support=len(support),
+            samples=len(samples),
+            width=encoder.embed_dim,
+            patch_size=encoder.patch_size,
+            classes=classes.count,
+        )
+        context.report(f"segmentation: {name}: {describe_memory(planned)}")
+        task = Task(encoder, support, samples, protocol, context.seed)
+        row, confusion = _METHODS[protocol.method](task)
+        rows.append(ResultRow(encoder=name, **row))
         if not confusion.counts.any():
             raise UserError("--test", "no pixel of its masks is scored", "check its label map, or `ignore`")
-    return {
-        "kind": "segmentation",
-        "level": protocol.level,
-        "protocol": protocol.model_dump(mode="json", exclude=protocol.others),
-        "seed": seed,
-        "data": {
-            "train": {"n": 0},
-            **{flag.lstrip("-"): {"n": len(x), "fingerprint": x.source.fingerprint} for flag, x in used.items()},
-            "classes": ["ground", "foreground"] if protocol.method == "tokencut" else list(classes.names),
-            "labels": {flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
-            "labels_sha256": {flag.lstrip("-"): labels.sha256 for flag, labels in classes.maps.items()},
-        },
-        "chance": confusion.miou_constant,  # from the truth alone: the same for every encoder
-        "rows": rows,
-        "versions": {**versions(), "sklearn": version("scikit-learn")} if protocol.level == 0 else versions(),
-        "seconds": round(time.perf_counter() - begun, 2),
-    }
+    return EvaluationResult(
+        kind="segmentation",
+        level=protocol.level,
+        protocol=protocol.model_dump(mode="json", exclude=protocol.unused),
+        seed=context.seed,
+        data=_described(used, classes, protocol),
+        chance=confusion.miou_constant,  # depends on the masks only, so it is the same for every encoder
+        rows=tuple(rows),
+        versions={**versions(), "sklearn": version("scikit-learn")} if protocol.level == 0 else versions(),
+        seconds=round(time.perf_counter() - begun, 2),
+    )
 
 
-def _by_retrieval(
-    encoder: Encoder,
-    support: Annotated,
-    samples: Annotated,
+def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) -> dict[str, Source]:
+    """Return the sets that a protocol reads by their flags. The first one defines the classes."""
+    if protocol.level == 0:
+        return {"--test": test}
+    if train is None:
+        raise UserError("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
+    return {"--train": train, "--test": test}
+
+
+def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, Source], protocol: SegmentationProtocol) -> None:
+    if protocol.level == 0:
+        require_clustering(f"protocol {protocol.name}")
+    for flag, source in sets.items():
+        if not len(source):
+            raise UserError(flag, "has no images")
+        source.require_masks(flag)
+    if len({source.fingerprint for source in sets.values()}) < len(sets):
+        raise UserError("--test", "is the train set, where every patch finds itself", "give other images")
+    if protocol.method == "retrieval" and len(sets["--train"]) < 2:
+        raise UserError("--train", "one image cannot be divided into a bank and a held-out part", "give at least 2")
+    for name, encoder in encoders.items():
+        if protocol.image_size % encoder.patch_size:
+            raise UserError(
+                f"protocol {protocol.name}: image_size = {protocol.image_size}",
+                f"is not divisible by the patches of {name}, {encoder.patch_size} pixels",
+                f"give a multiple of {encoder.patch_size}",
+            )
+
+
+def _select(
+    encoders: Mapping[str, Encoder],
+    sets: Mapping[str, Source],
     classes: Classes,
     protocol: SegmentationProtocol,
-    seed: int,
-) -> tuple[dict[str, Any], Confusion]:
-    rule = protocol.retrieval
-    held = hold_out(support.indices, rule.held_out, seed)
-    kept, chosen_on = replace(support, indices=support.indices[~held]), replace(support, indices=support.indices[held])
+    context: EvaluationContext,
+) -> dict[str, SegmentationDataset]:
+    """Return the images of each set that are used, the same for every encoder."""
+    mask_size, test_images = protocol.image_size, protocol.test_images
+    if protocol.method == "kmeans":
+        mask_size = protocol.kmeans.mask_size
+        patches = max((protocol.image_size // encoder.patch_size) ** 2 for encoder in encoders.values())
+        test_images = min(protocol.kmeans.patches // patches or 1, test_images or protocol.kmeans.patches)
+    used = {}
+    for flag, source in sets.items():
+        most = protocol.train_images if flag == "--train" else test_images
+        chosen = choose(len(source), most or len(source), context.seed)
+        used[flag] = SegmentationDataset(
+            source,
+            chosen,
+            flag,
+            classes,
+            protocol.image_size,
+            mask_size,
+            protocol.interpolation,
+            context.ranks,
+        )
+    return used
+
+
+def _described(used: Mapping[str, SegmentationDataset], classes: Classes, protocol: SegmentationProtocol) -> Data:
+    sets = {flag.lstrip("-"): DataSet(n=len(x), fingerprint=x.source.fingerprint) for flag, x in used.items()}
+    return Data(
+        **{"train": DataSet(n=0), **sets},
+        classes=("ground", "foreground") if protocol.method == "tokencut" else classes.names,
+        labels={flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
+        labels_sha256={flag.lstrip("-"): labels.sha256 for flag, labels in classes.maps.items()},
+    )
+
+
+def _retrieval(task: Task) -> Row:
+    rule, protocol, support = task.protocol.retrieval, task.protocol, task.support
+    held_out = hold_out(support.indices, rule.held_out, task.seed)
     bank = PatchBank(
-        encoder,
-        kept,
-        classes,
+        task.encoder,
+        support.select(~held_out),
         images=len(support),
         patches=rule.bank_patches,
         batch=protocol.batch,
-        seed=seed,
+        seed=task.seed,
         rule=rule,
     )
-    tried = {(k, d): Confusion(classes.count, classes.ignore) for d in rule.distances for k in rule.neighbours}
-    for patches, masks in patch_features(encoder, chosen_on, classes, protocol.batch):
+    tried = {(k, distance): task.confusion() for distance in rule.distances for k in rule.neighbours}
+    for patches, masks in support.select(held_out).patch_features(task.encoder, protocol.batch):
         for distance in rule.distances:
             near = bank.neighbours(patches, max(rule.neighbours), distance)
             for k in rule.neighbours:
-                voted = vote(near[:, :k], classes.count).unflatten(0, patches.shape[:2])
-                tried[k, distance].add(masks, whole_masks(voted, encoder.patch_size).numpy())
+                voted = vote(near[:, :k], bank.classes.count).unflatten(0, patches.shape[:2])
+                tried[k, distance].add(masks, whole_masks(voted, task.encoder.patch_size).numpy())
     k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals
-    bank.extend(chosen_on)
-    confusion, recall = Confusion(classes.count, classes.ignore), None
-    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+    bank.extend(support.select(held_out))
+    confusion, recall = task.confusion(), None
+    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
         recall = bank.recall(patches, k, distance) if recall is None else recall
         confusion.add(masks, bank.masks(patches, k, distance))
     row = {
-        **_scores([confusion], seed),
+        **_scores([confusion], task.seed),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
@@ -176,28 +228,21 @@ def _by_retrieval(
     return row, confusion
 
 
-def _by_clusters(
-    encoder: Encoder,
-    support: Annotated,
-    samples: Annotated,
-    classes: Classes,
-    protocol: SegmentationProtocol,
-    seed: int,
-) -> tuple[dict[str, Any], Confusion]:
-    rule = protocol.kmeans
-    features, masks = collect(encoder, samples, classes, protocol.batch)
-    side = protocol.image_size // encoder.patch_size
-    components = reduced(features, rule.components)
+def _kmeans(task: Task) -> Row:
+    rule, classes = task.protocol.kmeans, task.samples.classes
+    features, masks = collect(task.encoder, task.samples, task.protocol.batch)
+    side = task.protocol.image_size // task.encoder.patch_size
+    components = reduce_features(features, rule.components)
     exact: list[Confusion] = []
     over: list[Confusion] = []
-    for state in random_bits(seed, Stream.EVALUATION, np.arange(rule.seeds), 1)[:, 0]:
+    for state in random_bits(task.seed, Stream.EVALUATION, np.arange(rule.seeds), 1)[:, 0]:
         for clusters, match, found in ((classes.scored, hungarian, exact), (rule.overcluster, by_precision, over)):
             assigned = kmeans(
                 components, clusters, restarts=rule.restarts, iterations=rule.iterations, state=int(state)
             )
-            found.append(scored(assigned.reshape(-1, side, side), masks, classes, match))
+            found.append(cluster_confusion(assigned.reshape(-1, side, side), masks, classes, match))
     row = {
-        **_scores(exact, seed),
+        **_scores(exact, task.seed),
         "miou_overclustered": float(np.mean([confusion.miou for confusion in over])),
         "seeds": [confusion.miou for confusion in exact],
         "features": {"patches": len(components), "bytes": features.nbytes},
@@ -205,61 +250,42 @@ def _by_clusters(
     return row, exact[0]
 
 
-def _by_soft_retrieval(
-    encoder: Encoder,
-    support: Annotated,
-    samples: Annotated,
-    classes: Classes,
-    protocol: SegmentationProtocol,
-    seed: int,
-) -> tuple[dict[str, Any], Confusion]:
-    bank = SoftBank(encoder, support, classes, protocol.hummingbird, batch=protocol.batch, seed=seed)
-    confusion, recall = Confusion(classes.count, classes.ignore), None
-    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+def _hummingbird(task: Task) -> Row:
+    protocol = task.protocol
+    bank = SoftBank(task.encoder, task.support, protocol.hummingbird, batch=protocol.batch, seed=task.seed)
+    confusion, recall = task.confusion(), None
+    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
         recall = bank.recall(patches) if recall is None else recall
         confusion.add(masks, bank.masks(patches, protocol.image_size))
-    bank_row = {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})}
-    return {**_scores([confusion], seed), "bank": bank_row}, confusion
+    size = {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})}
+    return {**_scores([confusion], task.seed), "bank": size}, confusion
 
 
-def _by_layer(
-    encoder: Encoder,
-    support: Annotated,
-    samples: Annotated,
-    classes: Classes,
-    protocol: SegmentationProtocol,
-    seed: int,
-) -> tuple[dict[str, Any], Confusion]:
-    layer = train_layer(encoder, support, classes, protocol.linear, seed=seed, batch=protocol.batch)
-    confusion = Confusion(classes.count, classes.ignore)
-    for patches, masks in patch_features(encoder, samples, classes, protocol.batch):
+def _linear(task: Task) -> Row:
+    protocol = task.protocol
+    layer = train_layer(task.encoder, task.support, protocol.linear, seed=task.seed, batch=protocol.batch)
+    confusion = task.confusion()
+    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
         confusion.add(masks, layer.masks(patches, protocol.image_size))
-    return _scores([confusion], seed), confusion
+    return _scores([confusion], task.seed), confusion
 
 
-def _by_cut(
-    encoder: Encoder,
-    support: Annotated,
-    samples: Annotated,
-    classes: Classes,
-    protocol: SegmentationProtocol,
-    seed: int,
-) -> tuple[dict[str, Any], Confusion]:
-    found = cut_set(encoder, samples, classes, protocol.tokencut, protocol.batch)
-    return {**_scores([found.confusion], seed), **found.row(seed)}, found.confusion
+def _tokencut(task: Task) -> Row:
+    found = cut_set(task.encoder, task.samples, task.protocol.tokencut, task.protocol.batch)
+    return {**_scores([found.confusion], task.seed), **found.row(task.seed)}, found.confusion
 
 
-_METHODS: dict[str, Callable[..., tuple[dict[str, Any], Confusion]]] = {
-    "kmeans": _by_clusters,
-    "tokencut": _by_cut,
-    "retrieval": _by_retrieval,
-    "hummingbird": _by_soft_retrieval,
-    "linear": _by_layer,
+_METHODS: dict[str, Callable[[Task], Row]] = {
+    "kmeans": _kmeans,
+    "tokencut": _tokencut,
+    "retrieval": _retrieval,
+    "hummingbird": _hummingbird,
+    "linear": _linear,
 }
 
 
 def _scores(confusions: Sequence[Confusion], seed: int) -> dict[str, Any]:
-    """Return the mean scores of one or more runs over the same images, and the interval of the mean mIoU."""
+    """Return the mean scores of one or more runs on the same images, and the interval of the mean mIoU."""
     iou = np.stack([confusion.iou for confusion in confusions], axis=1)  # (classes, runs)
     per_class = [float(runs[~np.isnan(runs)].mean()) if not np.isnan(runs).all() else None for runs in iou]
     return {
@@ -269,42 +295,3 @@ def _scores(confusions: Sequence[Confusion], seed: int) -> dict[str, Any]:
         "pixel_accuracy": float(np.mean([confusion.pixel_accuracy for confusion in confusions])),
         "per_class": per_class,
     }
-
-
-def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) -> list[tuple[Source, str]]:
-    """Return the sets that a protocol reads, the one whose labels count first, beside their flags."""
-    if protocol.level == 0:
-        return [(test, "--test")]
-    if train is None:
-        raise UserError("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
-    return [(train, "--train"), (test, "--test")]
-
-
-def _tested(encoders: Mapping[str, Encoder], protocol: SegmentationProtocol) -> int | None:
-    """Return how many test images are taken at most, the same for every encoder; None for all."""
-    if protocol.method != "kmeans":
-        return protocol.test_images
-    most = max((protocol.image_size // encoder.patch_size) ** 2 for encoder in encoders.values())
-    return min(protocol.kmeans.patches // most or 1, protocol.test_images or protocol.kmeans.patches)
-
-
-def _check(encoders: Mapping[str, Encoder], sets: Sequence[tuple[Source, str]], protocol: SegmentationProtocol) -> None:
-    if protocol.level == 0:
-        require_extra()
-    for source, flag in sets:
-        if not len(source):
-            raise UserError(flag, "holds no images")
-        source.require_masks(flag)
-    if len({source.fingerprint for source, _ in sets}) < len(sets):
-        raise UserError(
-            "--test", "is the train set, where every patch finds itself", "give images that are not looked up"
-        )
-    if protocol.method == "retrieval" and len(sets[0][0]) < 2:
-        raise UserError("--train", "one image cannot be split into a bank and a held-out part", "give at least 2")
-    for name, encoder in encoders.items():
-        if protocol.image_size % encoder.patch_size:
-            raise UserError(
-                f"protocol {protocol.name}: image_size = {protocol.image_size}",
-                f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
-                f"give a multiple of {encoder.patch_size}",
-            )

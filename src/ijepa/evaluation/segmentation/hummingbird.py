@@ -1,12 +1,12 @@
-"""Segmentation by soft retrieval: a bank of patches with the shares of classes in them, nothing trained.
+"""Segmentation by soft retrieval: a bank of patches with the shares of the classes in them. Nothing is trained.
 
-Level 1, after Balazevic et al. ("Towards in-context scene understanding", arXiv 2306.01667) and its open evaluation: a
-patch's label is how often each class occurs among its pixels, a test patch takes the mean of its neighbours' labels
-weighted by softmax(cosine / T), and the shares are upsampled bilinearly before the largest is taken. Ignored pixels
-count for no class; a patch of ignored pixels alone is not kept. Where the bank cannot hold all patches, it takes the
-same number of every image, rare classes first (`draw_rare`).
+Level 1, as in Balazevic et al. ("Towards in-context scene understanding", arXiv 2306.01667) and its open evaluation.
+The label of a patch is the share of its pixels that each class has. A test patch gets the mean of the labels of its
+neighbors, weighted by softmax(cosine / T). The shares are upsampled bilinearly, and the class with the largest share is
+the prediction. Ignored pixels belong to no class; a patch with ignored pixels only is not kept. If the bank cannot hold
+all patches, it holds the same number from every image, preferably of rare classes (`draw_rare`).
 
-The bank takes 2 (D + C) bytes a patch, of width D and C classes, in float16; it is filled into one block of memory.
+The bank has 2 (D + C) bytes per patch, for width D and C classes in float16, in one block of memory.
 """
 
 import torch
@@ -15,92 +15,71 @@ from torch.nn.functional import interpolate, normalize
 
 from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices
-from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, patch_features
-from ijepa.evaluation.segmentation.ivf import InvertedIndex
-from ijepa.evaluation.segmentation.patch_bank import RECALLED
+from ijepa.evaluation.segmentation.bank_search import BankSearch
+from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
-from ijepa.evaluation.segmentation.retrieval import QUERIES, patch_labels, search
+from ijepa.evaluation.segmentation.retrieval import QUERIES, patch_labels
 from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, random_bits, uniform
 
 
 class SoftBank:
-    """Normalised features of patches with the shares of classes in them.
+    """Normalized features of patches with the shares of the classes in them.
 
     Args:
-        encoder: makes the features.
-        support: the labelled images.
-        classes: of their masks.
-        rule: see `SoftRetrieval`.
-        batch: images a forward pass.
-        seed: draws each image's patches where not all are kept.
+        encoder: computes the features.
+        support: the labeled images.
+        rule: size of the bank, and how it is searched.
+        batch: images per forward pass.
+        seed: draws the patches of each image if not all are kept.
 
     Raises:
         UserError: masks without a scored class.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        support: Annotated,
-        classes: Classes,
-        rule: SoftRetrieval,
-        *,
-        batch: int = 32,
-        seed: int = 0,
+        self, encoder: Encoder, support: SegmentationDataset, rule: SoftRetrieval, *, batch: int = 32, seed: int = 0
     ) -> None:
         self.rule = rule
         whole = (support.image_size // encoder.patch_size) ** 2
-        bound = whole if rule.bank_patches is None else max(1, rule.bank_patches // len(support))
-        count = min(whole, bound)
-        self.labels = torch.empty(len(support) * count, classes.count, dtype=torch.float16)
-        self.keys, done, seen = torch.empty(0), 0, 0
-        for patches, masks in patch_features(encoder, support, classes, batch):
-            shares = class_shares(patch_labels(torch.from_numpy(masks), encoder.patch_size), classes)
+        count = whole if rule.bank_patches is None else min(whole, max(1, rule.bank_patches // len(support)))
+        keys = torch.empty(len(support) * count, encoder.embed_dim, dtype=torch.float16)
+        labels = torch.empty(len(keys), support.classes.count, dtype=torch.float16)
+        filled, images = 0, 0
+        for patches, masks in support.patch_features(encoder, batch):
+            shares = class_shares(patch_labels(torch.from_numpy(masks), encoder.patch_size), support.classes)
             if count < whole:
-                chosen = draw_rare(shares, support.indices[seen : seen + len(patches)], count, seed)[..., None]
+                chosen = draw_rare(shares, support.indices[images : images + len(patches)], count, seed)[..., None]
                 patches, shares = (x.gather(1, chosen.expand(-1, -1, x.shape[2])) for x in (patches, shares))
-            seen += len(patches)
-            if not self.keys.numel():
-                self.keys = torch.empty(len(self.labels), patches.shape[2], dtype=torch.float16)
+            images += len(patches)
             kept = shares.flatten(0, 1).sum(1) > 0
-            end = done + int(kept.sum())
-            self.keys[done:end] = normalize(patches.flatten(0, 1)[kept], dim=1)
-            self.labels[done:end] = shares.flatten(0, 1)[kept]
-            done = end
-        if not done:
+            end = filled + int(kept.sum())
+            keys[filled:end] = normalize(patches.flatten(0, 1)[kept], dim=1)
+            labels[filled:end] = shares.flatten(0, 1)[kept]
+            filled = end
+        if not filled:
             raise UserError(support.flag, "no patch of the masks has a class that is scored")
-        self.nbytes = self.keys.nbytes + self.labels.nbytes
-        self.keys, self.labels = self.keys[:done], self.labels[:done]
-        self.index: InvertedIndex | None = None
-        if rule.search == "inverted":
-            self.index = InvertedIndex(self.keys, self.labels, lists=rule.lists, seed=seed)
+        self.nbytes = keys.nbytes + labels.nbytes
+        self.keys, self.labels = keys[:filled], labels[:filled]
+        self.search = BankSearch(self.keys, rule, seed)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def shares(self, patches: Tensor) -> Tensor:
-        """Return the weighted mean of the neighbours' labels (q, C) for patches (q, D)."""
+        """Return the weighted mean (q, C) of the labels of the neighbors, for patches (q, D)."""
         found = []
         for some in normalize(patches, dim=1).split(QUERIES):
-            near = self._near(some)
+            near = self.search.nearest(some, self.rule.neighbours, "cosine")
+            # The keys were rounded to float16, so their length is not exactly 1.
             cosine = torch.einsum("qkd,qd->qk", normalize(self.keys[near].float(), dim=2), some)
             weights = (cosine / self.rule.temperature).softmax(1)
             found.append(torch.einsum("qk,qkc->qc", weights, self.labels[near].float()))
         return torch.cat(found)
 
     def recall(self, patches: Tensor) -> dict[str, float | int]:
-        """Return what a result says of the inverted index, measured on patches (B, N, D); empty for exact search."""
-        if self.index is None:
-            return {}
-        queries = normalize(patches.flatten(0, 1)[:RECALLED], dim=1)
-        recall = self.index.recall(queries, self.keys, self.rule.neighbours, "cosine", self.rule.probes)
-        return {"lists": len(self.index), "probes": self.rule.probes, "recall": recall, "queries": len(queries)}
-
-    def _near(self, queries: Tensor) -> Tensor:
-        if self.index is None:
-            return search(queries, self.keys, self.rule.neighbours, "cosine")
-        return self.index.search(queries, self.keys, self.rule.neighbours, "cosine", self.rule.probes)
+        """Return the recall of the search for patches (B, N, D), see `BankSearch.recall`."""
+        return self.search.recall(normalize(patches.flatten(0, 1), dim=1), self.rule.neighbours, "cosine")
 
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""
@@ -108,38 +87,39 @@ class SoftBank:
 
 
 def draw_rare(shares: Tensor, indices: Indices, count: int, seed: int) -> Tensor:
-    """Return which `count` patches of each image are taken, ascending, those of rare classes more often: (B, count).
+    """Return which `count` patches of each image are selected, ascending, preferably of rare classes: (B, count).
 
-    A patch's score is the sum, over its classes, of the number of the image's patches that hold the class, times a
-    uniform draw. The lowest scores are taken. Patches without a scored class come last.
+    The score of a patch is the sum, over its classes, of the number of patches in the image that have the class, times
+    a uniform random number. The patches with the lowest scores are selected; those without a scored class come last.
 
     Args:
-        shares: classes' shares in each patch (B, N, C).
-        indices: sample numbers (B,), which the draws are made by.
-        count: of patches, at most N.
-        seed: of the draws.
+        shares: shares of the classes in each patch (B, N, C).
+        indices: sample numbers (B,), which determine the random numbers.
+        count: number of patches, at most N.
+        seed: of the random numbers.
     """
-    there = shares > 0
-    patches_with = there.sum(1, keepdim=True)  # (B, 1, C)
-    frequency = (there * patches_with).sum(2).double()  # (B, N)
+    present = shares > 0
+    patches_with_class = present.sum(1, keepdim=True)  # (B, 1, C)
+    frequency = (present * patches_with_class).sum(2).double()  # (B, N)
     draw = torch.from_numpy(uniform(random_bits(seed, Stream.EVALUATION, indices, shares.shape[1])))
     score = (frequency * draw).masked_fill_(frequency == 0, torch.inf)
     return score.argsort(dim=1, stable=True)[:, :count].sort(1).values
 
 
 def class_shares(labels: Tensor, classes: Classes) -> Tensor:
-    """Return each class's share of the scored pixels of patches (..., L): (..., C), 0 where there are none."""
+    """Return the share (..., C) of each class in the scored pixels of patches (..., L); 0 if there are none."""
     ignored = torch.isin(labels, torch.tensor(classes.ignore, dtype=labels.dtype))
     counts = torch.zeros(*labels.shape[:-1], classes.count + 1)
+    # Ignored pixels are counted in an extra column, which is dropped.
     counts.scatter_add_(-1, labels.masked_fill(ignored, classes.count), torch.ones(labels.shape))
     counts = counts[..., : classes.count]
     return counts / counts.sum(-1, keepdim=True).clamp_min(1)
 
 
 def largest(scores: Tensor, size: int) -> Labels:
-    """Return the class of the largest score at each pixel, (B, size, size), for scores (B, N, C) of patches."""
+    """Return the class with the largest upsampled score at each pixel, (B, size, size), for scores (B, N, C)."""
     side = round(scores.shape[1] ** 0.5)
-    maps = scores.transpose(1, 2).unflatten(2, (side, side))
-    # Image by image: the maps of all classes at full size are the largest thing here.
+    maps = scores.transpose(1, 2).unflatten(2, (side, side))  # (B, C, side, side)
+    # One image at a time, because the maps of all classes at full size take the most memory.
     masks = [interpolate(one[None], (size, size), mode="bilinear").argmax(1) for one in maps]
     return torch.cat(masks).cpu().numpy()

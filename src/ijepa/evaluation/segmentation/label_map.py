@@ -1,51 +1,52 @@
-"""Label maps: what the values of a mask mean, by YAML.
+"""Label maps: the meaning of the values of a mask, as YAML.
 
-Data sets store classes as they like: ids with gaps, ids that only together are a class, colours. A label map says which
-values make up each class; classes are numbered from 0 in the order they stand in, so that all of evaluation sees
-numbers without gaps. What is not scored becomes `IGNORED`. A value that the map does not speak of is an error: it
-means that masks and map do not belong together, and would else be a quiet loss of pixels.
+Data sets store classes in different ways: ids with gaps, several ids for one class, colors. A label map states which
+values belong to each class. Classes are numbered from 0 in the order of the file, so that the evaluation sees numbers
+without gaps. Values that are not scored become `IGNORED`. A value that the map does not have is an error: then mask and
+map do not belong together, and without the error pixels would be lost silently.
 
     name: street
     classes:
       road: 7                       # one id of an index or palette PNG
-      vehicle: [26-28, 31]          # a group; ranges include both ends
-      plant: ["#6b8e23", "#98fb98"] # colours of RGB masks
-    ignore: [0-6, 255]              # or `rest`: all that no class names
-    colours: {road: "#804080"}      # how pictures show classes; if not given, by the first colour among their values
+      vehicle: [26-28, 31]          # several ids; ranges include both ends
+      plant: ["#6b8e23", "#98fb98"] # colors of RGB masks
+    ignore: [0-6, 255]              # or `rest`: all values that are in no class
+    colours: {road: "#804080"}      # colors in figures; default: the first color among the values of a class
 
-Presets stand in `labels/`.
+Presets are in `labels/`.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from ijepa.config.files import preset_names, read_yaml
 from ijepa.data.loading.decode import MaskColors
 from ijepa.utils.config import BaseConfig
 from ijepa.utils.errors import UserError, did_you_mean
 
+FOLDER = "evaluation/labels"
+"""Folder of the presets."""
+
 IGNORED = 255
-"""The number of what is not scored."""
+"""Class number of pixels that are not scored."""
 
 _IDS = 2**16
 _UNKNOWN = -1
 
 
 class LabelError(ValueError):
-    """A mask's value that the map does not speak of; `str()` says which."""
+    """A value of a mask that the map does not have; `str()` names it."""
 
 
 def _values(value: Any) -> Any:
-    """Read ids, `first-last` and `#rrggbb`, one or a list, as ids (int) and colours (#rrggbb in lower case)."""
+    """Read ids, `first-last` and `#rrggbb`, one or a list, as ids (int) and colors (#rrggbb in lower case)."""
     if value == "rest":
         return value
     found: list[int | str] = []
@@ -57,7 +58,7 @@ def _values(value: Any) -> Any:
         elif first.isdigit() and (last.isdigit() or not dash) and int(first) <= int(last or first) < _IDS:
             found.extend(range(int(first), int(last or first) + 1))
         else:
-            raise ValueError(f"{item!r} is no id, no range such as 3-7 and no colour such as '#80c000'")
+            raise ValueError(f"{item!r} is not an id, a range such as 3-7, or a color such as '#80c000'")
     return tuple(found)
 
 
@@ -67,31 +68,31 @@ Values = Annotated[tuple[int | str, ...], BeforeValidator(_values)]
 
 
 class LabelMap(BaseConfig):
-    """Which values of a mask make up which class."""
+    """The values of a mask that belong to each class."""
 
     name: str
-    """What results call it."""
+    """Name of the label map in results."""
     description: str = ""
-    """Where it comes from."""
+    """Source of the label map."""
     classes: dict[str, Values] = Field(min_length=2, max_length=IGNORED)
-    """The values of each class, numbered in their order."""
+    """Values of each class. Classes are numbered in this order."""
     ignore: Annotated[tuple[int | str, ...] | Literal["rest"], BeforeValidator(_values)] = (IGNORED,)
-    """Values that are not scored; `rest` is every value that no class names."""
+    """Values that are not scored; rest: all values that are in no class."""
 
     colours: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] = Field(default_factory=dict)
-    """How pictures show classes, by their names; they decide nothing else."""
+    """Colors of classes in figures, by their names."""
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
         strange = next((name for name in self.colours if name not in self.classes), None)
         if strange is not None:
-            raise UserError(f"colours: {strange}", "is no class", did_you_mean(strange, self.classes))
+            raise UserError(f"colours: {strange}", "is not a class", did_you_mean(strange, self.classes))
         meaning: dict[int | str, str] = {}
         listed = () if self.ignore == "rest" else self.ignore
         for name, values in [*self.classes.items(), ("ignore", listed)]:
             for value in values:
                 if meaning.setdefault(value, name) != name:
-                    raise UserError("classes", f"{value} stands for {meaning[value]} and for {name}", "give it to one")
+                    raise UserError("classes", f"{value} is in {meaning[value]} and in {name}", "remove it from one")
         return self
 
     @property
@@ -101,42 +102,42 @@ class LabelMap(BaseConfig):
 
     @property
     def palette(self) -> tuple[Rgb, ...]:
-        """The colour of every class, by number; empty where one has none."""
-        shown = []
+        """RGB color of each class by number; empty if one has none."""
+        colors = []
         for name, values in self.classes.items():
             code = self.colours.get(name, next((value for value in values if isinstance(value, str)), None))
             if code is None:
                 return ()
-            shown.append((int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)))
-        return tuple(shown)
+            colors.append((int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)))
+        return tuple(colors)
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what decides class numbers: classes in their order, and what is not scored."""
+        """SHA-256 of what determines class numbers: classes in their order, and what is not scored."""
         return hashlib.sha256(json.dumps([list(self.classes.items()), self.ignore]).encode()).hexdigest()
 
     @property
     def reads(self) -> MaskColors:
-        """How masks are to be decoded: as colours alone where the map has no ids."""
+        """How to decode masks: as colors only if the map has no ids."""
         values = [value for group in self.classes.values() for value in group]
         if all(isinstance(value, str) for value in values):
             return "only"
         return "accept" if any(isinstance(value, str) for value in values) else "refuse"
 
     def numbers(self, values: npt.NDArray[np.integer]) -> npt.NDArray[np.int16]:
-        """Return class numbers (H, W) of a mask of ids (H, W) or colours (H, W, 3), `IGNORED` where not scored.
+        """Return class numbers (H, W) of a mask of ids (H, W) or colors (H, W, 3); `IGNORED` where not scored.
 
         Raises:
-            LabelError: a value that is neither a class's nor ignored.
+            LabelError: a value that is neither in a class nor ignored.
         """
         if values.ndim == 2:
             found = self._by_id[values]
         else:
             red, green, blue = (values[..., channel].astype(np.int32) for channel in range(3))
-            codes, numbers = self._by_colour
-            colours = red << 16 | green << 8 | blue
-            place = np.minimum(np.searchsorted(codes, colours), len(codes) - 1)
-            found = np.where(codes[place] == colours, numbers[place], self._other)
+            codes, numbers = self._by_color
+            colors = red << 16 | green << 8 | blue
+            place = np.minimum(np.searchsorted(codes, colors), len(codes) - 1)
+            found = np.where(codes[place] == colors, numbers[place], self._other)
         if int(found.min()) == _UNKNOWN:
             first = values[found == _UNKNOWN][0]
             shown = str(first) if values.ndim == 2 else "#{:02x}{:02x}{:02x}".format(*first)
@@ -161,7 +162,7 @@ class LabelMap(BaseConfig):
         return table
 
     @cached_property
-    def _by_colour(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
+    def _by_color(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
         pairs = sorted(
             (int(value[1:], 16), number) for value, number in self._meaning.items() if isinstance(value, str)
         )
@@ -171,28 +172,14 @@ class LabelMap(BaseConfig):
 
 def label_maps() -> list[str]:
     """Return the names of the presets."""
-    folder = resources.files("ijepa.evaluation") / "labels"
-    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return preset_names(FOLDER)
 
 
-def load_label_map(name_or_path: str, where: str = "--labels") -> LabelMap:
-    """Return a label map: a preset by its name, or a YAML file. `where` names who asked for it.
+def load_label_map(name_or_path: str) -> LabelMap:
+    """Return a label map: a preset by its name, or a YAML file.
 
     Raises:
-        UserError: no such preset or file, unknown keys, values of another kind, one value with two meanings.
+        UserError: no such preset or file, unknown keys, invalid values, or a value with two meanings.
     """
-    if name_or_path in label_maps():
-        file: Any = resources.files("ijepa.evaluation") / "labels" / f"{name_or_path}.yaml"
-    elif Path(name_or_path).suffix in (".yaml", ".yml"):
-        file = Path(name_or_path)
-    else:
-        raise UserError(where, f"no label map {name_or_path!r}", did_you_mean(name_or_path, label_maps()))
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(where, f"{name_or_path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(where, f"{name_or_path} is no YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(where, f"{name_or_path} holds no keys and values", f"presets are {', '.join(label_maps())}")
-    return LabelMap.read(values, name_or_path)
+    file = read_yaml(name_or_path, FOLDER, "label map")
+    return LabelMap.read(file.values, file.where)

@@ -1,9 +1,6 @@
-"""What a segmentation protocol holds in memory, told before it runs: one that does not fit should not take hours to.
+"""Memory that a segmentation protocol needs, reported before it runs, not counting the encoder and its forward pass."""
 
-Beside what is counted here stand the encoder and what a forward pass takes.
-"""
-
-from ijepa.evaluation.segmentation.linear import KEPT
+from ijepa.evaluation.segmentation.linear import CACHE_BYTES
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.segmentation.retrieval import KEYS, QUERIES
 
@@ -11,14 +8,14 @@ from ijepa.evaluation.segmentation.retrieval import KEYS, QUERIES
 def planned_memory(
     protocol: SegmentationProtocol, *, support: int, samples: int, width: int, patch_size: int, classes: int
 ) -> dict[str, int]:
-    """Return the bytes that one encoder's evaluation takes, by what takes them.
+    """Return the bytes that the evaluation of one encoder needs, by use.
 
     Args:
-        protocol: see `segmentation_protocol`.
-        support, samples: training and test images.
-        width: of a patch's features.
+        protocol: the protocol.
+        support, samples: numbers of training and test images.
+        width: width of the features of a patch.
         patch_size: side of a patch in pixels.
-        classes: number of them.
+        classes: number of classes.
     """
     patches, pixels = (protocol.image_size // patch_size) ** 2, protocol.image_size**2
     batch = {"batch": protocol.batch * (4 * patches * width + 8 * pixels + 3 * pixels)}
@@ -26,7 +23,7 @@ def planned_memory(
         return {**batch, "graph": 4 * 8 * patches**2}
     if protocol.method == "kmeans":
         rule, mask = protocol.kmeans, 1 if classes <= 255 else 4
-        components = 2 * 4 * min(width, rule.components)  # twice: scikit-learn works on its own
+        components = 2 * 4 * min(width, rule.components)  # twice, because scikit-learn makes a copy
         return {
             **batch,
             "features": 4 * samples * patches * width,
@@ -35,17 +32,20 @@ def planned_memory(
         }
     if protocol.method == "linear":
         kept = support * (2 * patches * width + 8 * pixels)
-        return {**batch, "kept": kept if kept <= KEPT else 0}
-    bound = (protocol.retrieval if protocol.method == "retrieval" else protocol.hummingbird).bank_patches
-    each = patches if bound is None else min(patches, max(1, bound // support))
+        return {**batch, "kept": kept if kept <= CACHE_BYTES else 0}
+    retrieval = protocol.retrieval if protocol.method == "retrieval" else protocol.hummingbird
+    limit = retrieval.bank_patches
+    rows = support * (patches if limit is None else min(patches, max(1, limit // support)))
     label = patch_size**2 * (1 if classes <= 256 else 4)
-    entry = 4 * width + label if protocol.method == "retrieval" else 2 * (width + classes)
+    row = 4 * width + label if protocol.method == "retrieval" else 2 * (width + classes)
     search = 4 * QUERIES * KEYS + 8 * width * KEYS
-    return {**batch, "bank": support * each * entry, "search": search}
+    if retrieval.search == "faiss":  # float32 copies, one for each distance that is tried
+        search = 4 * width * rows * (len(protocol.retrieval.distances) if protocol.method == "retrieval" else 1)
+    return {**batch, "bank": rows * row, "search": search}
 
 
-def told(planned: dict[str, int]) -> str:
-    """Return a plan in words: the sum, and its parts of at least a tenth."""
+def describe_memory(planned: dict[str, int]) -> str:
+    """Return planned memory as text: the sum, and the parts that are at least a tenth of it."""
     total = sum(planned.values())
-    parts = ", ".join(f"{name} {bytes_ / 1e9:.2f}" for name, bytes_ in planned.items() if 10 * bytes_ >= total)
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in planned.items() if 10 * size >= total)
     return f"about {total / 1e9:.2f} GB of memory ({parts})"

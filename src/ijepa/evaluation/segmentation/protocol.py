@@ -1,4 +1,4 @@
-"""Protocols of segmentation by frozen features: every number that decides a result, typed, in YAML beside the code."""
+"""Protocols of segmentation by frozen features: all settings that determine a result, typed."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from ijepa.evaluation.segmentation.retrieval import Distance
 from ijepa.utils.config import BaseConfig
 
 PATCHES = 4_000_000
-"""Patches that are held at most where nothing else is said: those of ADE20K's 20,210 training images at 14 x 14."""
+"""Default of the largest number of patches in memory: that of ADE20K's 20,210 training images at 14 x 14."""
 
 
 class Clustering(BaseConfig):
@@ -36,11 +36,11 @@ class Clustering(BaseConfig):
 class Searched(BaseConfig):
     """How a patch bank is searched."""
 
-    search: Literal["exact", "inverted"] = "exact"
-    """Search method. exact: search the whole bank; inverted: search some lists of an inverted index. The result states
-    the recall."""
+    search: Literal["exact", "faiss"] = "exact"
+    """Search method. exact: search the whole bank; faiss: search some lists of an inverted file index (IndexIVFFlat),
+    which needs the extra `faiss`. The result states the recall."""
     lists: int | None = Field(None, ge=1)
-    """Number of lists of the inverted index; null: about the square root of the number of patches in the bank."""
+    """Number of lists of the index; null: about the square root of the number of patches in the bank."""
     probes: int = Field(32, ge=1)
     """Number of lists that are searched per query."""
 
@@ -135,10 +135,10 @@ class SegmentationProtocol(BaseConfig):
 
     @property
     def level(self) -> int:
-        """What a result consumes: 0 labels only score, 1 a labelled support set, nothing trained, 2 a trained layer."""
+        """Use of labels. 0: only for scoring; 1: in a bank that is searched; 2: to train a layer."""
         return {"kmeans": 0, "tokencut": 0, "linear": 2}.get(self.method, 1)
 
     @property
-    def others(self) -> set[str]:
-        """The sections that do not count."""
+    def unused(self) -> set[str]:
+        """The sections of other methods."""
         return {"kmeans", "tokencut", "retrieval", "hummingbird", "linear"} - {self.method}

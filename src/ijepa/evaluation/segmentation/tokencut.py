@@ -1,19 +1,21 @@
-"""One object cut out of an image by the similarity of its patches: TokenCut (Wang et al., arXiv 2202.11539).
+"""One object per image, segmented by the similarity of its patches: TokenCut (Wang et al., arXiv 2202.11539).
 
-Level 0: labels only score. Patches are joined by 1 where their cosine is above `tau` and by `eps` elsewhere. The
-second eigenvector of (D - W) v = l D v relaxes the normalised cut of that graph; it is cut at its mean, and the side
-with its largest magnitude is foreground. The part of it that is connected to that patch gives the box.
+Level 0: labels are only used for scoring. The edge between two patches has the weight 1 if their cosine is above `tau`,
+else `eps`. The second eigenvector of (D - W) v = l D v is the relaxed normalized cut of this graph. It is thresholded
+at its mean, and the side with the entry of largest magnitude is the foreground. The connected part of the foreground
+that has this patch gives the box.
 
-An eigenvector has no sign of its own, a repeated eigenvalue has no eigenvector of its own, and patches with the same
-neighbors have equal entries, which differ by rounding only. `cut` decides all three by rule, so that the result does
-not depend on the linear algebra library or on the CPU.
+The sign of an eigenvector is arbitrary, a repeated eigenvalue has many eigenvectors, and patches with the same
+neighbors have equal entries that differ by rounding. `cut` decides all three by rules, so that the result does not
+depend on the linear algebra library or the CPU.
 
-The original takes keys of the last attention layer of an encoder trained by DINO; here, as everywhere in this room, it
-is the last block's output. Its bilateral refinement of masks is left out, and boxes of objects are made of the masks:
-one for each connected part of each class.
+The original uses keys of the last attention layer of an encoder trained by DINO; here it is the output of the last
+block, as in all protocols. Its bilateral refinement of masks is left out. The boxes of objects are computed from the
+masks: one for each connected part of each class.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +26,7 @@ from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.metrics.accuracy import interval
 from ijepa.evaluation.metrics.bootstrap import mean_interval
 from ijepa.evaluation.metrics.iou import Confusion
-from ijepa.evaluation.segmentation.dataset import Annotated, Classes, Labels, patch_features
+from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset
 from ijepa.evaluation.segmentation.protocol import TokenCut
 from ijepa.utils.errors import UserError
 
@@ -32,27 +34,27 @@ Mask = npt.NDArray[np.bool_]
 Box = tuple[int, int, int, int]
 """Top, left, bottom and right in pixels, the last two beyond the box."""
 
-HALF = 0.5
-"""IoU of two boxes at which an object counts as found."""
+FOUND_IOU = 0.5
+"""IoU of two boxes from which on an object counts as found."""
 
 _VOID = 2
 
 _SAME = 1e-9
-"""Difference of two eigenvalues, which lie in [0, 2], below which they count as one that is repeated."""
+"""Difference of two eigenvalues, which are in [0, 2], below which they count as a repeated one."""
 _TIE = 1e-5
 """Relative difference below which two entries count as equal; rounding leaves 1e-6 if eigenvalues are `_SAME` apart."""
 
 
 @dataclass
 class Found:
-    """What was found in the images so far: `iou` of foreground and `hits` of boxes, of images that hold an object."""
+    """Scores of images: `iou` of the foreground and `hits` of boxes, only of images with an object."""
 
     confusion: Confusion
     iou: list[float] = field(default_factory=list)
     hits: list[bool] = field(default_factory=list)
 
-    def row(self, seed: int) -> dict[str, object]:
-        """Return CorLoc and the mean foreground IoU of images, each with its 95 % interval."""
+    def row(self, seed: int) -> dict[str, Any]:
+        """Return CorLoc and the mean foreground IoU over images, each with its 95 % interval."""
         if not self.hits:
             return {"corloc": 0.0, "iou_images": 0.0, "with_objects": 0}
         return {
@@ -64,52 +66,55 @@ class Found:
         }
 
 
-def cut_set(encoder: Encoder, samples: Annotated, classes: Classes, rule: TokenCut, batch: int) -> Found:
-    """Cut every image of a set and score it: every label but ground's and the ignored is foreground.
+def cut_set(encoder: Encoder, samples: SegmentationDataset, rule: TokenCut, batch: int) -> Found:
+    """Segment every image of a set and score it. All labels except the ground's and ignored ones are foreground.
 
     Raises:
-        UserError: no class is called ground; and as `annotated.patch_features`.
-        RunError: as `annotated.patch_features`.
+        UserError: no class is named as ground; and as `SegmentationDataset.read`.
+        RunError: as `SegmentationDataset.read`.
     """
-    ground = ground_of(classes, rule)
+    ground = ground_of(samples.classes, rule)
     found = Found(Confusion(2, [_VOID]))
-    for patches, masks in patch_features(encoder, samples, classes, batch):
+    for patches, masks in samples.patch_features(encoder, batch):
         for features, mask in zip(patches, masks, strict=True):
             side = round(len(features) ** 0.5)
             foreground, seed = cut(features, rule.tau, rule.eps)
-            scored = ~np.isin(mask, classes.ignore)
+            cells = foreground.reshape(side, side)
+            predicted = cells.repeat(encoder.patch_size, 0).repeat(encoder.patch_size, 1)
+            scored = ~np.isin(mask, samples.classes.ignore)
             truth = ~np.isin(mask, ground) & scored
-            predicted = enlarged(foreground.reshape(side, side), encoder.patch_size)
             found.confusion.add(np.where(scored, truth, _VOID), predicted.astype(np.int64))
             if truth.any():
-                both = (truth & predicted).sum()
-                found.iou.append(float(both / (truth | (predicted & scored)).sum()))
-                box = box_of(foreground.reshape(side, side), seed, encoder.patch_size)
-                found.hits.append(max(overlap(box, other) for other in boxes(np.where(truth, mask + 1, 0))) >= HALF)
+                found.iou.append(float((truth & predicted).sum() / (truth | (predicted & scored)).sum()))
+                box = box_of(cells, seed, encoder.patch_size)
+                objects = boxes(np.where(truth, mask + 1, 0))
+                found.hits.append(max(box_iou(box, other) for other in objects) >= FOUND_IOU)
     return found
 
 
 def ground_of(classes: Classes, rule: TokenCut) -> list[int]:
-    """Return the numbers of the classes that are ground: by their names, or 0 where they have none.
+    """Return the numbers of the classes that are ground: by their names, or 0 if they have none.
 
     Raises:
-        UserError: classes with names, and none of them ground.
+        UserError: the classes have names, and none of them is a name of the ground.
     """
     if not classes.maps and classes.names == tuple(map(str, range(classes.count))):
         return [0]
     ground = [number for number, name in enumerate(classes.names) if name in rule.ground]
     if not ground:
-        problem = f"no class of the masks is called {' or '.join(rule.ground)}, but {', '.join(classes.names[:3])}, ..."
-        raise UserError("--test", problem, "name those that are no objects by the protocol's tokencut.ground")
+        problem = (
+            f"no class of the masks is named {' or '.join(rule.ground)}; there are {', '.join(classes.names[:3])}, ..."
+        )
+        raise UserError("--test", problem, "set the names of background classes by the protocol's tokencut.ground")
     return ground
 
 
 def cut(features: Tensor, tau: float, eps: float) -> tuple[Mask, int]:
-    """Return which patches are foreground (N,), and the one with the largest entry, for features (N, D).
+    """Return which patches are foreground (N,), and the patch with the largest entry, for features (N, D).
 
-    Of all vectors of unit length in the second eigenvalue's space, the one with the largest entry is taken, with that
-    entry positive. Entries that are equal up to rounding are equal: the first of the largest counts, and an entry
-    equal to the mean is not foreground.
+    The vector is the one with the largest entry among the vectors of unit length in the space of the second eigenvalue,
+    with the sign that makes this entry positive. Entries that are equal up to rounding count as equal: the first of the
+    largest is used, and an entry equal to the mean is not foreground.
     """
     unit = normalize(features.double(), dim=1)
     joined = np.where((unit @ unit.T).numpy() > tau, 1.0, eps)
@@ -118,7 +123,7 @@ def cut(features: Tensor, tau: float, eps: float) -> tuple[Mask, int]:
     seed = int((length >= (1 - _TIE) * length.max()).argmax())
     vector = space @ space[seed]
     foreground: Mask = vector > vector.mean() + _TIE * vector[seed]
-    foreground[seed] = True  # of a single patch, which is its own mean
+    foreground[seed] = True  # a single patch is equal to the mean
     return foreground, seed
 
 
@@ -136,7 +141,7 @@ def second_space(joined: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def box_of(foreground: Mask, seed: int, patch: int) -> Box:
-    """Return the box in pixels of the part of a foreground (h, w) of patches that is connected to patch `seed`."""
+    """Return the box in pixels of the part of a foreground (h, w) of patches that has patch `seed`."""
     from scipy.ndimage import find_objects, label
 
     parts, _ = label(foreground)
@@ -155,14 +160,9 @@ def boxes(mask: Labels) -> list[Box]:
     return found
 
 
-def overlap(a: Box, b: Box) -> float:
+def box_iou(a: Box, b: Box) -> float:
     """Return the IoU of two boxes."""
     height = min(a[2], b[2]) - max(a[0], b[0])
     width = min(a[3], b[3]) - max(a[1], b[1])
     both = max(0, height) * max(0, width)
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
-
-
-def enlarged(cells: Mask, patch: int) -> Mask:
-    """Return a map of patches (h, w) pixel by pixel."""
-    return cells.repeat(patch, 0).repeat(patch, 1)

@@ -1,8 +1,8 @@
-"""Videos whose objects are labelled: frames and masks as files, in a DAVIS tree or in plain folders.
+"""Videos with labeled objects: frames and masks as files, in the layout of DAVIS or in plain folders.
 
-A DAVIS tree holds `JPEGImages/480p/NAME/*.jpg`, `Annotations/480p/NAME/*.png` and, for a choice of them,
-`ImageSets/YEAR/val.txt`; otherwise `images/NAME/*` and `masks/NAME/*.png` are read. Frames are ordered by name. A
-mask holds 0 for ground, an object's number, or 255 where nothing is scored.
+A DAVIS tree has `JPEGImages/480p/NAME/*.jpg`, `Annotations/480p/NAME/*.png` and, to select some of them,
+`ImageSets/YEAR/val.txt`. Otherwise `images/NAME/*` and `masks/NAME/*.png` are read. Frames are ordered by name. A mask
+has 0 for the ground, the number of an object, or 255 where nothing is scored.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ from ijepa.utils.names import printable
 
 VOID = 255
 
+_LAYOUTS = (("JPEGImages/480p", "Annotations/480p"), ("images", "masks"))
 _ACCEPTED = "give a DAVIS tree, or a folder with images/NAME/*.jpg and masks/NAME/*.png"
 
 
 @dataclass(frozen=True)
 class Video:
-    """Files of one video: `masks` has None for frames without one; the first frame has one."""
+    """The files of one video. `masks` has None for a frame without a mask; the first frame has one."""
 
     name: str
     frames: tuple[Path, ...]
@@ -42,7 +43,7 @@ class Video:
             raise RunError(f"{self.frames[number]}: {error}") from error
 
     def mask(self, number: int, shape: tuple[int, ...]) -> npt.NDArray[np.integer] | None:
-        """Return a frame's mask (H, W), None where it has none.
+        """Return the mask (H, W) of a frame, or None.
 
         Raises:
             RunError: it cannot be read.
@@ -54,7 +55,7 @@ class Video:
         try:
             mask = decode_mask(read_file(file))
         except DecodeError as error:
-            raise UserError(file, f"is no mask: {error}") from error
+            raise UserError(file, f"is not a mask: {error}") from error
         if mask.shape != shape:
             raise UserError(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, its frame {shape[1]} x {shape[0]}")
         return mask
@@ -64,39 +65,33 @@ def find_videos(root: Path, where: str = "--data", split: str = "val") -> tuple[
     """Return the videos of a folder, by name.
 
     Raises:
-        UserError: no such tree, a video without a first mask, or with no other mask to score.
+        UserError: the folder has no videos, or a video has no mask of the first frame or no other mask to score.
     """
-    frames, masks = next((pair for pair in _trees(root) if all(folder.is_dir() for folder in pair)), (Path(), Path()))
-    if frames == Path():
-        raise UserError(where, f"{root} holds no labelled videos", _ACCEPTED)
+    layouts = [(root / images, root / annotations) for images, annotations in _LAYOUTS]
+    frames, masks = next((pair for pair in layouts if all(folder.is_dir() for folder in pair)), (None, None))
+    if frames is None or masks is None:
+        raise UserError(where, f"{root} has no labeled videos", _ACCEPTED)
     names = sorted(folder.name for folder in frames.iterdir() if folder.is_dir())
     lists = sorted(root.glob(f"ImageSets/*/{split}.txt"))
     if lists:
         listed = [line.split()[0] for line in lists[-1].read_text(encoding="utf-8").splitlines() if line.strip()]
         missing = sorted(set(listed) - set(names))
         if missing:
-            raise UserError(lists[-1], f"lists {missing[0]}, which {frames} does not hold")
+            raise UserError(lists[-1], f"lists {missing[0]}, which is not in {frames}")
         names = sorted(listed)
     if not names:
-        raise UserError(where, f"{frames} holds no videos", _ACCEPTED)
+        raise UserError(where, f"{frames} has no videos", _ACCEPTED)
     return tuple(_video(name, frames / name, masks / name, where) for name in names)
 
 
 def fingerprint(videos: tuple[Video, ...]) -> str:
-    """Return a hash of all files' names and sizes."""
+    """Return a hash of the names and sizes of all files."""
     digest = hashlib.sha256()
     for video in videos:
         for file in (*video.frames, *video.masks):
-            told = None if file is None else (file.name, file.stat().st_size)
-            digest.update(repr((video.name, told)).encode())
+            entry = None if file is None else (file.name, file.stat().st_size)
+            digest.update(repr((video.name, entry)).encode())
     return digest.hexdigest()
-
-
-def _trees(root: Path) -> tuple[tuple[Path, Path], ...]:
-    return (
-        (root / "JPEGImages" / "480p", root / "Annotations" / "480p"),
-        (root / "images", root / "masks"),
-    )
 
 
 def _video(name: str, frames: Path, masks: Path, where: str) -> Video:
@@ -106,5 +101,5 @@ def _video(name: str, frames: Path, masks: Path, where: str) -> Video:
     if not found or found[0] is None:
         raise UserError(where, f"the first frame of {name} has no mask", _ACCEPTED)
     if not any(found[1:]):
-        raise UserError(where, f"{name} has no mask to score but its first", _ACCEPTED)
+        raise UserError(where, f"{name} has no mask to score except that of the first frame", _ACCEPTED)
     return Video(printable(name), tuple(files), found)

@@ -1,4 +1,4 @@
-"""Protocols of label propagation in videos: every number that decides a result, typed, in YAML beside the code."""
+"""Protocols of label propagation in videos: all settings that determine a result, typed."""
 
 from pydantic import Field
 

@@ -46,12 +46,12 @@ def test_result_says_what_was_clipped(tmp_path):
     train, test = colour_sets(tmp_path)
     protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5, 20, 100), image_size=32)
     result = evaluate_knn({"colour": PooledColour()}, train, test, protocol)
-    (row,) = result["rows"]
+    (row,) = result.rows
     assert row["top1"] == 1.0
     assert row["k"] == 20
     assert row["top1_by_k"].keys() == {"5", "20", "60"}
-    assert result["notes"] == ["k = 100 is more than the 60 train images, all of which vote"]
-    assert result["chance"] == pytest.approx(1 / 3)
+    assert result.notes == ("k = 100 is more than the 60 train images, all of which vote",)
+    assert result.chance == pytest.approx(1 / 3)
 
 
 def test_shuffled_labels_are_at_chance():

@@ -24,6 +24,7 @@ from ijepa.evaluation.classification.linear_probe import (
 from ijepa.evaluation.classification.optimizers import EPS
 from ijepa.evaluation.features.loaders import Cached
 from ijepa.evaluation.protocols import LinearProtocol, load_protocol
+from ijepa.evaluation.results.schema import ResultRow
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import clouds, colour_sets
@@ -196,8 +197,8 @@ def test_the_edge_of_a_grid():
 
 
 def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
-    rows = [{"encoder": name, "head": {"lr": 0.1, "edge": "highest"}} for name in "ac"]
-    rows.insert(1, {"encoder": "b", "head": {"lr": 0.01}})
+    rows = [ResultRow(encoder=name, head={"lr": 0.1, "edge": "highest"}) for name in "ac"]
+    rows.insert(1, ResultRow(encoder="b", head={"lr": 0.01}))
     (note,) = edge_notes(rows)
     assert (
         note == "the head chosen for a, c has the highest learning rate of the grid, 0.1; a wider grid may score higher"
@@ -207,8 +208,8 @@ def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
         rule = protocol(lrs=lrs, initial_std=1.0)  # what hardly moves answers at random
         assert probe(split, rule, seed=0)["head"].get("edge") == edge
     train, test = colour_sets(tmp_path)
-    result = evaluate_linear({"toy": Colour()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)), seed=0)
-    assert result["notes"] == edge_notes(result["rows"])
+    result = evaluate_linear({"toy": Colour()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)))
+    assert list(result.notes) == edge_notes(result.rows)
 
 
 @pytest.mark.parametrize("rule", ["held-out", "test-epochs"])
@@ -252,19 +253,19 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
     counted = []
     for rule in (few, many):
         encoder = Colour()
-        result = evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        result = evaluate_linear({"toy": encoder}, train, test, rule)
         counted.append(sum(map(len, encoder.seen)))
     assert counted[0] == counted[1], "images the backbone went over"
-    (row,) = result["rows"]
+    (row,) = result.rows
     assert row["heads"] == 12
     assert row["top1"] > 0.8, "three plain colours"
     views = torch.cat(encoder.seen[2:]).flatten(1)
     assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "every view is another one"
-    again = evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)
-    assert again["rows"] == result["rows"]
-    assert FLATTERED not in result["notes"]
+    again = evaluate_linear({"toy": Colour()}, train, test, rule)
+    assert again.rows == result.rows
+    assert FLATTERED not in result.notes
     rule = rule.model_copy(update={"selection": "test"})
-    assert FLATTERED in evaluate_linear({"toy": Colour()}, train, test, rule, seed=0)["notes"]
+    assert FLATTERED in evaluate_linear({"toy": Colour()}, train, test, rule).notes
 
 
 def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Path):
@@ -273,7 +274,7 @@ def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Pat
     for interpolation in ("bilinear", "bicubic"):
         encoder = Colour()
         rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
-        evaluate_linear({"toy": encoder}, train, test, rule, seed=0)
+        evaluate_linear({"toy": encoder}, train, test, rule)
         seen.append(encoder.seen)
     assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
     for bilinear, bicubic in zip(*seen, strict=True):
@@ -287,8 +288,8 @@ def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp
     for selection in ("held-out", "test", "test-epochs"):
         encoder = Colour()
         settings = rule.model_copy(update={"selection": selection, "norms": ("batch",)})
-        result = evaluate_linear({"toy": encoder}, train, test, settings, seed=0)
-        assert result["rows"][0]["heads"] == 1
+        result = evaluate_linear({"toy": encoder}, train, test, settings)
+        assert result.rows[0]["heads"] == 1
         made[selection] = sum(len(pixels) for pixels in encoder.seen if len(pixels) > 1)
     assert made["test"] == made["test-epochs"] == 60 + len(test)
     assert made["held-out"] == 54 + len(train) + len(test)
@@ -299,11 +300,11 @@ def test_an_attentive_probe_reads_patches(tmp_path: Path):
     rule = load_protocol("linear", "attentive").model_copy(
         update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
     )
-    results = [evaluate_linear({"toy": Colour()}, train, test, rule, seed=0) for _ in range(2)]
-    (row,) = results[0]["rows"]
+    results = [evaluate_linear({"toy": Colour()}, train, test, rule) for _ in range(2)]
+    (row,) = results[0].rows
     assert row["top1"] > 0.6, "of a width of three, chance is a third"
-    assert results[1]["rows"] == [row]
-    assert results[0]["notes"] == [], "of one head, none is chosen"
+    assert results[1].rows == (row,)
+    assert results[0].notes == [], "of one head, none is chosen"
 
 
 def test_settings_that_do_not_fit_are_refused():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.by_layer import (
     before_norm,
     context_views,
@@ -55,7 +55,7 @@ def test_lidar_against_the_definition() -> None:
 
 
 def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: FrozenEncoder) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     chosen = choose(len(source), 20, 0)
     depth = len(encoder.vit.blocks)
     rows = layer_figures(encoder, source, chosen, SIZE, depth)
@@ -70,7 +70,7 @@ def test_what_goes_into_the_norm_is_seen_block_by_block(scenes: Path, encoder: F
 
 
 def test_a_context_is_encoded_by_itself(scenes: Path, encoder: FrozenEncoder) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     chosen = choose(len(source), 6, 0)
     views = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1)
     assert views.shape == (1, 6, 3, encoder.embed_dim)
@@ -83,7 +83,7 @@ def test_a_context_is_encoded_by_itself(scenes: Path, encoder: FrozenEncoder) ->
 
 
 def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: FrozenEncoder) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     found = diagnose_fully(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=3, layers=True)
     plain = diagnose(encoder, source, images=20, image_size=SIZE, seed=0)
     assert found["numbers"].items() > plain["numbers"].items()
@@ -101,7 +101,7 @@ def test_a_full_diagnosis_is_the_plain_one_and_more(scenes: Path, encoder: Froze
 def test_the_verdict_knows_what_the_norm_hides_and_what_views_say(
     scenes: Path, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     settings = {"images": 20, "image_size": SIZE, "seed": 0, "rule": RECIPE.mask, "views": 2}
     hidden = FrozenEncoder.initial(RECIPE.model, 0)
     with torch.no_grad():  # every token the same but for a thousandth, which the norm stretches again

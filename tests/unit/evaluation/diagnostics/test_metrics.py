@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics import metrics as d
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour
@@ -130,7 +130,7 @@ def test_verdicts(changed: dict[str, float], words: str) -> None:
 
 class TestDiagnose:
     def test_of_a_collapsed_and_a_living_encoder(self, scenes) -> None:
-        source = open_source(scenes, split="train")
+        source = open_dataset(scenes, split="train")
 
         class Dead(MeanColour):
             def __call__(self, pixels: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class TestDiagnose:
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.ones(len(pixels), 36, 24)
 
-        found = d.diagnose(Constant(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+        found = d.diagnose(Constant(), open_dataset(scenes, split="train"), images=20, image_size=48, seed=0)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found["numbers"]["alpha_req"] is None
         assert found["numbers"]["rankme"] == pytest.approx(1, abs=1e-4)
@@ -166,14 +166,14 @@ class TestDiagnose:
                 return torch.full((len(pixels), 36, 24), value)
 
         with pytest.raises(RunError, match="features are not finite numbers"):
-            d.diagnose(Broken(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+            d.diagnose(Broken(), open_dataset(scenes, split="train"), images=20, image_size=48, seed=0)
         with pytest.raises(RunError, match="features are not finite numbers"):
             d.Moments().add(torch.full((2, 36, 24), value))
 
     def test_refuses_a_size_the_patch_does_not_divide(self, scenes) -> None:
         with pytest.raises(UserError, match="patches of 8 do not divide 50 x 48 pixels"):
-            d.diagnose(MeanColour(), open_source(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
+            d.diagnose(MeanColour(), open_dataset(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
 
     def test_refuses_a_single_image(self, scenes) -> None:
         with pytest.raises(UserError, match="1 image cannot be diagnosed"):
-            d.diagnose(MeanColour(), open_source(scenes, split="train"), images=1, image_size=48, seed=0)
+            d.diagnose(MeanColour(), open_dataset(scenes, split="train"), images=1, image_size=48, seed=0)

@@ -5,7 +5,7 @@ import torch
 
 from ijepa.cli.train import _diagnosis
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.model.ijepa import IJEPA
 from tests.conftest import TINY
@@ -21,18 +21,18 @@ def model() -> IJEPA:
 
 
 def test_figures_of_a_labelled_source_have_a_knn(scenes: Path, model: IJEPA) -> None:
-    measured = online_diagnosis(open_source(scenes, split="train"), 48)(model)
+    measured = online_diagnosis(open_dataset(scenes, split="train"), 48)(model)
     assert set(measured) == FIGURES | {"knn"}
     assert all(type(value) is float for value in measured.values())
 
 
 def test_figures_of_an_unlabelled_source_have_none(tmp_path: Path, model: IJEPA) -> None:
-    source = open_source(write_pairs(tmp_path, [block_mask(i, 48) for i in range(12)]))
+    source = open_dataset(write_pairs(tmp_path, [block_mask(i, 48) for i in range(12)]))
     assert set(online_diagnosis(source, (48, 48))(model)) == FIGURES
 
 
 def test_repeats_and_leaves_the_model_alone(scenes: Path, model: IJEPA) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()
@@ -58,7 +58,7 @@ def test_a_run_is_measured_ten_times_if_nothing_is_said(
 
 def test_sees_a_collapse(scenes: Path) -> None:
     model = IJEPA(Recipe.read(TINY, "tiny").model, 0)
-    measure = online_diagnosis(open_source(scenes, split="train"), 48)
+    measure = online_diagnosis(open_dataset(scenes, split="train"), 48)
     alive = measure(model)
     with torch.no_grad():
         model.target_encoder.norm.weight.zero_()

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from ijepa.config.recipe import ModelSection
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.features import extract as features
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
 from ijepa.model.encoder import FrozenEncoder
@@ -147,7 +147,7 @@ def test_unreadable_image_is_named(tmp_path):
     broken = tmp_path / "train" / "green" / "004.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(RunError, match=r"green/004\.png: "):
-        extract(PixelEncoder((32, 32), 8), open_source(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
+        extract(PixelEncoder((32, 32), 8), open_dataset(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
     assert not (tmp_path / "cache").exists()
 
 

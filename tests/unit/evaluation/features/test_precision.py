@@ -86,5 +86,5 @@ def test_a_result_says_its_precision(tmp_path: Path) -> None:
     found = {(result["protocol"]["autocast"], result["precision"]) for result in results}
     assert found == {("none", "float32"), ("bf16", "bfloat16"), ("auto", "float32")}
     assert "bfloat16" in said["bf16"] and "float32" in said["none"]
-    assert "bfloat16" in compare_results(files, beside=False)
+    assert "bfloat16" in str(compare_results(files, with_published=False).columns)
     assert CliRunner().invoke(cli, [*command, "--autocast", "fp16"]).exit_code == 2

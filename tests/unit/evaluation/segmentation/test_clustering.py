@@ -19,7 +19,7 @@ def iou_sum(counts: np.ndarray, match: np.ndarray) -> float:
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
 @pytest.mark.parametrize("seed", range(5))
-def test_hungarian_against_all_permutations(classes: int, seed: int) -> None:
+def test_hungarian_agrees_with_all_permutations(classes: int, seed: int) -> None:
     counts = np.random.default_rng(seed).integers(0, 50, (classes, classes))
     match = c.hungarian(counts)
     assert sorted(match) == list(range(classes))
@@ -32,11 +32,11 @@ def test_hungarian_finds_a_permutation() -> None:
     np.testing.assert_array_equal(c.hungarian(counts), [2, 0, 3, 1])
 
 
-def test_by_precision_gives_every_cluster_its_commonest_class() -> None:
+def test_by_precision_returns_the_most_frequent_class() -> None:
     np.testing.assert_array_equal(c.by_precision(np.array([[5, 0, 2], [1, 9, 2]])), [0, 1, 0])
 
 
-def test_kmeans_recovers_separated_blobs_and_repeats() -> None:
+def test_kmeans_finds_separated_clusters_and_repeats() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 6, 600)
     points = (rng.normal(0, 30, (6, 8))[truth] + rng.normal(0, 1, (600, 8))).astype(np.float32)
@@ -46,8 +46,8 @@ def test_kmeans_recovers_separated_blobs_and_repeats() -> None:
     assert len(set(zip(truth, found, strict=True))) == 6
 
 
-def test_kmeans_from_the_same_start_ends_where_lloyd_s_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of clouds that overlap, so that steps are many and another start ends elsewhere."""
+def test_kmeans_agrees_with_lloyd_from_the_same_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clusters overlap, so that there are many iterations and a different start has a different result."""
     rng = np.random.default_rng(3)
     points = (rng.normal(0, 1, (6, 4))[rng.integers(0, 6, 240)] + rng.normal(0, 0.6, (240, 4))).astype(np.float32)
     ends = []
@@ -63,26 +63,16 @@ def test_kmeans_from_the_same_start_ends_where_lloyd_s_steps_do(monkeypatch: pyt
     assert ends[0] != pytest.approx(ends[1], rel=1e-3)
 
 
-def test_standardise_against_numpy() -> None:
-    features = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1000
-    features[:, 2] = 5
-    mean, scale = c.standardise(features)
-    wide = features.double().numpy()
-    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-6)
-    expected = 1 / np.where(wide.std(0) == 0, 1, wide.std(0))
-    np.testing.assert_allclose(scale, expected, rtol=1e-5)
+def test_reduce_features_standardizes_in_place() -> None:
+    features = torch.randn(20, 25, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1000
+    components = c.reduce_features(features, 3)
+    assert components.shape == (500, 3)
+    flat = features.flatten(0, 1).double().numpy()
+    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(flat.std(0), 1, rtol=1e-3)
 
 
-def test_a_scaler_s_batches_change_nothing() -> None:
-    features = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 3 + 1000
-    scaler = c.Scaler()
-    for part in features.split([1, 200, 299]):
-        scaler.add(part)
-    for found, whole in zip(scaler.figures(), c.standardise(features), strict=True):
-        torch.testing.assert_close(found, whole, rtol=1e-6, atol=0)
-
-
-def test_principal_against_the_singular_values() -> None:
+def test_principal_agrees_with_singular_values() -> None:
     features = torch.randn(300, 10, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 11)
     features = features - features.mean(0)
     projected = c.principal(features, 4)
@@ -93,18 +83,17 @@ def test_principal_against_the_singular_values() -> None:
     assert c.principal(features, 50).shape == (300, 10)
 
 
-def test_named_leaves_ignored_classes_out() -> None:
-    """Class 0 is ignored, though its pixels are most: clusters are matched to 1 and 2."""
+def test_assign_classes_leaves_out_ignored_classes() -> None:
+    """Class 0 has the most pixels, but it is ignored."""
     assigned = np.array([[[0, 1], [1, 1]]])
     masks = np.array([[[1, 0], [0, 2]]])
-    named = c.named(assigned, masks, Classes(3, ("a", "b", "c"), (0,)), c.hungarian)
-    np.testing.assert_array_equal(named, [[[1, 2], [2, 2]]])
+    classes = c.assign_classes(assigned, masks, Classes(3, ("a", "b", "c"), (0,)), c.hungarian)
+    np.testing.assert_array_equal(classes, [[[1, 2], [2, 2]]])
 
 
-@pytest.mark.parametrize("module", ["sklearn", "scipy"])
-def test_without_the_extra_names_it(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(c, "find_spec", lambda name: None if name == module else object())
-    with pytest.raises(UserError, match=r"pip install 'ijepa-pretrain\[evaluation\]'"):
-        c.kmeans(np.zeros((4, 2), np.float32), 2, restarts=1, iterations=1, state=0)
-    with pytest.raises(UserError, match="is not installed"):
-        c.hungarian(np.eye(2, dtype=np.int64))
+@pytest.mark.parametrize("module", ["sklearn", "scipy", "threadpoolctl"])
+def test_require_clustering_names_the_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ijepa.utils.extras.find_spec", lambda name: None if name == module else object())
+    with pytest.raises(UserError) as err:
+        c.require_clustering("protocol kmeans")
+    assert err.value.where == "protocol kmeans" and "[evaluation]" in err.value.hint

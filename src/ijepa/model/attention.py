@@ -52,7 +52,7 @@ def attention(
         qkv: (T, 3, H, d) queries, keys and values of all tokens; the last rows may belong to no sequence.
         queries: where the queries of each sequence start; S sequences.
         keys: where the keys of each sequence start; the same S sequences.
-        rows: (Tq,) tokens whose queries are used, the last of which may belong to no sequence; None for all tokens.
+        rows: (Tq,) tokens whose queries are used, the last ones may belong to no sequence; None for all tokens.
         backend: `flash` is FlashAttention-2 over packed sequences, in 16 bits on CUDA only. `cudnn`, `efficient` and
             `math` are torch's kernels over padded ones. `auto` is `flash` in 16 bits on CUDA, or `math` if only the
             head width rules out flash; elsewhere buckets.

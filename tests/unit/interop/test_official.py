@@ -104,11 +104,11 @@ def test_an_original_checkpoint_is_weights(tmp_path, prefix, predictor):
         assert found.recipe.model.predictor == PredictorSection(width=96, depth=2, heads=6)
     for which, name in (("target", "target_encoder"), ("context", "encoder")):
         encoder = load_encoder(file, which)
-        raw, normalised = pixels(encoder)
-        wanted = eager(states()[name], 6, normalised, "transformers")
+        raw, normalized = pixels(encoder)
+        wanted = eager(states()[name], 6, normalized, "transformers")
         torch.testing.assert_close(encoder(raw), wanted, rtol=1e-5, atol=2e-5)
         out = export_weights(file, tmp_path / which, "transformers", which=which)
-        assert torch.equal(theirs_of(out, "transformers", normalised), wanted)
+        assert torch.equal(theirs_of(out, "transformers", normalized), wanted)
 
 
 def test_the_original_reads_back_what_it_wrote(tmp_path):

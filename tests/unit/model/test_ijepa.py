@@ -8,7 +8,7 @@ from ijepa.masking.masks import MaskRule, draw_masks
 from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from ijepa.model.ijepa import IJEPA, skill_of
-from tests.reference.dense import baseline_of, target_of, loss_of, normalized
+from tests.reference.dense import baseline_of, loss_of, normalized, target_of
 
 
 def shape_of(**changes) -> ModelConfig:

@@ -23,7 +23,7 @@ from ijepa.training.runtime import resolve
 from ijepa.utils.errors import RunError
 from tests.conftest import TINY
 from tests.helpers.runs import bytes_of, recipe, source
-from tests.reference.dense import target_of, normalized, smooth_l1
+from tests.reference.dense import normalized, smooth_l1, target_of
 
 GROWTH = 8 * 2**20
 

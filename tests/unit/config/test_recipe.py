@@ -1,7 +1,10 @@
+from dataclasses import fields, is_dataclass
+from inspect import get_annotations
+
 import pytest
 
 from ijepa.config.files import RECIPES, preset_names
-from ijepa.config.recipe import MaskSection, Recipe
+from ijepa.config.recipe import EncoderSection, MaskSection, ModelSection, PredictorSection, Recipe
 from ijepa.utils.errors import UserError
 from ijepa.utils.quantities import Duration
 
@@ -87,6 +90,14 @@ def test_load_names_file_key_and_value_of_a_bad_value(overrides, where, word):
         Recipe.load(MISSION, overrides)
     assert caught.value.where == f"recipe {MISSION}: {where}"
     assert word in f"{caught.value.problem}; {caught.value.hint}" and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [EncoderSection, PredictorSection, ModelSection, MaskSection])
+def test_sections_check_and_describe_every_field_of_the_plain_class(section):
+    (plain,) = (base for base in section.__bases__ if is_dataclass(base))
+    assert [field.name for field in fields(plain)] == list(section.model_fields)
+    assert {field.name for field in fields(plain)} <= set(get_annotations(section))
+    assert all(text for _, _, text, _ in section.iter_fields())
 
 
 @pytest.mark.parametrize(("grid", "least"), [((4, 4), 1), ((4, 4), 10), ((3, 3), 1), ((6, 6), 30)])

@@ -2,7 +2,7 @@
 
 The index divides the bank into lists by k-means; a query is compared only with the rows of the `probes` lists whose
 centers are nearest. Neighbors in other lists are missed, so that results state the recall. The index holds a float32
-copy of the bank.
+copy of the bank. faiss is the extra `faiss`.
 """
 
 from typing import Any
@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, search
-from ijepa.utils.extras import require_extra
 
 _ITERATIONS = 10
 """Iterations of k-means; more of them change the recall in the third digit only."""
@@ -32,14 +31,9 @@ class BankSearch:
         keys: the rows (m, D), float16 or float32. They must not change afterwards.
         rule: method of the search.
         seed: of k-means.
-
-    Raises:
-        UserError: the search needs faiss, and it is not installed.
     """
 
     def __init__(self, keys: Tensor, rule: Searched, seed: int) -> None:
-        if rule.search == "faiss":
-            require_extra("faiss", "faiss", "search = faiss")
         self.keys, self.rule, self.seed = keys, rule, seed
         self._indexes: dict[Distance, Any] = {}
         self._recall: dict[str, float | int] | None = None

@@ -42,6 +42,7 @@ from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation.tokencut import cut_set
 from ijepa.utils.environment import versions
 from ijepa.utils.errors import UserError
+from ijepa.utils.extras import require_extra
 from ijepa.utils.random import Stream, random_bits
 
 
@@ -137,6 +138,9 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
 def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, Source], protocol: SegmentationProtocol) -> None:
     if protocol.level == 0:
         require_clustering(f"protocol {protocol.name}")
+    searched = {"retrieval": protocol.retrieval, "hummingbird": protocol.hummingbird}.get(protocol.method)
+    if searched is not None and searched.search == "faiss":
+        require_extra("faiss", "faiss", f"protocol {protocol.name}: search = faiss")
     for flag, source in sets.items():
         if not len(source):
             raise UserError(flag, "has no images")

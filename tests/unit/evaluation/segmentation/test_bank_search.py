@@ -4,7 +4,6 @@ import torch
 from ijepa.evaluation.segmentation.bank_search import BankSearch
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, search
-from ijepa.utils.errors import UserError
 
 
 def clusters(m: int, width: int = 24, count: int = 30, seed: int = 0) -> torch.Tensor:
@@ -56,10 +55,3 @@ def test_exact_search_reports_no_recall() -> None:
     bank = BankSearch(keys, Searched(), 0)
     assert torch.equal(bank.nearest(queries, 200, "l2"), search(queries, keys, 100, "l2"))
     assert bank.recall() == {}
-
-
-def test_bank_search_names_the_extra_if_faiss_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ijepa.utils.extras.find_spec", lambda name: None)
-    with pytest.raises(UserError) as err:
-        approximate(clusters(10), None, 1)
-    assert "[faiss]" in err.value.hint

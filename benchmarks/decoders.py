@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.bench.data import our_crop, pillow_crop, psnr
+from ijepa.bench.data import image_size, our_crop, pillow_crop, psnr
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode, image_size
-from ijepa.data.open import open_source
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_dataset
 from ijepa.utils.environment import machine
 from ijepa.utils.random import Stream, random_bits
 
@@ -102,7 +102,7 @@ def ways() -> dict[str, Way]:
 def main(path: str, repeats: int, output: Path) -> None:
     """Measure every way."""
     torch.set_num_threads(1)
-    source = open_source(path)
+    source = open_dataset(path)
     files = [source.image(index) for index in range(len(source))]
     draws = random_bits(0, Stream.CROP, np.arange(len(files)), WORDS)
     boxes = [random_resized_crop_box(d, *image_size(f), SCALE, RATIO) for d, f in zip(draws, files, strict=True)]

@@ -20,13 +20,12 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from ijepa.checkpoint.reader import FORMAT
+from ijepa.checkpoint.reader import FORMAT, describe, seal
 from ijepa.checkpoint.run_dir import Run, start_run
 from ijepa.config.recipe import Recipe
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.model.ijepa import IJEPA
 from ijepa.utils.environment import machine
-from ijepa.utils.files import write_json
 
 FORMS = {
     "transformers": "hf",
@@ -78,7 +77,8 @@ def as_run(folder: Path, weights: Path) -> Path:
     for part in PARTS:
         (step / f"{part}.safetensors").hardlink_to(weights / f"{part}.safetensors")
     save_file({}, step / "optimizer.safetensors")
-    write_json(step / "state.json", {"format": FORMAT, "step": 1})
+    files = {file.name: describe(file) for file in step.glob("*.safetensors")}
+    (step / "state.json").write_text(seal({"format": FORMAT, "step": 1, "files": files}))
     start_run(
         Run(folder), Recipe.load(weights / "recipe.yaml", {"steps": "1", "schedule.warmup": "0 steps"}), {"images": 1}
     )

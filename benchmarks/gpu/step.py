@@ -20,9 +20,9 @@ from ijepa.masking.token_budget import Budget
 from ijepa.model.flops import batch_flops
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import compile_blocks
-from ijepa.training.model_setup import prepare, token_budget
+from ijepa.training.model_setup import setup_model, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
-from ijepa.training.runtime import computing
+from ijepa.training.runtime import autocast_context
 from ijepa.training.schedules import Rates
 
 TINY = {
@@ -83,7 +83,7 @@ def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
 
 
 def apply_choice(model: IJEPA, recipe: Recipe, choice: Choice, device: torch.device) -> None:
-    prepare(model, recipe, device, autocast=choice.autocast)
+    setup_model(model, recipe, device, autocast=choice.autocast)
     if choice.compile:  # on a CPU the graphs alone are exercised: its compiler would take minutes
         compile_blocks(model, "inductor" if device.type == "cuda" else "eager")
 
@@ -130,7 +130,7 @@ def _measure(choice: Choice, device: torch.device, images: int, micro: int, step
         clock.mark("begin")
         with _watched(model, clock) as watch:
             for number in range(a_step):
-                with computing(device, choice.autocast):
+                with autocast_context(device, choice.autocast):
                     outcome = model(made[(step * a_step + number) % len(made)])
                 watch(outcome)
                 outcome.loss.backward()

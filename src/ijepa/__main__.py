@@ -69,9 +69,9 @@ def _show_warning(
 def _complain(line: str) -> None:
     """Say one line; of several ranks that would say it only one does."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        from ijepa.distributed.watchdog import first_to_say
+        from ijepa.distributed.watchdog import first_to_print
 
-        if not first_to_say(line):
+        if not first_to_print(line):
             return
     print(f"ijepa: {line}", file=Output(sys.stderr), flush=True)
 

@@ -19,7 +19,6 @@ from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.evaluation.results.schema import HEADLINE, KIND_NAMES, EvaluationResult
 from ijepa.evaluation.run import evaluate
-from ijepa.interop.weights import shipped_weights
 from ijepa.prepare.scenes.scenes import VERSION, write_scenes
 from ijepa.report.page import write_report
 from ijepa.training.loop import Callback, pretrain
@@ -31,7 +30,6 @@ from ijepa.utils.progress import duration
 
 IMAGES = 12000
 KINDS = ("linear", "knn", "segmentation")
-SHIPPED = "scenes"
 _DIAGNOSE_EVERY = 500
 
 
@@ -71,7 +69,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
 
     results = {}
     train, test = f"{scenes}/train-*.tar", f"{scenes}/val-*.tar"
-    weights = {"trained": str(output)} | ({"longer": SHIPPED} if SHIPPED in shipped_weights() else {})
+    weights = {"trained": str(output), "longer": "scenes"}  # the second is part of the package
     for kind in KINDS:
         with clock.part(kind, f"evaluating: {kind}"):
             results[kind], _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
@@ -114,9 +112,9 @@ def summary(results: dict[str, EvaluationResult]) -> Table:
     table.add_column("encoder")
     for kind in results:
         table.add_column(KIND_NAMES[kind], justify="right")
-    for name in [row.encoder for row in next(iter(results.values())).rows]:
-        rows = {kind: result.row(name) for kind, result in results.items()}
-        table.add_row(name, *(f"{100 * row[HEADLINE[kind]]:.1f}" if row else "-" for kind, row in rows.items()))
+    for rows in zip(*(result.rows for result in results.values()), strict=True):
+        percents = (f"{100 * row[HEADLINE[kind]]:.1f}" for kind, row in zip(results, rows, strict=True))
+        table.add_row(rows[0].encoder, *percents)
     return table
 
 

@@ -31,11 +31,11 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import Pixels, decode_for, image_size
+from ijepa.data.loading.decode import Pixels, decode_for
 from ijepa.data.loading.loader import Collate, Loader, LoaderConfig
 from ijepa.data.loading.turbojpeg import library
 from ijepa.data.loading.workers import Worker
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
@@ -59,7 +59,7 @@ def bench_data(
         RunError: no image can be decoded.
     """
     keep_freed_memory()  # as training does
-    source = open_source(path)
+    source = open_dataset(path)
     micro = min(micro, images, len(source))
     turns = range(max(1, min(images, len(source)) // micro))
     size, encoder = recipe.model.image_size, recipe.model.encoder
@@ -115,6 +115,12 @@ def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, worker
         workers=workers,
     )
     return Loader(source, config, collate)
+
+
+def image_size(file: bytes) -> tuple[int, int]:
+    """Return (height, width) of an image file."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.height, image.width
 
 
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:

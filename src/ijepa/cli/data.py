@@ -1,11 +1,17 @@
 """`ijepa data`: make, pack, index and check data sets."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ijepa.cli.options import NOT_NEGATIVE, PATH, POSITIVE, debug_option, progress_lines
-from ijepa.utils.errors import UserError
+from ijepa.utils.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ijepa.prepare.verify import CheckResult
 
 
 @click.group()
@@ -43,9 +49,9 @@ def index(path: str, split: str | None) -> None:
 
     Creates the index of PATH, or checks an existing one, and prints the number of images and classes.
     """
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
 
-    source = open_source(path, where="PATH", split=split)
+    source = open_dataset(path, where="PATH", split=split)
     labels = "no labels" if source.labels is None else f"{len(set(source.labels.tolist()))} classes"
     click.echo(f"{path}: {len(source)} images, {labels}, {'masks' if source.has_masks else 'no masks'}")
 
@@ -66,10 +72,9 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
 
     The exit code is 1 if an image of PATH is bad.
     """
-    from ijepa.data.open import open_source
-    from ijepa.prepare.checksums import changed_shards
+    from ijepa.data.open import open_dataset
+    from ijepa.prepare.verify import changed_shards
     from ijepa.prepare.verify import check as run
-    from ijepa.utils.errors import RunError
 
     if checksums:
         with progress_lines() as progress:
@@ -78,12 +83,27 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
         if lines:
             raise RunError(f"{path}: {len(lines)} of {count} shards are not as they were packed")
         return
-    source = open_source(path, where="PATH", split=split)
+    source = open_dataset(path, where="PATH", split=split)
     with progress_lines() as progress:
         found = run(source, duplicates=duplicates, processes=processes, progress=progress)
-    click.echo("\n".join(found.lines()))
+    click.echo("\n".join(_check_lines(found)))
     if found.bad:
         raise RunError(f"{path}: {len(found.bad)} of {found.images} images are bad")
+
+
+def _check_lines(result: "CheckResult", width: int = 40) -> Iterator[str]:
+    """Yield the totals, a histogram of the shorter side, and every bad image and duplicate."""
+    from ijepa.prepare.verify import SIDES
+
+    bad = len(result.bad)
+    yield f"{result.images} images, {result.bytes / 1e9:.3f} GB: {result.images - bad} good, {bad} bad"
+    yield "shorter side in pixels"
+    spans = [f"{low}-{high - 1}" for low, high in pairwise(SIDES)] + [f"{SIDES[-1]} and more"]
+    for span, count in zip(spans, result.sides, strict=True):
+        if count:
+            yield f"{span:>13} {count:>9} {'#' * max(1, round(width * count / max(result.sides)))}"
+    yield from (f"bad: {name}: {why}" for name, why in result.bad)
+    yield from (f"duplicate: {name} is {first}" for name, first in result.duplicates)
 
 
 @data.command()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 
@@ -58,6 +58,8 @@ def identifier(key: str) -> str:
 
 def _metavar(annotation: Any) -> str:
     parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _metavar(parts[0])
     if get_origin(annotation) is Literal:
         return "|".join(parts)
     if get_origin(annotation) is tuple:
@@ -108,9 +110,9 @@ def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_images(path: str, where: str = "data.path") -> Any:
     """Open the images at `path`; `where` is the key or flag that an error names."""
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
 
-    return open_source(path, where=where, split="train")
+    return open_dataset(path, where=where, split="train")
 
 
 def first_process() -> bool:

@@ -108,14 +108,14 @@ enough to see within the hour that a long one goes wrong."""
 
 def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None, folder: Path) -> Sequence[Any]:
     """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
     from ijepa.evaluation.diagnostics.online import online_diagnosis
     from ijepa.evaluation.diagnostics.warnings import new_warnings
     from ijepa.training.loop import Callback
 
     where = "data.path" if data is None else "--diagnose-data"
     try:
-        held_out = open_source(data or str(recipe.data.path), where=where, split="val")
+        held_out = open_dataset(data or str(recipe.data.path), where=where, split="val")
     except UserError as error:
         if data is not None:
             raise

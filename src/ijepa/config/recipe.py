@@ -1,13 +1,15 @@
 """The recipe: every number of a run, typed and validated, in one frozen object.
 
-A recipe is a YAML file (`recipes/*.yaml` beside this module are the presets) over the defaults below, over which
-dotted overrides (`optimizer.lr_encoder`) may be laid. `base: NAME` in a file starts from another recipe. What is
-refused is refused in one line, before anything is written.
+The values of a YAML file replace the defaults below, and dotted overrides such as `optimizer.lr_encoder` replace the
+values of the file. `base: NAME` in a file starts from another recipe. The presets are in `recipes/`. The sections of
+the model and of the masks are the plain classes of `ijepa.model` and `ijepa.masking` with checked values. A value that
+is not allowed ends in one line, before anything is written.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -80,20 +82,16 @@ class ModelSection(BaseConfig, ModelConfig):
         for side in self.image_size:
             if side < 1 or side % self.patch_size:
                 fit = max(side // self.patch_size, 1) * self.patch_size
-                raise UserError(
-                    f"model.image_size = {side}",
-                    f"patch_size {self.patch_size} does not divide it",
-                    f"try {fit}",
-                )
+                problem = f"patch_size {self.patch_size} does not divide it"
+                raise UserError(f"model.image_size = {side}", problem, f"try {fit}")
         if self.position_grid is not None and min(self.position_grid) < 1:
             raise UserError(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
         for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
             if part.width % part.heads:
                 raise UserError(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
             if part.width % 4:
-                raise UserError(
-                    f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one"
-                )
+                where = f"model.{name}.width = {part.width}"
+                raise UserError(where, "not a multiple of 4", "sin-cos positions need one")
         return self
 
 
@@ -122,18 +120,14 @@ class MaskSection(BaseConfig, MaskRule):
         """
         size = f"{grid[0]}x{grid[1]} grid"
         if not self.has_target_block(grid):
-            raise UserError(
-                f"mask.target_scale = {self.target_scale[0]},{self.target_scale[1]}",
-                f"no block of whole patches has that area and aspect on a {size}",
-                "use a smaller patch_size or a larger image_size",
-            )
+            where = f"mask.target_scale = {self.target_scale[0]},{self.target_scale[1]}"
+            problem = f"no block of whole patches has that area and aspect on a {size}"
+            raise UserError(where, problem, "use a smaller patch_size or a larger image_size")
         context, target = self.smallest_context(grid), self.largest_target(grid)
         if context - target < self.min_context:
-            raise UserError(
-                f"mask.min_context = {self.min_context}",
-                f"on a {size} a context block of {context} patches loses up to {target} to one target",
-                f"at most {max(context - target, 0)} is possible",
-            )
+            problem = f"on a {size} a context block of {context} patches loses up to {target} to one target"
+            hint = f"at most {max(context - target, 0)} is possible"
+            raise UserError(f"mask.min_context = {self.min_context}", problem, hint)
 
 
 class DataSection(BaseConfig):
@@ -142,7 +136,7 @@ class DataSection(BaseConfig):
     path: str | None = None
     """Training images: a folder of class folders, a flat folder, tar shards (a folder, a brace pattern or a glob), or
     one tar file."""
-    workers: int | Auto = "auto"
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Number of data loader processes. auto: the cores that training does not use; 0: load in the training process."""
     prefetch: int = Field(2, ge=1)
     """Number of micro-batches that each worker prepares in advance."""
@@ -172,7 +166,7 @@ class BatchSection(BaseConfig):
 
     total: int = Field(2048, ge=1, alias="global")
     """Number of images per optimizer step, over all ranks and micro-batches (the global batch)."""
-    micro: int | Auto = "auto"
+    micro: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Number of images in one forward and backward pass; gradients are accumulated over the global batch. auto: as many
     as fit in memory."""
     pad_to_budget: bool | Auto = "auto"
@@ -242,7 +236,7 @@ class ParallelSection(BaseConfig):
     """What is sharded over the ranks. ddp: nothing; zero2: optimizer state, gradients and target encoder; zero3: all
     weights as well; hsdp: as zero2 within groups of ranks, and the groups are replicas; auto: zero2 under torchrun,
     otherwise none (a single process)."""
-    shard: int | Auto = "auto"
+    shard: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Number of ranks in a group of hsdp, which holds one replica; auto: the ranks of one node."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which the run fails and names the rank that the others wait for. Measuring and
@@ -318,27 +312,16 @@ class Recipe(BaseConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.randomness != randomness.VERSION:
-            raise UserError(
-                f"randomness = {self.randomness}",
-                f"this version draws with {randomness.VERSION}",
-                "use the version of ijepa that wrote the recipe, or remove the key to draw anew",
-            )
+            problem = f"this version of ijepa draws with {randomness.VERSION}"
+            hint = "use the version that wrote the recipe, or remove the key to draw other numbers"
+            raise UserError(f"randomness = {self.randomness}", problem, hint)
         if self.steps is None and self.images is None and self.epochs is None:
             raise UserError("epochs", "the run has no length", "give epochs, images or steps")
         self.mask.check_grid(self.model.grid)
-        micro, whole = self.batch.micro, self.batch.total
-        if micro != "auto" and (micro < 1 or whole % micro):
-            raise UserError(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
-        if isinstance(self.data.workers, int) and self.data.workers < 0:
-            raise UserError(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
-        crops = self.data.crops_per_decode
-        if whole % crops:
-            raise UserError(
-                f"data.crops_per_decode = {crops}", f"does not divide batch.global = {whole}", "choose a divisor"
-            )
-        shard = self.parallel.shard
-        if shard != "auto" and shard < 1:
-            raise UserError(f"parallel.shard = {shard}", "must be 1 or more, or auto")
+        whole, micro, crops = self.batch.total, self.batch.micro, self.data.crops_per_decode
+        for key, divisor in (("batch.micro", micro), ("data.crops_per_decode", crops)):
+            if divisor != "auto" and whole % divisor:
+                raise UserError(f"{key} = {divisor}", f"does not divide batch.global = {whole}", "choose a divisor")
         if self.data.images is not None:
             self.lengths(self.data.images)
         elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):
@@ -346,10 +329,10 @@ class Recipe(BaseConfig):
         return self
 
     def lengths(self, images: int) -> "Lengths":
-        """Whole steps of the run, warm-up and cooldown for a data set of `images` images.
+        """Return the lengths of the run, its warm-up and its cooldown in steps, for a data set of `images` images.
 
         Raises:
-            UserError: when warm-up (with the cooldown, if there is one) does not end before the run does.
+            UserError: warm-up and cooldown are not shorter than the run.
         """
         whole = self.batch.total
         if self.steps is not None:
@@ -363,21 +346,17 @@ class Recipe(BaseConfig):
         if self.schedule.decay == "wsd":
             cooldown = self.schedule.cooldown.steps(images=images, global_batch=whole, total=total)
         if warmup + cooldown >= total and warmup + cooldown > 0:
-            raise UserError(
-                f"schedule.warmup = {self.schedule.warmup}",
-                f"{warmup} steps of warm-up"
-                + (f" and {cooldown} of cooldown" if cooldown else "")
-                + f" in a run of {total}",
-                "shorten it, for example --schedule.warmup '5 %'",
-            )
+            both = f"{warmup} steps of warm-up" + (f" and {cooldown} of cooldown" if cooldown else "")
+            hint = "shorten it, for example --schedule.warmup '5 %'"
+            raise UserError(f"schedule.warmup = {self.schedule.warmup}", f"{both} in a run of {total}", hint)
         return Lengths(total=total, warmup=warmup, cooldown=cooldown)
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Load a preset by name or a YAML file, lay dotted `overrides` over it, and validate the whole.
+        """Load a preset or a YAML file, replace the values of dotted `overrides`, and validate the result.
 
         Raises:
-            UserError: naming file, key, value and hint.
+            UserError: no such file, or a value that is not allowed.
         """
         file = read_yaml(name_or_path, RECIPES, "recipe")
         for key, value in (overrides or {}).items():
@@ -385,16 +364,14 @@ class Recipe(BaseConfig):
         return cls.read(file.values, file.where)
 
     def dump(self) -> str:
-        """Return the whole resolved recipe as YAML; loading it gives an equal recipe."""
+        """Return the recipe with all its values as YAML; loading it gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-class Lengths(BaseConfig):
-    """A run's stretches in whole steps."""
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the parts of a run in steps."""
 
     total: int
-    """Steps of the run."""
     warmup: int
-    """Steps of warm-up."""
-    cooldown: int
-    """Steps of the linear decay at the end; 0 with a cosine."""
+    cooldown: int  # of the linear decay at the end; 0 with a cosine

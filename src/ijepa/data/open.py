@@ -115,4 +115,4 @@ def _detect_at(place: Path, where: str, split: str | None, devkit: Path | None, 
     return find_imagenet(place, where, split, devkit, require_labels) if cifar is None else cifar
 
 
-open_source = open_dataset  # until all callers use the new name
+open_source = open_dataset  # for the tests that still use this name

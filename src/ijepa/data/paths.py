@@ -47,6 +47,7 @@ def find_files(path: str | Path, where: str, split: str | None = None) -> Shards
         given = Path(path).expanduser().absolute()
         if given.is_dir():
             return _find_in_folder(given, where, split)
+        # An existing file is taken as it is, even if its name contains braces or wildcards.
         if given.exists():
             return _shards([given], where)
         if "{" in str(given):
@@ -71,7 +72,7 @@ def expand_braces(text: str) -> list[str]:
         choices = match[1].split(",")
     else:
         ends = numbers.groups()
-        padded = any(end.startswith("0") and len(end) > 1 for end in ends)
+        padded = any(end.startswith("0") and len(end) > 1 for end in ends)  # as bash: {8..010} gives 008, 009, 010
         width = max(map(len, ends)) if padded else 0
         first, last = map(int, ends)
         step = 1 if first <= last else -1
@@ -107,6 +108,7 @@ def select_split(root: Path | str, names: list[str], where: str, split: str | No
     Raises:
         UserError: the chosen split is not there, or several are and none is chosen.
     """
+    # Names without a split, such as `extra.tar`, are used only if there is nothing to choose.
     by_split: dict[Split, list[str]] = {}
     for name in names:
         found = Split.of(name)
@@ -126,6 +128,7 @@ def _find_in_folder(root: Path, where: str, split: str | None) -> Shards | Folde
         raise UserError(where, f"{root} is empty", _HINT)
     folders = [entry.name for entry in entries if entry.is_dir()]
     tars = [entry.name for entry in entries if entry.name.endswith(".tar") and entry.is_file()]
+    # Before the check for splits, because these two folders are one data set and not two classes.
     if {"images", "masks"} <= set(folders):
         return Folder(root / "images", root / "masks")
     split_folders = _split_folders(folders)

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from ijepa.checkpoint.format import check_shapes, list_checkpoints, verify_part
-from ijepa.checkpoint.reader import Stored
+from ijepa.checkpoint.format import list_checkpoints
+from ijepa.checkpoint.reader import CheckpointReader, check_shapes, verify_part
 from ijepa.checkpoint.run_dir import Run
 from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.interop.config_json import table
@@ -91,10 +91,10 @@ class Weights:
         elif (file := self.folder / f"{part}.safetensors").exists() or not (self.folder / "state.json").exists():
             where, found = file, open_tensors(file)
         else:
-            stored = Stored(self.folder)
+            stored = CheckpointReader(self.folder, part)
             stored.check({f"{part}.{name}": shape for name, shape in wanted.items()}, f"{part}.")
             return {name: Lazy(shape, _reader(stored, f"{part}.{name}")) for name, shape in wanted.items()}
-        check_shapes(where, wanted, found)
+        check_shapes(lambda name: where, wanted, {name: tensor.shape for name, tensor in found.items()})
         return {name: tensor.single() for name, tensor in found.items()}
 
     def encoder(self, which: Which = "target") -> FrozenEncoder:
@@ -199,7 +199,7 @@ def _recipe(path: Path, model: ModelSection) -> Recipe:
         return Recipe.read({**values, "mask": {"min_context": 1}}, str(path))
 
 
-def _reader(stored: Stored, name: str) -> Any:
+def _reader(stored: CheckpointReader, name: str) -> Any:
     return lambda: stored.rows(name)
 
 

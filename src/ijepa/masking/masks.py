@@ -36,23 +36,14 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class MaskRule:
-    """How blocks are drawn. Areas are shares of the image area, aspect ratios are height over width.
+    """How blocks are drawn. Areas are shares of the image area, aspect ratios are height over width."""
 
-    Attributes:
-        targets: number of target blocks per image.
-        target_scale: smallest and largest area of a target block.
-        target_aspect: smallest and largest aspect ratio of a target block.
-        context_scale: smallest and largest area of the context block before target patches are removed.
-        context_aspect: smallest and largest aspect ratio of the context block.
-        min_context: smallest number of context patches per image.
-    """
-
-    targets: int = 4
-    target_scale: Interval = (0.15, 0.2)
-    target_aspect: Interval = (0.75, 1.5)
-    context_scale: Interval = (0.85, 1.0)
-    context_aspect: Interval = (1.0, 1.0)
-    min_context: int = 10
+    targets: int = 4  # number of target blocks per image
+    target_scale: Interval = (0.15, 0.2)  # area of a target block
+    target_aspect: Interval = (0.75, 1.5)  # aspect ratio of a target block
+    context_scale: Interval = (0.85, 1.0)  # area of the context block, before target patches are removed
+    context_aspect: Interval = (1.0, 1.0)  # aspect ratio of the context block
+    min_context: int = 10  # smallest number of context patches per image
 
     def has_target_block(self, grid: Grid) -> bool:
         """Return whether a block of whole patches has about the area and aspect ratio of a target block."""

@@ -20,32 +20,18 @@ from ijepa.utils.random import Stream, random_bits, uniform
 
 @dataclass(frozen=True)
 class Packer:
-    """Draws everything that a micro-batch needs in addition to its pixels, from the positions of the samples.
-
-    Attributes:
-        rule: how masks are drawn.
-        grid: rows and columns of patches.
-        seed: seed of the run.
-        global_batch: number of images of a step, which the loss is averaged over.
-        depth: number of layers of the context encoder.
-        drop_path: stochastic depth rate of the last layer of the context encoder.
-        budget: what the batch is padded to; None for no padding.
-    """
+    """Draws everything that a micro-batch needs in addition to its pixels, from the positions of the samples."""
 
     rule: MaskRule
-    grid: Grid
+    grid: Grid  # rows and columns of patches
     seed: int
-    global_batch: int
-    depth: int
-    drop_path: float = 0.0
-    budget: Budget | None = None
+    global_batch: int  # number of images of a step, which the loss is averaged over
+    depth: int  # number of layers of the context encoder
+    drop_path: float = 0.0  # stochastic depth rate of its last layer
+    budget: Budget | None = None  # what the batch is padded to
 
     def __call__(
-        self,
-        positions: Integers,
-        pixels: torch.Tensor,
-        indices: Sequence[int] = (),
-        replaced: Sequence[str] = (),
+        self, positions: Integers, pixels: torch.Tensor, indices: Sequence[int] = (), replaced: Sequence[str] = ()
     ) -> Batch:
         """Return the batch of the samples at `positions` (B,) with `pixels` (B, 3, H, W) uint8."""
         masks = draw_masks(self.rule, self.grid, self.seed, positions)
@@ -76,17 +62,9 @@ def pack(
     replaced: Sequence[str] = (),
     budget: Budget | None = None,
 ) -> Batch:
-    """Return the packed batch of B images, padded to `budget`.
+    """Return the packed batch of B images, padded to `budget` if there is one.
 
-    Args:
-        masks: masks of the B images.
-        pixels: (B, 3, H, W) uint8.
-        global_batch: number of images that the loss is averaged over.
-        keep: (B, layers) from `draw_drop_path`.
-        positions: fields of `Batch`, as `indices` and `replaced`.
-        indices: see `positions`.
-        replaced: see `positions`.
-        budget: numbers of tokens to pad to; None for no padding.
+    `keep` (B, layers) comes from `draw_drop_path`; `positions`, `indices` and `replaced` are fields of `Batch`.
     """
     context = _sequences(np.flatnonzero(masks.context), masks.context.sum(1))
     targets, block_image = _target_sequences(masks)

@@ -25,23 +25,16 @@ _SAMPLES = 4096
 
 @dataclass(frozen=True)
 class Budget:
-    """Numbers of tokens that a micro-batch is padded to.
+    """Numbers of tokens that a micro-batch is padded to."""
 
-    Attributes:
-        context: tokens in the context encoder.
-        targets: tokens in all target blocks.
-        predictor: tokens in the sequences of the predictor.
-        layers: tokens in each layer of the context encoder after stochastic depth; None if the layer drops nothing.
-        limit: length of the longest possible sequence, and of the longest padding sequence.
-        granule: every number of tokens is a multiple of it.
-    """
-
-    context: int
-    targets: int
-    predictor: int
-    layers: tuple[int | None, ...]
-    limit: int
-    granule: int = GRANULE
+    context: int  # in the context encoder
+    targets: int  # in all target blocks
+    predictor: int  # in the sequences of the predictor
+    layers: tuple[
+        int | None, ...
+    ]  # in each layer of the context encoder with stochastic depth; None if it drops nothing
+    limit: int  # length of the longest possible sequence, and of the longest padding sequence
+    granule: int = GRANULE  # all numbers of tokens are multiples of this
 
     @classmethod
     def for_masks(
@@ -65,7 +58,7 @@ class Budget:
             micro: number of images in a micro-batch.
             rates: stochastic depth rate of each layer.
             deviations: number of standard deviations above the mean.
-            granule: what numbers of tokens are multiples of.
+            granule: see `Budget`.
         """
         masks = draw_masks(rule, grid, 0, np.arange(_SAMPLES))
         context, targets = masks.context.sum(1), masks.targets.sum((1, 2))  # tokens of each image, (_SAMPLES,)

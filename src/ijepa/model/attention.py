@@ -85,40 +85,24 @@ def attention(
 
 @dataclass(frozen=True)
 class Bucket:
-    """S sequences of the same padded length.
+    """S sequences of the same padded lengths."""
 
-    Attributes:
-        queries: slice of the padded query rows, S * Lq of them.
-        keys: slice of the padded key rows, S * Lk of them.
-        shape: S, Lq and Lk.
-        bias: (S, 1, 1, Lk), 0 for a key and -inf for padding; None if nothing is padded.
-    """
-
-    queries: slice
-    keys: slice
-    shape: tuple[int, int, int]
-    bias: Tensor | None
+    queries: slice  # of the padded query rows, S * Lq of them
+    keys: slice  # of the padded key rows, S * Lk of them
+    shape: tuple[int, int, int]  # S, Lq, Lk
+    bias: Tensor | None  # (S, 1, 1, Lk): 0 for a key, -inf for padding; None if nothing is padded
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Order of packed tokens in buckets.
+    """Order of packed tokens in buckets."""
 
-    Attributes:
-        gather_queries: (P,) the token in each padded query row; any token for padding.
-        inverse_queries: (Tq,) the padded row of each query.
-        padding_queries: the padded query rows that hold no query.
-        gather_keys: (P,) the token in each padded key row; any token for padding.
-        inverse_keys: (T,) the padded row of each key.
-        buckets: the buckets, in the order of their rows.
-    """
-
-    gather_queries: Tensor
-    inverse_queries: Tensor
-    padding_queries: Tensor
-    gather_keys: Tensor
-    inverse_keys: Tensor
-    buckets: tuple[Bucket, ...]
+    gather_queries: Tensor  # (P,) the token in each padded query row; any token for padding
+    inverse_queries: Tensor  # (Tq,) the padded row of each query
+    padding_queries: Tensor  # the padded query rows that hold no query
+    gather_keys: Tensor  # (P,) the token in each padded key row; any token for padding
+    inverse_keys: Tensor  # (T,) the padded row of each key
+    buckets: tuple[Bucket, ...]  # in the order of their rows
 
 
 @lru_cache(maxsize=8)

@@ -23,6 +23,7 @@ class FrozenEncoder(nn.Module):
         embed_dim: D.
         patch_size: side length of a patch in pixels.
         grid: rows and columns of patches at the native image size.
+        precision: dtype in which linear layers and attention compute, see `compute_in`.
     """
 
     def __init__(self, vit: VisionTransformer) -> None:
@@ -30,17 +31,12 @@ class FrozenEncoder(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.pixel_norm = PixelNorm()
         self.embed_dim, self.patch_size, self.grid = vit.embed_dim, vit.patch_size, vit.grid
-        self._dtype = torch.float32
+        self.precision = torch.float32
         self.eval()
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Dtype in which linear layers and attention compute."""
-        return self._dtype
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Compute linear layers and attention in a dtype from now on, by autocast; float32 is without autocast."""
-        self._dtype = dtype
+        self.precision = dtype
         return self
 
     @classmethod
@@ -69,7 +65,7 @@ class FrozenEncoder(nn.Module):
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         # In float32 the autocast of the caller stays in effect: diagnostics during pretraining rely on it.
-        return nullcontext() if self._dtype == torch.float32 else torch.autocast(device.type, self._dtype)
+        return nullcontext() if self.precision == torch.float32 else torch.autocast(device.type, self.precision)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the output (B, N, D) of the last block, after the final LayerNorm."""

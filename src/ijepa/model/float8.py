@@ -88,7 +88,7 @@ def to_float8(model: IJEPA, scaling: Scaling = "tensorwise", weight_gradient: We
         setattr(parent, name, trained)
     for parent, name, layer in _layers(model.target_encoder):
         setattr(parent, name, FrozenLinear(layer, scaling))
-    model.target_encoder.register_forward_pre_hook(_refresh_before)
+    model.target_encoder.register_forward_pre_hook(lambda encoder, arguments: refresh_float8(encoder))
 
 
 class FrozenLinear(nn.Module):
@@ -133,18 +133,9 @@ class FrozenLinear(nn.Module):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         cast, scale = to_e4m3(x.to(dtype), self.scaling)
-        bias = self.bias.to(dtype)
-        fused = dtype != torch.float32  # the matrix units add a bias in 16 bits only
-        y = torch._scaled_mm(
-            cast,
-            self.weight8.t(),
-            scale_a=scale,
-            scale_b=self.scale,
-            bias=bias if fused else None,
-            out_dtype=dtype,
-            use_fast_accum=True,
-        )
-        return y if fused else y + bias
+        fused = None if dtype == torch.float32 else self.bias.to(dtype)  # the matrix units add a bias in 16 bits only
+        y = torch._scaled_mm(cast, self.weight8.t(), scale, self.scale, fused, out_dtype=dtype, use_fast_accum=True)
+        return y + self.bias if fused is None else y
 
 
 def to_e4m3(x: Tensor, scaling: Scaling, largest: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -169,10 +160,6 @@ def refresh_float8(encoder: VisionTransformer) -> None:
     """Cast the weights of every `FrozenLinear` that have changed. The forward pass of the encoder does so itself."""
     for layer in frozen_layers(encoder):
         layer.refresh()
-
-
-def _refresh_before(module: nn.Module, arguments: Any) -> None:
-    refresh_float8(module)  # type: ignore[arg-type]
 
 
 def _layers(encoder: VisionTransformer) -> list[tuple[nn.Module, str, Linear]]:

@@ -77,8 +77,8 @@ def model_card(
     assert found.run is not None
     run = Run(found.run)
     info, recipe = run.info(), found.recipe
-    data = info.get("data") or {}
-    name, data_set = printable(found.run.resolve().name), about.dataset or data_name(data.get("path"))
+    name = printable(found.run.resolve().name)
+    data_set = about.dataset or data_name((info.get("data") or {}).get("path"))
     seconds = float(np.nansum(read_columns(run.timings_file).get("seconds", 0.0)))
     processes, hardware = int(info.get("ranks", 1)), _hardware(info)
     country, grid = find_country(about.country)
@@ -102,13 +102,8 @@ def model_card(
         }
     if entries := [entry for each in released for entry in each.index_entries()]:
         header["model-index"] = [{"name": name, "results": entries}]
-    environment = Environment(
-        loader=PackageLoader("ijepa.release"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.loader, environment.undefined = PackageLoader("ijepa.release"), StrictUndefined
     environment.filters["integer"] = "{:,}".format
     return environment.get_template("README.md.j2").render(
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
@@ -118,10 +113,8 @@ def model_card(
         info=info,
         about=about,
         data=data_set,
-        fingerprint=str(info.get("fingerprint") or data.get("fingerprint", ""))[:16],
         step=step,
         total=total,
-        images=step * recipe.batch.total,
         seconds=seconds,
         duration=duration,
         hardware=hardware,

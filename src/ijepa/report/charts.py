@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,31 +19,12 @@ COLORS = ("#2f86d0", "#d9772b", "#2f9a68", "#9b74c8")
 MAX_POINTS = 400
 """Points of a drawn line."""
 
-_TEXT, _GRID = "#7b828a", "#7b828a55"
+_GRAY = "#7b828a"
 _MARKERS_UP_TO = 40
 _MAX_LABEL = 28
 """Characters of a class name next to a bar."""
 
-_STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text, which is smaller than outlines of letters
-    "svg.hashsalt": "ijepa",  # the same chart has the same bytes
-    "font.size": 8,
-    "axes.edgecolor": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "text.color": _TEXT,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _TEXT,
-    "ytick.labelcolor": _TEXT,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-}
+_STYLE = Path(__file__).parent / "templates/chart.mplstyle"
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ def draw(paint: Callable[[Any], None], size: tuple[float, float], alt: str) -> P
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context(fname=_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure.add_subplot())
         buffer = io.BytesIO()
@@ -138,7 +120,7 @@ def class_chart(names: Sequence[str], shares: Mapping[str, npt.NDArray[np.floati
 
     def paint(axes: Any) -> None:
         handles = [axes.barh(place, np.nan_to_num(bars), height=0.62, color=COLORS[0])]
-        for (_, values), marker, color in zip(others, "oDs^v", (*COLORS[1:], _TEXT, _TEXT), strict=False):
+        for (_, values), marker, color in zip(others, "oDs^v", (*COLORS[1:], _GRAY, _GRAY), strict=False):
             handles += axes.plot(values, place, marker, color=color, markersize=4)
         axes.set_yticks(place, labels)
         axes.set_ylim(-0.7, len(names) - 0.3)

@@ -27,7 +27,7 @@ from ijepa.report.sections.segmentation import segmentation_section
 from ijepa.report.sections.summary import headline_facts, summary_section
 from ijepa.utils.errors import RunError
 from ijepa.utils.extras import require_extra
-from ijepa.utils.files import write_text
+from ijepa.utils.files import write_errors, write_text
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,20 @@ def write_report(run_folder: Path, *, data: str | None = None) -> Path:
     images = RunImages(run, data)
     command = f"ijepa report {run_folder} --data IMAGES"
     builders: list[tuple[str, str, Callable[[], Any]]] = [
-        ("glance", "How good is it?", lambda: summary_section(run)),
+        ("summary", "How good is it?", lambda: summary_section(run)),
         ("curves", "Curves", lambda: curve_section(run)),
         ("masks", "Masks", lambda: mask_section(run, images)),
         ("features", "Patch features", lambda: feature_section(run, images)),
         ("maps", "Similarity between patches", lambda: map_section(run, images)),
         ("retrieval", "Nearest neighbors", lambda: retrieval_section(run, images)),
-        ("panels", "Segmentation without training", lambda: segmentation_section(run, images)),
+        ("segmentation", "Segmentation without training", lambda: segmentation_section(run, images)),
         ("evaluations", "Evaluations", lambda: evaluation_section(run)),
         ("recipe", "Recipe and run", lambda: recipe_section(run)),
     ]
+    sections = [build_section(*builder, command) for builder in builders]
     page = run_folder / "report.html"
-    try:
-        write_text(page, render_page(run, [build_section(*builder, command) for builder in builders]))
-    except OSError as error:
-        raise RunError(f"{page}: cannot be written: {error.strerror}") from None
+    with write_errors(page):
+        write_text(page, render_page(run, sections, images.checkpoint.name if images.checkpoint else ""))
     return page
 
 
@@ -84,17 +83,12 @@ def build_section(key: str, title: str, build: Callable[[], Any], command: str) 
         return Section(key, title, missing=MissingInput(str(error), command))
 
 
-def render_page(run: RunData, sections: list[Section]) -> str:
-    """Return the page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("ijepa.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def render_page(run: RunData, sections: list[Section], step: str = "") -> str:
+    """Return the page as HTML; `step` is the name of the latest checkpoint."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.loader, environment.undefined = PackageLoader("ijepa.report"), StrictUndefined
     environment.filters |= {"number": format_number, "percent": format_percent}
     environment.globals["metric_names"] = METRIC_NAMES
     version = ((run.info or {}).get("versions") or {}).get("ijepa")
     template = environment.get_template("report.html.j2")
-    return template.render(run=run, facts=headline_facts(run), sections=sections, version=version)
+    return template.render(run=run, step=step, facts=headline_facts(run), sections=sections, version=version)

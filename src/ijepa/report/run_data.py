@@ -13,8 +13,8 @@ import numpy.typing as npt
 from ijepa.checkpoint.run_dir import Run
 from ijepa.config.recipe import Recipe
 from ijepa.evaluation.results.schema import KIND_NAMES, EvaluationResult
+from ijepa.evaluation.results.store import read_result
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json
 
 Numbers = npt.NDArray[np.float64]
 Columns = Mapping[str, Numbers]
@@ -60,7 +60,7 @@ def read_run_data(folder: Path) -> RunData:
     if not run.recipe_file.is_file():
         raise UserError(folder, "is not a run", "give a folder that `ijepa pretrain` wrote")
     order = list(KIND_NAMES)
-    results = [EvaluationResult.from_json(read_json(file), file) for file in sorted(run.evaluations.glob("*.json"))]
+    results = [read_result(file) for file in sorted(run.evaluations.glob("*.json"))]
     results.sort(key=lambda result: order.index(result.kind) if result.kind in order else len(order))
     return RunData(
         files=run,

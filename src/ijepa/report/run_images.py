@@ -4,7 +4,6 @@ Images are those of the training set and of the evaluations; `--data` replaces b
 path leaves its sections out, because runs are copied without their data. A wrong `--data` is an error.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,6 @@ from ijepa.data.loading.loader import LoaderConfig, StepDataset
 from ijepa.data.loading.shuffle import Order
 from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import Indices, choose
 from ijepa.evaluation.results.schema import EvaluationResult
 from ijepa.interop.weights import load_encoder
@@ -49,19 +47,6 @@ class ImageSets:
         return self.train.fingerprint == self.test.fingerprint
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """The target encoder of the checkpoint `step`, and the same encoder with its initial weights."""
-
-    trained: FrozenEncoder
-    random: FrozenEncoder
-    step: str
-    image_size: tuple[int, int]
-
-    def __iter__(self) -> Iterator[tuple[str, Encoder]]:
-        return iter([("trained", self.trained), ("random", self.random)])
-
-
 class RunImages:
     """The data sets and encoders of a run; properties and methods raise MissingInput for those that are missing.
 
@@ -75,15 +60,21 @@ class RunImages:
 
     def __init__(self, run: RunData, given: str | None) -> None:
         self.run, self.given = run, given
-        self._opened: dict[tuple[str, str, str | None], Source | UserError] = {}
+        self._opened: dict[tuple[str, str, str | None], Source] = {}
         if given is not None:
             open_dataset(given, where="--data", split="train")
-        self._encoders = _load_encoders(run)
+        saved = list_checkpoints(run.files.checkpoints)
+        self.checkpoint = saved[-1] if saved else None
+        self._encoders: dict[str, FrozenEncoder] = {}
+        if self.checkpoint is not None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            random = FrozenEncoder.initial(run.recipe.model, run.recipe.seed)
+            self._encoders = {"trained": load_encoder(self.checkpoint).to(device), "random": random.to(device)}
 
     @property
-    def encoders(self) -> Encoders:
-        """The encoders of the latest checkpoint and of the start."""
-        if self._encoders is None:
+    def encoders(self) -> dict[str, FrozenEncoder]:
+        """The target encoder of the latest checkpoint ("trained"), and the same with initial weights ("random")."""
+        if not self._encoders:
             command = f"ijepa pretrain {self.run.recipe.name} --output {self.run.folder}"
             raise MissingInput("the run has no checkpoint", command)
         return self._encoders
@@ -103,11 +94,10 @@ class RunImages:
 
     def sets(self, result: EvaluationResult | None) -> ImageSets:
         """Return the sets of an evaluation; the training set as both if there is no evaluation or it has no paths."""
-        data = None if result is None else result.data
-        if self.given is None and data is not None and data.train.path and data.test.path:
-            train, test = data.train, data.test
+        if self.given is None and result is not None and result.data.train.path and result.data.test.path:
+            train, test = result.data.train, result.data.test
             return ImageSets(
-                self._open(data.train.path, "train", train.list), self._open(data.test.path, "val", test.list)
+                self._open(str(train.path), "train", train.list), self._open(str(test.path), "val", test.list)
             )
         source = self.training()
         try:
@@ -125,21 +115,8 @@ class RunImages:
             try:
                 self._opened[key] = open_dataset(path, where="data", split=split, names=listed)
             except UserError as error:
-                self._opened[key] = error
-        found = self._opened[key]
-        if isinstance(found, UserError):
-            raise MissingInput(str(found), self._command)
-        return found
-
-
-def _load_encoders(run: RunData) -> Encoders | None:
-    saved = list_checkpoints(run.files.checkpoints)
-    if not saved:
-        return None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.recipe.model
-    random = FrozenEncoder.initial(model, run.recipe.seed)
-    return Encoders(load_encoder(saved[-1]).to(device), random.to(device), saved[-1].name, model.image_size)
+                raise MissingInput(str(error), self._command) from None
+        return self._opened[key]
 
 
 def first_batch(recipe: Recipe, source: Source, count: int) -> Batch:

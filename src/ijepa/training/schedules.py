@@ -8,7 +8,7 @@ from ijepa.utils.schedules import half_cosine
 
 @dataclass(frozen=True)
 class Rates:
-    """Everything that a schedule decides about one step."""
+    """The values of all schedules at one step."""
 
     lr_encoder: float
     lr_predictor: float
@@ -19,9 +19,9 @@ class Rates:
 def rates_at(step: int, lengths: Lengths, optimizer: OptimizerSection, schedule: ScheduleSection) -> Rates:
     """Return the rates of step `step`, counted from 0, of `lengths.total`.
 
-    Warm-up is linear from `warmup_from` of the peak and reaches it with its last step. With `decay: cosine` the
-    rate then follows half a cosine to `lr_end`; with `wsd` it stays and falls linearly over the cooldown (Hägele et
-    al., arXiv 2405.18392). Momentum moves linearly over the whole run, weight decay by half a cosine.
+    Warm-up is linear, from `warmup_from` times the peak to the peak at its last step. With `decay: cosine` the rate
+    then falls to `lr_end` along half a cosine; with `wsd` it stays constant and falls linearly over the cooldown
+    (Hägele et al., arXiv 2405.18392). Momentum changes linearly over the whole run, weight decay along half a cosine.
     """
     part = step / max(lengths.total, 1)
     momentum = schedule.momentum_start + (schedule.momentum_end - schedule.momentum_start) * part

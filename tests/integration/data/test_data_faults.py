@@ -1,4 +1,4 @@
-"""What a disk may do while a run reads: each has its rule in docs/data.md, and its line."""
+"""Disk failures while a run reads; docs/data.md lists the reaction to each."""
 
 import errno
 import os
@@ -37,14 +37,14 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_vanishes(shards, workers):
+def test_shard_disappears(shards, workers):
     source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     refused(source, "No such file", workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_shrinks(shards, workers):
+def test_shard_shrinks(shards, workers):
     source = open_dataset(shards)
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
@@ -52,9 +52,9 @@ def test_a_shard_that_shrinks(shards, workers):
     refused(source, "has shrunk since it was indexed", workers)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_a_shard_that_hangs(shards, monkeypatch):
-    """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_shard_hangs(shards, monkeypatch):
+    """A FIFO without a writer: opening it hangs in the worker, in its replacement, and when the name is read."""
     monkeypatch.setattr("ijepa.data.loading.loader._NAME_TIMEOUT", 0.2)
     source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
@@ -67,7 +67,7 @@ def test_a_shard_that_hangs(shards, monkeypatch):
     assert len(told) == 1 and "in train-0001.tar; a new process replaces it" in told[0]
 
 
-def test_a_disk_that_returns_errors(shards, monkeypatch):
+def test_disk_returns_errors(shards, monkeypatch):
     source = open_dataset(shards)
     number = (shards / "train-0001.tar").stat().st_ino
     pread = os.pread
@@ -81,7 +81,7 @@ def test_a_disk_that_returns_errors(shards, monkeypatch):
     refused(source, "Input/output error")
 
 
-def test_an_error_that_passes_is_no_error(shards, monkeypatch):
+def test_transient_error_in_a_shard_is_retried(shards, monkeypatch):
     source = open_dataset(shards)
     pread, failed = os.pread, []
 
@@ -97,7 +97,7 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
     assert failed
 
 
-def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
+def test_transient_error_in_a_folder_is_retried(tmp_path, monkeypatch):
     source = open_dataset(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
     read, failures = module.os.read, [errno.ESTALE]
 
@@ -112,20 +112,20 @@ def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypat
     failures += [errno.EIO, errno.EIO]
     with pytest.raises(RunError, match="2.jpg: passing"):
         source.image(2)
-    failures.append(errno.EACCES)  # this one does not pass
+    failures.append(errno.EACCES)  # not transient
     with pytest.raises(RunError):
         source.image(2)
 
 
-def test_files_that_come_in_pieces(tmp_path, monkeypatch):
-    """As the system returns those beyond two gigabytes."""
+def test_read_file_in_pieces(tmp_path, monkeypatch):
+    """As the system returns files above two gigabytes."""
     read = module.os.read
     (tmp_path / "file").write_bytes(bytes(range(256)) * 40)
     monkeypatch.setattr(module.os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
     assert module.read_file(tmp_path / "file") == bytes(range(256)) * 40
 
 
-def test_more_shards_than_may_be_open(tmp_path):
+def test_more_shards_than_open_files(tmp_path):
     import resource
     import subprocess
     import sys
@@ -143,8 +143,8 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
-def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
+def test_readahead_of_a_whole_micro_batch(shards, monkeypatch):
     source = open_dataset(shards)
     asked, read = [], []
     pread = os.pread
@@ -157,6 +157,6 @@ def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
     monkeypatch.setattr(module.os, "pread", reading)
     run(source)
     assert len(asked) == 24 and {part[:2] for part in read} == set(asked)
-    assert [seen for *_, seen in read[:4]] == [4] * 4  # a whole micro-batch is asked for, then read
+    assert [seen for *_, seen in read[:4]] == [4] * 4  # hints for a whole micro-batch, then the reads
     monkeypatch.setattr(module.os, "posix_fadvise", lambda *words: (_ for _ in ()).throw(OSError(22, "no")))
-    run(source)  # a hint that is refused changes nothing
+    run(source)  # a refused hint changes nothing

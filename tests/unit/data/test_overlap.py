@@ -20,7 +20,7 @@ def listed(path: Path | str, folder: Path, *names: str) -> Source:
     return open_dataset(str(path), where="--x", split="train", names=str(file))
 
 
-def test_lists_of_one_folder(tmp_path: Path) -> None:
+def test_refuse_overlap_of_subsets_of_one_folder(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "set", FILES)
     a, b, c = (listed(root, tmp_path, *names) for names in (("n1_0", "n1_1"), ("n1_2", "n2_0"), ("n1_1", "n2_0")))
     refuse_overlap(a, b)
@@ -31,7 +31,7 @@ def test_lists_of_one_folder(tmp_path: Path) -> None:
     refuse_overlap(a, open_dataset(write_tree(tmp_path / "other", FILES)))
 
 
-def test_a_folder_within_the_other_and_a_link_to_it(tmp_path: Path) -> None:
+def test_refuse_overlap_of_nested_and_linked_folders(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "set", FILES)
     (tmp_path / "link").symlink_to(root / "n2")
     for inner in (root / "n2", tmp_path / "link"):
@@ -42,8 +42,8 @@ def test_a_folder_within_the_other_and_a_link_to_it(tmp_path: Path) -> None:
     refuse_overlap(open_dataset(root / "n1"), open_dataset(root / "n2"))
 
 
-def test_shards_in_both_sets(tmp_path: Path) -> None:
-    """A pattern and one of its shards, with no list: every test image would find itself."""
+def test_refuse_overlap_of_shards(tmp_path: Path) -> None:
+    """A pattern and one of its shards."""
     root = write_shards(tmp_path / "shards", [3, 4, 2])
     train, one = open_dataset(f"{root}/train-*.tar"), open_dataset(sorted(root.glob("*.tar"))[1])
     with pytest.raises(
@@ -60,7 +60,7 @@ def test_shards_in_both_sets(tmp_path: Path) -> None:
         refuse_overlap(train, open_dataset(f"{tmp_path / 'links'}/*.tar"))
 
 
-def test_parts_of_one_shard(tmp_path: Path) -> None:
+def test_refuse_overlap_of_subsets_of_one_shard(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [(f"{name}.jpg", b"1") for name in "uvwx"])
     refuse_overlap(listed(tar, tmp_path, "u", "v"), listed(tar, tmp_path, "w", "x"))
     with pytest.raises(UserError, match=r"1 of its 2 images are in the train set, the first is a\.tar/v\.jpg"):
@@ -68,8 +68,8 @@ def test_parts_of_one_shard(tmp_path: Path) -> None:
     refuse_overlap(listed(tar, tmp_path, "u"), open_dataset(write_tree(tmp_path / "folder", {"u.jpg": b"1"})))
 
 
-def test_samples_of_other_shards_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Millions of samples cost nothing where no shard is shared."""
+def test_refuse_overlap_compares_samples_only_in_shared_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing millions of samples would take long."""
     sets = [open_dataset(write_shards(tmp_path / name, [2])) for name in ("a", "b")]
     os.utime(next((tmp_path / "b").glob("*.tar")), (1, 1))
     sets[1] = open_dataset(tmp_path / "b")
@@ -78,8 +78,8 @@ def test_samples_of_other_shards_are_not_looked_at(tmp_path: Path, monkeypatch: 
     assert np.array_equal(sets[0].index.arrays["block"], sets[1].index.arrays["block"])
 
 
-def test_rows_of_parquet_files(tmp_path: Path) -> None:
-    """The same rows stand elsewhere in a set of several files than in a set of one."""
+def test_refuse_overlap_of_parquet_rows(tmp_path: Path) -> None:
+    """A row has another number in a set of several files than in a set of one file."""
     pytest.importorskip("pyarrow")
     from tests.unit.data.sources.test_parquet import write
 

@@ -36,11 +36,11 @@ def refusal(path: object, **options: str) -> str:
         ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
     ],
 )
-def test_braces(text, expected):
+def test_expand_braces(text, expected):
     assert expand_braces(text) == expected
 
 
-def test_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
+def test_find_files_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
     write_shards(tmp_path, [1, 1, 1])
     every = ["train-0000.tar", "train-0001.tar", "train-0002.tar"]
     assert names(find_files(tmp_path, "")) == every
@@ -54,7 +54,7 @@ def test_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
     assert names(find_files("~", "")) == every
 
 
-def test_what_is_not_there(tmp_path):
+def test_find_files_refuses_missing_files(tmp_path):
     write_shards(tmp_path, [1])
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("hello")
@@ -68,7 +68,7 @@ def test_what_is_not_there(tmp_path):
     assert "a.txt is not a tar" in refusal(f"{tmp_path}/*.t*")
 
 
-def test_splits_of_shards(tmp_path):
+def test_find_files_splits_of_shards(tmp_path):
     write_shards(tmp_path, [1, 1], prefix="train")
     assert len(names(find_files(tmp_path, ""))) == 2  # one split needs no choice
     write_shards(tmp_path, [1], prefix="val")
@@ -83,14 +83,14 @@ def test_splits_of_shards(tmp_path):
     assert "holds no test, only train, val" in refusal(tmp_path, split="test")
 
 
-def test_names_that_speak_of_no_split(tmp_path):
+def test_find_files_names_without_a_split(tmp_path):
     write_shards(tmp_path, [1], prefix="valley")
     write_shards(tmp_path, [1], prefix="trainee")
     assert len(names(find_files(tmp_path, ""))) == 2
     assert len(names(find_files(tmp_path, "", "train"))) == 2
 
 
-def test_splits_of_folders(tmp_path):
+def test_find_files_splits_of_folders(tmp_path):
     write_tree(tmp_path, {"train2017/c/a.jpg": b"", "val2017/c/a.jpg": b"", "notes/x.txt": b""})
     assert "several splits: train, val" in refusal(tmp_path)
     assert find_files(tmp_path, "", "train") == Folder(tmp_path / "train2017")
@@ -99,25 +99,25 @@ def test_splits_of_folders(tmp_path):
     assert "train2014, train2017; give one" in refusal(tmp_path, split="train")
 
 
-def test_splits_of_images_and_masks(tmp_path):
+def test_find_files_splits_of_images_and_masks(tmp_path):
     write_tree(tmp_path, {f"{s}/{kind}/a.png": b"" for s in ("train", "val") for kind in ("images", "masks")})
     assert find_files(tmp_path, "", "val") == Folder(tmp_path / "val/images", tmp_path / "val/masks")
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_find_files_class_called_train(tmp_path):
     write_tree(tmp_path, {"train/a.jpg": b"", "bus/a.jpg": b"", "valley/a.jpg": b""})
     assert find_files(tmp_path, "") == Folder(tmp_path) == find_files(tmp_path, "", "train")
     only = write_tree(tmp_path / "only", {"train/c/a.jpg": b""})
     assert find_files(only, "") == Folder(only / "train")
 
 
-def test_tars_beside_folders_of_splits(tmp_path):
+def test_find_files_refuses_tars_next_to_split_folders(tmp_path):
     write_shards(tmp_path, [1])
     write_tree(tmp_path, {"train/c/a.jpg": jpeg(0), "val/c/a.jpg": jpeg(1)})
     assert "both tar files and the folders train, val" in refusal(tmp_path)
 
 
-def test_links_and_hidden_entries(tmp_path):
+def test_find_files_links_and_hidden_entries(tmp_path):
     write_tree(tmp_path / "real", {"a.jpg": b"", ".train/b.jpg": b"", ".val/b.jpg": b""})
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert find_files(tmp_path / "link", "") == Folder(tmp_path / "link")

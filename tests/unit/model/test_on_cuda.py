@@ -20,7 +20,7 @@ from ijepa.masking.batch import Batch, Sequences
 from ijepa.masking.packing import Packer
 from ijepa.model.attention import attention
 from ijepa.model.ijepa import IJEPA
-from ijepa.training.model_setup import prepare, token_budget
+from ijepa.training.model_setup import setup_model, token_budget
 
 CUDA = torch.device("cuda")
 
@@ -79,7 +79,7 @@ def prepared(kernel: str) -> tuple[IJEPA, Batch]:
         values |= {f"model.{part}.depth": 3, f"model.{part}.heads": heads}
     recipe = Recipe.load("vit-small-16", {**values, "model.encoder.width": 80, "model.predictor.width": 24})
     model, encoder = IJEPA(recipe.model), recipe.model.encoder
-    prepare(model, recipe, CUDA, autocast=True)
+    setup_model(model, recipe, CUDA, autocast=True)
     budget = token_budget(recipe, 4, CUDA)
     packer = Packer(recipe.mask, recipe.model.grid, 0, 4, encoder.depth, encoder.drop_path, budget=budget)
     return model, packer(np.arange(4), torch.zeros(4, 3, 64, 64, dtype=torch.uint8))

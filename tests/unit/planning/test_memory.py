@@ -15,7 +15,7 @@ from ijepa.planning.activations import activations
 from ijepa.planning.memory import STRATEGIES, State, divisors, fit, state
 from ijepa.planning.size import count_parameters
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.parallelize import DistributedModel, build
+from ijepa.training.parallelize import DistributedModel, parallelize
 from tests.helpers.plans import batch, model
 from tests.reference.memory import Alive
 
@@ -65,7 +65,7 @@ def test_the_peak_of_a_step(strategy, micro_batches, autocast):
     packed, tokens = batch(chosen.model)
     with world(strategy) as here, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        spread = build(chosen, torch.device("cpu"), here, autocast=autocast)
+        spread = parallelize(chosen, torch.device("cpu"), here, autocast=autocast)
         found = measured(spread, packed, micro_batches, autocast)
     held = state(count_parameters(chosen), strategy, 1 if strategy == "none" else 2, autocast=autocast)
     each = activations(chosen.model, tokens, "none", autocast=autocast, with_scores=True)

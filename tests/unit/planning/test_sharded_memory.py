@@ -8,14 +8,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from ijepa.config.recipe import Recipe
-from ijepa.distributed.local_tensors import local
+from ijepa.distributed.local_tensors import to_local
 from ijepa.distributed.process_group import World
 from ijepa.model.float8 import frozen_layers, to_float8
 from ijepa.model.ijepa import IJEPA
 from ijepa.planning.memory import state
 from ijepa.planning.size import count_parameters
 from ijepa.training.optimizer import make_optimizer, trained
-from ijepa.training.parallelize import _shard
+from ijepa.training.parallelize import shard
 
 RANKS = 8
 
@@ -41,14 +41,14 @@ def held(recipe: Recipe, strategy: str, number: int) -> dict[str, int]:
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed)
-    _shard(model, World(strategy, number, RANKS, number, mesh), True)
+    shard(model, World(strategy, number, RANKS, number, mesh), True)
     optimizer = make_optimizer(model, recipe.optimizer, fused=False)
     own = [tensor for _, _, tensor in trained(model, optimizer)]
     for tensor in own:
         tensor.grad = torch.empty_like(tensor)
     optimizer.step()
     moments = [optimizer.state[tensor][key] for tensor in own for key in ("exp_avg", "exp_avg_sq")]
-    target = [local(parameter) for parameter in model.target_encoder.parameters()]
+    target = [to_local(parameter) for parameter in model.target_encoder.parameters()]
     parts = {"weights": own, "target": target, "gradients": [t.grad for t in own], "moments": moments}
     return {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in parts.items()}
 
@@ -79,9 +79,9 @@ def test_the_float8_copy_is_counted_and_its_float32_weights_are_shared(rank):
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed)
     to_float8(model)
-    _shard(model, World("zero2", 3, RANKS, 3, init_device_mesh("cpu", (RANKS,), mesh_dim_names=("shards",))), True)
+    shard(model, World("zero2", 3, RANKS, 3, init_device_mesh("cpu", (RANKS,), mesh_dim_names=("shards",))), True)
     planned = [state(parameters, "zero2", RANKS, **how) for how in (zero2, plain)]
     copies = sum(layer.weight8.numel() for layer in frozen_layers(model.target_encoder))
     assert planned[0].gathered - planned[1].gathered == pytest.approx(copies, rel=0.02)
-    own = sum(4 * local(parameter).numel() for parameter in model.target_encoder.parameters())
+    own = sum(4 * to_local(parameter).numel() for parameter in model.target_encoder.parameters())
     assert planned[0].target == pytest.approx(own, rel=0.02)

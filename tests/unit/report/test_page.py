@@ -12,8 +12,8 @@ from ijepa.report.run_data import MissingInput, read_run_data
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.html import Page
 
-KEYS = ["glance", "curves", "masks", "features", "maps", "retrieval", "panels", "evaluations", "recipe"]
-PICTURES = {"masks", "features", "maps", "retrieval", "panels"}
+KEYS = ["summary", "curves", "masks", "features", "maps", "retrieval", "segmentation", "evaluations", "recipe"]
+PICTURES = {"masks", "features", "maps", "retrieval", "segmentation"}
 
 
 def page_of(run: Path, data: str | None = None) -> Page:
@@ -161,8 +161,8 @@ def test_write_report_of_images_without_labels_and_masks(run: Path, tmp_path: Pa
     for index in range(20):
         (folder / f"{index:03}.jpg").write_bytes(train.image(index))
     page = page_of(run, str(folder))
-    assert page.missing == {"glance", "panels", "evaluations"}
-    assert "no masks" in page.words("#panels")
+    assert page.missing == {"summary", "segmentation", "evaluations"}
+    assert "no masks" in page.words("#segmentation")
     assert "✓" not in page.words() and not any("class" in alt for alt in page.alts)
     assert "first training samples of this run" not in page.words("#masks")  # these are other images
 
@@ -173,8 +173,10 @@ def test_masks_that_do_not_fit_leave_out_only_their_section(run: Path) -> None:
     result["protocol"]["classes"] = 2
     file.write_text(json.dumps(result))
     page = page_of(run)
-    assert page.missing == {"panels"}
-    assert "out of range" in page.words("#panels") and f"ijepa evaluate segmentation {run}" in page.words("#panels")
+    assert page.missing == {"segmentation"}
+    assert "out of range" in page.words("#segmentation") and f"ijepa evaluate segmentation {run}" in page.words(
+        "#segmentation"
+    )
 
 
 def test_build_section_turns_a_failure_into_a_missing_section(whole_run: Path) -> None:

@@ -79,9 +79,9 @@ def test_sets_that_were_moved_are_missing(run: Path) -> None:
 
 
 def test_encoders_are_those_of_the_checkpoint_and_of_the_seed(whole_run: Path) -> None:
-    encoders = images_of(whole_run).encoders
-    assert encoders.step == "step-00000060" and encoders.image_size == (48, 48)
-    trained, random = (encoder.vit.state_dict() for encoder in (encoders.trained, encoders.random))
+    images = images_of(whole_run)
+    assert images.checkpoint is not None and images.checkpoint.name == "step-00000060"
+    trained, random = (images.encoders[name].vit.state_dict() for name in ("trained", "random"))
     assert any(not trained[name].equal(random[name]) for name in trained)  # the checkpoint has seed 7, the recipe 0
 
 

@@ -55,6 +55,7 @@ def random_resized_crop_box(
         h, w = _sides(area, aspect, height * width, scale, ratio)
         if 0 < w <= width and 0 < h <= height:
             return _place(h, w, height, width, top, left)
+    # As torchvision: the largest central box, with the image's own aspect ratio if that is allowed.
     return _central(height, width, min(max(width / height, ratio[0]), ratio[1]))
 
 
@@ -132,6 +133,7 @@ def _sides(
 
 def _place(h: int, w: int, height: int, width: int, top_word: int, left_word: int) -> Box:
     """Return a box of `h` x `w` within an image, placed with one word for each axis."""
+    # Integers only, so that the place does not depend on the rounding of floats.
     return Box((height - h + 1) * top_word >> 32, (width - w + 1) * left_word >> 32, h, w)
 
 

@@ -49,22 +49,6 @@ class DecodeError(ValueError):
     """These bytes are not an image that can be read completely; `str()` gives the reason in one line."""
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Return (height, width), from the header alone.
-
-    Raises:
-        DecodeError: not an image.
-    """
-    if data.startswith(_JPEG):
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            return int(height), int(width)
-        except (ValueError, KeyError):  # KeyError: a chroma subsampling that simplejpeg does not know
-            pass
-    with _open(data) as image:
-        return image.height, image.width
-
-
 def decode(data: bytes) -> Pixels:
     """Return the image as (H, W, 3) uint8, sRGB as stored.
 
@@ -126,7 +110,7 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width)
-        if colorspace not in ("YCbCr", "Gray", "RGB"):
+        if colorspace not in ("YCbCr", "Gray", "RGB"):  # CMYK: simplejpeg does not convert it to RGB
             return None
         boxes = choose(height, width)
         box, part = hull(boxes), None
@@ -137,7 +121,8 @@ def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tu
         return pixels, [Box(box.top - top, box.left - left, box.height, box.width) for box in boxes]
     except DecodeError:
         raise
-    except (ValueError, KeyError) as error:  # KeyError: as in `image_size`
+    except (ValueError, KeyError) as error:  # KeyError: a chroma subsampling that simplejpeg does not know
+        # Pillow accepts harmless damage that simplejpeg reports, but it would also fill a missing part with gray.
         if _ENDS_EARLY in str(error):
             raise DecodeError(_one_line(error)) from error
         return None

@@ -130,6 +130,7 @@ class StepDataset:
         self.source.readahead(indices, report_sample)
         draws = random_bits(config.seed, Stream.CROP, positions, WORDS)  # (B, 40)
         used, replaced = list[int](), list[str]()
+        # Consecutive positions with the same place in the order share a decoded image: [0, 0, 1, 1] for two crops.
         places = positions // config.crops_per_decode
         starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()  # where the next image begins
         for start, stop in pairwise([*starts, len(places)]):
@@ -169,6 +170,7 @@ class StepDataset:
                 return image, boxes, index, bad
             except DecodeError as error:
                 bad.append(self.source.name(index))
+                # Not more attempts than samples, or the search would come back to the first one.
                 if attempt > min(self.config.max_replaced_attempts, n - 1):
                     names = ", ".join(bad)
                     raise RunError(f"{attempt} images in a row cannot be decoded ({error}): {names}") from error
@@ -213,7 +215,7 @@ class Loader:
         """
         config = self.config
         numbers = range(start_step * config.micro_batches, end_step * config.micro_batches)
-        pin = torch.cuda.is_available()
+        pin = torch.cuda.is_available()  # copies from pinned memory to the device run next to its computation
         if config.workers == 0:
             for number in numbers:
                 batch = self.dataset[number]
@@ -240,6 +242,7 @@ def _sample_name(source: Source, index: int) -> str:
         with suppress(RunError):
             names.append(source.name(index))
 
+    # A read that hangs cannot be cancelled. A daemon thread does not keep the process from ending.
     thread = Thread(target=read, daemon=True)
     thread.start()
     thread.join(_NAME_TIMEOUT)

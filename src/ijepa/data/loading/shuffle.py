@@ -134,6 +134,7 @@ def _epochs(positions: npt.ArrayLike, n: int) -> tuple[Integers, Integers]:
 
 def _permute(seed: int, key: Integers, place: Integers, n: int, stream: Stream) -> Integers:
     """Permute places (P,) of a set of n; each `key` (P,) has its own permutation."""
+    # Cycle walking: cells beyond n are permuted again until all are below n.
     index = _encrypt(seed, key, place, n, stream)
     beyond = np.flatnonzero(index >= n)
     while len(beyond):
@@ -144,7 +145,7 @@ def _permute(seed: int, key: Integers, place: Integers, n: int, stream: Stream) 
 
 def _encrypt(seed: int, epoch: Integers, place: Integers, n: int, stream: Stream) -> Integers:
     """Permute cells (P,) of the grid with at least n cells; each epoch (P,) has its own permutation."""
-    columns = math.isqrt(n - 1) + 1
+    columns = math.isqrt(n - 1) + 1  # the square root of n, rounded up
     rows = -(-n // columns)
     left, right = np.divmod(place, columns)
     counter = _counters(epoch, stream, 0)

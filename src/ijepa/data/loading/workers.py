@@ -12,6 +12,12 @@ the run with a line that names the sample, whose number the worker writes to the
 
 Workers start from a fork server that has imported torch and runs nothing: they start in milliseconds and inherit no
 thread or lock of the parent. They ignore SIGINT and SIGTERM, because the parent decides when to stop.
+
+torch's DataLoader is not used, because it cannot replace a worker. After a worker's death its iterator only raises;
+with workers of spawn or fork, a signal handler raises in whatever the main thread is doing, such as an optimizer step.
+It also takes more CPU time: with 280 ImageNet files, masks of ViT-H/16 and two workers, 3.3 ms per image against 2.5 ms
+in micro-batches of 32, and 3.5 ms against 3.1 ms in micro-batches of 128 (interleaved runs on an Intel Xeon, family 6
+model 207, whose other processes were busy). Each of its tensors is new shared memory, in /dev/shm, with a mapping.
 """
 
 import atexit
@@ -87,6 +93,7 @@ def prefetch_batches(
         for place, item in enumerate(items[: len(team) * prefetch]):
             team[place % len(team)].ask(item, place // len(team) % prefetch)
         for place, item in enumerate(items):
+            # Worker w makes the items at places w, w + W, ...; its n-th item uses slot n modulo `prefetch`.
             ahead = place + len(team) * prefetch
             slot = place // len(team) % prefetch
             while True:
@@ -104,7 +111,7 @@ def prefetch_batches(
                     worker = team[place % len(team)] = Worker(make, shape, prefetch)
                     for missing in range(place, min(ahead, len(items)), len(team)):
                         worker.ask(items[missing], missing // len(team) % prefetch)
-            if ahead < len(items):
+            if ahead < len(items):  # the slot is free, because `answer` has copied the pixels
                 worker.ask(items[ahead], slot)
             yield batch
     finally:
@@ -134,6 +141,7 @@ class Worker:
         arguments = (other, Descriptor(descriptor), (slots, *shape), make)
         self.process = context.Process(target=_serve, args=arguments, name="ijepa-loader", daemon=True)
         self.process.start()
+        # The pipe must have one owner per end, or the end of a process would not close it.
         other.close()
         os.close(descriptor)
 
@@ -196,7 +204,7 @@ def _serve(pipe: Connection, handle: Descriptor, shape: tuple[int, ...], make: M
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     global _sample
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there is a process for each core
     memory = SharedMemory(handle.number, shape)
     _sample = memory.sample
     while True:

@@ -71,6 +71,7 @@ def find_pairs(path: Path, where: str, split: str | None) -> Index | None:
     Raises:
         UserError: the split is not there, several are and none is chosen, or there are no images in it.
     """
+    # The order of LAYOUTS matters: the last ones match folders that earlier ones describe better.
     for layout in LAYOUTS:
         found = _locate(layout, path, where, split)
         if found is not None:

@@ -74,6 +74,7 @@ def find_imagenet(
                 raise UserError(where, f"{path} holds {names}{lacking}", "give one file")
             path = present[wanted]
     if path.is_file() and path.suffix == ".tar":
+        # The first member tells what the archive is, whatever its name.
         first = first_name(path)
         if first.endswith(".tar"):
             return TarSource(nested_index(path, where))
@@ -119,6 +120,7 @@ def find_ground_truth(near: Path, given: Path | None, where: str, required: bool
     if given is not None:
         return _read_table(given, "--devkit") if given.suffix == ".csv" else _read_kit(given, "--devkit", required)
     for folder in (near, near.parent):
+        # An unpacked kit before an archive, which takes longer to read.
         for kit in sorted(folder.glob("ILSVRC2012_devkit_t12*"), key=lambda kit: not kit.is_dir()):
             if kit.is_dir() or kit.name.endswith((".tar.gz", ".tgz", ".tar")):
                 return _read_kit(kit, where, required)

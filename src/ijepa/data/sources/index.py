@@ -161,6 +161,7 @@ def _shard_index(files: Shards, where: str) -> Index:
     if class_file.is_file():
         lines = os.fsdecode(class_file.read_bytes()).splitlines()
         classes = [line.strip() for line in lines if line.strip()]
+    # Only stat calls: if the cached index is valid, no shard is opened.
     digest = FileDigest("shards", classes)
     for path, name in zip(files.paths, names, strict=True):
         try:
@@ -190,6 +191,7 @@ def _scan_all(paths: tuple[Path, ...], where: str) -> list[Shard]:
     processes = min(_MAX_SCANNERS, available_cores())
     if len(paths) < _PARALLEL_SHARDS or processes < 2:
         return [_scan(path, where) for path in paths]
+    # Not fork: this process may have threads, which a forked child would inherit in an undefined state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         return list(pool.map(partial(_scan, where=where), paths, chunksize=8))
@@ -208,7 +210,7 @@ def _join(shards: list[Shard]) -> Arrays:
     """Return the arrays of an index of these shards."""
     counts = np.array([len(shard.block) for shard in shards], dtype=np.int64)
     first = np.concatenate([[0], np.cumsum(counts)])
-    arrays: Arrays = {"first": first}
+    arrays: Arrays = {"first": first}  # shard s has the samples first[s] to first[s + 1] - 1
     for name in ("block", "size", "label", "mask_block", "mask_size"):
         arrays[name] = np.concatenate([getattr(shard, name) for shard in shards])
     renamed = {int(start) + i: name for start, s in zip(first, shards, strict=False) for i, name in s.renamed.items()}
@@ -286,6 +288,7 @@ def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
                     inner.append(f"{folder}{entry.name}/")
                 else:
                     yield folder + entry.name, entry.stat()
+            # Reversed, because `pending` is a stack: folders are visited in the order of their names.
             pending.extend((name, ancestors | {identity}) for name in reversed(inner))
         except OSError as error:
             raise UserError(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
@@ -307,12 +310,13 @@ def cached_index(root: Path, stamp: str, make: Callable[[], Index]) -> Index:
     family = cache_root() / hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
     directory = family / stamp
     with contextlib.ExitStack() as stack:
+        # Without a lock if the index exists, so that the ranks of a run do not wait for each other at every start.
         if not directory.is_dir():
             with contextlib.suppress(OSError):  # a cache that cannot be written, or a file system without locks
                 locks = cache_root().with_name("locks")
                 locks.mkdir(parents=True, exist_ok=True)
                 fcntl.flock(stack.enter_context((locks / family.name).open("w")), fcntl.LOCK_EX)
-        if directory.is_dir():
+        if directory.is_dir():  # checked again, because the owner of the lock may have built it in the meantime
             try:
                 index = load(directory)
             except (OSError, EOFError, ValueError, KeyError):  # incomplete after a power failure: build it again

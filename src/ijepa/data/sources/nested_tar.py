@@ -60,18 +60,18 @@ def nested_index(path: Path, where: str, progress: Callable[[int], None] = lambd
 def _image_rows(path: Path, where: str, progress: Callable[[int], None]) -> list[tuple[str, int, int]]:
     """Return (class, offset in the outer tar, size) of all images."""
     rows: list[tuple[str, int, int]] = []
-    inner_name = ""
+    inner_name = ""  # for errors
     try:
         with open_tar(path) as reader:
             for outer in walk(reader):
                 progress(outer.offset)
-                inner_name = os.fsdecode(outer.name)
-                if not inner_name.endswith(".tar"):
+                if not outer.name.endswith(b".tar"):
                     continue
+                inner_name = os.fsdecode(outer.name)
                 for member in walk(reader.inner(outer)):
                     if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
                         rows.append((PurePosixPath(inner_name).stem, outer.offset + member.offset, member.size))
-                inner_name = ""
+                inner_name = ""  # an error in the next header is one of the outer tar
     except TarError as error:
         place = f", in it {inner_name}," if inner_name else ""
         raise UserError(where, f"{path}{place} {error}", error.hint) from error

@@ -9,6 +9,7 @@ slow; `ijepa data pack` makes shards of them.
 import json
 import os
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class ParquetSource(Source):
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
-        self._open: OrderedDict[int, Any] = OrderedDict()
+        self._open = lru_cache(_MAX_OPEN_FILES)(_open_for_reading)
         self._groups: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -68,30 +69,29 @@ class ParquetSource(Source):
         if column is None:
             column = self._read(group)
         self._groups[group] = column
+        # At least one group is kept, because the next samples of an unshuffled read are in the same group.
         while len(self._groups) > 1 and sum(each.nbytes for each in self._groups.values()) > _CACHE_BYTES:
             self._groups.popitem(last=False)
         return column
 
     def _read(self, group: int) -> Any:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        arrays, path = self.index.arrays, self._path(group)
-        file, number = int(arrays["file"][group]), int(arrays["group"][group])
-        opened = self._open.pop(file, None)
+        path, number = self._path(group), int(self.index.arrays["group"][group])
+        columns = [self.index.header["image"]]
         try:
-            if opened is None:
-                # Not memory-mapped, because an I/O error in mapped memory kills the process.
-                opened = pq.ParquetFile(path)
-            column = opened.read_row_group(number, columns=[self.index.header["image"]], use_threads=False).column(0)
+            column = self._open(path).read_row_group(number, columns=columns, use_threads=False).column(0)
         except (OSError, pa.ArrowException, IndexError) as error:
             raise RunError(f"{path}: row group {number} cannot be read: {' '.join(str(error).split())}") from error
-        self._open[file] = opened
-        if len(self._open) > _MAX_OPEN_FILES:
-            self._open.popitem(last=False)
-        if len(column) != int(arrays["ends"][group]) - self._start(group):
+        if len(column) != int(self.index.arrays["ends"][group]) - self._start(group):
             raise RunError(f"{path} has changed since it was indexed: row group {number} has {len(column)} rows")
         return column
+
+
+def _open_for_reading(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path)  # not memory-mapped, because an I/O error in mapped memory kills the process
 
 
 def find_parquet(path: str | Path, where: str, split: str | None) -> list[Path] | None:
@@ -146,7 +146,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
         table = np.array(places, dtype=np.int32)
         arrays: Arrays = {"ends": np.cumsum(rows, dtype=np.int64)}
         arrays["file"], arrays["group"] = table.T.copy()
-        if any(isinstance(each, str) for each in labels):
+        if any(isinstance(each, str) for each in labels):  # words become numbers in alphabetical order
             classes = sorted({each for each in labels if each is not None})
             number_of = {name: number for number, name in enumerate(classes)}
             labels = [number_of.get(each) for each in labels]

@@ -19,7 +19,6 @@ class FeatureSection:
     """Images and their features as colors; components are fitted to `fitted` images."""
 
     images: Grid
-    step: str
     fitted: int
 
 
@@ -28,15 +27,15 @@ def feature_section(run: RunData, images: RunImages) -> FeatureSection:
     encoders, source = images.encoders, images.sets(run.result("linear", "knn", "segmentation")).test
     shown = choose_varied(source, _IMAGES)
     others = np.setdiff1d(choose(len(source), _FITTED, SEED), shown)
-    pixels = crops(source, np.concatenate([shown, others]), encoders.image_size)
+    pixels = crops(source, np.concatenate([shown, others]), run.recipe.model.image_size)
     names = [sample_name(source, index) for index in shown]
     plain = to_arrays(pixels[: len(shown)])
     rows = [("image", [picture(p, name, max_side=THUMBNAIL) for p, name in zip(plain, names, strict=True)])]
-    for encoder_name, encoder in encoders:
+    for encoder_name, encoder in encoders.items():
         features = torch.cat([encoded(encoder, part) for part in pixels.split(32)])  # (n, N, D)
         # What all patches of an image have in common, above all the background color, would fill the first components.
         within = features - features.mean(1, keepdim=True)
         painted = to_bytes(pca_rgb(within, run.recipe.model.grid)[: len(shown)])
         alts = (f"{encoder_name} encoder's patch features of {name} as colors" for name in names)
         rows.append((encoder_name, [picture(p, alt, exact=True) for p, alt in zip(painted, alts, strict=True)]))
-    return FeatureSection(Grid("Images and their patch features", rows), encoders.step, len(pixels))
+    return FeatureSection(Grid("Images and their patch features", rows), len(pixels))

@@ -1,20 +1,22 @@
 """Similarity between patches, predictions against targets, and singular values of patch features."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ijepa.checkpoint.format import list_checkpoints, load_part
+from ijepa.checkpoint.format import load_part
 from ijepa.data.sources.base import Source
+from ijepa.evaluation.features.extract import Encoder
 from ijepa.evaluation.features.sampling import choose, crops, encoded
 from ijepa.model.ijepa import IJEPA, layer_norm
 from ijepa.model.vision_transformer import patchify
 from ijepa.report.charts import spectrum_chart
 from ijepa.report.images import THUMBNAIL, Grid, Picture, heat_map, masked_picture, picture
 from ijepa.report.run_data import MissingInput, RunData
-from ijepa.report.run_images import SEED, Encoders, RunImages, choose_varied, first_batch, to_arrays
+from ijepa.report.run_images import SEED, RunImages, choose_varied, first_batch, to_arrays
 from ijepa.utils.errors import UserError
 
 _IMAGES, _SPECTRUM_IMAGES = 8, 64
@@ -29,26 +31,20 @@ class MapSection:
     similarity: Grid
     prediction: Grid | None
     spectrum: Picture
-    step: str
     images: int
 
 
 def map_section(run: RunData, images: RunImages) -> MapSection:
     """Return maps of both encoders; the prediction is left out if the training set or the predictor is missing."""
     encoders, test = images.encoders, images.sets(run.result("linear", "knn", "segmentation")).test
-    chosen = choose(len(test), _SPECTRUM_IMAGES, SEED)
-    return MapSection(
-        _similarity(run, test, encoders),
-        _prediction(run, images),
-        _spectrum(crops(test, chosen, encoders.image_size), encoders),
-        encoders.step,
-        len(chosen),
-    )
+    pixels = crops(test, choose(len(test), _SPECTRUM_IMAGES, SEED), run.recipe.model.image_size)
+    similarity, prediction = _similarity(run, test, encoders), _prediction(run, images)
+    return MapSection(similarity, prediction, _spectrum(pixels, encoders), len(pixels))
 
 
-def _similarity(run: RunData, test: Source, encoders: Encoders) -> Grid:
+def _similarity(run: RunData, test: Source, encoders: Mapping[str, Encoder]) -> Grid:
     model, chosen = run.recipe.model, choose_varied(test, _IMAGES)
-    pixels = crops(test, chosen, encoders.image_size)
+    pixels = crops(test, chosen, model.image_size)
     rows, columns = model.grid
     middle = rows // 2 * columns + columns // 2
     outlined = np.zeros((1, rows, columns), dtype=np.bool_)
@@ -59,7 +55,7 @@ def _similarity(run: RunData, test: Source, encoders: Encoders) -> Grid:
         for i, image in enumerate(to_arrays(pixels), start=1)
     ]
     shown: list[tuple[str, list[Picture]]] = [("image", plain)]
-    for name, encoder in encoders:
+    for name, encoder in encoders.items():
         features = encoded(encoder, pixels)  # (n, N, D)
         features = features - features.mean((0, 1))  # what all patches have in common says nothing about similarity
         cosine = cosine_similarity(features, features[:, middle, None], dim=2).unflatten(1, (rows, columns))
@@ -75,8 +71,9 @@ def _prediction(run: RunData, images: RunImages) -> Grid | None:
     model = IJEPA(recipe.model, recipe.seed)
     try:
         source = images.training()
+        assert images.checkpoint is not None
         for part in ("context_encoder", "target_encoder", "predictor"):
-            load_part(getattr(model, part), list_checkpoints(run.files.checkpoints)[-1], part)
+            load_part(getattr(model, part), images.checkpoint, part)
     except (MissingInput, UserError):
         return None
     count = min(_IMAGES, len(source))
@@ -85,9 +82,8 @@ def _prediction(run: RunData, images: RunImages) -> Grid | None:
     with torch.no_grad():
         patches = patchify(batch.pixels, recipe.model.patch_size)
         truth = layer_norm(model.encode_targets(patches, count)).index_select(0, batch.targets.index)
-        (context,) = model.context_encoder(
-            model.pixel_norm(patches.index_select(0, batch.context.index)), batch.context
-        )
+        visible = model.pixel_norm(patches.index_select(0, batch.context.index))
+        (context,) = model.context_encoder(visible, batch.context)
         cosine = cosine_similarity(model.predictor(context, batch).float(), truth.float(), dim=1)
     place = batch.targets.index.numpy()
     sums = np.bincount(place, cosine.numpy(), minlength=count * rows * columns)
@@ -104,9 +100,9 @@ def _prediction(run: RunData, images: RunImages) -> Grid | None:
     return Grid("Prediction against target", [("crop", plain), ("cosine", painted)])
 
 
-def _spectrum(pixels: torch.Tensor, encoders: Encoders) -> Picture:
+def _spectrum(pixels: torch.Tensor, encoders: Mapping[str, Encoder]) -> Picture:
     spectra = {}
-    for name, encoder in encoders:
+    for name, encoder in encoders.items():
         features = torch.cat([encoded(encoder, part) for part in pixels.split(32)]).flatten(0, 1).double()
         values = torch.linalg.svdvals(features - features.mean(0)).numpy()
         spectra[name] = np.maximum(values / max(values[0], 1e-300), _FLOOR)

@@ -1,6 +1,7 @@
 """Test images with their nearest training images."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class RetrievalSection:
 def retrieval_section(run: RunData, images: RunImages) -> RetrievalSection:
     """Return test images with the training images whose mean patch features are most similar, for both encoders."""
     encoders, sets = images.encoders, images.sets(run.result("knn", "linear", "segmentation"))
+    size = run.recipe.model.image_size
     queries = choose_varied(sets.test, _QUERIES)
     pool = choose(len(sets.train), affordable_images(run.recipe.model), SEED)
     pool = np.setdiff1d(pool, queries) if sets.same else pool
@@ -45,12 +47,12 @@ def retrieval_section(run: RunData, images: RunImages) -> RetrievalSection:
     standardized = result is not None and bool(result.protocol.get("standardise"))
     rows: list[tuple[Picture, dict[str, list[Picture]]]] = [
         (picture(pixels, f"Query: {sample_name(sets.test, query)}", max_side=_SIDE), {})
-        for query, pixels in zip(queries, to_arrays(crops(sets.test, queries, encoders.image_size)), strict=True)
+        for query, pixels in zip(queries, to_arrays(crops(sets.test, queries, size)), strict=True)
     ]
-    for name, encoder in encoders:
-        found = pool[_nearest(encoder, sets, pool, queries, encoders.image_size, standardized)]  # (queries, neighbors)
+    for name, encoder in encoders.items():
+        found = pool[_nearest(encoder, sets, pool, queries, size, standardized)]  # (queries, neighbors)
         for query, near, (_, neighbors) in zip(queries, found, rows, strict=True):
-            pixels = to_arrays(crops(sets.train, near, encoders.image_size))
+            pixels = to_arrays(crops(sets.train, near, size))
             neighbors[name] = [_neighbor(sets, query, *one, name) for one in zip(near, pixels, strict=True)]
     labeled = sets.test.labels is not None and sets.train.labels is not None
     return RetrievalSection(rows, len(pool), labeled, standardized)
@@ -60,17 +62,9 @@ def _nearest(
     encoder: Encoder, sets: ImageSets, pool: Indices, queries: Indices, size: tuple[int, int], standardized: bool
 ) -> Indices:
     """Return which of the pool's images are nearest to each query (q, k), by cosine of mean patch features."""
+    options: dict[str, Any] = {"last": 1, "cache": None, "label": "images of the report", "crop_fraction": 1.0}
     x, y = (
-        extract(
-            encoder,
-            source,
-            chosen,
-            image_size=size,
-            last=1,
-            cache=None,
-            label="images of the report",
-            crop_fraction=1.0,
-        ).x[:, 0]
+        extract(encoder, source, chosen, image_size=size, **options).x[:, 0]  # (images, D)
         for source, chosen in ((sets.train, pool), (sets.test, queries))
     )
     if standardized:

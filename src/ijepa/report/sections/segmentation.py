@@ -41,7 +41,7 @@ def segmentation_section(run: RunData, images: RunImages) -> SegmentationSection
             name: segment(
                 encoder, sets.train, sets.test, chosen, settings[name], support=support, others=others, seed=SEED
             )
-            for name, encoder in encoders
+            for name, encoder in encoders.items()
         }
     except RunError as error:
         raise MissingInput(str(error), _command(run)) from error

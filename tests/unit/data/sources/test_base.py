@@ -29,7 +29,7 @@ def refusal(call, *arguments) -> str:
     return str(error.value)
 
 
-def test_class_folders(tmp_path):
+def test_folder_source_with_classes(tmp_path):
     files = {
         "dog/2.jpg": b"d2",
         "dog/deep/1.png": b"d1",
@@ -49,7 +49,7 @@ def test_class_folders(tmp_path):
     assert source.labels.dtype == np.int32 and not source.has_masks
 
 
-def test_flat_folder(tmp_path):
+def test_folder_source_without_classes(tmp_path):
     source = open_dataset(write_tree(tmp_path, {"b.jpg": b"1", "a.JPG": b"2"}))
     assert everything(source) == [Sample("a.JPG", b"2", None, None), Sample("b.jpg", b"1", None, None)]
     assert source.labels is None and source.classes is None
@@ -59,7 +59,7 @@ def test_flat_folder(tmp_path):
     )
 
 
-def test_images_with_masks(tmp_path):
+def test_folder_source_with_masks(tmp_path):
     files = {"images/1.jpg": b"1", "images/s/2.jpg": b"2", "masks/1.png": MASK, "masks/s/2.png": MASK + b" "}
     source = open_dataset(write_tree(tmp_path, files))
     assert everything(source) == [Sample("1.jpg", b"1", None, MASK), Sample("s/2.jpg", b"2", None, MASK + b" ")]
@@ -71,7 +71,7 @@ def test_images_with_masks(tmp_path):
     assert "1 of 2 images have no mask, the first is 1.jpg" in refusal(source.require_masks, "--train")
 
 
-def test_shards(tmp_path):
+def test_tar_source(tmp_path):
     members = [
         ("a.jpg", b"A"),
         ("a.cls", b"1"),
@@ -97,18 +97,18 @@ def test_shards(tmp_path):
     assert "3 of 4 images have no mask, the first is train-0.tar/d/b.png" in refusal(source.require_masks, "x")
 
 
-def test_labels_without_a_name_are_refused(tmp_path):
+def test_require_labels_refuses_labels_without_a_name(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"A"), ("a.cls", b"2")])
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert "label 2 has no name: classes.txt has 2 lines" in refusal(open_dataset(tmp_path).require_labels, "--test")
 
 
-def test_one_tar_and_a_folder_of_it_are_alike(tmp_path):
+def test_tar_source_of_a_folder_and_of_its_tar(tmp_path):
     write_shards(tmp_path, [4])
     assert everything(open_dataset(tmp_path)) == everything(open_dataset(tmp_path / "train-0000.tar"))
 
 
-def test_many_shards_with_few_files_open(tmp_path, monkeypatch):
+def test_open_files_limit(tmp_path, monkeypatch):
     write_shards(tmp_path, [2] * 12)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (16, 16))
     source = open_dataset(tmp_path)
@@ -123,14 +123,14 @@ def test_many_shards_with_few_files_open(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("index", [-1, 3, 10**9])
-def test_out_of_range(tmp_path, index):
+def test_index_out_of_range(tmp_path, index):
     source = open_dataset(write_shards(tmp_path, [3]))
     for call in (source.__getitem__, source.name, source.image, source.label):
         with pytest.raises(IndexError):
             call(index)
 
 
-def test_copies_are_small_and_equal(tmp_path):
+def test_source_pickle_is_small_and_equal(tmp_path):
     source = open_dataset(write_shards(tmp_path, [50, 50]))
     source[0]
     data = pickle.dumps(source)
@@ -140,7 +140,7 @@ def test_copies_are_small_and_equal(tmp_path):
     assert copy.fingerprint == source.fingerprint and copy.labels.tolist() == source.labels.tolist()
 
 
-def test_files_that_shrink_or_vanish_end_the_run_in_one_line(tmp_path):
+def test_files_that_shrink_or_disappear_are_run_errors(tmp_path):
     source = open_dataset(write_shards(tmp_path / "shards", [3]))
     path = tmp_path / "shards/train-0000.tar"
     path.write_bytes(path.read_bytes()[:1500])
@@ -155,7 +155,7 @@ def test_files_that_shrink_or_vanish_end_the_run_in_one_line(tmp_path):
         source[0]
 
 
-def test_fingerprint(tmp_path):
+def test_fingerprint_of_shards(tmp_path):
     one = open_dataset(write_shards(tmp_path, [2, 2])).fingerprint
     assert one == open_dataset(tmp_path).fingerprint
     assert one != open_dataset(tmp_path / "train-0000.tar").fingerprint
@@ -194,7 +194,7 @@ def folders(folder: Path, rows: list[tuple[bytes, int]]) -> str:
 
 
 def pairs(folder: Path, rows: list[tuple[bytes, int]]) -> str:
-    """Images and masks, with a label map: put together from the indexes of two folders."""
+    """Images and masks with a label map; the index is made from those of two folders."""
     images = {f"images/{number}{label}.jpg": image for number, (image, label) in enumerate(rows)}
     masks = {f"masks/{number}{label}.png": b"mask" for number, (_, label) in enumerate(rows)}
     return str(write_tree(folder, {**images, **masks, "labels.yaml": b"x"}))
@@ -213,8 +213,8 @@ def class_tars(folder: Path, rows: list[tuple[bytes, int]]) -> str:
 
 
 @pytest.mark.parametrize("write", [shards, folders, pairs, arrow, parquet, class_tars])
-def test_fingerprints_are_those_of_a_copy_and_not_of_other_data(tmp_path, write):
-    """A copy has other times. Other data have as many images, and files of the same names."""
+def test_fingerprint_of_a_copy_and_of_other_data(tmp_path, write):
+    """A copy has other times. Other data have the same number of images and the same file names."""
     rows = [(b"x" * 100, 0), (b"y" * 600, 1), (b"z" * 1100, 0)]
     path = write(tmp_path / "one", rows)
     first = open_dataset(path, split="train")
@@ -237,7 +237,7 @@ def test_errors_name_the_flag(tmp_path):
         open_dataset(tmp_path / "nothing", where="--test")
 
 
-def test_a_file_that_another_thread_closes_lives_until_a_read_ends(tmp_path, monkeypatch):
+def test_file_closed_by_another_thread_stays_open_until_the_read_ends(tmp_path, monkeypatch):
     write_shards(tmp_path, [2] * 3)
     source = open_dataset(tmp_path)
     files, pread, advised = source._files, os.pread, []
@@ -257,17 +257,17 @@ def test_a_file_that_another_thread_closes_lives_until_a_read_ends(tmp_path, mon
     assert len(advised) == 6
 
 
-def test_threads_that_close_each_others_files(tmp_path, monkeypatch):
+def test_threads_close_each_others_files(tmp_path, monkeypatch):
     write_shards(tmp_path, [2] * 6)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (4, 4))  # one file open
     source = open_dataset(tmp_path)
     wanted = everything(source)
 
-    class Vanishing(OrderedDict):
-        """Another thread closes a file just after it was found."""
+    class ClosedByOthers(OrderedDict):
+        """As if another thread closed a file just after it was found."""
 
         def get(self, key, default=None):
             return self.pop(key, default)
 
-    monkeypatch.setattr(source._files, "open", Vanishing(source._files.open))
+    monkeypatch.setattr(source._files, "open", ClosedByOthers(source._files.open))
     assert everything(source) == wanted

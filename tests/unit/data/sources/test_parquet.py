@@ -1,4 +1,4 @@
-"""Parquet files with the images in them, as Hugging Face publishes data sets."""
+"""Parquet files that contain images, as Hugging Face publishes data sets."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 
 def write(path: Path, rows: range, *, form: str = "hugging face", group: int = 4) -> Path:
-    """Rows with `jpeg(row)` as their image and row % 2 (cat, dog) as their label, in small row groups."""
+    """Write rows with image `jpeg(row)` and label row % 2 (cat, dog) in small row groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images: list[object] = [jpeg(row) for row in rows]
     labels: list[object] = [row % 2 for row in rows]
@@ -42,9 +42,9 @@ def published(tmp_path):
     return tmp_path / "set"
 
 
-def test_a_published_set_is_read_by_its_splits(published, tmp_path):
+def test_open_parquet_published_data_set(published, tmp_path):
     for path in (published, published / "data", f"{published}/data/train-*.parquet"):
-        source = pickle.loads(pickle.dumps(open_dataset(path, split="train")))  # as workers receive it
+        source = pickle.loads(pickle.dumps(open_dataset(path, split="train")))  # as in a worker
         assert len(source) == 13 and source.classes == ("cat", "dog")
         assert source.labels.tolist() == [row % 2 for row in range(13)]
         assert [source.image(i) for i in (12, 0, 9, 10, 3, 4)] == [jpeg(i) for i in (12, 0, 9, 10, 3, 4)]
@@ -56,12 +56,12 @@ def test_a_published_set_is_read_by_its_splits(published, tmp_path):
         open_dataset(published)
 
 
-def test_plain_bytes_and_words(tmp_path):
+def test_open_parquet_bytes_and_words(tmp_path):
     source = open_dataset(write(tmp_path / "x.parquet", range(5), form="plain"))
     assert source.image(3) == jpeg(3) and source.classes == ("cat", "dog") and source.labels.tolist() == [0, 1, 0, 1, 0]
 
 
-def test_row_groups_are_kept_within_bounds(tmp_path, monkeypatch):
+def test_row_group_cache_is_bounded(tmp_path, monkeypatch):
     source = open_dataset(write(tmp_path / "x.parquet", range(12)))
     read = []
     monkeypatch.setattr(source, "_read", lambda group: (read.append(group), type(source)._read(source, group))[1])
@@ -75,14 +75,14 @@ def test_row_groups_are_kept_within_bounds(tmp_path, monkeypatch):
         open_dataset(write(tmp_path / "y.parquet", range(12)))
 
 
-def test_an_empty_cell_is_a_bad_image(tmp_path):
+def test_empty_cell_is_an_unreadable_image(tmp_path):
     table = pa.table({"image": pa.array([jpeg(1), None], type=pa.binary())})
     pq.write_table(table, tmp_path / "x.parquet")
     source = open_dataset(tmp_path / "x.parquet")
     assert source.image(0) == jpeg(1) and source.image(1) == b"" and source.labels is None
 
 
-def test_a_file_that_changes_while_it_is_read(published):
+def test_changed_file_is_an_error(published):
     source = open_dataset(published, split="train")
     write(published / "data/train-00000-of-00002.parquet", range(10), group=3)
     with pytest.raises(RunError, match="has changed since it was indexed"):
@@ -94,7 +94,7 @@ def test_a_file_that_changes_while_it_is_read(published):
         source.image(11)
 
 
-def test_what_is_no_set_of_images_is_one_line(tmp_path, monkeypatch):
+def test_open_parquet_refuses_files_without_images(tmp_path, monkeypatch):
     pq.write_table(pa.table({"a": [1], "b": ["x"]}), tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("text")
     for name, message in (
@@ -111,7 +111,7 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path, monkeypatch):
         open_dataset(file)
 
 
-def test_damaged_labels_are_one_line(tmp_path):
+def test_open_parquet_refuses_damaged_labels(tmp_path):
     file = write(tmp_path / "x.parquet", range(6), group=6)
     column = pq.ParquetFile(file).metadata.row_group(0).column(0)
     assert column.path_in_schema == "label"
@@ -124,7 +124,7 @@ def test_damaged_labels_are_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_files_are_counted_down_too(tmp_path):
+def test_find_parquet_descending_range(tmp_path):
     for number in range(2):
         write(tmp_path / f"x-{number}.parquet", range(3))
     assert len(open_dataset(f"{tmp_path}/x-{{1..0}}.parquet")) == 6
@@ -132,7 +132,7 @@ def test_files_are_counted_down_too(tmp_path):
         open_dataset(f"{tmp_path}/x-{{9..0}}.parquet")
 
 
-def test_a_table_beside_shards_is_passed_over(tmp_path):
+def test_find_parquet_ignores_a_table_next_to_shards(tmp_path):
     folder = write_shards(tmp_path / "shards", [3])
     write(folder / "x.parquet", range(2))
     assert len(open_dataset(folder)) == 3

@@ -12,7 +12,7 @@ FILES = {f"n{c}/n{c}_{i}.JPEG": f"{c}{i}".encode() for c in (1, 2) for i in rang
 
 
 @pytest.mark.parametrize("form", ["name", "path", "stem", "slash", "words", "above"])
-def test_lists_of_several_kinds(tmp_path: Path, form: str) -> None:
+def test_select_forms_of_names(tmp_path: Path, form: str) -> None:
     source = open_dataset(write_tree(tmp_path / "train", FILES))
     line = {"name": "n{0}_{1}.JPEG", "path": "n{0}/n{0}_{1}.JPEG", "stem": "n{0}_{1}"}
     line |= {"slash": "/n{0}/n{0}_{1}.JPEG", "words": "n{0}_{1}.JPEG 17", "above": "x/train/n{0}/n{0}_{1}.JPEG"}
@@ -27,7 +27,7 @@ def test_lists_of_several_kinds(tmp_path: Path, form: str) -> None:
     assert copy[1] == part[1] and copy.fingerprint == part.fingerprint != source.fingerprint
 
 
-def test_shards_may_be_listed_and_masks_go_along(tmp_path: Path) -> None:
+def test_select_from_shards_with_masks(tmp_path: Path) -> None:
     mask = encoded(picture(0)[..., 0], "PNG")
     write_tar(tmp_path / "a.tar", [("x.jpg", b"1"), ("x.mask.png", mask), ("y.jpg", b"2"), ("z.jpg", b"3")])
     (tmp_path / "list").write_text("z.jpg\nx.jpg\n")
@@ -45,7 +45,7 @@ def test_shards_may_be_listed_and_masks_go_along(tmp_path: Path) -> None:
         ("same.png\n", r"line 1: same.png is n1/same.png and n2/same.png; give more of the path"),
     ],
 )
-def test_lists_that_do_not_fit_are_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_select_refuses_lists_that_do_not_fit(tmp_path: Path, text: str, words: str) -> None:
     root = write_tree(tmp_path / "train", {**FILES, "n1/same.png": b"", "n2/same.png": b""})
     (tmp_path / "list").write_text(text)
     with pytest.raises(UserError, match=words) as caught:

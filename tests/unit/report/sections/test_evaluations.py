@@ -23,20 +23,20 @@ def page(whole_run: Path, scenes: Path) -> Page:
     kinds.append({"kind": "diagnosis", "numbers": {"rankme": 12.3456}, "verdict": "good <enough>"})
     run = replace(read_run_data(whole_run), results=tuple(map(EvaluationResult.from_json, kinds)))
     sections = [
-        Section("glance", "Summary", summary_section(run)),
+        Section("summary", "Summary", summary_section(run)),
         Section("evaluations", "Evaluations", evaluation_section(run)),
     ]
     return Page(render_page(run, sections))
 
 
 def test_summary_has_the_main_metric_of_each_evaluation_and_marks_the_best(page: Page) -> None:
-    assert page.text("#glance", "strong") == ["43.2", "24.7", "50.0", "44.4"]
-    cells = page.text("#glance", "td")
+    assert page.text("#summary", "strong") == ["43.2", "24.7", "50.0", "44.4"]
+    cells = page.text("#summary", "td")
     assert cells[:4] == ["43.2", "33.3", "24.7", "50.0"] and cells[4:8] == ["23.4", "44.4", "13.6", "–"]
 
 
 def test_chance_depends_on_the_kind(page: Page) -> None:
-    cells = page.text("#glance", "td")
+    cells = page.text("#summary", "td")
     assert cells[-8::2] == ["13.6", "13.6", "13.6", "24.7"]
     assert len(set(cells[-7::2])) == 3, "the same for both kinds of classification"
     words = page.words("#evaluations")

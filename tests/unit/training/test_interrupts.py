@@ -1,11 +1,11 @@
-"""Which signals a run waits with, and which it does not."""
+"""Signals that ask a run to stop."""
 
 import os
 import signal
 
 import pytest
 
-from ijepa.training.signals import caught_signals
+from ijepa.training.interrupts import caught_signals
 
 
 def send(*numbers: int) -> None:
@@ -13,14 +13,14 @@ def send(*numbers: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def test_sigterm_asks_however_often_it_comes():
-    """From the scheduler and from torchrun, for example: the state is still saved."""
+def test_caught_signals_collects_repeated_sigterm():
+    """For example from the job manager and from torchrun: the state is still saved."""
     with caught_signals() as caught:
         send(signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM)
         assert caught == [signal.SIGTERM, signal.SIGINT]
 
 
-def test_a_second_sigint_acts_at_once():
+def test_caught_signals_second_sigint_interrupts():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), caught_signals() as caught:
         send(signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""One property of the whole pipeline: a batch depends on the seed and its number, and on nothing else."""
+"""Batches depend on the seed and their number only, not on workers, ranks, micro-batches or resumes."""
 
 from collections.abc import Iterator
 from itertools import pairwise, product
@@ -34,7 +34,7 @@ def runs(sequences: Sequences) -> list[list[int]]:
 
 
 def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """Yield (position, everything the batch says of it) of each image, whatever stands beside it."""
+    """Yield (position, all data of the image in the batch) of each image, independent of the other images."""
     patches = GRID[0] * GRID[1]
     context, blocks = runs(batch.context), runs(batch.targets)
     weights = np.split(batch.loss_weight.numpy(), batch.targets.cu_seqlens[1:-1].numpy())
@@ -58,7 +58,7 @@ def images(batch: Batch) -> Iterator[tuple[int, tuple[Any, ...]]]:
 def samples(
     source, order: Order, world: int, micro: int, workers: int, begin: int = 0, **options: int
 ) -> dict[int, tuple[Any, ...]]:
-    """Position -> what all ranks' batches from step `begin` on say of it."""
+    """Position -> the data of its image, from all ranks' batches from step `begin` on."""
     found = {}
     for rank in range(world):
         config = LoaderConfig(
@@ -83,15 +83,15 @@ def samples(
 
 @pytest.fixture(scope="module", params=ORDERS)
 def whole(source, request):
-    """The order, and everything in one process, one rank and one batch a step."""
+    """The order, and all images loaded by one process and one rank with one batch per step."""
     order = ORDERS[request.param]
     return order, samples(source, order, 1, GLOBAL, 0)
 
 
-def test_every_image_stands_once_in_an_epoch_and_is_drawn_for(whole):
+def test_epochs_contain_every_image_once_with_new_draws(whole):
     _, found = whole
     assert sorted(found) == list(range(GLOBAL * STEPS))
-    for epoch in range(GLOBAL * STEPS // IMAGES):  # across batches' borders
+    for epoch in range(GLOBAL * STEPS // IMAGES):  # across borders of batches
         seen = [found[p][0] for p in range(epoch * IMAGES, (epoch + 1) * IMAGES)]
         assert sorted(seen) == list(range(IMAGES))
     masks, layers = [str(image[2:4]) for image in found.values()], [str(image[5]) for image in found.values()]
@@ -99,8 +99,8 @@ def test_every_image_stands_once_in_an_epoch_and_is_drawn_for(whole):
 
 
 @pytest.mark.parametrize(("workers", "world"), CELLS)
-def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, whole, workers, world):
-    """Resumed at step 2, in mid-epoch; then two epochs end within a batch."""
+def test_batches_do_not_depend_on_workers_ranks_micro_batches_or_resumes(source, whole, workers, world):
+    """Resumed at step 2, within an epoch; then two epochs end within a batch."""
     order, wanted = whole
     micro = min([4, 8, 2, 1, 4][workers], GLOBAL // world)
     found = samples(source, order, world, micro, workers, begin=2)
@@ -109,8 +109,8 @@ def test_workers_ranks_micro_batches_and_interruptions_leave_no_trace(source, wh
 
 @pytest.mark.parametrize("crops", [2, 4, 8])
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (0, 4), (2, 2)])
-def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, whole, crops, workers, world):
-    """The sample is that of p // crops, across micro-batches' borders too; everything else is the position's own."""
+def test_batches_with_several_crops_per_decode(source, whole, crops, workers, world):
+    """The sample is that of p // crops, also across borders of micro-batches; other data belong to position p."""
     order, single = whole
     wanted = samples(source, order, 1, GLOBAL, 0, crops_per_decode=crops)
     for position, (sample, pixels, *drawn) in wanted.items():
@@ -122,7 +122,7 @@ def test_several_crops_of_one_decode_are_functions_of_the_position_too(source, w
     assert found == {position: wanted[position] for position in range(2 * GLOBAL, STEPS * GLOBAL)}
 
 
-def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
+def test_several_crops_decode_an_image_once(source, monkeypatch):
     decoded = []
     monkeypatch.setattr(
         "ijepa.data.loading.loader.decode_for", lambda *given: decoded.append(given) or decode_for(*given)
@@ -131,6 +131,6 @@ def test_an_image_of_several_crops_is_decoded_once(source, monkeypatch):
     assert len(decoded) == GLOBAL * STEPS // 4
 
 
-def test_the_orders_differ():
+def test_orders_differ():
     positions = np.arange(IMAGES)
     assert not np.array_equal(*(order.indices(positions) for order in ORDERS.values()))

@@ -111,7 +111,7 @@ def compare(
     size = common_size(encoders, protocol)
     rows = []
     for name, encoder in encoders.items():
-        origin = Origin(encoder, train, test, train_used, test_used, size, context.ranks)
+        origin = Origin(encoder, train, test, train_used, test_used, size, context.world)
         train_x, test_x = _features(name, origin, method, protocol, context)
         split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
         row = ResultRow(encoder=name, **method.evaluate(split))
@@ -155,7 +155,7 @@ def _features(
             interpolation=protocol.interpolation,
             batch_size=protocol.forward_batch,
             progress=context.progress,
-            ranks=context.ranks,
+            ranks=context.world,
         )
         features.append(found.x)
     return features

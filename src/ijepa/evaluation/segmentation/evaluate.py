@@ -183,7 +183,7 @@ def _select(
             protocol.image_size,
             mask_size,
             protocol.interpolation,
-            context.ranks,
+            context.world,
         )
     return used
 

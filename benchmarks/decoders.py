@@ -23,13 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.bench.data import our_crop, pillow_crop, psnr
-from ijepa.data.loading import turbojpeg
+from ijepa.bench.data import image_size, our_crop, pillow_crop, psnr
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode, image_size
-from ijepa.data.open import open_source
+from ijepa.data.loading.decode import decode
+from ijepa.data.open import open_dataset
 from ijepa.utils.environment import machine
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 SIZE, SCALE, RATIO, TURN = (224, 224), (0.3, 1.0), (3 / 4, 4 / 3), 16
 Way = Callable[[bytes, Box], Tensor]
@@ -59,20 +58,6 @@ def draft(data: bytes, box: Box) -> Tensor:
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
 
 
-def _none() -> None:
-    """No library."""
-
-
-def rows(data: bytes, box: Box) -> Tensor:
-    """Ours where libjpeg-turbo's own library is not there: all rows down to the box's last."""
-    library = turbojpeg.library
-    turbojpeg.library = _none  # type: ignore[assignment]
-    try:
-        return our_crop(data, box, SIZE)
-    finally:
-        turbojpeg.library = library
-
-
 def strided(data: bytes, box: Box) -> Tensor:
     """The crop resized as a view of the image, which torch takes for planes."""
     top, left, height, width = box
@@ -89,7 +74,6 @@ def ways() -> dict[str, Way]:
     """All that can be measured here."""
     found: dict[str, Way] = {
         "ours": lambda data, box: our_crop(data, box, SIZE),
-        "ours, by simplejpeg alone": rows,
         "ours, of whole images": lambda data, box: crop_resize(decode(data), box, SIZE),
         "whole images, strided crops": strided,
         "simplejpeg, fast DCT": lambda data, box: crop_resize(
@@ -118,9 +102,9 @@ def ways() -> dict[str, Way]:
 def main(path: str, repeats: int, output: Path) -> None:
     """Measure every way."""
     torch.set_num_threads(1)
-    source = open_source(path)
+    source = open_dataset(path)
     files = [source.image(index) for index in range(len(source))]
-    draws = words(0, Stream.CROP, np.arange(len(files)), WORDS)
+    draws = random_bits(0, Stream.CROP, np.arange(len(files)), WORDS)
     boxes = [random_resized_crop_box(d, *image_size(f), SCALE, RATIO) for d, f in zip(draws, files, strict=True)]
     exact = [pillow_crop(file, box, SIZE) for file, box in zip(files, boxes, strict=True)]
     tried, pool = ways(), ThreadPoolExecutor(2)

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import click
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -32,7 +31,7 @@ from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.bank_search import BankSearch
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import search
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.prepare.scenes.scenes import draw_scene, scene_record
 from ijepa.utils.environment import machine
 from ijepa.utils.files import write_json
@@ -57,11 +56,11 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
     Augmentation is on: images are decoded, cropped and flipped at random before the backbone goes over them.
     """
     recipe = Recipe.load(name)
-    encoder = Encoder.initial(recipe.model, 0)
+    encoder = FrozenEncoder.initial(recipe.model, 0)
     width = recipe.model.encoder.width
     places = np.arange(images)
     pictures = _Pictures(images)
-    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_hw)
+    origin = Origin(encoder, pictures, pictures, places, places, recipe.model.image_size)
     empty = torch.empty(images, 0, 0)
     split = Split(empty, torch.zeros(images), empty, torch.zeros(images), classes, origin)
     four, last = (
@@ -165,7 +164,7 @@ def knn_at(share: float) -> dict[str, Any]:
 
 
 def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64)) -> dict[str, Any]:
-    """Return what an image's patches cost to look up in a bank, exactly and by an inverted index, and its recall."""
+    """Return the time to search a bank for the patches of an image, exactly and by a faiss index, and its recall."""
     patches, width, k = max(1024, round(share * BANK["patches"])), BANK["width"], BANK["k"]
     before = _reset_peak()
     keys = torch.empty(patches, width)
@@ -189,10 +188,11 @@ def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64))
         begun = time.perf_counter()
         way()
         wall[name] = time.perf_counter() - begun
-    recalls = {}
+    exact, recalls = search(queries, keys, k, "cosine"), {}
     for count in probes:
         index.nprobe = count
-        recalls[str(count)] = bank.recall(queries, k, "cosine")["recall"]
+        found = bank.nearest(queries, k, "cosine")
+        recalls[str(count)] = float((exact[:, :, None] == found[:, None, :]).any(2).double().mean())
     return {
         "patches": patches,
         "width": width,
@@ -228,12 +228,6 @@ class _Pictures(Source):
 
     def _image(self, index: int) -> bytes:
         return self.files[index]
-
-    def _mask(self, index: int) -> bytes | None:
-        return None
-
-    def _without_mask(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self))
 
 
 def _module(width: int, classes: int, lr: float, decay: float) -> tuple[torch.nn.Linear, torch.optim.AdamW]:

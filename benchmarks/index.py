@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.index import cache_root
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError
@@ -81,12 +81,12 @@ def write_shards(folder: Path, count: int, *, shard: int = PER_SHARD) -> None:
 def _row(folder: Path, count: int) -> dict[str, Any]:
     write_shards(folder, count)
     begun, wall = _cpu(), time.perf_counter()
-    source = open_source(folder)
+    source = open_dataset(folder)
     cpu, wall = _cpu() - begun, time.perf_counter() - wall
     if len(source) != count or source.labels is None:
         raise RunError(f"{folder}: {len(source)} of {count} images were indexed")
     begun = _cpu()
-    open_source(folder)
+    open_dataset(folder)
     again = _cpu() - begun
     size = sum(file.stat().st_size for file in cache_root().rglob("*.npy"))
     shutil.rmtree(cache_root())

@@ -21,7 +21,7 @@ from ijepa.data.sources.base import TarSource
 from ijepa.data.sources.index import Index, load
 from ijepa.utils.environment import machine
 from ijepa.utils.files import write_json
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 IMAGES = 14_146_391
 _BATCH, _EPOCHS, _LOOKUPS = 2048, 460, 100
@@ -47,7 +47,7 @@ def _measure(source: TarSource, order: Order) -> dict[str, float]:
     assert source.labels is not None
     steps = _EPOCHS * len(source) // _BATCH
     longest = 0.0
-    for word in words(0, Stream.ORDER, np.arange(_LOOKUPS), 1)[:, 0].tolist():
+    for word in random_bits(0, Stream.ORDER, np.arange(_LOOKUPS), 1)[:, 0].tolist():
         first = word * steps // 2**32 * _BATCH
         begun = time.perf_counter()
         source.labels[order.indices(np.arange(first, first + _BATCH))].sum()

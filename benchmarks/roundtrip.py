@@ -20,13 +20,12 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from ijepa.checkpoint.reader import FORMAT
+from ijepa.checkpoint.reader import FORMAT, describe, seal
 from ijepa.checkpoint.run_dir import Run, start_run
 from ijepa.config.recipe import Recipe
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.model.ijepa import IJEPA
 from ijepa.utils.environment import machine
-from ijepa.utils.files import write_json
 
 FORMS = {
     "transformers": "hf",
@@ -78,7 +77,8 @@ def as_run(folder: Path, weights: Path) -> Path:
     for part in PARTS:
         (step / f"{part}.safetensors").hardlink_to(weights / f"{part}.safetensors")
     save_file({}, step / "optimizer.safetensors")
-    write_json(step / "state.json", {"format": FORMAT, "step": 1})
+    files = {file.name: describe(file) for file in step.glob("*.safetensors")}
+    (step / "state.json").write_text(seal({"format": FORMAT, "step": 1, "files": files}))
     start_run(
         Run(folder), Recipe.load(weights / "recipe.yaml", {"steps": "1", "schedule.warmup": "0 steps"}), {"images": 1}
     )
@@ -124,7 +124,7 @@ def main(name: str, folder: Path | None, output: Path) -> None:
         ours = kept / "ours"
         found["bytes"] = write_random(ours, recipe)
         run = as_run(kept / "run", ours)
-        pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_hw), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (1, 3, *recipe.model.image_size), dtype=torch.uint8)
         wanted = load_encoder(ours)(pixels)
         for form, place in FORMS.items():
             begun = time.monotonic()
@@ -139,7 +139,7 @@ def main(name: str, folder: Path | None, output: Path) -> None:
             if form in ("official", "archive"):
                 again, first = resolve_weights(kept / place), resolve_weights(ours)
                 entry["equal_bits"] = all(
-                    torch.equal(tensor.make(), again.tensors(part)[key].make())
+                    torch.equal(tensor.load(), again.tensors(part)[key].load())
                     for part in PARTS
                     for key, tensor in first.tensors(part).items()
                 )

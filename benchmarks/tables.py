@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from ijepa.config.recipe import Recipe
 from ijepa.evaluation.run import evaluate
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.environment import machine
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ def initial_small(folder: Path, image_size: int, patch_size: int) -> Path:
     recipe = Recipe.load("vit-small-16", sizes)
     folder.mkdir()
     (folder / "recipe.yaml").write_text(recipe.dump())
-    vit = Encoder.initial(recipe.model, recipe.seed).vit
+    vit = FrozenEncoder.initial(recipe.model, recipe.seed).vit
     save_file(dict(vit.state_dict()), folder / "target_encoder.safetensors")
     return folder
 

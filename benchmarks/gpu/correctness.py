@@ -8,7 +8,7 @@ from step import Choice, batches, build
 from timing import free
 
 from ijepa.training.model_setup import token_budget
-from ijepa.training.runtime import computing
+from ijepa.training.runtime import autocast_context
 
 LOSS = {"float32": 1e-4, "bf16": 1e-2, "fp8": 3e-2}
 """Relative gap of the loss that counts as agreement."""
@@ -41,7 +41,7 @@ def correctness(
             model = build(recipe, choice, device)
             budget = token_budget(recipe, 4, device) if wanted else None
             (batch,) = batches(recipe, 4, 1, device, budget)
-            with computing(device, choice.autocast):
+            with autocast_context(device, choice.autocast):
                 outcome = model(batch)
             outcome.loss.backward()
             flat = torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])

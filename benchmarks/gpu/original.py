@@ -40,7 +40,7 @@ def _measure(device: torch.device, equal: bool, images: int, steps: int, tiny: b
     free(device)
     torch.manual_seed(0)
     recipe = Choice().recipe(images, tiny=tiny)
-    shape, (height, width) = recipe.model, recipe.model.image_hw
+    shape, (height, width) = recipe.model, recipe.model.image_size
     patches = shape.grid[0] * shape.grid[1]
     with torch.device(device):
         encoder, target = (

@@ -20,9 +20,9 @@ from ijepa.masking.token_budget import Budget
 from ijepa.model.flops import batch_flops
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import compile_blocks
-from ijepa.training.model_setup import prepare, token_budget
+from ijepa.training.model_setup import setup_model, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer, set_rates
-from ijepa.training.runtime import computing
+from ijepa.training.runtime import autocast_context
 from ijepa.training.schedules import Rates
 
 TINY = {
@@ -67,7 +67,7 @@ class Choice:
 def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
     """A model with weights drawn on the device: speed does not depend on them, and drawing ours takes minutes."""
     torch.manual_seed(0)
-    with patch("ijepa.model.ijepa.initialize"), torch.device(device):
+    with patch("ijepa.model.ijepa.init_weights"), torch.device(device):
         model = IJEPA(recipe.model).to(device)  # its constants are made on the host, whatever the default device
     with torch.no_grad():
         for name, parameter in [*model.context_encoder.named_parameters(), *model.predictor.named_parameters()]:
@@ -83,7 +83,7 @@ def build(recipe: Recipe, choice: Choice, device: torch.device) -> IJEPA:
 
 
 def apply_choice(model: IJEPA, recipe: Recipe, choice: Choice, device: torch.device) -> None:
-    prepare(model, recipe, device, autocast=choice.autocast)
+    setup_model(model, recipe, device, autocast=choice.autocast)
     if choice.compile:  # on a CPU the graphs alone are exercised: its compiler would take minutes
         compile_blocks(model, "inductor" if device.type == "cuda" else "eager")
 
@@ -94,7 +94,7 @@ def batches(recipe: Recipe, micro: int, count: int, device: torch.device, budget
         recipe.mask, recipe.model.grid, 0, recipe.batch.total, encoder.depth, encoder.drop_path, budget=budget
     )
     draw = np.random.default_rng(0)
-    pixels = torch.from_numpy(draw.integers(0, 256, (micro, 3, *recipe.model.image_hw), dtype=np.uint8))
+    pixels = torch.from_numpy(draw.integers(0, 256, (micro, 3, *recipe.model.image_size), dtype=np.uint8))
     return [packer(np.arange(i * micro, (i + 1) * micro), pixels).to(device) for i in range(count)]
 
 
@@ -130,7 +130,7 @@ def _measure(choice: Choice, device: torch.device, images: int, micro: int, step
         clock.mark("begin")
         with _watched(model, clock) as watch:
             for number in range(a_step):
-                with computing(device, choice.autocast):
+                with autocast_context(device, choice.autocast):
                     outcome = model(made[(step * a_step + number) % len(made)])
                 watch(outcome)
                 outcome.loss.backward()

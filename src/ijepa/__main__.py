@@ -23,7 +23,7 @@ def main() -> None:
     output = Output(sys.stdout, raises=True)
     try:
         with redirect_stdout(output):
-            code = cli.main(standalone_mode=False)
+            code = cli.main(prog_name="ijepa", standalone_mode=False)
         output.finish()
     except RunError as error:
         if "--debug" in sys.argv:
@@ -69,9 +69,9 @@ def _show_warning(
 def _complain(line: str) -> None:
     """Say one line; of several ranks that would say it only one does."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        from ijepa.distributed.watchdog import first_to_say
+        from ijepa.distributed.watchdog import first_to_print
 
-        if not first_to_say(line):
+        if not first_to_print(line):
             return
     print(f"ijepa: {line}", file=Output(sys.stderr), flush=True)
 

@@ -1,11 +1,9 @@
-"""The whole journey on the built-in scenes, by the same calls a user makes: data, pretraining, evaluation, report.
+"""The whole pipeline on built-in scenes, with the functions of the commands: data, pretraining, evaluation, report.
 
-It trains for as many steps as a small machine manages in minutes, evaluates beside it the encoder as it was initialised
-and raw pixels, and the encoder that comes with the package, trained by the same recipe for longer; and it ends in a
-table and one HTML page.
+Pretraining takes minutes on a small machine. For comparison, the evaluations include the initial encoder, raw pixels,
+and the encoder that is part of the package, which the same recipe trained for longer.
 """
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,146 +15,126 @@ from rich.console import Console
 from rich.table import Table
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
-from ijepa.evaluation.results.schema import EvaluationResult
+from ijepa.evaluation.results.schema import HEADLINE, KIND_NAMES, EvaluationResult
 from ijepa.evaluation.run import evaluate
-from ijepa.interop.weights import shipped_weights
 from ijepa.prepare.scenes.scenes import VERSION, write_scenes
 from ijepa.report.page import write_report
 from ijepa.training.loop import Callback, pretrain
-from ijepa.utils import random as randomness
+from ijepa.utils import random
 from ijepa.utils.cores import available_cores
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json, write_json
+from ijepa.utils.files import atomic_dir, read_json, write_json
 from ijepa.utils.progress import duration
 
 IMAGES = 12000
 KINDS = ("linear", "knn", "segmentation")
-SHIPPED = "scenes"
-TIMES = "demo.json"
 _DIAGNOSE_EVERY = 500
 
 
 @dataclass(frozen=True)
-class Journey:
-    """What a demo gave: results by kind, and the page."""
+class DemoResult:
+    """The results by kind, and the path of the report."""
 
     results: dict[str, EvaluationResult]
     report: Path
 
 
-def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[str, Any] | None = None) -> Journey:
-    """Go the journey into `output`; a demo that was interrupted goes on where it stopped.
+def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[str, Any] | None = None) -> DemoResult:
+    """Run the pipeline into `output`; a demo that was interrupted continues where it stopped.
 
-    One that was not leaves its wall time, whole and by part, in `output`/demo.json.
+    A demo without an interruption writes its duration, total and by part, to `output`/demo.json.
 
     Args:
-        output: the run's folder; scenes are drawn into `output`-scenes beside it.
-        seed: draws the scenes and everything in the run; evaluations have the same draws for all.
-        images: scenes, training and validation together.
-        overrides: dotted keys of the `scenes` recipe.
+        output: the run folder; scenes are drawn into the folder `output`-scenes next to it.
+        seed: for the scenes and the run.
+        images: number of scenes for training and validation together.
+        overrides: dotted keys of the recipe `scenes`.
 
     Raises:
-        UserError: the folders hold another run, or other scenes.
+        UserError: a folder has a different run or different scenes.
     """
     clock = _Clock()
     scenes = output.with_name(output.name + "-scenes")
-    whole = not output.exists() and not scenes.exists()
+    from_start = not output.exists() and not scenes.exists()
     with clock.part("scenes", f"{images} scenes, drawn into {scenes}"):
         draw(scenes, images=images, seed=seed)
     recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
-    source = open_source(scenes, split="train")
-    words = f"pretraining {recipe.steps} steps of {recipe.batch.total} images; labels are read to measure kNN, no more"
-    with clock.part("pretraining", words):
-        watch = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_hw))
-        info = {"data": {"path": str(scenes.resolve())}}
-        pretrain(recipe, source, output, callbacks=[watch], info=info)
+    source = open_dataset(scenes, split="train")
+    line = f"pretraining, {recipe.steps} steps of {recipe.batch.total} images; labels are used to measure kNN only"
+    with clock.part("pretraining", line):
+        diagnosis = Callback(_DIAGNOSE_EVERY, online_diagnosis(source, recipe.model.image_size))
+        pretrain(recipe, source, output, callbacks=[diagnosis], info={"data": {"path": str(scenes.resolve())}})
 
     results = {}
     train, test = f"{scenes}/train-*.tar", f"{scenes}/val-*.tar"
-    weights = {"trained": str(output)} | ({"longer": SHIPPED} if SHIPPED in shipped_weights() else {})
+    weights = {"trained": str(output), "longer": "scenes"}  # the second is part of the package
     for kind in KINDS:
         with clock.part(kind, f"evaluating: {kind}"):
             results[kind], _ = evaluate(kind, weights, train, test, protocol="demo", output=output / "evaluations")
     with clock.part("report", "writing the report"):
         report = write_report(output)
-    if whole:
-        write_json(output / TIMES, clock.as_json())
+    if from_start:
+        write_json(output / "demo.json", {"seconds": clock.seconds, "parts": clock.parts})
     Console().print(summary(results))
     for kind, result in results.items():
         for note in result.notes:
             print(f"note, {kind}: {note}")
-    clock.say(f"done; open {report}")
-    return Journey(results, report)
+    clock.show(f"done; open {report}")
+    return DemoResult(results, report)
 
 
 def draw(folder: Path, *, images: int, seed: int) -> None:
-    """Draw scenes into `folder`, complete or absent; those that are there already are kept.
+    """Draw scenes into `folder`, complete or absent; the same scenes are kept if they exist.
 
     Raises:
-        UserError: the folder holds other scenes, or something else.
+        UserError: the folder has other scenes, or something else.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        _check(folder, images, seed)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        with atomic_dir(folder) as partial:
+            write_scenes(partial, images=images, seed=seed, processes=min(2, available_cores()))
         return
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    write_scenes(beside, images=images, seed=seed, processes=min(2, available_cores()))
-    beside.rename(folder)
-
-
-def _check(folder: Path, images: int, seed: int) -> None:
     hint = "give another --output, or remove that folder"
     if not (folder / "manifest.json").is_file():
-        raise UserError(folder, "is not empty and holds no scenes", hint)
+        raise UserError(folder, "is not empty and has no scenes", hint)
     manifest = read_json(folder / "manifest.json")
-    there = {key: manifest.get(key) for key in ("seed", "version", "randomness")}
-    there["images"] = sum(split["images"] for split in manifest["splits"].values())
-    wanted = {"seed": seed, "version": VERSION, "randomness": randomness.VERSION, "images": images}
-    for key, value in wanted.items():
-        if there[key] != value:
-            raise UserError(folder, f"holds scenes of {key} {there[key]}, not {value}", hint)
+    found = {**manifest, "images": sum(split["images"] for split in manifest["splits"].values())}
+    expected = {"seed": seed, "version": VERSION, "randomness": random.VERSION, "images": images}
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise UserError(folder, f"has scenes with {key} {found.get(key)}, not {value}", hint)
 
 
 def summary(results: dict[str, EvaluationResult]) -> Table:
-    """Return the closing table: a row an encoder, a column a protocol."""
+    """Return the table at the end: main metrics in percent, a row for each encoder and a column for each kind."""
     table = Table(title="Accuracy and mIoU in %", title_justify="left")
     table.add_column("encoder")
-    columns = {
-        "linear": ("linear probe", "top1"),
-        "knn": ("kNN", "top1"),
-        "segmentation": ("segmentation", "miou"),
-    }
     for kind in results:
-        table.add_column(columns[kind][0], justify="right")
-    names = [row.encoder for row in next(iter(results.values())).rows]
-    for name in names:
-        cells = []
-        for kind, result in results.items():
-            (row,) = (row for row in result.rows if row.encoder == name)
-            cells.append(f"{100 * row[columns[kind][1]]:.1f}")
-        table.add_row(name, *cells)
+        table.add_column(KIND_NAMES[kind], justify="right")
+    for rows in zip(*(result.rows for result in results.values()), strict=True):
+        percents = (f"{100 * row[HEADLINE[kind]]:.1f}" for kind, row in zip(results, rows, strict=True))
+        table.add_row(rows[0].encoder, *percents)
     return table
 
 
 class _Clock:
-    """Says what begins, and how long after the start; keeps the wall time of each part."""
+    """Prints what starts and the time since the start of the demo, and measures the seconds of each part."""
 
     def __init__(self) -> None:
-        self._begun = time.perf_counter()
-        self._seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._start, 2)
 
     @contextmanager
     def part(self, name: str, line: str) -> Iterator[None]:
-        self.say(line)
-        begun = time.perf_counter()
+        self.show(line)
+        start = self.seconds
         yield
-        self._seconds[name] = round(time.perf_counter() - begun, 2)
+        self.parts[name] = round(self.seconds - start, 2)
 
-    def say(self, line: str) -> None:
-        print(f"[{duration(time.perf_counter() - self._begun)}] {line}", flush=True)
-
-    def as_json(self) -> dict[str, Any]:
-        """Wall seconds of the whole and of each part."""
-        return {"seconds": round(time.perf_counter() - self._begun, 2), "parts": self._seconds}
+    def show(self, line: str) -> None:
+        print(f"[{duration(self.seconds)}] {line}", flush=True)

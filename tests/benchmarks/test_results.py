@@ -10,7 +10,7 @@ import pytest
 
 from ijepa import load_encoder
 from ijepa.demo import run
-from ijepa.report.curves import longer_panels
+from ijepa.report.sections.curves import longer_panels
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -69,4 +69,4 @@ def test_ship_makes_weights_with_their_curves(demo: Path, tmp_path: Path) -> Non
     curve = [json.loads(line) for line in (out / "accuracy.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curve] == [0, 2, 4] and all(0 <= row["knn"] <= 1 for row in curve)
     assert json.loads((out / "about.json").read_text())["images"] == 133
-    assert [panel.title for panel in longer_panels(out)] == ["Accuracy", "Skill", "Spread of the targets"]
+    assert [panel.title for panel in longer_panels(out)] == ["Accuracy", "Skill", "Standard deviation of targets"]

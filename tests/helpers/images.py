@@ -1,4 +1,4 @@
-"""Small pictures, shards and folders for the tests of this room."""
+"""Small images, shards and folders for tests."""
 
 import io
 import tarfile
@@ -13,7 +13,7 @@ from ijepa.masking.batch import Batch, Sequences
 
 
 def picture(number: int, height: int = 40, width: int = 52) -> np.ndarray:
-    """A smooth picture with some noise, different for every number."""
+    """Return a smooth image with some noise, different for each number."""
     rng = np.random.default_rng(number)
     y, x = np.mgrid[0:height, 0:width]
     phase = rng.uniform(0, 6, 3)
@@ -37,13 +37,13 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, format: int =
             info = tarfile.TarInfo(name)
             info.size = len(data)
             if format == tarfile.PAX_FORMAT:
-                info.mtime = 1700000000.25  # a fraction needs a pax header, as webdataset's writer makes them
+                info.mtime = 1700000000.25  # a fraction needs a pax header, as in shards of webdataset
             tar.addfile(info, io.BytesIO(data))
     return path
 
 
 def write_shards(folder: Path, counts: Sequence[int], *, prefix: str = "train") -> Path:
-    """Shards of small JPEGs with labels 0, 1, 2 in turn; image i is `jpeg(i)` with a size of its own."""
+    """Write shards of small JPEGs with labels 0, 1, 2 in turn; image i is `jpeg(i)` with a size that depends on i."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     for shard, count in enumerate(counts):
@@ -65,7 +65,7 @@ def write_tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def bare_batch(positions: np.ndarray, pixels: torch.Tensor, indices: Sequence[int], replaced: Sequence[str]) -> Batch:
-    """A batch whose patch lists only say which positions they were made for."""
+    """Return a batch whose patch lists only contain its positions."""
     numbers = Sequences(
         torch.from_numpy(positions.copy()), torch.tensor([0, len(positions)], dtype=torch.int32), (len(positions),)
     )
@@ -77,7 +77,7 @@ def bare_batch(positions: np.ndarray, pixels: torch.Tensor, indices: Sequence[in
         numbers,
         numbers,
         weight,
-        kept=(None, numbers),
+        drop_path_rows=(None, numbers),
         positions=tuple(positions.tolist()),
         indices=tuple(indices),
         replaced=tuple(replaced),

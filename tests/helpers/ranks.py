@@ -1,10 +1,10 @@
-"""The ranks of a small world: `python -m tests.helpers.ranks JOBS SIZE` forks into them.
+"""Runs on several ranks: `python -m tests.helpers.ranks JOBS SIZE` forks into SIZE ranks.
 
 JOBS is a JSON list of {"recipe": {...}, "output": folder, "double": bool, "unfused": bool, "stop_after": step,
-"copy": a run to go on from, "resume": how, "data": the images' path for each rank,
-"reductions": file for how often gradients were reduced and scattered,
-"backend": torch.compile's, "warm": step after which nothing is compiled}; they run one after another in one process
-group, because starting processes costs more than the runs do.
+"copy": a run to resume, "resume": how, "data": the images' path for each rank,
+"reductions": file for the number of reduce-scatters,
+"backend": torch.compile's, "warm": step after which nothing is compiled}. The jobs run one after another in one process
+group, because starting processes takes longer than the runs.
 """
 
 import json
@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,27 @@ import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
-from ijepa.training import loop, model_setup
-from ijepa.training.block_transforms import compile_blocks
-from ijepa.training.optimizer import make_optimizer
+from ijepa.data.open import open_dataset
+from ijepa.training.interrupts import Interrupted
+from ijepa.training.loop import Callback, pretrain
+from ijepa.training.runtime import Numerics
 from tests.helpers.paths import ROOT
 from tests.helpers.waiting import LIMIT
 
 
 def run(job: dict[str, Any]) -> None:
-    """Run one job in this process, by the loop's own code."""
+    """Run one job in this process."""
     recipe = Recipe.read(job["recipe"], "test")
-    loop._DTYPE = torch.float64 if job.get("double") else None
-    loop.make_optimizer = partial(make_optimizer, fused=not job.get("unfused"))
-    calls: list[loop.Callback] = []
+    numerics: dict[str, Any] = {"fused_optimizer": not job.get("unfused")}
+    if job.get("double"):
+        numerics["dtype"] = torch.float64
+    calls: list[Callback] = []
     if recipe.compile is True:
         torch._dynamo.reset()
         counter = CompileCounterWithBackend(job.get("backend", "eager"))
-        model_setup.compile_blocks = partial(compile_blocks, backend=counter)
+        numerics["compile_backend"] = counter
         compiled: list[int] = []
-        calls = [loop.Callback(1, lambda model: compiled.append(counter.frame_count) or {})]
+        calls = [Callback(1, lambda model: compiled.append(counter.frame_count) or {})]
     if "stop_after" in job:
 
         def stop(model):
@@ -55,28 +55,27 @@ def run(job: dict[str, Any]) -> None:
             return {}
 
         stop.calls = 0
-        calls = [loop.Callback(1, stop)]
+        calls = [Callback(1, stop)]
     if "copy" in job and os.environ.get("RANK", "0") == "0":  # nothing is read before rank 0 has read
         shutil.copytree(job["copy"], job["output"])
     try:
         data = job["data"][int(os.environ["RANK"])] if "data" in job else recipe.data.path
-        source = open_source(data, split="train")
+        source = open_dataset(data, split="train")
         with counted_reductions() as count:
             output, resume = Path(job["output"]), job.get("resume", "auto")
-            loop.pretrain(recipe, source, output, callbacks=calls, quiet=True, resume=resume)
+            options = {"resume": resume, "numerics": Numerics(**numerics)}
+            pretrain(recipe, source, output, callbacks=calls, quiet=True, **options)
         if "reductions" in job and os.environ.get("RANK", "0") == "0":
             Path(job["reductions"]).write_text(str(len(count)))
         if "warm" in job:
             assert 0 < compiled[job["warm"]] == compiled[-1], compiled
-    except loop.Interrupted as stopped:
+    except Interrupted as stopped:
         assert "stop_after" in job, stopped
-    finally:
-        loop._DTYPE, loop.make_optimizer, model_setup.compile_blocks = None, make_optimizer, compile_blocks
 
 
 @contextmanager
 def counted_reductions() -> Iterator[list[str]]:
-    """Collect a name for every reduce-scatter, by which FSDP sums gradients and each rank keeps its part."""
+    """Collect a name for every reduce-scatter, with which FSDP sums gradients."""
     count: list[str] = []
     names = [name for name in ("reduce_scatter_single", "reduce_scatter_tensor") if hasattr(dist, name)]  # 2.13, 2.11
     plain = {name: getattr(dist, name) for name in names}
@@ -94,7 +93,7 @@ def counted_reductions() -> Iterator[list[str]]:
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """The environment that torchrun would give a rank."""
+    """Return the environment that torchrun would give a rank."""
     return {
         **os.environ,
         "RANK": str(rank),
@@ -109,14 +108,14 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
-    """Run a command as `size` ranks and return each one's exit code and what it said on stderr."""
+    """Run a command as `size` ranks; return each one's exit code and its stderr."""
     port = free_port()
     ranks = [
         subprocess.Popen(
@@ -125,15 +124,15 @@ def spawn(size: int, command: list[str]) -> list[tuple[int, str]]:
         for rank in range(size)
     ]
     try:
-        said = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
+        texts = [rank.communicate(timeout=LIMIT)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, text) for rank, text in zip(ranks, said, strict=True)]
+    return [(rank.returncode, text) for rank, text in zip(ranks, texts, strict=True)]
 
 
 def run_jobs(size: int, jobs: list[dict[str, Any]]) -> None:
-    """Run jobs on `size` ranks, each of them in a process of its own."""
+    """Run jobs on `size` ranks, which are processes."""
     ((code, text),) = spawn(1, [sys.executable, "-m", "tests.helpers.ranks", json.dumps(jobs), str(size)])
     assert code == 0, text
 
@@ -143,12 +142,13 @@ def fork_ranks(size: int, jobs: list[dict[str, Any]]) -> int:
     import torch.distributed.checkpoint.hf_storage
     import torch.distributed.fsdp
 
-    assert torch.get_num_threads() == 1  # a fork takes no threads along
+    assert torch.get_num_threads() == 1  # a fork has no other threads
     children = []
     for rank in range(size):
         child = os.fork()
         if child == 0:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+            dist.init_process_group("gloo")
             for job in jobs:
                 run(job)
             os._exit(0)
@@ -157,5 +157,4 @@ def fork_ranks(size: int, jobs: list[dict[str, Any]]) -> int:
 
 
 if __name__ == "__main__":
-    loop.leave = lambda world: None
     sys.exit(fork_ranks(int(sys.argv[2]), json.loads(sys.argv[1])))

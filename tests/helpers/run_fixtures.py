@@ -1,4 +1,4 @@
-"""What several tests of training share: an uninterrupted run."""
+"""A fixture for tests of training: an uninterrupted run."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.helpers.runs import recipe, source
 
 @pytest.fixture(scope="session")
 def whole(scenes, tmp_path_factory) -> Path:
-    """The uninterrupted run that others must equal."""
+    """Return an uninterrupted run, which other runs must equal."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     pretrain(recipe(scenes), source(scenes), out, quiet=True)
     return out

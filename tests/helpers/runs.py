@@ -1,10 +1,10 @@
-"""A run small enough for a test, and all that it must reproduce."""
+"""A run that is small enough for a test, and the bytes that a resume must reproduce."""
 
 from pathlib import Path
 
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from tests.conftest import TINY
 
 FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")
@@ -19,7 +19,7 @@ def recipe(scenes: Path, **overrides) -> Recipe:
 
 
 def source(scenes: Path):
-    return open_source(scenes, split="train")
+    return open_dataset(scenes, split="train")
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:

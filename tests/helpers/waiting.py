@@ -1,18 +1,18 @@
-"""Waiting for what another process does."""
+"""Waiting for other processes."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 LIMIT = 600.0
-"""Seconds after which a test gives up on another process: enough for any machine, so that only a hang meets it."""
+"""Seconds to wait for another process: enough for any machine, so that only a hang reaches it."""
 
 
 def wait_until(condition: Callable[[], bool], running: Callable[[], bool] = lambda: True) -> None:
-    """Return once `condition` holds; fail when `running` does not hold any more, or after LIMIT."""
+    """Return once `condition` holds; fail once `running` does not hold, or after LIMIT."""
     end = time.monotonic() + LIMIT
     while not condition():
-        assert running() or condition(), "the process has ended before that"
+        assert running() or condition(), "the process ended first"
         assert time.monotonic() < end, f"not within {LIMIT:.0f} seconds"
         time.sleep(0.01)
 

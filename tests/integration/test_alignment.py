@@ -1,4 +1,4 @@
-"""The same values give the same bits, wherever in memory a batch's tensors lie."""
+"""Results do not depend on the memory addresses of a batch's tensors."""
 
 import math
 from collections.abc import Iterator
@@ -19,11 +19,11 @@ SHIFTS = range(4, 64, 4)
 
 
 def moved(tensor: Tensor, shift: int) -> Tensor:
-    """Return a copy that starts `shift` bytes behind a multiple of 64, or at the multiple of its items before that."""
+    """Return a copy at an address `shift` bytes above a multiple of 64, rounded down to a multiple of the item size."""
     shift -= shift % tensor.element_size()
     memory = torch.empty(tensor.nbytes + 128, dtype=torch.uint8)
     start = -memory.data_ptr() % 64 + shift
-    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))  # channels last stay so
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))  # keeps channels_last
     dense = tensor.permute(order)
     raw = np.frombuffer(memory.numpy().data, np.uint8, tensor.nbytes, start).view(dense.numpy().dtype)
     copy = torch.from_numpy(raw).view(dense.shape).copy_(dense).permute(np.argsort(order).tolist())
@@ -34,12 +34,12 @@ def moved(tensor: Tensor, shift: int) -> Tensor:
 def batch_of(chosen) -> Batch:
     shape = chosen.model
     collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_hw), dtype=np.uint8))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_size), dtype=np.uint8))
     return collate(np.arange(8), pixels.contiguous(memory_format=torch.channels_last), (), ())
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_loss_and_gradients_do_not_depend_on_where_a_batch_lies(scenes, autocast):
+def test_loss_and_gradients_do_not_depend_on_alignment(scenes, autocast):
     chosen = recipe(scenes)
     model, batch = IJEPA(chosen.model, seed=1), batch_of(chosen)
 
@@ -61,8 +61,8 @@ def test_loss_and_gradients_do_not_depend_on_where_a_batch_lies(scenes, autocast
             assert torch.equal(one, other), f"value {number} differs at {shift} bytes"
 
 
-def test_a_run_does_not_depend_on_where_its_batches_lie(scenes, whole, tmp_path, monkeypatch):
-    """Weights, moments and metrics, with every tensor of every batch at a place of its own."""
+def test_pretrain_does_not_depend_on_alignment(scenes, whole, tmp_path, monkeypatch):
+    """Weights, moments and metrics, with every tensor of every batch at a random alignment."""
     places = np.random.default_rng(0)
 
     def scattered(self: Loader, start: int, end: int) -> Iterator[Batch]:

@@ -27,7 +27,7 @@ from ijepa.data.loading.crop import WORDS, random_resized_crop_box
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -165,12 +165,12 @@ def draws_sha256() -> str:
     seed, positions = 3, np.arange(64)
     # 50 images: an epoch ends within a step. 1,000,000 images: the order of a large data set is drawn in another way.
     drawn = [sample_indices(seed, positions, images) for images in (50, 1_000_000)]
-    for draw in words(seed, Stream.CROP, positions, WORDS):
+    for draw in random_bits(seed, Stream.CROP, positions, WORDS):
         drawn.append(np.array(random_resized_crop_box(draw, 96, 80, (0.3, 1.0), (3 / 4, 4 / 3))))
     pack = Packer(MaskRule(min_context=12), (8, 8), seed, global_batch=16, depth=6, drop_path=0.2)
     for step in positions.reshape(4, 16):
         batch = pack(step, torch.zeros(16, 3, 8, 8, dtype=torch.uint8))
-        for part in (batch.context, batch.targets, batch.predictor, batch.queries, *batch.kept):
+        for part in (batch.context, batch.targets, batch.predictor, batch.queries, *batch.drop_path_rows):
             if part is not None:  # None: stochastic depth keeps all images of this layer
                 drawn += [part.index.numpy(), part.cu_seqlens.numpy()]
     return sha256(b"".join(repr(part.shape).encode() + part.astype("<i8").tobytes() for part in drawn))

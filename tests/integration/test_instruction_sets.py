@@ -21,22 +21,22 @@ SETTINGS = {
     "ONEDNN_MAX_CPU_ISA=AVX2": "isa:Intel AVX2",
     "MKL_CBWR=COMPATIBLE": "CNR:COMPATIBLE",
 }
-"""What is set, and what the libraries then say of themselves; nothing is set for this CPU as it is."""
+"""Settings, and the text with which the libraries confirm them; the first one is this CPU without a setting."""
 
 EXACT = (
-    "tests/training/test_alignment.py",
-    "tests/training/test_loop.py::test_workers_and_logging_change_no_bit",
-    "tests/training/test_resuming.py::test_a_crash_anywhere_resumes_to_the_same_bits",
-    "tests/training/test_resuming.py::test_sigkill_loses_nothing",
-    "tests/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
-    "tests/evaluation/test_tokencut.py",
+    "tests/integration/test_alignment.py",
+    "tests/unit/training/test_loop.py::test_pretrain_is_identical_for_any_workers_and_log_interval",
+    "tests/unit/training/test_resume.py::test_resume_after_a_crash_is_identical",
+    "tests/unit/training/test_resume.py::test_resume_after_sigkill_is_identical",
+    "tests/unit/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
+    "tests/unit/evaluation/segmentation/test_tokencut.py",
 )
-"""Tests that demand equal bits, or a result that rounding must not change."""
+"""Tests that compare bits, or results that rounding must not change."""
 
 
 @pytest.fixture(params=SETTINGS, ids=lambda setting: setting or "native")
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment of a process under one setting."""
+    """Return the environment of a process with one setting."""
     names = {setting.partition("=")[0] for setting in SETTINGS}
     name, _, value = request.param.partition("=")
     return {key: held for key, held in os.environ.items() if key not in names} | ({name: value} if name else {})
@@ -50,7 +50,7 @@ def run(environment: dict[str, str], *arguments: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("autocast", "counts"), [("none", (0, 1, 3)), ("bf16", (0, 3))])
-def test_workers_change_no_bit(scenes, tmp_path, environment, autocast, counts):
+def test_workers_change_no_bit_on_other_instruction_sets(scenes, tmp_path, environment, autocast, counts):
     file, found = tmp_path / "recipe.yaml", []
     file.write_text(recipe(scenes, precision__autocast=autocast).dump())
     for workers in counts:
@@ -61,14 +61,14 @@ def test_workers_change_no_bit(scenes, tmp_path, environment, autocast, counts):
 
 
 @pytest.mark.slow
-def test_tests_of_exactness_pass(environment):
-    run(environment, "pytest", "-m", "", "-p", "no:cacheprovider", *EXACT)  # those marked slow too
+def test_exact_tests_pass_on_other_instruction_sets(environment):
+    run(environment, "pytest", "-m", "", "-p", "no:cacheprovider", *EXACT)  # including slow tests
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are settings for x86 CPUs")
-def test_settings_take_effect(environment, request):
-    """Else the tests above would say nothing of other CPUs."""
+def test_instruction_set_settings_take_effect(environment, request):
+    """Otherwise the tests above would prove nothing about other CPUs."""
     code = (
         "import torch; print('ATen', torch.backends.cpu.get_cpu_capability());"
         "x = torch.ones(64, 64); x @ x; x = x.to_mkldnn(); x.relu()"

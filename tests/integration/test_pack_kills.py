@@ -1,4 +1,4 @@
-"""What may happen to `ijepa data pack` from outside, kills and full disks: it goes on, to the same bytes."""
+"""`ijepa data pack` after kills and full disks: it resumes and writes the same bytes."""
 
 import errno
 import gzip
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ijepa.data.open import open_source
-from ijepa.prepare import pack_state, shard_writer
+from ijepa.prepare import pack_state
 from ijepa.prepare.pack import Settings, pack
 from ijepa.utils.errors import RunError
 from tests.helpers.waiting import wait_until
@@ -45,7 +45,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc")
-def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path):
+def test_killed_pack_ends_its_processes_and_resumes_at_once(tmp_path):
     root = tree(tmp_path / "tree")
     run("folder", root, tmp_path / "whole", "--shard-size", 1)
     words = ("folder", root, tmp_path / "out", "--shard-size", 1, "--processes", 2)
@@ -62,7 +62,7 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on_at_once(tmp_path
 
 
 @pytest.mark.slow
-def test_kills_at_any_time_change_no_byte(tmp_path):
+def test_pack_after_kills_at_random_times_has_the_same_bytes(tmp_path):
     plain = nested(tmp_path / "plain.tar", each=20, folder="winter21_whole/")
     archive = tmp_path / "winter21_whole.tar.gz"
     archive.write_bytes(gzip.compress(plain.read_bytes()))
@@ -97,7 +97,7 @@ def test_kills_at_any_time_change_no_byte(tmp_path):
         pytest.param(False, 2, "train-000", marks=pytest.mark.slow),
     ],
 )
-def test_a_disk_that_fills_is_one_line_and_the_packing_goes_on(tmp_path, compressed, processes, file):
+def test_pack_on_a_full_disk_fails_with_one_line_and_resumes(tmp_path, compressed, processes, file):
     """While an archive is expanded, in a shard, and in a process of several."""
     archive = plain = nested(tmp_path / "plain.tar", each=6)
     if compressed:
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_is_one_line_and_the_packing_goes_on(tmp_path, compres
 
 
 @pytest.mark.parametrize("write", [1, 2, 3, 4])
-def test_a_disk_that_fills_at_the_plan_or_a_record(tmp_path, monkeypatch, write):
+def test_pack_on_a_full_disk_at_each_write(tmp_path, monkeypatch, write):
     root = tree(tmp_path / "tree")
     fsync, written = os.fsync, []
 
@@ -128,7 +128,7 @@ def test_a_disk_that_fills_at_the_plan_or_a_record(tmp_path, monkeypatch, write)
         fsync(descriptor)
 
     source = {"train": open_source(root)}
-    monkeypatch.setattr(shard_writer.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     name = ["plan.json", "train-0000.tar:", "train-0000.tar.json", "train-0001.tar:"][write - 1]
     with pytest.raises(RunError, match=f"{name}.*No space left"):
         pack(source, tmp_path / "out", Settings(shard_size=10))

@@ -1,14 +1,12 @@
-"""float8, recomputation and compilation over two processes: what one process computes, whatever the strategy."""
+"""float8, activation checkpointing and compilation on two ranks compute what they compute on one."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.config.files import set_by_path
 from ijepa.config.recipe import Recipe
-from ijepa.distributed import float8_gather
 from ijepa.model.float8 import cpu_scales_rows
 from tests.helpers.ranks import run, run_jobs
 from tests.integration.test_distributed import parameters, recipe, rows
@@ -27,14 +25,14 @@ ALL = {"compile": True, "activation_checkpointing": "selective"}
 
 @pytest.fixture
 def runs(request) -> Path:
-    """The folder of runs on 1 and 2 processes, each under its name; all of them for a slow test, else two."""
+    """Return the folder of runs on 1 and 2 ranks by name; all of them for a slow test, else two."""
     slow = request.node.get_closest_marker("slow")
     return request.getfixturevalue("all_runs" if slow else "few_runs")
 
 
 @pytest.fixture(scope="module")
 def job(scenes, tmp_path_factory):
-    """Make a job of the module's folder, from its name, strategy and switches; all have equal micro-batches."""
+    """Return a function that makes a job from its name, strategy and switches; all have equal micro-batches."""
     out = tmp_path_factory.mktemp("switches")
 
     def make(name: str, strategy: str, precision: dict, switches: dict | None = None, **how) -> dict:
@@ -64,7 +62,7 @@ def all_runs(few_runs, job) -> Path:
                 "mission",
                 mission.parallel.strategy,
                 mission.precision.model_dump(mode="json"),
-                {"compile": True},  # what auto is on a GPU
+                {"compile": True},  # `auto` is true on a GPU
                 warm=2,
             ),
             job("narrow", "zero2", NARROW),
@@ -86,14 +84,14 @@ def all_runs(few_runs, job) -> Path:
 
 
 def gap(ours: Path, theirs: Path) -> float:
-    """The largest relative difference of two runs' losses."""
+    """Return the largest relative difference of two runs' losses."""
     pairs = list(zip(rows(ours), rows(theirs), strict=True))
     assert len(pairs) == STEPS
     return max(abs(a["loss"] / b["loss"] - 1) for a, b in pairs)
 
 
 @pytest.mark.distributed
-def test_float8_has_the_same_bits_replicated_and_sharded(runs):
+def test_float8_is_identical_with_ddp_and_zero2(runs):
     assert gap(runs / "ddp", runs / "zero2") == 0
     ddp, zero2 = parameters(runs / "ddp"), parameters(runs / "zero2")
     assert all((ddp[name] == zero2[name]).all() for name in ddp)
@@ -103,31 +101,31 @@ def test_float8_has_the_same_bits_replicated_and_sharded(runs):
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("two", "one", "tolerance"),
-    # A sum in another order may move a value over the edge between two float8 numbers, a step of an eighth.
+    # A different order of summation may round a value to the next float8 number, which differs by an eighth.
     [
         ("zero2", "one", 1e-4),
         pytest.param("zero3-rowwise", "one-rowwise", 1e-4, marks=needs_rowwise),
-        ("narrow", "one-narrow", 1e-3),  # weights that travel are rounded to bfloat16 and then to float8
+        ("narrow", "one-narrow", 1e-3),  # gathered weights are rounded to bfloat16 and then to float8
         ("resumed", "one", 1e-4),
         ("all", "all-ddp", 1e-3),
         ("all", "mission", 1e-3),
-        ("mission", "narrow", 5e-3),  # padded otherwise, so that other tokens set the scales
+        ("mission", "narrow", 5e-3),  # different padding, so different tokens determine the scales
     ],
 )
-def test_float8_on_two_processes_gives_the_losses_of_one(runs, two, one, tolerance):
+def test_float8_losses_of_one_and_two_processes_agree(runs, two, one, tolerance):
     assert gap(runs / two, runs / one) < tolerance
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @needs_rowwise
-def test_the_scale_of_a_tensor_is_not_that_of_a_row(runs):
+def test_tensorwise_and_rowwise_float8_differ(runs):
     assert gap(runs / "one", runs / "one-rowwise") > 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_run_that_goes_on_casts_the_weights_it_has_read(runs):
+def test_resume_casts_the_loaded_float8_weights(runs):
     assert len(rows(runs / "stopped")) < STEPS
     assert list_checkpoints(runs / "resumed/checkpoints")[-1].name == f"step-{STEPS:08d}"
 
@@ -135,7 +133,7 @@ def test_a_run_that_goes_on_casts_the_weights_it_has_read(runs):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["selective", "full"])
-def test_recomputing_changes_no_bit(runs, name):
+def test_activation_checkpointing_changes_no_bit(runs, name):
     for ours, theirs in zip(rows(runs / "plain"), rows(runs / name), strict=True):
         assert ours == theirs
     plain, other = parameters(runs / "plain"), parameters(runs / name)
@@ -144,34 +142,15 @@ def test_recomputing_changes_no_bit(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_compiled_blocks_compute_the_same(runs):
-    """And are compiled in the first steps alone: `warm` in the job has counted that on every rank."""
+def test_compilation_changes_rounding_only(runs):
+    """The job's `warm` has checked on every rank that blocks are compiled in the first steps only."""
     assert gap(runs / "compiled", runs / "plain") < 1e-6
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_rows_that_ranks_do_not_share_evenly_are_gathered_whole(ranks, monkeypatch):
-    whole, parts = torch.arange(1, 33, dtype=torch.uint8).view(8, 4), []
-
-    def gather(rows, part, group, async_op):
-        parts.append(part)
-        if len(parts) == ranks:
-            rows.copy_(torch.cat(parts))
-
-    monkeypatch.setattr(float8_gather, "_GATHER", gather)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: ranks)
-    each = -(-8 // ranks)
-    for rank in range(ranks):
-        out = torch.zeros_like(whole)
-        _, held, rows = float8_gather._gather(out, whole[rank * each : (rank + 1) * each], None)
-        assert held is out
-    assert torch.equal(rows[:8], whole) and (rows is out) == (8 % ranks == 0)
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_the_mission_starts_as_it_is_written(runs):
-    """The preset's own switches under torchrun's environment, on a model that a CPU trains in a second."""
+def test_mission_preset_starts_with_its_own_switches(runs):
+    """The preset's switches in torchrun's environment, with a model that a CPU trains in a second."""
     written = Recipe.load(runs / "mission/recipe.yaml")
     assert (written.precision.autocast, written.precision.fp8) == ("bf16", "tensorwise")
     assert (written.parallel.strategy, written.compile) == ("zero2", True)

@@ -8,9 +8,9 @@ import numpy as np
 def random_resized_crop(
     uniforms: list[list[float]], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width); `uniforms` holds four numbers in [0, 1) for each of ten attempts."""
-    for share, aspect, down, across in uniforms:
-        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+    """Return (top, left, height, width); `uniforms` contains four numbers in [0, 1) for each of ten attempts."""
+    for area_share, aspect, down, across in uniforms:
+        area = height * width * (scale[0] + area_share * (scale[1] - scale[0]))
         shape = ratio[0] * (ratio[1] / ratio[0]) ** aspect
         w, h = round((area * shape) ** 0.5), round((area / shape) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
@@ -26,9 +26,9 @@ def random_resized_crop(
 def clamped_crop(
     uniforms: list[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of one draw, sides cut to the image's; `uniforms` holds four numbers in [0, 1)."""
-    share, aspect, down, across = uniforms
-    area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+    """Return (top, left, height, width) of one draw with four numbers in [0, 1), clamped to the sides of the image."""
+    area_share, aspect, down, across = uniforms
+    area = height * width * (scale[0] + area_share * (scale[1] - scale[0]))
     shape = ratio[0] * (ratio[1] / ratio[0]) ** aspect
     w = min(width, max(1, round((area * shape) ** 0.5)))
     h = min(height, max(1, round((area / shape) ** 0.5)))
@@ -36,13 +36,13 @@ def clamped_crop(
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) to (h, w, C) in float64: a triangle as wide as an output pixel, at least one input pixel."""
+    """Resize (H, W, C) to (h, w, C) in float64 with a triangle as wide as an output pixel, at least one input pixel."""
 
     def weights(source: int, target: int) -> np.ndarray:
         scale = source / target
         support = max(scale, 1.0)
-        centre = (np.arange(target)[:, None] + 0.5) * scale
-        distance = np.abs(np.arange(source)[None] + 0.5 - centre) / support
+        center = (np.arange(target)[:, None] + 0.5) * scale
+        distance = np.abs(np.arange(source)[None] + 0.5 - center) / support
         triangle = np.maximum(1 - distance, 0)
         return triangle / triangle.sum(axis=1, keepdims=True)
 

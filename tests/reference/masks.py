@@ -3,7 +3,7 @@
 import math
 
 from ijepa.masking.masks import ATTEMPTS
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 
 def draw(rule, grid, seed, position):
@@ -11,7 +11,9 @@ def draw(rule, grid, seed, position):
     _height, _width = grid
     count = 4 * (1 + rule.targets)
     for attempt in range(ATTEMPTS):
-        numbers = [int(w) for w in words(seed, Stream.MASK, [position], (attempt + 1) * count)[0]][attempt * count :]
+        numbers = [int(w) for w in random_bits(seed, Stream.MASK, [position], (attempt + 1) * count)[0]][
+            attempt * count :
+        ]
         block = patches(numbers[:4], rule.context_scale, rule.context_aspect, grid)
         targets = [
             patches(numbers[4 * t : 4 * t + 4], rule.target_scale, rule.target_aspect, grid)

@@ -1,4 +1,4 @@
-"""The order of samples in plain Python integers, one position at a time."""
+"""The order of samples in Python integers, one position at a time."""
 
 MASK = 0xFFFFFFFF
 
@@ -31,14 +31,14 @@ def blocks_index(seed: int, position: int, n: int, block: int, window: int) -> i
     if n <= 9:
         return sample_index(seed, position, n)
     epoch, place = divmod(position, n)
-    runs, size = n // block, block * window
-    windows = max(runs // window, 1)
+    blocks, size = n // block, block * window
+    windows = max(blocks // window, 1)
     number = min(place // size, windows - 1)
     count = size if number < windows - 1 else n - number * size
     slot = number * size + permuted(seed, epoch * windows + number, place - number * size, count, 11)
-    run, within = divmod(slot, block)
-    if run < runs:
-        slot = permuted(seed, epoch, run, runs, 10) * block + within
+    number_of_block, within = divmod(slot, block)
+    if number_of_block < blocks:
+        slot = permuted(seed, epoch, number_of_block, blocks, 10) * block + within
     word = philox([epoch & MASK, epoch >> 32, 0, 12], seed)[0]
     return (slot + ((word * n) >> 32)) % n
 

@@ -1,11 +1,11 @@
-"""The samples of a shard by the standard library's tarfile, all members in memory."""
+"""The samples of a shard, read with Python's tarfile, all members in memory."""
 
 import tarfile
 from pathlib import Path
 
 
 def samples(path: Path) -> list[dict[str, bytes]]:
-    """In the order of their images: {"name", "jpg" (whatever the suffix), "cls", "json", "mask.png"}."""
+    """Return the samples in the order of their images: {"name", "jpg" (for any suffix), "cls", "json", "mask.png"}."""
     runs: list[tuple[str, dict[str, bytes]]] = []
     with tarfile.open(path) as tar:
         for member in tar:

@@ -31,18 +31,17 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode_for, image_size
-from ijepa.data.loading.jpeg import Pixels
-from ijepa.data.loading.loader import Collate, Loader
+from ijepa.data.loading.decode import Pixels, decode_for
+from ijepa.data.loading.loader import Collate, Loader, LoaderConfig
 from ijepa.data.loading.turbojpeg import library
 from ijepa.data.loading.workers import Worker
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
 from ijepa.utils.allocator import keep_freed_memory
 from ijepa.utils.cores import available_cores
-from ijepa.utils.random import Stream, words
+from ijepa.utils.random import Stream, random_bits
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -60,15 +59,15 @@ def bench_data(
         RunError: no image can be decoded.
     """
     keep_freed_memory()  # as training does
-    source = open_source(path)
+    source = open_dataset(path)
     micro = min(micro, images, len(source))
     turns = range(max(1, min(images, len(source)) // micro))
-    size, encoder = recipe.model.image_hw, recipe.model.encoder
+    size, encoder = recipe.model.image_size, recipe.model.encoder
     packer = Packer(recipe.mask, recipe.model.grid, recipe.seed, micro, encoder.depth, encoder.drop_path)
     loader = _loader(source, recipe, micro, _CpuTime(packer))
     files = [_files(loader, source, recipe, turn) for turn in turns]
     made = torch.empty(micro, 3, *size, dtype=torch.uint8, memory_format=torch.channels_last).numpy()
-    worker = Worker(loader.dataset.make, loader.dataset.pixel_shape, slots=1)
+    worker = Worker(loader.dataset.make, loader.config.pixel_shape, slots=1)
     methods: dict[str, Callable[[int], object]] = {
         "usual": lambda turn: [_usual(*given, size) for given in files[turn]],
         "ours": lambda turn: [our_crop(*given, size, out) for given, out in zip(files[turn], made, strict=True)],
@@ -106,23 +105,28 @@ class _CpuTime:
 
 
 def _loader(source: Source, recipe: Recipe, micro: int, collate: Collate, workers: int = 0) -> Loader:
-    return Loader(
-        source,
+    config = LoaderConfig(
         seed=recipe.seed,
-        global_batch=micro,
-        micro_batch=micro,
-        image_size=recipe.model.image_hw,
+        image_size=recipe.model.image_size,
         crop_scale=recipe.data.crop_scale,
         crop_ratio=recipe.data.crop_ratio,
-        collate=collate,
+        global_batch=micro,
+        micro_batch=micro,
         workers=workers,
     )
+    return Loader(source, config, collate)
+
+
+def image_size(file: bytes) -> tuple[int, int]:
+    """Return (height, width) of an image file."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.height, image.width
 
 
 def _files(loader: Loader, source: Source, recipe: Recipe, number: int) -> Files:
     """Return the files and boxes of micro-batch `number`."""
     batch = loader.dataset[number]
-    draws = words(recipe.seed, Stream.CROP, batch.positions, WORDS)
+    draws = random_bits(recipe.seed, Stream.CROP, batch.positions, WORDS)
     scale, ratio = recipe.data.crop_scale, recipe.data.crop_ratio
     return [
         (file, random_resized_crop_box(draw, *image_size(file), scale, ratio))

@@ -22,9 +22,9 @@ from ijepa.config.recipe import Recipe
 from ijepa.masking.packing import Packer
 from ijepa.model.flops import batch_flops
 from ijepa.model.ijepa import IJEPA
-from ijepa.training.model_setup import prepare, token_budget
+from ijepa.training.model_setup import setup_model, token_budget
 from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.runtime import computing, resolve
+from ijepa.training.runtime import autocast_context, resolve
 from ijepa.utils.allocator import keep_freed_memory
 
 PARTS = ("target forward", "context forward", "predictor forward", "loss and the rest", "backward", "optimizer, EMA")
@@ -75,12 +75,12 @@ def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autoc
     """Return one row of figures per measured step."""
     shape = recipe.model
     model = IJEPA(shape, recipe.seed).to(device)
-    prepare(model, recipe, device, autocast=autocast)
+    setup_model(model, recipe, device, autocast=autocast)
     optimizer = make_optimizer(model, recipe.optimizer)
     budget, encoder = token_budget(recipe, micro, device), shape.encoder
     packer = Packer(recipe.mask, shape.grid, recipe.seed, micro, encoder.depth, encoder.drop_path, budget)
     pixels = torch.randint(
-        256, (micro, 3, *shape.image_hw), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        256, (micro, 3, *shape.image_size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
     products = {name: _products(recipe, micro, name, device) for name in ("float32", "bfloat16")[: 1 + autocast]}
     rows = []
@@ -88,7 +88,7 @@ def _measure(recipe: Recipe, micro: int, steps: int, device: torch.device, autoc
         batch = packer(np.arange(step * micro, (step + 1) * micro), pixels).to(device)
         wall = time.perf_counter()
         with _clocked(model, device) as ticks:
-            with computing(device, autocast):
+            with autocast_context(device, autocast):
                 output = model(batch)
             ticks.append(_now(device))
             output.loss.backward()

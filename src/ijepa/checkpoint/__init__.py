@@ -1,1 +1,1 @@
-"""A run on disk: folder, checkpoints, logs."""
+"""A run on disk: its folder, checkpoints and logs."""

@@ -15,8 +15,10 @@ from ijepa.cli.exchange import export, import_
 from ijepa.cli.log import log_to_terminal
 from ijepa.cli.train import demo, plan, pretrain
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+@click.group(context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="ijepa")
 @click.pass_context
 def cli(context: click.Context) -> None:

@@ -1,16 +1,16 @@
-"""`ijepa archive`: a run as others receive it."""
+"""`ijepa archive`: a run as a folder for release."""
 
 from pathlib import Path
 
 import click
 
-from ijepa.cli.options import debug_option, telling
+from ijepa.cli.options import PATH, debug_option, progress_lines
 from ijepa.utils.errors import UserError
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("run", type=PATH)
+@click.argument("out", type=PATH, required=False)
 @click.option("--verify", is_flag=True, help="Verify the checksums of the existing archive RUN. Write nothing.")
 @click.option("--unfinished", is_flag=True, help="Also accept a run that is not finished.")
 @click.option(
@@ -18,13 +18,10 @@ from ijepa.utils.errors import UserError
     "--licence",
     "licence",
     default="apache-2.0",
-    show_default=True,
     help="License of the weights, by its identifier on the Hugging Face Hub.",
 )
 @click.option("--dataset", help="Name of the data set on the model card. Default: the last part of the data path.")
-@click.option(
-    "--country", default="World", show_default=True, help="Country whose electricity mix gives the CO2 estimate."
-)
+@click.option("--country", default="World", help="Country whose electricity mix gives the CO2 estimate.")
 @click.option(
     "--watts",
     type=click.FloatRange(min=0, min_open=True),
@@ -52,14 +49,14 @@ def archive(
     if verify:
         if out is not None:
             raise UserError("--verify", "takes one folder", "write `ijepa archive --verify FOLDER`")
-        with telling() as tell:
-            count = verify_archive(run, tell)
+        with progress_lines() as progress:
+            count = verify_archive(run, progress)
         click.echo(f"{run}: whole, {count} files")
         return
     if out is None:
         raise UserError("OUT", "is missing", "write `ijepa archive RUN OUT`")
     find_country(country)
-    about = About(licence=licence, country=country, watts=watts, dataset=dataset)
-    with telling() as tell:
-        write_archive(run, out, about, unfinished=unfinished, progress=tell)
+    about = About(license=licence, country=country, watts=watts, dataset=dataset)
+    with progress_lines() as progress:
+        write_archive(run, out, about, unfinished=unfinished, progress=progress)
     click.echo(f"archive: {out}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, load_recipe
+from ijepa.cli.options import PATH, POSITIVE, RecipeCommand, debug_option, load_recipe
 from ijepa.config.recipe import Recipe
 
 
@@ -21,24 +21,16 @@ def bench() -> None:
 
 def bench_output(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --output for the JSON of a measurement."""
-    option = click.option("--output", type=click.Path(path_type=Path), help="File to write the result to, as JSON.")
+    option = click.option("--output", type=PATH, help="File to write the result to, as JSON.")
     return option(debug_option(command))
 
 
 @bench.command("data")
 @click.option("--data.path", "path", required=True, help="Data set to read.")
-@click.option(
-    "--recipe", default="vit-huge-16-in22k", show_default=True, help="Recipe that defines the crops and masks."
-)
-@click.option("--images", type=click.IntRange(min=1), default=280, show_default=True, help="Number of images.")
-@click.option("--micro", type=click.IntRange(min=1), default=128, show_default=True, help="Images per micro-batch.")
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=12,
-    show_default=True,
-    help="Number of rounds. Each measures all methods.",
-)
+@click.option("--recipe", default="vit-huge-16-in22k", help="Recipe that defines the crops and masks.")
+@click.option("--images", type=POSITIVE, default=280, help="Number of images.")
+@click.option("--micro", type=POSITIVE, default=128, help="Images per micro-batch.")
+@click.option("--repeats", type=POSITIVE, default=12, help="Number of rounds. Each measures all methods.")
 @bench_output
 def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, output: Path | None) -> None:
     """Measure image loading.
@@ -52,7 +44,7 @@ def bench_data(path: str, recipe: str, images: int, micro: int, repeats: int, ou
 
 @bench.command("step", cls=RecipeCommand)
 @click.argument("recipe")
-@click.option("--count", type=click.IntRange(min=1), default=5, show_default=True, help="Number of steps to measure.")
+@click.option("--count", type=POSITIVE, default=5, help="Number of steps to measure.")
 @bench_output
 def bench_step(recipe: str, count: int, output: Path | None, **fields: Any) -> None:
     """Measure the parts of a training step.

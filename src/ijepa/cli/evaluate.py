@@ -1,4 +1,4 @@
-"""`ijepa evaluate`, `diagnose` and `report`: how good an encoder is, and what it looks like."""
+"""`ijepa evaluate`, `ijepa diagnose` and `ijepa report`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,78 +6,74 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, first_process, heads_option, open_images, telling
+from ijepa.cli.options import (
+    NOT_NEGATIVE,
+    PATH,
+    WEIGHTS_HELP,
+    debug_option,
+    first_process,
+    heads_option,
+    open_images,
+    progress_lines,
+)
 from ijepa.utils.errors import UserError
 
 if TYPE_CHECKING:
     from ijepa.evaluation.results.schema import EvaluationResult
 
+_WEIGHTS = (
+    click.argument("weights"),
+    click.option("--protocol", help="Name of a protocol, or a YAML file with one."),
+    click.option(
+        "--output",
+        type=PATH,
+        help="Folder for the result. Default: evaluations/ in the run folder, or the current folder without a run.",
+    ),
+    click.option(
+        "--which", type=click.Choice(["target", "context"]), default="target", help="Which encoder to evaluate."
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        help="Seed of the evaluation, for example of the held-out split and of the initial heads.",
+    ),
+    click.option(
+        "--baselines/--no-baselines",
+        default=True,
+        help="Also evaluate the encoder with its initial, untrained weights, and raw pixels.",
+    ),
+    heads_option,
+    click.option(
+        "--autocast",
+        type=click.Choice(["auto", "none", "bf16"]),
+        help="Precision of the encoder. auto: bf16 on a GPU, else float32. none: float32. Default: the protocol's.",
+    ),
+    debug_option,
+)
+"""Options of every evaluation."""
 
-def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every evaluation on two labelled sets takes."""
-    fitted = click.option("--train", required=True, help="Labeled data to train on, or to find neighbors in.")
-    return set_options(fitted(command))
-
-
-def set_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every evaluation on labelled sets takes but the train set."""
-    for option in (
-        click.option("--test-list", default=None, help="File of image names. Only these images of --test are used."),
-        click.option("--train-list", default=None, help="File of image names. Only these images of --train are used."),
-        click.option("--test", required=True, help="Labeled data to score."),
-    ):
-        command = option(command)
-    return common_options(command)
-
-
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what every evaluation takes."""
-    options = (
-        click.argument("weights"),
-        click.option("--protocol", default=None, help="Name of a protocol, or a YAML file with one."),
-        click.option(
-            "--output",
-            type=click.Path(path_type=Path),
-            help="Folder for the result. Default: evaluations/ in the run folder, or the current folder without a run.",
-        ),
-        click.option(
-            "--which",
-            type=click.Choice(["target", "context"]),
-            default="target",
-            show_default=True,
-            help="Which encoder to evaluate.",
-        ),
-        click.option(
-            "--seed",
-            type=int,
-            default=0,
-            show_default=True,
-            help="Seed of the evaluation, for example of the held-out split and of the initial heads.",
-        ),
-        click.option(
-            "--baselines/--no-baselines",
-            default=True,
-            show_default=True,
-            help="Also evaluate the encoder with its initial, untrained weights, and raw pixels.",
-        ),
-        heads_option,
-        click.option(
-            "--autocast",
-            type=click.Choice(["auto", "none", "bf16"]),
-            default=None,
-            help="Precision of the encoder. auto: bf16 on a GPU, else float32. none: float32. Default: the protocol's.",
-        ),
-        debug_option,
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_SETS = (
+    click.option("--test", required=True, help="Labeled data to score."),
+    click.option("--train-list", help="File of image names. Only these images of --train are used."),
+    click.option("--test-list", help="File of image names. Only these images of --test are used."),
+)
+_TRAIN = click.option("--train", required=True, help="Labeled data to train on, or to find neighbors in.")
+_DEVKIT = click.option(
+    "--devkit",
+    help="ImageNet development kit or Kaggle's table of validation classes, if it is not next to the images.",
+)
 
 
-def image_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what evaluations on whole images take beside."""
-    text = "ImageNet development kit or Kaggle's table of validation classes, if it is not next to the images."
-    return click.option("--devkit", default=None, help=text)(command)
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """Add options to a command, in the order in which its help lists them."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
 
 
 class _Comparing(click.Group):
@@ -100,12 +96,9 @@ def evaluate() -> None:
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
 @click.option(
-    "--save-head",
-    type=click.Path(path_type=Path),
-    help="File to write the best head on the last block to. `ijepa export --head` reads it.",
+    "--save-head", type=PATH, help="File to write the best head on the last block to. `ijepa export --head` reads it."
 )
-@image_options
-@evaluation_options
+@_options(_DEVKIT, *_WEIGHTS, *_SETS, _TRAIN)
 def evaluate_linear(**options: Any) -> None:
     """Linear and attentive probes.
 
@@ -116,8 +109,7 @@ def evaluate_linear(**options: Any) -> None:
 
 
 @evaluate.command("knn", epilog=WEIGHTS_HELP)
-@image_options
-@evaluation_options
+@_options(_DEVKIT, *_WEIGHTS, *_SETS, _TRAIN)
 def evaluate_knn(**options: Any) -> None:
     """Nearest neighbors by cosine similarity.
 
@@ -127,15 +119,9 @@ def evaluate_knn(**options: Any) -> None:
 
 
 @evaluate.command("segmentation", epilog=WEIGHTS_HELP)
-@click.option(
-    "--labels", default=None, help="Label map of the masks: a name or a YAML file. Default: that of the data set."
-)
-@set_options
-@click.option(
-    "--train",
-    default=None,
-    help="Labeled data to train on, or to find neighbors in. Protocols of level 0 do not use it.",
-)
+@click.option("--labels", help="Label map of the masks: a name or a YAML file. Default: that of the data set.")
+@_options(*_WEIGHTS, *_SETS)
+@click.option("--train", help="Labeled data to train on, or to find neighbors in. Protocols of level 0 do not use it.")
 def evaluate_segmentation(**options: Any) -> None:
     """Semantic segmentation.
 
@@ -151,8 +137,8 @@ def evaluate_segmentation(**options: Any) -> None:
     required=True,
     help="Labeled videos: a folder in the layout of DAVIS, or with images/NAME/* and masks/NAME/*.",
 )
-@common_options
-def evaluate_propagation(data: str, **options: Any) -> None:
+@_options(*_WEIGHTS)
+def evaluate_propagation(weights: str, data: str, **options: Any) -> None:
     """Label propagation in videos.
 
     Propagates the labels of the first frame to the other frames, and reports J and F. Nothing is trained. The default
@@ -160,14 +146,14 @@ def evaluate_propagation(data: str, **options: Any) -> None:
     """
     from ijepa.evaluation.run import evaluate_videos as run
 
-    with telling() as tell:
-        result, file = run(options.pop("weights"), data, progress=tell, **options)
+    with progress_lines() as progress:
+        result, file = run(weights, data, progress=progress, **options)
     _show(result, file)
 
 
 @evaluate.command("compare")
-@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--published/--no-published", default=True, show_default=True, help="Also show published results.")
+@click.argument("results", nargs=-1, type=PATH)
+@click.option("--published/--no-published", default=True, help="Also show published results.")
 @debug_option
 def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
     """Compare results in one table.
@@ -180,16 +166,16 @@ def evaluate_compare(results: tuple[Path, ...], published: bool) -> None:
     click.echo(comparison_table(compare_results(results, with_published=published)))
 
 
-def _evaluate(kind: str, *, weights: str, train: str | None, test: str, **options: Any) -> None:
+def _evaluate(kind: str, weights: str, train: str | None, test: str, **options: Any) -> None:
     from ijepa.evaluation.run import evaluate as run
 
-    with telling() as tell:
-        result, file = run(kind, weights, train, test, progress=tell, **options)
+    with progress_lines() as progress:
+        result, file = run(kind, weights, train, test, progress=progress, **options)
     _show(result, file)
 
 
 def _show(result: "EvaluationResult", file: Path) -> None:
-    """Print a result, on the first process only."""
+    """Print a result; of several processes, the first does."""
     from ijepa.cli.tables import result_table
 
     if first_process():
@@ -200,23 +186,14 @@ def _show(result: "EvaluationResult", file: Path) -> None:
 @click.command(epilog=WEIGHTS_HELP)
 @click.argument("weights")
 @click.option("--data", "path", required=True, help="Images to encode. Labels are not used.")
-@click.option("--images", type=click.IntRange(min=16), default=512, show_default=True, help="Number of images.")
-@click.option(
-    "--which",
-    type=click.Choice(["target", "context"]),
-    default="target",
-    show_default=True,
-    help="Which encoder to diagnose.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed that selects the images and draws their views."
-)
-@click.option("--layers/--no-layers", default=False, show_default=True, help="Also report the figures of every block.")
+@click.option("--images", type=click.IntRange(min=16), default=512, help="Number of images.")
+@click.option("--which", type=click.Choice(["target", "context"]), default="target", help="Which encoder to diagnose.")
+@click.option("--seed", type=int, default=0, help="Seed that selects the images and draws their views.")
+@click.option("--layers/--no-layers", default=False, help="Also report the figures of every block.")
 @click.option(
     "--views",
-    type=click.IntRange(min=0),
+    type=NOT_NEGATIVE,
     default=10,
-    show_default=True,
     help="Number of masked views per image, to compute LiDAR. 0: do not compute it.",
 )
 @heads_option
@@ -240,7 +217,7 @@ def diagnose(
         resolved.encoder(which),
         open_images(path, "--data"),
         images=images,
-        image_size=resolved.recipe.model.image_hw,
+        image_size=resolved.recipe.model.image_size,
         seed=seed,
         rule=resolved.recipe.mask,
         views=views,
@@ -251,8 +228,8 @@ def diagnose(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", "path", default=None, help="Images for the pictures. Default: the data of the run.")
+@click.argument("run", type=PATH)
+@click.option("--data", "path", help="Images for the pictures. Default: the data of the run.")
 @debug_option
 def report(run: Path, path: str | None) -> None:
     """Write the report of a run.

@@ -5,14 +5,14 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import WEIGHTS_HELP, debug_option, heads_option
+from ijepa.cli.options import PATH, WEIGHTS_HELP, debug_option, heads_option
 
 _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program")
 
 
 @click.command("export", epilog=WEIGHTS_HELP)
 @click.argument("weights")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @click.option("--format", "form", type=click.Choice(_FORMATS), required=True, help="Output format.")
 @click.option(
     "--which",
@@ -20,12 +20,11 @@ _FORMATS = ("transformers", "timm", "official", "safetensors", "onnx", "program"
     "which",
     type=click.Choice(["target", "context"]),
     default="target",
-    show_default=True,
     help="Which encoder to export.",
 )
 @click.option(
     "--head",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Linear head to export as the classifier: a file that `ijepa evaluate linear --save-head` wrote.",
 )
 @heads_option
@@ -42,7 +41,7 @@ def export(weights: str, out: Path, form: Any, which: Any, head: Path | None, he
 
 @click.command("import", epilog=WEIGHTS_HELP.replace("WEIGHTS", "FILE"))
 @click.argument("file")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=PATH)
 @heads_option
 @debug_option
 def import_(file: str, out: Path, heads: int | None) -> None:
@@ -58,5 +57,5 @@ def import_(file: str, out: Path, heads: int | None) -> None:
     parts = ", ".join(part.replace("_", " ") for part in found.parts)
     click.echo(
         f"{out}: {parts}; {encoder.width} wide, {encoder.depth} layers, {encoder.heads} heads, "
-        f"patches of {model.patch_size} at {model.image_hw[0]} x {model.image_hw[1]}"
+        f"patches of {model.patch_size} at {model.image_size[0]} x {model.image_size[1]}"
     )

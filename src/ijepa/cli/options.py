@@ -1,17 +1,23 @@
-"""What several commands share: the recipe's fields as flags, --debug, progress, the sources of images."""
+"""What several commands share: the fields of the recipe as flags, --debug, progress lines, opening images."""
 
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import UserError
-from ijepa.utils.quantities import Length
+from ijepa.utils.progress import Progress
+from ijepa.utils.quantities import Duration
+
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
 
 WEIGHTS_HELP = (
     "WEIGHTS is one of: a run folder, a checkpoint folder, a weights folder, an archive, a model folder of "
@@ -35,7 +41,7 @@ class RecipeCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record:
+            if record and isinstance(param, click.Option):
                 name = (param.name or "").replace("__", ".")
                 dotted = any(name == key for key, *_ in Recipe.iter_fields())
                 head = "Options" if not dotted else f"Recipe: {name.rpartition('.')[0] or 'run'}"
@@ -46,33 +52,35 @@ class RecipeCommand(click.Command):
 
 
 def identifier(key: str) -> str:
-    """Return a dotted key as the name that click hands it on by."""
+    """Return the name by which click passes the value of a dotted key."""
     return key.replace(".", "__")
 
 
 def _metavar(annotation: Any) -> str:
     parts = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _metavar(parts[0])
     if get_origin(annotation) is Literal:
         return "|".join(parts)
     if get_origin(annotation) is tuple:
         return "HEIGHT,WIDTH" if parts[0] is int else "LOW,HIGH"
     if parts:
         return "|".join(_metavar(part) for part in parts if part is not type(None))
-    return {int: "N", float: "X", bool: "BOOL", Length: "LENGTH"}.get(annotation, "TEXT")
+    return {int: "N", float: "X", bool: "BOOL", Duration: "LENGTH"}.get(annotation, "TEXT")
 
 
 def _typed(value: Any) -> str:
-    """Return a value as a flag takes it."""
+    """Return a value in the form in which it is typed after a flag."""
     if isinstance(value, tuple):
         return ",".join(map(_typed, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
 def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
-    """Load a recipe and lay the flags given over it; `none` clears an optional field, the recipe's types read the rest.
+    """Load a recipe and apply the flags that were given; `none` clears an optional field.
 
     Raises:
-        UserError: naming the flag at fault, or the file and its key.
+        UserError: names the flag at fault, or the file and its key.
     """
     typed = {key: value for key, *_ in Recipe.iter_fields() if (value := fields[identifier(key)]) is not None}
     optional = {key for key, annotation, *_ in Recipe.iter_fields() if type(None) in get_args(annotation)}
@@ -87,34 +95,34 @@ def load_recipe(name_or_path: str, fields: dict[str, str | None]) -> Recipe:
 
 
 def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --debug, which `ijepa.__main__` reads: errors keep their traceback."""
+    """Add --debug, which `ijepa.__main__` reads: errors show their traceback."""
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(command)
 
 
 def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --heads, for weights that do not say how many attention heads they have."""
+    """Add --heads, for weights that do not state the number of attention heads."""
     text = (
         "Number of attention heads of the encoder, if the weights do not state it. Default: the number in a known "
         "model of the same width, or a guess."
     )
-    return click.option("--heads", type=click.IntRange(min=1), help=text)(command)
+    return click.option("--heads", type=POSITIVE, help=text)(command)
 
 
 def open_images(path: str, where: str = "data.path") -> Any:
-    """Open the images at `path`; `where` is what a refusal names."""
-    from ijepa.data.open import open_source
+    """Open the images at `path`; `where` is the key or flag that an error names."""
+    from ijepa.data.open import open_dataset
 
-    return open_source(path, where=where, split="train")
+    return open_dataset(path, where=where, split="train")
 
 
 def first_process() -> bool:
-    """Whether this is the process that talks: the only one, or torchrun's first."""
+    """Whether this process prints: the only one, or the first rank under torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def telling() -> Iterator[Callable[[str], None]]:
-    """Tell how far long work has got, on the error stream: one living line on a terminal, plain lines elsewhere."""
+def progress_lines() -> Iterator[Progress]:
+    """Yield a callback that shows progress on the error stream: one changing line on a terminal, else plain lines."""
     if not sys.stderr.isatty():
         yield partial(click.echo, err=True)
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ijepa.cli.options import RecipeCommand, debug_option, first_process, load_recipe, open_images
+from ijepa.cli.options import NOT_NEGATIVE, PATH, RecipeCommand, debug_option, first_process, load_recipe, open_images
 from ijepa.config.files import RECIPES, preset_names
 from ijepa.config.recipe import Recipe
 from ijepa.utils.errors import RunError, UserError
@@ -19,12 +19,11 @@ _EPILOG = (
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder. Default: runs/NAME.")
+@click.option("--output", type=PATH, help="Run folder. Default: runs/NAME.")
 @click.option(
     "--resume",
     type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
-    show_default=True,
     help="What to do if the run folder already holds a run. auto: continue from the latest checkpoint, and stop with "
     "an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop with "
     "an error.",
@@ -32,8 +31,7 @@ _EPILOG = (
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost. Write nothing.")
 @click.option(
     "--diagnose-every",
-    type=click.IntRange(min=0),
-    default=None,
+    type=NOT_NEGATIVE,
     metavar="N",
     help="Measure RankMe, standard deviation and position R^2 every N steps, and warn of a collapse. 0: measure only "
     "at the start and at the end. Default: a tenth of the run, but at least 50 and at most 5,000 steps.",
@@ -41,7 +39,6 @@ _EPILOG = (
 @click.option(
     "--diagnose-data",
     metavar="PATH",
-    default=None,
     help="Images for the measurements of --diagnose-every. Default: the validation split of data.path, or data.path "
     "itself if it has no validation split.",
 )
@@ -67,14 +64,14 @@ def pretrain(
     """
     loaded = load_recipe(recipe, fields)
     if dry_run:
-        from ijepa.planning.outlook import describe
+        from ijepa.planning.text import render_size
 
         source = open_images(loaded.data.path) if loaded.data.path else None
-        click.echo(describe(loaded, len(source) if source else None))
+        click.echo(render_size(loaded, len(source) if source else None))
         return
     if loaded.data.path is None:
         raise UserError("data.path", "no data given", "add --data.path with images or tar shards")
-    from ijepa.interop.init_from import beginning
+    from ijepa.interop.init_from import initial_weights
     from ijepa.training.loop import pretrain as run
     from ijepa.training.profiler import Window
 
@@ -82,8 +79,8 @@ def pretrain(
     source = open_images(loaded.data.path)
     info = {"data": {"path": _shown(loaded.data.path)}}
     folder = output or Path("runs") / loaded.name
-    begun = beginning(loaded)
-    loaded = begun.recipe if begun else loaded
+    initial = initial_weights(loaded)
+    loaded = initial.recipe if initial else loaded
     callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     run(
         loaded,
@@ -91,9 +88,9 @@ def pretrain(
         folder,
         resume=resume,
         callbacks=callback,
-        info={**info, **({"init": begun.label} if begun else {})},
+        info={**info, **({"init": initial.label} if initial else {})},
         profile=window,
-        initial=begun.tensors if begun else None,
+        initial=initial.tensors if initial else None,
     )
     if first_process():
         click.echo(f"done: {folder}")
@@ -111,14 +108,14 @@ enough to see within the hour that a long one goes wrong."""
 
 def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None, folder: Path) -> Sequence[Any]:
     """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
     from ijepa.evaluation.diagnostics.online import online_diagnosis
     from ijepa.evaluation.diagnostics.warnings import new_training_warnings
     from ijepa.training.loop import Callback
 
     where = "data.path" if data is None else "--diagnose-data"
     try:
-        held_out = open_source(data or str(recipe.data.path), where=where, split="val")
+        held_out = open_dataset(data or str(recipe.data.path), where=where, split="val")
     except UserError as error:
         if data is not None:
             raise
@@ -127,13 +124,15 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_hw), new_training_warnings(folder))]
+    return [
+        Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_training_warnings(folder))
+    ]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)
 @click.argument("recipe")
-@click.option("--gpu", default="h100", show_default=True, metavar="NAME", help="Type of GPU: a100, h100, h200 or b200.")
-@click.option("--gpus", type=int, default=8, show_default=True, help="Number of GPUs. It must divide batch.global.")
+@click.option("--gpu", default="h100", metavar="NAME", help="Type of GPU: a100, h100, h200 or b200.")
+@click.option("--gpus", type=int, default=8, help="Number of GPUs. It must divide batch.global.")
 @click.option(
     "--images-per-second",
     type=float,
@@ -144,20 +143,13 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     "--share-of-peak",
     type=float,
     default=0.35,
-    show_default=True,
     metavar="X",
     help="Share of the GPU's dense bf16 peak that the run reaches, counted in executed operations.",
 )
 @click.option(
-    "--country",
-    default="World",
-    show_default=True,
-    metavar="NAME",
-    help="Country whose electricity mix gives the CO2 estimate.",
+    "--country", default="World", metavar="NAME", help="Country whose electricity mix gives the CO2 estimate."
 )
-@click.option(
-    "--json", "file", type=click.Path(path_type=Path), metavar="FILE", help="Also write all figures to this file."
-)
+@click.option("--json", "file", type=PATH, metavar="FILE", help="Also write all figures to this file.")
 @debug_option
 def plan(
     recipe: str,
@@ -174,15 +166,15 @@ def plan(
     Prints the model size, FLOPs, memory per GPU, days, energy and CO2 of RECIPE (the name of a preset or a YAML file)
     on the given hardware. It needs no GPU.
     """
-    from ijepa.planning.outlook import outlook
-    from ijepa.planning.text import show
+    from ijepa.planning.plan import make_plan
+    from ijepa.planning.text import render_plan
     from ijepa.utils.files import write_json
 
     loaded = load_recipe(recipe, fields)
     if file is not None and not file.absolute().parent.is_dir():
         raise UserError(f"--json {file}", f"{file.parent} is no folder")
     source = open_images(loaded.data.path) if loaded.data.path else None
-    found = outlook(
+    found = make_plan(
         loaded,
         gpu=gpu,
         devices=gpus,
@@ -191,7 +183,7 @@ def plan(
         country=country,
         images=len(source) if source else None,
     )
-    show(found)
+    click.echo(render_plan(found), nl=False)
     if file is not None:
         try:
             write_json(file, found.as_json())
@@ -201,10 +193,8 @@ def plan(
 
 
 @click.command()
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the whole demo.")
+@click.option("--output", type=PATH, default=Path("runs/demo"), help="Run folder.")
+@click.option("--seed", type=NOT_NEGATIVE, default=0, help="Seed of the whole demo.")
 @debug_option
 def demo(output: Path, seed: int) -> None:
     """Run a complete example.

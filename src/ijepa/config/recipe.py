@@ -1,28 +1,31 @@
 """The recipe: every number of a run, typed and validated, in one frozen object.
 
-A recipe is a YAML file (`recipes/*.yaml` beside this module are the presets) over the defaults below, over which
-dotted overrides (`optimizer.lr_encoder`) may be laid. `base: NAME` in a file starts from another recipe. What is
-refused is refused in one line, before anything is written.
+The values of a YAML file replace the defaults below, and dotted overrides such as `optimizer.lr_encoder` replace the
+values of the file. `base: NAME` in a file starts from another recipe. The presets are in `recipes/`. The sections of
+the model and of the masks are the plain classes of `ijepa.model` and `ijepa.masking` with checked values. A value that
+is not allowed ends in one line, before anything is written.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
 from ijepa.config.files import RECIPES, read_yaml, set_by_path
 from ijepa.masking.masks import MaskRule
+from ijepa.model.config import EncoderConfig, InitScheme, ModelConfig, PredictorConfig
 from ijepa.utils import random as randomness
 from ijepa.utils.config import BaseConfig, Decays, Ratios, Shares
 from ijepa.utils.errors import UserError
-from ijepa.utils.quantities import Length, Size, Stretch
+from ijepa.utils.quantities import Duration, Size
 
 Auto = Literal["auto"]
 
 
-class Encoder(BaseConfig):
+class EncoderSection(BaseConfig, EncoderConfig):
     """The context encoder and its exponential moving average, the target encoder."""
 
     width: int = Field(1280, ge=8)
@@ -37,12 +40,12 @@ class Encoder(BaseConfig):
     """Stochastic depth rate of the last block of the context encoder; it rises linearly from 0 at the first block."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos position embeddings of the encoders; 1 in the paper."""
-    initial: Literal["normal", "xavier"] = "normal"
+    initial: InitScheme = "normal"
     """Standard deviation of the initial weights. normal: 0.02; xavier: sqrt(2 / (fan_in + fan_out)), which narrow
     encoders need."""
 
 
-class Predictor(BaseConfig):
+class PredictorSection(BaseConfig, PredictorConfig):
     """The predictor: narrower than the encoders."""
 
     width: int = Field(384, ge=8)
@@ -55,11 +58,11 @@ class Predictor(BaseConfig):
     """Ratio of the hidden width of the MLP to the width of the predictor."""
     position_scale: float = Field(1.0, ge=0)
     """Factor on the sin-cos position embeddings of the predictor; 1 in the paper."""
-    initial: Literal["normal", "xavier"] = "normal"
+    initial: InitScheme = "normal"
     """Standard deviation of the initial weights; the same choices as for the encoders."""
 
 
-class Model(BaseConfig):
+class ModelSection(BaseConfig, ModelConfig):
     """The shape of the model."""
 
     image_size: Size = (224, 224)
@@ -69,50 +72,69 @@ class Model(BaseConfig):
     position_grid: Size | None = None
     """Rows and columns of the grid that position embeddings were made for; they are interpolated from it. none: the
     grid of model.image_size. init.from sets it if the weights come from a different resolution."""
-    encoder: Encoder = Encoder()
-    """The encoders."""
-    predictor: Predictor = Predictor()
-    """The predictor."""
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return self.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+    encoder: EncoderSection = EncoderSection()
+    predictor: PredictorSection = PredictorSection()
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         for side in self.image_size:
             if side < 1 or side % self.patch_size:
                 fit = max(side // self.patch_size, 1) * self.patch_size
-                raise UserError(
-                    f"model.image_size = {side}",
-                    f"patch_size {self.patch_size} does not divide it",
-                    f"try {fit}",
-                )
+                problem = f"patch_size {self.patch_size} does not divide it"
+                raise UserError(f"model.image_size = {side}", problem, f"try {fit}")
         if self.position_grid is not None and min(self.position_grid) < 1:
             raise UserError(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
         for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
             if part.width % part.heads:
                 raise UserError(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
             if part.width % 4:
-                raise UserError(
-                    f"model.{name}.width = {part.width}", "not a multiple of 4", "sin-cos positions need one"
-                )
+                where = f"model.{name}.width = {part.width}"
+                raise UserError(where, "not a multiple of 4", "sin-cos positions need one")
         return self
 
 
-class Data(BaseConfig):
+class MaskSection(BaseConfig, MaskRule):
+    """How context and target blocks are drawn. Areas are shares of the image, aspect ratios are height over width."""
+
+    targets: int = Field(4, ge=1, le=16)
+    """Number of target blocks per image."""
+    target_scale: Shares = (0.15, 0.2)
+    """Area of a target block, as a share of the image area."""
+    target_aspect: Ratios = (0.75, 1.5)
+    """Aspect ratio of a target block, height over width."""
+    context_scale: Shares = (0.85, 1.0)
+    """Area of the context block before target patches are removed, as a share of the image area."""
+    context_aspect: Ratios = (1.0, 1.0)
+    """Aspect ratio of the context block, height over width."""
+    min_context: int = Field(10, ge=1)
+    """Minimum number of context patches per image."""
+
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """Check that the masks can be drawn on a grid of (rows, columns) patches.
+
+        Raises:
+            UserError: no target block of whole patches has about the right area and aspect ratio, or one target block
+                could leave fewer than `min_context` patches of context.
+        """
+        size = f"{grid[0]}x{grid[1]} grid"
+        if not self.has_target_block(grid):
+            where = f"mask.target_scale = {self.target_scale[0]},{self.target_scale[1]}"
+            problem = f"no block of whole patches has that area and aspect on a {size}"
+            raise UserError(where, problem, "use a smaller patch_size or a larger image_size")
+        context, target = self.smallest_context(grid), self.largest_target(grid)
+        if context - target < self.min_context:
+            problem = f"on a {size} a context block of {context} patches loses up to {target} to one target"
+            hint = f"at most {max(context - target, 0)} is possible"
+            raise UserError(f"mask.min_context = {self.min_context}", problem, hint)
+
+
+class DataSection(BaseConfig):
     """Where images come from and how they are cropped."""
 
     path: str | None = None
     """Training images: a folder of class folders, a flat folder, tar shards (a folder, a brace pattern or a glob), or
     one tar file."""
-    workers: int | Auto = "auto"
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Number of data loader processes. auto: the cores that training does not use; 0: load in the training process."""
     prefetch: int = Field(2, ge=1)
     """Number of micro-batches that each worker prepares in advance."""
@@ -137,19 +159,19 @@ class Data(BaseConfig):
     is larger."""
 
 
-class BatchSize(BaseConfig):
+class BatchSection(BaseConfig):
     """Number of images in an optimizer step."""
 
     total: int = Field(2048, ge=1, alias="global")
     """Number of images per optimizer step, over all ranks and micro-batches (the global batch)."""
-    micro: int | Auto = "auto"
+    micro: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Number of images in one forward and backward pass; gradients are accumulated over the global batch. auto: as many
     as fit in memory."""
     pad_to_budget: bool | Auto = "auto"
     """Pad micro-batches to a constant number of tokens, so that tensor shapes are constant; auto: on a GPU only."""
 
 
-class Optimizer(BaseConfig):
+class OptimizerSection(BaseConfig):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101), with one learning rate for each part."""
 
     lr_encoder: float = Field(6e-4, gt=0)
@@ -171,17 +193,17 @@ class Optimizer(BaseConfig):
     stops after more."""
 
 
-class Schedule(BaseConfig):
+class ScheduleSection(BaseConfig):
     """Schedules of the learning rates and of the EMA momentum."""
 
-    warmup: Stretch = Length(amount=40, unit="epochs")
+    warmup: Duration = Duration(amount=40, unit="epochs")
     """Length of the linear warm-up: `40 epochs`, `1000 steps`, `1e6 images` or `5 %`."""
     warmup_from: float = Field(0.0, ge=0, le=1)
     """Learning rate at the start of the warm-up, as a share of the peak."""
     decay: Literal["cosine", "wsd"] = "cosine"
     """Learning rate after the warm-up. cosine: cosine decay; wsd: constant, then linear decay over schedule.cooldown
     (warmup-stable-decay)."""
-    cooldown: Stretch = Length(amount=20, unit="%")
+    cooldown: Duration = Duration(amount=20, unit="%")
     """Length of the linear decay at the end, with schedule.decay wsd."""
     lr_end: float = Field(1e-6, ge=0)
     """Learning rate at the end, for encoder and predictor."""
@@ -191,7 +213,7 @@ class Schedule(BaseConfig):
     """EMA momentum of the target encoder at the end."""
 
 
-class Precision(BaseConfig):
+class PrecisionSection(BaseConfig):
     """Precision of the computation; parameters, EMA and optimizer state are always float32."""
 
     autocast: Literal["auto", "none", "bf16"] = "auto"
@@ -205,21 +227,21 @@ class Precision(BaseConfig):
     """Attention kernel. auto: FlashAttention-2 on a GPU with bf16, otherwise batched matrix products."""
 
 
-class Parallel(BaseConfig):
+class ParallelSection(BaseConfig):
     """Distribution of a run over devices."""
 
     strategy: Literal["auto", "none", "ddp", "zero2", "zero3", "hsdp"] = "auto"
     """What is sharded over the ranks. ddp: nothing; zero2: optimizer state, gradients and target encoder; zero3: all
     weights as well; hsdp: as zero2 within groups of ranks, and the groups are replicas; auto: zero2 under torchrun,
     otherwise none (a single process)."""
-    shard: int | Auto = "auto"
+    shard: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Number of ranks in a group of hsdp, which holds one replica; auto: the ranks of one node."""
     timeout: float = Field(600.0, gt=0)
     """Seconds without progress after which the run fails and names the rank that the others wait for. Measuring and
     compiling do not count."""
 
 
-class Checkpoint(BaseConfig):
+class CheckpointSection(BaseConfig):
     """When the state of the run is saved."""
 
     every: int = Field(1000, ge=1)
@@ -228,7 +250,7 @@ class Checkpoint(BaseConfig):
     """Number of latest checkpoints to keep."""
 
 
-class Init(BaseConfig):
+class InitSection(BaseConfig):
     """Pretrained weights to start from, instead of random ones."""
 
     source: str | None = Field(None, alias="from")
@@ -255,31 +277,21 @@ class Recipe(BaseConfig):
     """Length of the run in images; overrides epochs."""
     steps: int | None = Field(None, ge=1)
     """Length of the run in steps; overrides epochs and images."""
-    model: Model = Model()
-    """The model."""
-    init: Init = Init()
-    """The initial weights."""
-    mask: MaskRule = MaskRule()
-    """The masks."""
-    data: Data = Data()
-    """The data."""
-    batch: BatchSize = BatchSize()
-    """The batch."""
-    optimizer: Optimizer = Optimizer()
-    """The optimizer."""
-    schedule: Schedule = Schedule()
-    """The schedules."""
-    precision: Precision = Precision()
-    """The precision."""
-    parallel: Parallel = Parallel()
-    """The distribution over devices."""
+    model: ModelSection = ModelSection()
+    init: InitSection = InitSection()
+    mask: MaskSection = MaskSection()
+    data: DataSection = DataSection()
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    precision: PrecisionSection = PrecisionSection()
+    parallel: ParallelSection = ParallelSection()
     compile: bool | Auto = False
     """Compile each transformer block with torch.compile; auto: on a GPU only."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations that the backward pass recomputes instead of storing. none: none of them; selective: all but the
     outputs of matrix products and attention; full: all of them."""
-    checkpoint: Checkpoint = Checkpoint()
-    """The checkpoints."""
+    checkpoint: CheckpointSection = CheckpointSection()
     log_every: int = Field(10, ge=1)
     """Number of steps between reads of metrics from the device; metrics are recorded for every step."""
     deterministic: bool = True
@@ -288,27 +300,16 @@ class Recipe(BaseConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.randomness != randomness.VERSION:
-            raise UserError(
-                f"randomness = {self.randomness}",
-                f"this version draws with {randomness.VERSION}",
-                "use the version of ijepa that wrote the recipe, or remove the key to draw anew",
-            )
+            problem = f"this version of ijepa draws with {randomness.VERSION}"
+            hint = "use the version that wrote the recipe, or remove the key to draw other numbers"
+            raise UserError(f"randomness = {self.randomness}", problem, hint)
         if self.steps is None and self.images is None and self.epochs is None:
             raise UserError("epochs", "the run has no length", "give epochs, images or steps")
         self.mask.check_grid(self.model.grid)
-        micro, whole = self.batch.micro, self.batch.total
-        if micro != "auto" and (micro < 1 or whole % micro):
-            raise UserError(f"batch.micro = {micro}", f"does not divide batch.global = {whole}", "choose a divisor")
-        if isinstance(self.data.workers, int) and self.data.workers < 0:
-            raise UserError(f"data.workers = {self.data.workers}", "must be 0 or more, or auto")
-        crops = self.data.crops_per_decode
-        if whole % crops:
-            raise UserError(
-                f"data.crops_per_decode = {crops}", f"does not divide batch.global = {whole}", "choose a divisor"
-            )
-        shard = self.parallel.shard
-        if shard != "auto" and shard < 1:
-            raise UserError(f"parallel.shard = {shard}", "must be 1 or more, or auto")
+        whole, micro, crops = self.batch.total, self.batch.micro, self.data.crops_per_decode
+        for key, divisor in (("batch.micro", micro), ("data.crops_per_decode", crops)):
+            if divisor != "auto" and whole % divisor:
+                raise UserError(f"{key} = {divisor}", f"does not divide batch.global = {whole}", "choose a divisor")
         if self.data.images is not None:
             self.lengths(self.data.images)
         elif self.steps is not None and self.schedule.warmup.unit in ("steps", "%"):
@@ -316,10 +317,10 @@ class Recipe(BaseConfig):
         return self
 
     def lengths(self, images: int) -> "Lengths":
-        """Whole steps of the run, warm-up and cooldown for a data set of `images` images.
+        """Return the lengths of the run, its warm-up and its cooldown in steps, for a data set of `images` images.
 
         Raises:
-            UserError: when warm-up (with the cooldown, if there is one) does not end before the run does.
+            UserError: warm-up and cooldown are not shorter than the run.
         """
         whole = self.batch.total
         if self.steps is not None:
@@ -333,21 +334,17 @@ class Recipe(BaseConfig):
         if self.schedule.decay == "wsd":
             cooldown = self.schedule.cooldown.steps(images=images, global_batch=whole, total=total)
         if warmup + cooldown >= total and warmup + cooldown > 0:
-            raise UserError(
-                f"schedule.warmup = {self.schedule.warmup}",
-                f"{warmup} steps of warm-up"
-                + (f" and {cooldown} of cooldown" if cooldown else "")
-                + f" in a run of {total}",
-                "shorten it, for example --schedule.warmup '5 %'",
-            )
+            both = f"{warmup} steps of warm-up" + (f" and {cooldown} of cooldown" if cooldown else "")
+            hint = "shorten it, for example --schedule.warmup '5 %'"
+            raise UserError(f"schedule.warmup = {self.schedule.warmup}", f"{both} in a run of {total}", hint)
         return Lengths(total=total, warmup=warmup, cooldown=cooldown)
 
     @classmethod
     def load(cls, name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Load a preset by name or a YAML file, lay dotted `overrides` over it, and validate the whole.
+        """Load a preset or a YAML file, replace the values of dotted `overrides`, and validate the result.
 
         Raises:
-            UserError: naming file, key, value and hint.
+            UserError: no such file, or a value that is not allowed.
         """
         file = read_yaml(name_or_path, RECIPES, "recipe")
         for key, value in (overrides or {}).items():
@@ -355,16 +352,14 @@ class Recipe(BaseConfig):
         return cls.read(file.values, file.where)
 
     def dump(self) -> str:
-        """Return the whole resolved recipe as YAML; loading it gives an equal recipe."""
+        """Return the recipe with all its values as YAML; loading it gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-class Lengths(BaseConfig):
-    """A run's stretches in whole steps."""
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of the parts of a run in steps."""
 
     total: int
-    """Steps of the run."""
     warmup: int
-    """Steps of warm-up."""
-    cooldown: int
-    """Steps of the linear decay at the end; 0 with a cosine."""
+    cooldown: int  # of the linear decay at the end; 0 with a cosine

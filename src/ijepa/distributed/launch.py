@@ -51,8 +51,12 @@ def join_evaluation() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def join_training(recipe: Recipe, facts: dict[str, Any]) -> World:
-    """Join the other processes; without torchrun, return a world of one.
+@contextmanager
+def join_training(recipe: Recipe, facts: dict[str, Any]) -> Iterator[World]:
+    """Join the other processes while the context lasts; without torchrun, return a world of one.
+
+    A process group that exists already is used, and left as it is. After an error the group is not destroyed, because
+    that could wait for a rank that is lost.
 
     Args:
         recipe: decides the strategy and the time limit of collectives.
@@ -61,6 +65,13 @@ def join_training(recipe: Recipe, facts: dict[str, Any]) -> World:
     Raises:
         UserError: see `choose_strategy`; more processes than GPUs; or facts that differ.
     """
+    joined = dist.is_initialized()
+    yield _join(recipe, facts)
+    if not joined and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(recipe: Recipe, facts: dict[str, Any]) -> World:
     strategy = choose_strategy(recipe)
     launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     if strategy == "none":
@@ -82,14 +93,17 @@ def join_training(recipe: Recipe, facts: dict[str, Any]) -> World:
             dist.init_process_group("cpu:gloo,cuda:nccl", timeout=2 * timeout)
         else:
             dist.init_process_group("gloo", timeout=timeout)
+    # Groups have their own connections, so the host's exchanges and the saving thread do not disturb each other.
     host, files = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
     World(size=size, host=host).assert_same(facts)
     if strategy == "ddp":
         return World(strategy, rank, size, local_rank, host=host, files=files, launcher=launcher)
     from torch.distributed.device_mesh import init_device_mesh
 
+    # hsdp: copies over nodes, shards inside a node, where the connection is faster.
     shape, names = ((size // shard, shard), ("copies", "shards")) if strategy == "hsdp" else ((size,), ("shards",))
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+    # Copies of sharded tensors in host memory need a mesh of CPU devices.
     cpu_mesh = mesh if device == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
     return World(strategy, rank, size, local_rank, mesh, host, files, cpu_mesh, launcher)
 
@@ -104,10 +118,10 @@ def _set_cuda_device(local_rank: int, local_size: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
-def leave(world: World) -> None:
-    """Leave the process group."""
-    if world.strategy != "none" and dist.is_initialized():
-        dist.destroy_process_group()
+def resolve_strategy(recipe: Recipe, size: int) -> Strategy:
+    """Return `parallel.strategy`, and what `auto` stands for with `size` processes."""
+    named = recipe.parallel.strategy
+    return named if named != "auto" else "zero2" if size > 1 else "none"
 
 
 def choose_strategy(recipe: Recipe) -> Strategy:
@@ -116,9 +130,8 @@ def choose_strategy(recipe: Recipe) -> Strategy:
     Raises:
         UserError: a strategy without torchrun, none with several processes, or a batch that does not divide.
     """
-    wanted, size = recipe.parallel.strategy, int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
-    if wanted == "auto":
-        wanted = "zero2" if size > 1 else "none"
+    size = int(os.environ.get("WORLD_SIZE", "1")) if under_torchrun() else 1
+    wanted = resolve_strategy(recipe, size)
     if wanted != "none" and not under_torchrun():
         raise UserError(
             f"parallel.strategy = {wanted}",

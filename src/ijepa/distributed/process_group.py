@@ -69,6 +69,7 @@ class World:
     def all_gather_object(self, value: T) -> list[T]:
         """Return every rank's small value, in the order of ranks; the host waits."""
         values: list[Any] = [value] * self.size
+        # The objects are pickled. They come from this program's own ranks, so pickle is safe here.
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.host)
         return values
@@ -77,6 +78,7 @@ class World:
         """Return the sums of several tensors over all ranks, by one reduction; the host does not wait."""
         if self.size == 1:
             return list(tensors)
+        # One collective for all tensors, because the latency of each counts more than its bytes.
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
         dist.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
@@ -86,6 +88,7 @@ class World:
         """Call `act` on rank 0, while all others wait. Every rank returns its result, or raises its error."""
         if self.size == 1:
             return act()
+        # An error is sent like a result, so that the other ranks do not wait for one that never comes.
         outcome: tuple[T | None, Exception | None] = (None, None)
         if self.rank == 0:
             try:
@@ -163,11 +166,9 @@ class World:
         return rows[rows // batch % self.size == self.rank]
 
     def fill_rows(self, x: Tensor) -> Tensor:
-        """Fill in, in place, the rows of `x` that other ranks have computed and that are zero here; return `x`.
-
-        Every row is nonzero on one rank only, so the sum of the bytes over ranks is exact.
-        """
+        """Fill in, in place, the rows of `x` that other ranks have computed and that are zero here; return `x`."""
         if self.size > 1 and x.numel():
+            # Bytes, because their sum is exact for every dtype and value. Chunks bound the memory of gloo's copies.
             for chunk in x.view(-1).view(torch.uint8).split(_CHUNK_BYTES):
                 dist.all_reduce(chunk, group=self.host)
         return x
@@ -176,6 +177,7 @@ class World:
         """Return all `count` rows on every rank. This rank has computed those numbered `rows`, in `parts`."""
         if self.size == 1:
             return torch.cat(parts)
+        # A rank without rows learns their shape and dtype from the others.
         kinds = self.all_gather_object((parts[0].shape[1:], parts[0].dtype) if parts else None)
         shape, dtype = next(kind for kind in kinds if kind is not None)
         x = torch.zeros(count, *shape, dtype=dtype)
@@ -199,6 +201,7 @@ class World:
             yield from make(range(count))
             return
         own = make(range(self.rank, count, self.size))
+        # In the last turn there may be fewer batches than ranks.
         for first in range(0, count, self.size):
             made = self.all_gather_object(_next(own) if first + self.rank < count else ())
             for each in made:
@@ -232,6 +235,7 @@ class StopFlag:
         """
         if self._world.size == 1:
             return request
+        # The reduction of the last call has had a whole step to finish, so this wait is short.
         answer = 0
         if self._pending is not None:
             work, flag = self._pending

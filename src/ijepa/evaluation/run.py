@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from ijepa.data.open import open_set
+from ijepa.data.open import open_dataset
 from ijepa.data.overlap import refuse_overlap
 from ijepa.data.sources.base import Source
 from ijepa.distributed.launch import join_evaluation, local_device
@@ -30,7 +30,7 @@ from ijepa.evaluation.video import propagation
 from ijepa.evaluation.video.dataset import find_videos
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import Weights, Which, resolve_weights
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json
@@ -105,9 +105,9 @@ def evaluate(
             train, train_list = None, None
         elif train is None:
             raise UserError("--train", f"is missing, and protocol {task.protocol.name} reads it", "give it")
-        opened = partial(open_set, devkit=devkit, labelled=kind != "segmentation")
-        support = None if train is None else opened(train, where="--train", split="train", listed=train_list)
-        scored = opened(test, where="--test", split="val", listed=test_list)
+        opened = partial(open_dataset, devkit=devkit, require_labels=kind != "segmentation")
+        support = None if train is None else opened(train, where="--train", split="train", names=train_list)
+        scored = opened(test, where="--test", split="val", names=test_list)
         run = _EVALUATIONS[kind]
         if support is not None:
             refuse_overlap(support, scored)
@@ -154,7 +154,7 @@ def _prepare(kind: str, weights: str | Mapping[str, str], world: World, options:
         seed=options.get("seed", 0),
         cache=folder / ".features",
         progress=options.get("progress") if world.rank == 0 else None,
-        ranks=world,
+        world=world,
         device=device,
         precision=resolved(protocol.autocast, device),
     )
@@ -162,7 +162,7 @@ def _prepare(kind: str, weights: str | Mapping[str, str], world: World, options:
     if options.get("baselines", True):
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)
-        encoders["pixels"] = PixelEncoder(shape.image_hw, shape.patch_size)
+        encoders["pixels"] = PixelEncoder(shape.image_size, shape.patch_size)
     for encoder in encoders.values():
         if isinstance(encoder, nn.Module):
             encoder.to(device)
@@ -204,7 +204,7 @@ def _save(
     # A result of the context encoder must not replace that of the target encoder.
     stem = f"{kind}-{task.protocol.name}" + ("" if task.which == "target" else f"-{task.which}")
     file = task.folder / f"{stem}.json"
-    if task.context.ranks.rank:
+    if task.context.world.rank:
         return result, file
     try:
         task.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which parameters are trained, by what rules: two parts with learning rates of their own, with and without decay."""
+"""Groups of trained parameters: encoder and predictor with their own learning rates, with and without weight decay."""
 
 from collections.abc import Iterator
 
@@ -17,12 +17,12 @@ def parameter_groups(model: IJEPA) -> Iterator[tuple[str, bool, list[tuple[str, 
 
 
 def decayed(name: str) -> bool:
-    """Whether a parameter of this name takes weight decay: weights of linear layers do, nothing else."""
+    """Return whether weight decay applies to a parameter: to weights of linear layers and nothing else."""
     return name.endswith("weight") and "norm" not in name
 
 
 def trained(model: IJEPA, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-    """Yield (name, parameter of the model, tensor of the optimizer: the same one, or this rank's part of it)."""
+    """Yield (name, parameter of the model, tensor of the optimizer: the same one, or the part of it on this rank)."""
     for (part, _, named), group in zip(parameter_groups(model), optimizer.param_groups, strict=True):
         prefix = "context_encoder." if part == "encoder" else "predictor."
         for (name, parameter), tensor in zip(named, group["params"], strict=True):

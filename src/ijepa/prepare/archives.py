@@ -11,36 +11,36 @@
 import bz2
 import gzip
 import lzma
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from os import fsdecode
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ijepa.data import paths as listing
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
+from ijepa.data.paths import Shards, find_splits
 from ijepa.data.sources.base import FolderSource, Source, TarSource
-from ijepa.data.sources.index import Arrays, Index, _cached, _Digest, build, require_regular
+from ijepa.data.sources.index import Arrays, FileDigest, Index, build, cached_index, require_regular
 from ijepa.data.sources.nested_tar import first_name, nested_index
 from ijepa.data.sources.parquet import ParquetSource
-from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, _Window, walk
+from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, open_tar, walk
 from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.shard_writer import Record, write_shard
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import atomic_file, write_errors
-from ijepa.utils.progress import ProgressMeter
+from ijepa.utils.progress import Progress, ProgressMeter
 
 KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
-Tell = Callable[[str], None]
 
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _CHUNK = 2**24
 
 
 def open_archives(
-    kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, tell: Tell, split: str | None = None
+    kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, progress: Progress, split: str | None = None
 ) -> dict[str, Source]:
     """Return the sources to pack by split; compressed archives and parquet files are expanded into `spool`.
 
@@ -58,8 +58,8 @@ def open_archives(
             raise UserError("--split", "names one set, and there are two archives", "give one of them")
         kit = None if devkit is None else str(devkit)
         return {
-            "train": open_set(str(paths[0]), where=str(paths[0]), split="train", labelled=True),
-            "val": open_set(str(paths[1]), where=str(paths[1]), split="val", devkit=kit, labelled=True),
+            "train": open_dataset(str(paths[0]), where=str(paths[0]), split="train", require_labels=True),
+            "val": open_dataset(str(paths[1]), where=str(paths[1]), split="val", devkit=kit, require_labels=True),
         }
     if len(paths) != 1:
         takes = "the train and the validation archive" if kind == "imagenet1k" else "one path"
@@ -67,28 +67,28 @@ def open_archives(
     (path,) = paths
     where, name = str(path), split or "train"
     if kind == "imagenet1k":
-        return {name: open_set(where, where=where, split="train", labelled=True)}
+        return {name: open_dataset(where, where=where, split="train", require_labels=True)}
     if kind == "folder":
-        held = listing.splits(path)
+        held = find_splits(path)
         if split is None and held:
-            return {each: _folder(path, each, spool, tell) for each in held}
-        return {name: _folder(path, split, spool, tell)}
+            return {each: _folder(path, each, spool, progress) for each in held}
+        return {name: _folder(path, split, spool, progress)}
     if kind == "list":
         return {name: FolderSource(list_index(path))}
     require_regular(path, path.stat(), where)
-    plain = expanded(path, spool, tell)
+    plain = expanded(path, spool, progress)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
-    progress = ProgressMeter(tell, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
-    index = nested_index(plain, where, progress.update) if nested else folders_index(plain, where, progress.update)
+    meter = ProgressMeter(progress, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
+    index = nested_index(plain, where, meter.update) if nested else folders_index(plain, where, meter.update)
     return {name: TarSource(index)}
 
 
-def _folder(path: Path, split: str | None, spool: Path, tell: Tell) -> Source:
-    source = open_source(path, where=str(path), split=split)
-    return _laid_out(source, spool, tell) if isinstance(source, ParquetSource) else source
+def _folder(path: Path, split: str | None, spool: Path, progress: Progress) -> Source:
+    source = open_dataset(path, where=str(path), split=split)
+    return _laid_out(source, spool, progress) if isinstance(source, ParquetSource) else source
 
 
-def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
+def _laid_out(source: ParquetSource, spool: Path, progress: Progress) -> Source:
     """Return the images of parquet files from a tar that they are written to once, in their order.
 
     Packing reads in a random order, and of parquet every image would cost its row group.
@@ -96,20 +96,20 @@ def _laid_out(source: ParquetSource, spool: Path, tell: Tell) -> Source:
     plain = spool / f"parquet-{source.stamp}.tar"
     if not plain.is_file():
         spool.mkdir(parents=True, exist_ok=True)
-        progress = ProgressMeter(tell, "laying out images", len(source))
+        meter = ProgressMeter(progress, "laying out images", len(source))
 
         def records() -> Iterator[Record]:
             for index in range(len(source)):
                 yield Record(f"{index:09d}", source.image(index), source.label(index))
-                progress.update(index + 1)
+                meter.update(index + 1)
 
         write_shard(plain, records())
-    index = build(listing.Shards(spool, (plain,)), str(plain))
+    index = build(Shards(spool, (plain,)), str(plain))
     header = {**index.header, "classes": source.classes, "fingerprint": source.fingerprint, "stamp": source.stamp}
     return TarSource(Index(header, index.arrays))
 
 
-def expanded(path: Path, spool: Path, tell: Tell) -> Path:
+def expanded(path: Path, spool: Path, progress: Progress) -> Path:
     """Return a plain tar: `path` itself, or the one in `spool` that it is expanded into, once.
 
     Raises:
@@ -125,7 +125,7 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
     if plain.is_file():
         return plain
     spool.mkdir(parents=True, exist_ok=True)
-    progress = ProgressMeter(tell, f"expanding {path.name}", stat.st_size, "MB", 1e6)
+    meter = ProgressMeter(progress, f"expanding {path.name}", stat.st_size, "MB", 1e6)
     with path.open("rb") as raw, opener(raw) as packed, write_errors(plain), atomic_file(plain) as out:
         while True:
             try:
@@ -137,33 +137,31 @@ def expanded(path: Path, spool: Path, tell: Tell) -> Path:
             if not block:
                 break
             out.write(block)
-            progress.update(raw.tell())
+            meter.update(raw.tell())
     return plain
 
 
 def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda offset: None) -> Index:
-    """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_arrays`.
+    """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_index`.
 
     Raises:
         UserError: the file is damaged or holds no images in folders.
     """
-    digest = _Digest("tar of folders", None)
-    digest.file(path.name, path.stat())
+    digest = FileDigest("tar of folders", None)
+    digest.add(path.name, path.stat())
 
     def make() -> Index:
         names: list[str] = []
         places: list[tuple[int, int]] = []
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for member in walk(_Window(descriptor), os.fstat(descriptor).st_size):
-                if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
-                    names.append(PurePosixPath(os.fsdecode(member.name)).parent.name)
-                    places.append((member.offset // BLOCK, member.size))
-                    at(member.offset)
+            with open_tar(path) as reader:
+                for member in walk(reader):
+                    if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
+                        names.append(PurePosixPath(fsdecode(member.name)).parent.name)
+                        places.append((member.offset // BLOCK, member.size))
+                        at(member.offset)
         except TarError as error:
             raise UserError(where, f"{path} {error}", error.hint) from error
-        finally:
-            os.close(descriptor)
         classes, labels = np.unique(np.array(names), return_inverse=True)
         if not names or not all(classes):
             raise UserError(where, f"{path} holds no images in class folders")
@@ -177,20 +175,13 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
         header = {"root": str(path.parent), "shards": [path.name], "classes": classes.tolist()}
         return Index({**header, **digest.header(arrays)}, arrays)
 
-    return _cached(path, digest.stamp(), make)
+    return cached_index(path, digest.stamp(), make)
 
 
 def _holds_tars(path: Path) -> bool:
     """Whether the first files of a tar are tars: its first entries may be folders."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for count, member in enumerate(walk(_Window(descriptor), os.fstat(descriptor).st_size)):
-            if member.name.endswith(b".tar"):
-                return True
-            if count > 8:
-                return False
+        with open_tar(path) as reader:
+            return any(member.name.endswith(b".tar") for member in islice(walk(reader), 10))
     except TarError:
         return False
-    finally:
-        os.close(descriptor)
-    return False

@@ -5,14 +5,13 @@ Columns go by their names, path (or filename, file, image) and label (or class);
 """
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ijepa.data.sources.index import Arrays, Index, _Digest
+from ijepa.data.sources.index import FileDigest, Index, text_arrays
 from ijepa.data.sources.parquet import open_file
 from ijepa.utils.errors import UserError
 
@@ -29,13 +28,13 @@ def list_index(file: Path) -> Index:
     """
     root = file.absolute().parent
     names, labels = list[str](), list[str]()
-    digest = _Digest("list", None)
+    digest = FileDigest("list", None)
     try:
         for place, name, label in _parquet(file) if file.suffix == ".parquet" else _csv(file):
             if not name or label == "":
                 raise UserError(file, f"{place} has no {'label' if name else 'path'}", "write path,label")
             try:
-                digest.file(f"{name}\0{label}", (root / name).stat())
+                digest.add(f"{name}\0{label}", (root / name).stat())
             except (OSError, ValueError):
                 raise UserError(file, f"{place} names {str(root / name)[:200]}, which is not there") from None
             names.append(name)
@@ -44,11 +43,7 @@ def list_index(file: Path) -> Index:
         raise UserError(file, f"cannot be read: {error}") from None
     if not names:
         raise UserError(file, "lists no images", "write one path,label a line")
-    encoded = [os.fsencode(name) for name in names]
-    arrays: Arrays = {
-        "names": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        "ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
-    }
+    arrays = text_arrays("names", names)
     # Numbers keep their order, words get the alphabet's.
     numbers = all(label.isdecimal() for label in labels)
     classes = sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)

@@ -1,10 +1,9 @@
-"""A folder while it is being packed: who may write there, what is finished, and what a kill left behind.
+"""The state of an unfinished packing, in OUT/.packing: who packs, with which settings, and which shards are finished.
 
-    OUT/.packing/  the plan, a record of every finished shard, expanded archives, and a lock
-
-One packing holds the lock; another is refused. A shard counts as finished if it lies there with the size that its
-record states, and the record is written after it. What a killed process was writing has a name of its own and is
-removed at the next start. A folder with a manifest is whole: at most `.packing` is still to be removed.
+* `lock`: the process that packs, see `utils.lock`
+* `plan.json`: images and settings; the same command resumes, a different one is an error
+* `SHARD.json`: record of a finished shard, written after it; a shard without a record is written again
+* `archives/`: plain tars that compressed archives were expanded into
 """
 
 import json
@@ -14,21 +13,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ijepa.prepare.shard_writer import ShardPlan
+from ijepa.prepare.shard_writer import ShardPlan, write_file
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import atomic_file, read_json, write_errors
+from ijepa.utils.files import read_json
 from ijepa.utils.lock import exclusive
 
 WORK, ARCHIVES = ".packing", "archives"
 
 
 @contextmanager
-def claim(out: Path) -> Iterator[Path]:
-    """Hold `out` for one packing, and give its `.packing`; leave nothing of it where nothing was begun.
+def lock(out: Path) -> Iterator[Path]:
+    """Hold `out` for one packing, and yield its `.packing`; if no packing was started, remove that at the end.
 
     Raises:
-        UserError: a folder that is packed already or holds anything but a packing under way, or one that another
-            process is packing.
+        UserError: `out` is packed already or holds anything but an unfinished packing, or another process packs it.
     """
     _check(out)
     work, new = out / WORK, not out.exists()
@@ -37,28 +35,28 @@ def claim(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(out, f"cannot be created ({error.strerror})", "give a folder you may write to") from None
     with exclusive(work / "lock", out, "is being packed", "wait until it ends"):
-        _check(out)  # it may have become whole since
-        sweep(out)
+        _check(out)  # the other process may have finished in the meantime
+        remove_partial_files(out)
         try:
             yield work
         finally:
             if not (work / "plan.json").is_file() and not (out / "manifest.json").is_file():
                 (work / "lock").unlink(missing_ok=True)
                 for folder in (work / ARCHIVES, work, *([out] if new else [])):
-                    with suppress(OSError):  # expanded archives are kept, and what they lie in
+                    with suppress(OSError):  # expanded archives stay, and the folders that contain them
                         folder.rmdir()
 
 
 def _check(out: Path) -> None:
-    under_way = (out / WORK).is_dir()
-    if (out / "manifest.json").is_file() and not under_way:
+    unfinished = (out / WORK).is_dir()
+    if (out / "manifest.json").is_file() and not unfinished:
         raise UserError(out, "is packed already", "give another folder, or remove it first")
-    if out.exists() and (not out.is_dir() or (not under_way and any(out.iterdir()))):
+    if out.exists() and (not out.is_dir() or (not unfinished and any(out.iterdir()))):
         raise UserError(out, "is not empty", "give a new folder, or remove it first")
 
 
-def already_whole(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest of a packing that was killed after writing it, and remove what is left beside the shards.
+def finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest of a packing that was killed after writing it, and remove its state.
 
     Raises:
         UserError: it was packed with other settings.
@@ -68,48 +66,47 @@ def already_whole(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     manifest = read_json(out / "manifest.json")
     if manifest.get("packed") != settings:
         raise UserError(out, "is packed already, with other settings", "give another folder, or remove it first")
-    clean(out)
+    remove_state(out)
     return manifest
 
 
-def clean(out: Path) -> None:
-    """Remove what only a packing under way needs."""
-    sweep(out)
+def remove_state(out: Path) -> None:
+    """Remove everything that only an unfinished packing needs."""
+    remove_partial_files(out)
     shutil.rmtree(out / WORK, ignore_errors=True)
 
 
-def sweep(out: Path) -> None:
+def remove_partial_files(out: Path) -> None:
     """Remove files that a killed process had not finished."""
     for folder in (out, out / WORK, out / WORK / ARCHIVES):
         for part in folder.glob(".*.part"):
             part.unlink(missing_ok=True)
 
 
-def go_on(out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan, or compare it with that of the packing under way.
+def resume(out: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or compare it with that of the unfinished packing.
 
     Raises:
         UserError: that one packs other images, or with other settings.
     """
     file = out / WORK / "plan.json"
-    if file.is_file():
-        before = read_json(file)
-        for key, value in plan.items():
-            if before.get(key) != value:
-                shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
-                raise UserError(out, f"a packing with {shown} is under way there", "give another folder, or remove it")
+    if not file.is_file():
+        write_file(file, json.dumps(plan).encode())
         return
-    with write_errors(file), atomic_file(file) as stream:
-        stream.write(json.dumps(plan).encode())
+    before = read_json(file)
+    for key, value in plan.items():
+        if before.get(key) != value:
+            shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
+            raise UserError(out, f"holds an unfinished packing with {shown}", "give another folder, or remove it")
 
 
 def record(out: Path, plan: ShardPlan) -> Path:
-    """Return where the record of a finished shard lies."""
+    """Return the path of the record of a finished shard."""
     return out / WORK / f"{plan.name}.json"
 
 
-def finished(out: Path, plan: ShardPlan) -> bool:
-    """Whether a shard is there as its record says."""
+def is_finished(out: Path, plan: ShardPlan) -> bool:
+    """Whether a shard exists, with the size that its record states."""
     file, shard = record(out, plan), out / plan.name
     if not file.is_file() or not shard.is_file():
         return False

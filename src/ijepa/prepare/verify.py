@@ -1,27 +1,28 @@
-"""Verifying a data set: every image is read and decoded whole, and what is found is counted.
+"""Checks of a data set: decoding every image, and comparing packed shards with the checksums in their manifest.
 
-An image is bad where `decode` refuses it or its bytes cannot be read: evaluation would stop at it. Pretraining replaces
-no other image, and may keep some of these: it decodes no further than its crop, so that damage below goes unseen. Masks
-are decoded too, and must have their image's height and width. Duplicates are images whose file contents are equal
-(SHA-256); the first of each group is not counted.
+An image is bad if it cannot be read or decoded completely: evaluation would stop at it. Pretraining replaces only
+images that it cannot decode as far as their crop, so it may use some of these. Masks are decoded too, and must have
+the height and width of their image. Duplicates are images with equal file contents (SHA-256); the first of each group
+is not counted.
 
-Samples are handed to processes in runs of neighbours, so that shards are read forward, and results are joined in the
-samples' order: the outcome does not depend on the number of processes. Memory is a few numbers a sample, and 32 bytes
-more where duplicates are asked for.
+Each process checks runs of neighboring samples, so that shards are read forward, and results are joined in the order of
+the samples. So they do not depend on the number of processes.
 """
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
+from ijepa.prepare.processes import run_jobs
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.progress import ProgressMeter
+from ijepa.utils.files import read_json, sha256_of
+from ijepa.utils.progress import Progress, ProgressMeter, no_progress
 
 SIDES = (0, 64, 128, 256, 384, 512, 768, 1024, 2048, 4096)
 """Lower ends of the histogram's bins: the shorter side in pixels."""
@@ -30,8 +31,8 @@ _RUN = 64
 
 
 @dataclass
-class Found:
-    """What a check found: `bad` and `duplicates` as (name, why) and (name, name of the first), in order."""
+class CheckResult:
+    """Totals, and `bad` as (name, why) and `duplicates` as (name, name of the first), in the order of the samples."""
 
     images: int = 0
     bytes: int = 0
@@ -39,47 +40,30 @@ class Found:
     bad: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
 
-    def lines(self, width: int = 40) -> list[str]:
-        """Return the summary, with a histogram of the shorter side, and every bad image and duplicate."""
-        good = self.images - len(self.bad)
-        out = [f"{self.images} images, {self.bytes / 1e9:.3f} GB: {good} good, {len(self.bad)} bad"]
-        out.append("shorter side in pixels")
-        tallest = max(self.sides) or 1
-        for i, (low, count) in enumerate(zip(SIDES, self.sides, strict=True)):
-            if count:
-                span = f"{low}-{SIDES[i + 1] - 1}" if i + 1 < len(SIDES) else f"{low} and more"
-                out.append(f"{span:>13} {count:>9} {'#' * max(1, round(width * count / tallest))}")
-        out += [f"bad: {name}: {why}" for name, why in self.bad]
-        out += [f"duplicate: {name} is {first}" for name, first in self.duplicates]
-        return out
-
 
 def check(
-    source: Source,
-    *,
-    duplicates: bool = False,
-    processes: int = 1,
-    progress: Callable[[str], None] = lambda line: None,
-) -> Found:
-    """Read and decode every sample of `source`; `processes` changes the time and nothing else.
+    source: Source, *, duplicates: bool = False, processes: int = 1, progress: Progress = no_progress
+) -> CheckResult:
+    """Read and decode every sample of `source`; the result does not depend on `processes`.
 
     Raises:
-        UserError: `processes` below 1.
+        UserError: `processes` is below 1.
     """
     if processes < 1:
-        raise UserError("--processes", f"{processes} is no number of processes", "give at least 1")
+        raise UserError("--processes", f"{processes} is out of range", "give at least 1")
     runs = [range(start, min(start + _RUN, len(source))) for start in range(0, len(source), _RUN)]
-    look = partial(_look, source, duplicates)
-    if processes == 1 or len(runs) == 1:
-        return _join(map(look, runs), len(source), progress)
-    # spawn, not fork: a caller may hold threads (torch does), and a fork of those can hang.
-    with multiprocessing.get_context("spawn").Pool(min(processes, len(runs))) as pool:
-        return _join(pool.imap(look, runs), len(source), progress)
+    result, first = CheckResult(), dict[bytes, str]()
+    meter = ProgressMeter(progress, "checked", len(source))
+    for run in run_jobs(partial(_check_run, source, duplicates), runs, processes):
+        for sample in run:
+            _count(result, sample, first)
+        meter.update(result.images)
+    return result
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One sample: its shorter side or why it is bad, its size, and its hash where asked for."""
+class _Sample:
+    """One sample: its shorter side or why it is bad, its size in bytes, and its hash if duplicates are wanted."""
 
     name: str
     side: int
@@ -88,11 +72,11 @@ class _Seen:
     digest: bytes
 
 
-def _look(source: Source, hashing: bool, samples: Iterable[int]) -> list[_Seen]:
-    return [_look_at(source, hashing, index) for index in samples]
+def _check_run(source: Source, hashing: bool, run: range) -> list[_Sample]:
+    return [_check_sample(source, hashing, index) for index in run]
 
 
-def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
+def _check_sample(source: Source, hashing: bool, index: int) -> _Sample:
     name, side, size, why, digest = f"sample {index}", 0, 0, "", b""
     try:
         name = source.name(index)
@@ -103,32 +87,62 @@ def _look_at(source: Source, hashing: bool, index: int) -> _Seen:
         side = min(height, width)
         mask = source.mask(index)
         if mask is not None:
-            shape = decode_mask(mask, "accept").shape  # some layouts' masks are colours
+            shape = decode_mask(mask, "accept").shape  # the masks of some layouts are colors
             if shape[:2] != (height, width):
                 why = f"its mask is {shape[1]} x {shape[0]}, the image {width} x {height}"
     except (DecodeError, RunError) as error:
         why = str(error)
-    return _Seen(name, side, size, why, digest)
+    return _Sample(name, side, size, why, digest)
 
 
-def _join(results: Iterable[list[_Seen]], total: int, progress: Callable[[str], None]) -> Found:
-    found, first = Found(), dict[bytes, str]()
-    told = ProgressMeter(progress, "checked", total)
-    for run in results:
-        for seen in run:
-            _count(found, seen, first)
-        told.update(found.images)
-    return found
-
-
-def _count(found: Found, seen: _Seen, first: dict[bytes, str]) -> None:
-    found.images += 1
-    found.bytes += seen.size
-    if seen.why:
-        found.bad.append((seen.name, seen.why))
+def _count(result: CheckResult, sample: _Sample, first: dict[bytes, str]) -> None:
+    result.images += 1
+    result.bytes += sample.size
+    if sample.why:
+        result.bad.append((sample.name, sample.why))
     else:
-        found.sides[int(np.searchsorted(SIDES, seen.side, side="right")) - 1] += 1
-    if seen.digest:
-        same = first.setdefault(seen.digest, seen.name)
-        if same is not seen.name:
-            found.duplicates.append((seen.name, same))
+        result.sides[int(np.searchsorted(SIDES, sample.side, side="right")) - 1] += 1
+    if sample.digest and (same := first.setdefault(sample.digest, sample.name)) is not sample.name:
+        result.duplicates.append((sample.name, same))
+
+
+def changed_shards(
+    folder: Path, split: str | None = None, *, threads: int = 1, progress: Progress = no_progress
+) -> tuple[int, list[str]]:
+    """Compare shards with the SHA-256 checksums in their manifest.
+
+    Returns:
+        The number of shards in the manifest (of `split`, or of all splits), and a line for each that has changed.
+
+    Raises:
+        UserError: no manifest of `ijepa data pack` or `ijepa data scenes`, or no such split in it.
+    """
+    file, hint = folder / "manifest.json", "give a folder that `ijepa data pack` wrote"
+    if not file.is_file():
+        raise UserError("--checksums", f"{file} does not exist", hint)
+    try:
+        splits = {name: part["shards"] for name, part in read_json(file)["splits"].items()}
+        listed = [shard for name, shards in splits.items() if split in (None, name) for shard in shards]
+        expected = {str(shard["name"]): (int(shard["bytes"]), str(shard["sha256"])) for shard in listed}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(file, "not a manifest of shards", hint) from None
+    if not expected:
+        raise UserError(file, f"lists no shards of {split}", f"its splits are {', '.join(splits)}")
+    meter, done = ProgressMeter(progress, "read", sum(size for size, _ in expected.values()), "GB", 1e9), 0
+    lines = []
+    with ThreadPoolExecutor(threads) as pool:  # hashing releases the interpreter lock
+        digests = pool.map(lambda name: _digest(folder / name), expected)
+        for (name, (size, digest)), found in zip(expected.items(), digests, strict=True):
+            if found != digest:
+                lines.append(f"{name}: {found}, in the manifest {digest}")
+            done += size
+            meter.update(done)
+    return len(expected), lines
+
+
+def _digest(path: Path) -> str:
+    """Return a file's SHA-256, or why it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        return str(error.strerror)

@@ -1,125 +1,94 @@
-"""RUN/report.html: what a run did and what came of it, on one page that needs no network and no other file.
+"""RUN/report.html: the curves, pictures and evaluations of a run on one page without external files.
 
-Numbers come from the run's files alone; pictures are made from its latest checkpoint and its data. What is missing is
-left out, and a line in its place says which command would fill it. Nothing on the page depends on when or where it
-was written, so the same run gives the same page.
+Numbers come from the files of the run only. Pictures are made from its latest checkpoint and its data. A section whose
+input is missing is replaced by a line with the reason and the command that makes the input. Nothing on the page depends
+on the time or the machine, so that the same run gives the same page.
 """
 
 from collections.abc import Callable
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ijepa.interop.weights import shipped_folder, shipped_weights
-from ijepa.report.curves import Panel, longer_panels, training_panels
-from ijepa.report.image_sections import (
-    FEATURES,
-    MASKS,
-    PANELS,
-    RETRIEVAL,
-    feature_section,
-    mask_section,
-    retrieval_section,
-    segmentation_command,
-    segmentation_section,
-)
-from ijepa.report.maps import MAPS, map_section
-from ijepa.report.markup import Gap, Part, Section
-from ijepa.report.material import Images, load_encoders
-from ijepa.report.run_data import Record, read_record
-from ijepa.report.style import CSS
-from ijepa.report.tables import evaluation_section, glance_section, headline, recipe_section
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ijepa.evaluation.results.schema import METRIC_NAMES
+from ijepa.report.formatting import format_number, format_percent
+from ijepa.report.run_data import MissingInput, RunData, read_run_data
+from ijepa.report.run_images import RunImages
+from ijepa.report.sections.curves import curve_section
+from ijepa.report.sections.evaluations import evaluation_section
+from ijepa.report.sections.features import feature_section
+from ijepa.report.sections.maps import map_section
+from ijepa.report.sections.masks import mask_section
+from ijepa.report.sections.recipe import recipe_section
+from ijepa.report.sections.retrieval import retrieval_section
+from ijepa.report.sections.segmentation import segmentation_section
+from ijepa.report.sections.summary import headline_facts, summary_section
 from ijepa.utils.errors import RunError
 from ijepa.utils.extras import require_extra
-from ijepa.utils.files import write_text
+from ijepa.utils.files import write_errors, write_text
 
 
-def write_report(run: Path, *, data: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: `content` for templates/sections/KEY.html.j2, or what is missing."""
+
+    key: str
+    title: str
+    content: Any = None
+    missing: MissingInput | None = None
+
+
+def write_report(run_folder: Path, *, data: str | None = None) -> Path:
     """Write the page of a run and return its path, RUN/report.html.
 
     Args:
-        run: the run's folder.
-        data: images for the pictures, where the run's own are elsewhere now or others are wanted.
+        run_folder: the folder of the run.
+        data: images for the pictures; those of the run if None.
 
     Raises:
-        UserError: the folder holds no run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
+        UserError: the folder is not a run, a file of it is damaged, `data` cannot be used, or matplotlib is missing.
         RunError: the page cannot be written.
     """
     require_extra("matplotlib", "report", "ijepa report")
-    record = read_record(run)
-    images, encoders = Images(record, data), load_encoders(record)
-    command, measured = f"ijepa report {run} --data IMAGES", segmentation_command(record)
-    parts = [
-        glance_section(record),
-        _curve_section(record),
-        _attempted(MASKS, command, lambda: mask_section(record, images)),
-        _attempted(FEATURES, command, lambda: feature_section(record, images, encoders)),
-        _attempted(MAPS, command, lambda: map_section(record, images, encoders)),
-        _attempted(RETRIEVAL, command, lambda: retrieval_section(record, images, encoders)),
-        _attempted(PANELS, measured, lambda: segmentation_section(record, images, encoders)),
-        evaluation_section(record),
-        recipe_section(record),
+    run = read_run_data(run_folder)
+    images = RunImages(run, data)
+    command = f"ijepa report {run_folder} --data IMAGES"
+    builders: list[tuple[str, str, Callable[[], Any]]] = [
+        ("summary", "How good is it?", lambda: summary_section(run)),
+        ("curves", "Curves", lambda: curve_section(run)),
+        ("masks", "Masks", lambda: mask_section(run, images)),
+        ("features", "Patch features", lambda: feature_section(run, images)),
+        ("maps", "Similarity between patches", lambda: map_section(run, images)),
+        ("retrieval", "Nearest neighbors", lambda: retrieval_section(run, images)),
+        ("segmentation", "Segmentation without training", lambda: segmentation_section(run, images)),
+        ("evaluations", "Evaluations", lambda: evaluation_section(run)),
+        ("recipe", "Recipe and run", lambda: recipe_section(run)),
     ]
-    page = run / "report.html"
-    try:
-        write_text(page, _page(record, parts))
-    except OSError as error:
-        raise RunError(f"{page}: cannot be written: {error.strerror}") from None
+    sections = [build_section(*builder, command) for builder in builders]
+    page = run_folder / "report.html"
+    with write_errors(page):
+        write_text(page, render_page(run, sections, images.checkpoint.name if images.checkpoint else ""))
     return page
 
 
-def _attempted(names: tuple[str, str], command: str, make: Callable[[], Part]) -> Part:
-    """Return a section of pictures; where what it is made of is at fault, its gap, which says so."""
+def build_section(key: str, title: str, build: Callable[[], Any], command: str) -> Section:
+    """Return the section that `build` makes; if its input is missing or cannot be read, the section says so."""
     try:
-        return make()
-    except RunError as failure:
-        return Gap(*names, str(failure), command)
+        return Section(key, title, build())
+    except MissingInput as missing:
+        return Section(key, title, missing=missing)
+    except RunError as error:
+        return Section(key, title, missing=MissingInput(str(error), command))
 
 
-def _curve_section(record: Record) -> Part:
-    """Return the curves, in groups; measurements that were not made on the way leave their line."""
-    title, groups = "Curves", training_panels(record)
-    if not groups:
-        return Gap("curves", title, "the run has no metrics", f"ijepa pretrain {record.recipe.name}")
-    body = ["<p>Training steps run along every plot; the number at its right is the last value measured.</p>"]
-    body += [_group(name, panels) for name, panels in groups.items()]
-    if record.recipe.name in shipped_weights() and (longer := longer_panels(shipped_folder(record.recipe.name))):
-        body.append(_group("The same recipe for longer", longer, "The run whose encoder comes with the package."))
-    if not record.diagnostics:
-        command = f"ijepa pretrain {record.recipe.name} --diagnose-every 500"
-        body.append(Gap("diagnostics", "RankMe and other measurements", "none were made", command).html())
-    return Section("curves", title, "\n".join(body))
-
-
-def _group(title: str, panels: list[Panel], words: str = "") -> str:
-    shown = "\n".join(panel.html() for panel in panels)
-    told = f"<p>{escape(words)}</p>\n" if words else ""
-    return f'<h3>{escape(title)}</h3>\n{told}<div class="panels">\n{shown}\n</div>'
-
-
-def _page(record: Record, parts: list[Part]) -> str:
-    links = "".join(f'<a href="#{part.key}">{escape(part.title)}</a>' for part in parts if isinstance(part, Section))
-    version = ((record.info or {}).get("versions") or {}).get("ijepa")
-    made = f"A run of ijepa {escape(str(version))}." if version else "A run of ijepa."
-    body = "\n".join(part.html() for part in parts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(record.recipe.name)}: a run of I-JEPA</title>
-<style>
-{CSS}
-</style>
-</head>
-<body>
-<main>
-<header>
-{headline(record)}
-<nav aria-label="Sections">{links}</nav>
-</header>
-{body}
-<footer>{made} Numbers on this page come from the run's files; pictures are made from its latest checkpoint.</footer>
-</main>
-</body>
-</html>
-"""
+def render_page(run: RunData, sections: list[Section], step: str = "") -> str:
+    """Return the page as HTML; `step` is the name of the latest checkpoint."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.loader, environment.undefined = PackageLoader("ijepa.report"), StrictUndefined
+    environment.filters |= {"number": format_number, "percent": format_percent}
+    environment.globals["metric_names"] = METRIC_NAMES
+    version = ((run.info or {}).get("versions") or {}).get("ijepa")
+    template = environment.get_template("report.html.j2")
+    return template.render(run=run, step=step, facts=headline_facts(run), sections=sections, version=version)

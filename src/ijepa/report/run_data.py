@@ -1,9 +1,4 @@
-"""What a run's folder says, read once: columns of numbers, evaluation results, facts. Nothing is computed here.
-
-Metrics become columns, not rows: a run of three million steps is 24 MB a key that way, and a hundred times that as
-dictionaries. A last line without its end was being written when somebody looked, or when the run was killed, and is
-left out; anything else that is no JSON is refused with its line.
-"""
+"""The files of a run, read once: logs as columns of numbers, evaluation results, run.json."""
 
 import json
 from array import array
@@ -17,113 +12,76 @@ import numpy.typing as npt
 
 from ijepa.checkpoint.run_dir import Run
 from ijepa.config.recipe import Recipe
+from ijepa.evaluation.results.schema import KIND_NAMES, EvaluationResult
+from ijepa.evaluation.results.store import read_result
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json
 
 Numbers = npt.NDArray[np.float64]
 Columns = Mapping[str, Numbers]
 
-KINDS = {
-    "linear": "Linear probe",
-    "knn": "kNN",
-    "segmentation": "Segmentation",
-    "propagation": "Label propagation",
-    "diagnosis": "Diagnosis",
-}
-"""Kinds of results in the order in which a page shows them, with what it calls them."""
 
-MAIN = {"linear": "top1", "knn": "top1", "segmentation": "miou", "propagation": "jf"}
-"""The figure that stands for each kind."""
+class MissingInput(Exception):
+    """Something that a section needs is missing: `reason` says what, `command` is the command that makes it."""
+
+    def __init__(self, reason: str, command: str) -> None:
+        super().__init__(reason)
+        self.reason, self.command = reason, command
 
 
 @dataclass(frozen=True)
-class Result:
-    """One evaluation: `values` as `ijepa evaluate` wrote it to `file`."""
+class RunData:
+    """The files of a run. Columns are empty, and `info` is None, if the file is missing."""
 
-    file: Path
-    values: Mapping[str, Any]
-
-    @property
-    def kind(self) -> str:
-        """What was evaluated: linear, knn, segmentation, or diagnosis."""
-        return str(self.values["kind"])
-
-    @property
-    def protocol(self) -> str:
-        """The protocol's name, empty where there is none."""
-        return str(self.values.get("protocol", {}).get("name", ""))
-
-    @property
-    def title(self) -> str:
-        """Kind and protocol in words, and the context encoder's name where it stands in the target's place."""
-        named = KINDS.get(self.kind, self.kind)
-        other = " (context encoder)" if self.values.get("which") == "context" else ""
-        return f"{named}, protocol {self.protocol}{other}" if self.protocol else named
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One row an encoder, the trained one first; none in a diagnosis."""
-        return list(self.values.get("rows", []))
-
-    def row(self, encoder: str) -> dict[str, Any] | None:
-        """Return the row of one encoder, or None."""
-        return next((row for row in self.rows if row["encoder"] == encoder), None)
-
-    def path(self, role: str) -> str | None:
-        """Return the path of the `train` or `test` set, where the result names it."""
-        part = self.values.get("data", {}).get(role)
-        path = part.get("path") if isinstance(part, dict) else None
-        return str(path) if path else None
-
-    def listed(self, role: str) -> str | None:
-        """Return the list that chose a part of the `train` or `test` set, where the result names one."""
-        part = self.values.get("data", {}).get(role)
-        listed = part.get("list") if isinstance(part, dict) else None
-        return str(listed) if listed else None
-
-
-@dataclass(frozen=True)
-class Record:
-    """A run's files. Columns are empty, and `info` is None, where a file is not there."""
-
-    run: Run
+    files: Run
     recipe: Recipe
     info: Mapping[str, Any] | None
     metrics: Columns
     timings: Columns
     diagnostics: Columns
-    results: tuple[Result, ...]
+    results: tuple[EvaluationResult, ...]
 
-    def result(self, *kinds: str) -> Result | None:
-        """Return the first result of the first of these kinds that there is."""
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.files.folder
+
+    def result(self, *kinds: str) -> EvaluationResult | None:
+        """Return the first result of the first of these kinds that has one."""
         return next((result for kind in kinds for result in self.results if result.kind == kind), None)
 
 
-def read_record(folder: Path) -> Record:
-    """Read a run's folder.
+def read_run_data(folder: Path) -> RunData:
+    """Read the folder of a run.
 
     Raises:
-        UserError: the folder holds no run, or one of its files is not what it should be.
+        UserError: the folder is not a run, or one of its files is damaged.
     """
     run = Run(folder)
     if not run.recipe_file.is_file():
-        raise UserError(folder, "holds no run", "give a folder that `ijepa pretrain` wrote")
-    return Record(
-        run=run,
+        raise UserError(folder, "is not a run", "give a folder that `ijepa pretrain` wrote")
+    order = list(KIND_NAMES)
+    results = [read_result(file) for file in sorted(run.evaluations.glob("*.json"))]
+    results.sort(key=lambda result: order.index(result.kind) if result.kind in order else len(order))
+    return RunData(
+        files=run,
         recipe=run.recipe(),
         info=run.info() if run.info_file.is_file() else None,
         metrics=read_columns(run.metrics_file),
         timings=read_columns(run.timings_file),
         diagnostics=read_columns(run.diagnostics_file),
-        results=_results(run.evaluations),
+        results=tuple(results),
     )
 
 
 def read_columns(file: Path) -> dict[str, Numbers]:
-    """Read a file of one JSON object a line as columns (rows,), NaN where a row has no number; empty without a file.
+    """Read a log, one JSON object per line, as columns (rows,) with NaN where a row has no number.
+
+    Columns of doubles need 24 MB per key for three million steps; a list of dictionaries needs a hundred times that.
+    A last line without a line break is left out: it was being written when the run stopped. A missing file has no
+    columns.
 
     Raises:
-        UserError: a line that is no JSON object with a step.
+        UserError: a line is not a JSON object with a step.
     """
     if not file.is_file():
         return {}
@@ -147,19 +105,3 @@ def read_columns(file: Path) -> dict[str, Numbers]:
                 column.append(float(value) if isinstance(value, int | float) else missing)
             rows += 1
     return {key: np.frombuffer(column, dtype=np.float64) for key, column in columns.items()}
-
-
-def _results(folder: Path) -> tuple[Result, ...]:
-    if not folder.is_dir():
-        return ()
-    results = []
-    for file in sorted(folder.glob("*.json")):
-        values = read_json(file)
-        rows = values.get("rows")
-        told = isinstance(rows, list) and rows and all(isinstance(row, dict) and "encoder" in row for row in rows)
-        if "kind" not in values or not (told or isinstance(values.get("numbers"), dict)):
-            raise UserError(file, "is no result of an evaluation", "move it out of evaluations/")
-        results.append(Result(file, values))
-    order = list(KINDS)
-    place = {kind: number for number, kind in enumerate(order)}
-    return tuple(sorted(results, key=lambda result: (place.get(result.kind, len(order)), result.file.name)))

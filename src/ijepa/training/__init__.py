@@ -1,1 +1,1 @@
-"""Batches to weights: the loop, the optimiser, schedules, checkpoints and what is written of a run."""
+"""Batches to weights: the training loop, the optimizer, schedules, and what a run writes about itself."""

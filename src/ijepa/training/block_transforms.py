@@ -1,10 +1,9 @@
-"""What can be done to a model's layers without changing what they compute: attend by another kernel, compute
-activations again in the backward pass instead of keeping them, and compile.
+"""Changes how a model's blocks compute, and not their results: attention kernel, activation checkpointing, compilation.
 
-All three act on each block alone, in place, and leave parameters and their names as they are. The order is
-`recompute_blocks`, then `compile_blocks`, then whatever shards the model. A compiled block is one graph for all layers
-of a width: numbers that differ between layers reach it as tensors, the number of tokens as a symbol, and lengths of
-sequences not at all. So nothing is compiled again after the first steps, provided batches are padded to a budget.
+Each acts on every block separately, in place, and keeps parameters and their names. The order is
+`checkpoint_activations`, then `compile_blocks`, then sharding. A compiled block is one graph for all layers of a width:
+numbers that differ between layers are passed as tensors, the number of tokens is a symbol, and lengths of sequences are
+not passed. So nothing is compiled again after the first steps, if batches are padded to a budget.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,35 +19,37 @@ from ijepa.model.attention import Backend
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.vision_transformer import Attention, Block
 
-Recompute = Literal["none", "selective", "full"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
 
 _KEPT = ("mm", "addmm", "_scaled_mm", "_linear_pointwise", "_scaled_dot_product_", "_varlen_attn")
-"""Selective recomputation keeps the results of these: matrix products and attention, most of the work."""
+"""Operations whose results selective checkpointing keeps: matrix products and attention, most of the work."""
 _MOST_GRAPHS = 64
+"""Graphs per function; torch's default of 8 may be too few for all widths and methods of a model."""
 
 
 def set_attention(model: torch.nn.Module, backend: Backend) -> None:
-    """Let every attention in `model` use this backend; see `ijepa.model.attention.attention`."""
+    """Set the backend of every attention in `model`; see `ijepa.model.attention.attention`."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.backend = backend
 
 
-def recompute_blocks(model: IJEPA, what: Recompute) -> None:
-    """Keep less of the context encoder's and the predictor's blocks for the backward pass."""
-    if what == "none":
+def checkpoint_activations(model: IJEPA, mode: ActivationCheckpointing) -> None:
+    """Keep fewer activations of the context encoder's and the predictor's blocks, and recompute the others."""
+    if mode == "none":
         return
     from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
     keywords: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    if what == "selective":
+    if mode == "selective":
         keywords["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    # The target encoder has no backward pass, so it saves nothing.
     for block, name in _parts(model, target=False):
         setattr(block, name, partial(checkpoint, getattr(block, name), **keywords))
 
 
 def compile_blocks(model: IJEPA, backend: str | Callable[..., Any] = "inductor", dynamic: bool | None = None) -> None:
-    """Compile every block of all three parts; see the module for what that asks of batches."""
+    """Compile every block of all three parts; batches should be padded to a budget, see the module."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
@@ -58,21 +59,21 @@ def compile_blocks(model: IJEPA, backend: str | Callable[..., Any] = "inductor",
 
 
 def _parts(model: IJEPA, *, target: bool) -> Iterator[tuple[Block, str]]:
-    """Every block with the name of its method that is called."""
+    """Yield every block with the name of the method that its part calls."""
     encoders = [model.target_encoder, model.context_encoder] if target else [model.context_encoder]
     for encoder in encoders:
         for block in encoder.blocks:
             yield block, "forward"
-    guessing = model.predictor.predictor_blocks
-    for number, block in enumerate(guessing):
-        yield block, "forward" if 0 < number < len(guessing) - 1 else "finish"
+    blocks = model.predictor.predictor_blocks
+    for number, block in enumerate(blocks):
+        yield block, "forward" if 0 < number < len(blocks) - 1 else "attend_and_mlp"
 
 
 def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *arguments: Any) -> Tensor:
-    """Call with numbers as tensors on the device, made once, every width a constant, and no lengths of sequences.
+    """Call with numbers as tensors on the device, constant widths, and no lengths of sequences.
 
-    The lengths differ at every step. Nothing needs them where `limit` bounds them, and torch 2.11 compiles again for
-    each that it has not seen, if activations are recomputed selectively.
+    The lengths differ at every step. With selective checkpointing, torch 2.11 compiles again for each new length, and
+    nothing needs them if `limit` bounds them.
     """
     device = arguments[0].device
     given = []
@@ -83,7 +84,7 @@ def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *argument
             argument = numbers[argument, device]
         elif isinstance(argument, Sequences) and argument.limit:
             argument = replace(argument, lengths=())
-        elif isinstance(argument, Tensor) and argument.dim() == 2:
+        elif isinstance(argument, Tensor) and argument.dim() == 2:  # tokens (T, D): T is a symbol, D a constant
             torch._dynamo.mark_static(argument, 1)
         given.append(argument)
     return compiled(*given)

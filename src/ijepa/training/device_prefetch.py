@@ -1,14 +1,8 @@
-"""What keeps the device from waiting for the host: inputs that travel while the last step computes, and garbage
-collection at moments of our choice.
-
-A copy of a batch in the device's main stream waits for the step before it; in a stream of its own it runs beside that
-step, and the next one waits for the copy alone. A collection over all objects takes tens of milliseconds and comes on
-any rank at any moment, while all others wait in the next collective; so it comes on all ranks after the same step.
-"""
+"""What keeps the device from waiting for the host: batches copied in advance, and garbage collection at fixed steps."""
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,14 +14,18 @@ COLLECT_EVERY = 500
 
 
 class DevicePrefetcher:
-    """Brings batches to a device. Where that is the host's own memory, it hands them on as they are."""
+    """Copies batches to the device, on a GPU in a stream of its own.
+
+    In the main stream, a copy would wait for the step before it. In its own stream it runs during that step, and the
+    next step waits for the copy only.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return `batch` on the device; what is queued after this call finds it there."""
+        """Return `batch` on the device, for work that is queued after this call."""
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
@@ -35,32 +33,36 @@ class DevicePrefetcher:
         main = torch.cuda.current_stream(self._device)
         main.wait_stream(self._stream)
 
-        def used(tensor: Tensor) -> Tensor:
-            tensor.record_stream(main)  # else its memory could be given to the next copy while the step still reads
+        def record(tensor: Tensor) -> Tensor:
+            # Without it, the allocator could give the memory to the next copy while the step still reads it.
+            tensor.record_stream(main)
             return tensor
 
-        return moved.map(used)
+        return moved.map(record)
 
 
-@contextmanager
-def collecting() -> Iterator["Collector"]:
-    """Switch Python's own garbage collection off, as long as the context lasts; `Collector` has it instead."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # what lives now lives to the end: later collections pass it over
-    try:
-        yield Collector()
-    finally:
+class GarbageCollection:
+    """Replaces Python's automatic garbage collection while the context lasts.
+
+    A collection over all objects takes tens of milliseconds and comes on any rank at any moment, while all other ranks
+    wait in the next collective. Here it comes on all ranks after the same step.
+    """
+
+    def __enter__(self) -> Self:
+        self._was_enabled = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        gc.freeze()  # objects alive now live until the end, so later collections skip them
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         gc.unfreeze()
-        if was_on:
+        if self._was_enabled:
             gc.enable()
 
-
-class Collector:
-    """Collects garbage after every `COLLECT_EVERY`th step, the same one on every rank."""
-
-    def after(self, step: int) -> None:
-        """Collect, if it is time."""
+    def run(self, step: int) -> None:
+        """Collect garbage after every `COLLECT_EVERY`th step."""
         if step % COLLECT_EVERY == 0:
             gc.collect()

@@ -1,16 +1,16 @@
-"""A model over several ranks: which part of it each one holds, and when gradients travel.
+"""A model on several ranks: which part of it each rank holds, and when gradients are exchanged.
 
-FSDP2's `fully_shard` cuts every parameter by rows. Kept whole between forward and backward (`reshard_after_forward`
-false) that is ZeRO-2, dropped after each block's forward ZeRO-3 (Rajbhandari et al., arXiv 1910.02054). The target
-encoder has no backward, so its blocks are dropped at once with either.
+FSDP2's `fully_shard` shards every parameter by rows. ZeRO-2 keeps the gathered weights between forward and backward
+(`reshard_after_forward` false); ZeRO-3 frees them after each block's forward (Rajbhandari et al., arXiv 1910.02054).
+The target encoder has no backward, so both free its blocks at once.
 
-A block's linear layers are one unit, gathered before the block and not inside it: what `prepare` made of the block's
-forward (float8, recomputed, compiled) runs between FSDP's hooks and holds none. The encoder's unit has all else: norms,
-embeddings, the biases of float8's frozen layers. The predictor is one unit, because it calls into its blocks' layers
-and not the blocks.
+The linear layers of a block are one unit. They are gathered before the block and not inside it, so what `setup_model`
+made of the block's forward (float8, checkpointed, compiled) contains no hook of FSDP. The encoder's unit has all else:
+norms, embeddings, the biases of float8's frozen layers. The predictor is one unit, because it calls the layers of its
+blocks and not the blocks.
 
-Gradients are summed over ranks and not averaged: each image weighs 1 / global batch already. They travel with the
-last micro-batch of a step.
+Gradients are summed over ranks and not averaged, because each image has the weight 1 / global batch already. They are
+exchanged with the last micro-batch of a step.
 """
 
 import warnings
@@ -26,60 +26,71 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ijepa.config.recipe import Recipe
 from ijepa.distributed.float8_gather import shard_frozen
-from ijepa.distributed.local_tensors import local, rows_of
+from ijepa.distributed.local_tensors import local_rows, to_local
 from ijepa.distributed.process_group import World
 from ijepa.masking.batch import Batch
 from ijepa.model.ijepa import IJEPA, IJEPAOutput
 from ijepa.model.init import initial_rows
 from ijepa.model.vision_transformer import Block
-from ijepa.training.model_setup import compiles, prepare
+from ijepa.training.model_setup import compiles, setup_model
+from ijepa.training.runtime import DEFAULT_NUMERICS, Numerics
 
 
 @dataclass
 class DistributedModel:
-    """A model over the ranks of a world. `model` is this rank's, with its own part of the weights."""
+    """A model on the ranks of a world. `model` is this rank's, with its own part of the weights."""
 
     model: IJEPA
     world: World
     wrapper: DistributedDataParallel | None = None
 
     def backward(self, batch: Batch, forward: AbstractContextManager[Any], *, last: bool) -> IJEPAOutput:
-        """Add one micro-batch's gradients; with the step's `last`, sum them over ranks. `forward` is its context."""
+        """Add one micro-batch's gradients.
+
+        Args:
+            batch: a micro-batch on the device.
+            forward: context of the forward pass.
+            last: whether it is the step's last micro-batch, with which gradients are summed over ranks.
+        """
         if self.world.mesh is not None:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        wait = nullcontext() if last or self.wrapper is None else self.wrapper.no_sync()
-        with wait:
+        with nullcontext() if last or self.wrapper is None else self.wrapper.no_sync():
             with forward:
-                outcome: IJEPAOutput = (self.wrapper or self.model)(batch)
-            outcome.loss.backward()
-        return outcome
+                output: IJEPAOutput = (self.wrapper or self.model)(batch)
+            output.loss.backward()
+        return output
 
 
-def build(
-    recipe: Recipe, device: torch.device, world: World, *, autocast: bool, dtype: torch.dtype | None = None
+def parallelize(
+    recipe: Recipe, device: torch.device, world: World, *, autocast: bool, numerics: Numerics = DEFAULT_NUMERICS
 ) -> DistributedModel:
-    """Build a recipe's model with its initial weights, the same whatever the world, and spread it over the ranks.
+    """Build a recipe's model and distribute it; its initial weights do not depend on the number of ranks.
 
-    With `autocast` the weights of linear layers travel in bfloat16, in which they are used. `dtype` is that of the
-    weights that are kept, float32 if None.
+    Args:
+        recipe: what is trained.
+        device: where this rank computes.
+        world: the ranks.
+        autocast: whether linear layers compute in bfloat16; then their weights are gathered in bfloat16.
+        numerics: dtype of the weights and backend of torch.compile.
 
     Raises:
-        UserError: a switch that the device does not have.
+        UserError: a switch that the device does not support.
     """
+    dtype, backend = numerics.dtype, numerics.compile_backend
     if world.mesh is None:
         model = IJEPA(recipe.model, recipe.seed).to(device=device, dtype=dtype)
-        prepare(model, recipe, device, autocast=autocast)
+        setup_model(model, recipe, device, autocast=autocast, compile_backend=backend)
         if world.strategy == "ddp" and compiles(recipe, device):
             from torch._dynamo import config
 
-            # Graphs are of a block each already; cutting them at gradient buckets fails on recomputation.
+            # Each graph is one block already, and cutting graphs at gradient buckets fails with recomputation.
             config.optimize_ddp = False
         return DistributedModel(model, world, _replicate(model) if world.strategy == "ddp" else None)
     with torch.device("meta"):
         model = IJEPA(recipe.model, recipe.seed).to(dtype=dtype)
-    prepare(model, recipe, device, autocast=autocast)
-    _shard(model, world, autocast)
-    # `to_empty` would empty the constants too.
+    setup_model(model, recipe, device, autocast=autocast, compile_backend=backend)
+    shard(model, world, autocast)
+    # `to_empty` would also drop the values of constants, which are not on the meta device.
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     _initialize(model, recipe)
     return DistributedModel(model, world)
@@ -91,44 +102,45 @@ def _replicate(model: IJEPA) -> DistributedDataParallel:
         warnings.simplefilter("ignore", FutureWarning)
         wrapper = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    # DistributedDataParallel checks these very annotations.
+    # DistributedDataParallel checks that the annotations are exactly these.
     def add(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
         return work.get_future().then(lambda done: done.value()[0])
 
-    wrapper.register_comm_hook(None, add)
+    wrapper.register_comm_hook(None, add)  # its default divides by the number of ranks
     return wrapper
 
 
-def _shard(model: IJEPA, world: World, autocast: bool) -> None:
+def shard(model: IJEPA, world: World, autocast: bool) -> None:
+    """Shard a model on the meta device, in place."""
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    # The predictor returns a view of its padded rows; nothing writes into it.
+    # The predictor returns a view of its padded rows, and nothing writes into it.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    drop = world.strategy == "zero3"
-    # Inputs keep their dtype: the residual stream stays in float32, and so do norms and embeddings.
+    free = world.strategy == "zero3"
+    # Inputs keep their dtype, because the residual stream, norms and embeddings stay in float32.
     narrow = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if autocast else None,
         reduce_dtype=torch.float32 if autocast else None,
         cast_forward_inputs=False,
     )
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
-    for encoder, dropped in ((model.context_encoder, drop), (model.target_encoder, True)):
+    for encoder, freed in ((model.context_encoder, free), (model.target_encoder, True)):
         frozen = shard_frozen(encoder, world.mesh)
         linear = [set(_linear_parameters(block)) for block in encoder.blocks]
-        how: dict[str, Any] = {"mesh": world.mesh, "reshard_after_forward": dropped}
-        # From outside inwards: a module takes no parameters of another inside that was sharded before it.
-        fully_shard(encoder, **how, mp_policy=whole, ignored_params=frozen.union(*linear))
+        options: dict[str, Any] = {"mesh": world.mesh, "reshard_after_forward": freed}
+        # The outer module first: it would not take parameters of an inner module that is sharded already.
+        fully_shard(encoder, **options, mp_policy=whole, ignored_params=frozen.union(*linear))
         for block, own in zip(encoder.blocks, linear, strict=True):
             if own:
-                fully_shard(block, **how, mp_policy=narrow, ignored_params=set(block.parameters()) - own)
-    fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
-    fully_shard(model, mesh=world.mesh, reshard_after_forward=drop, mp_policy=whole)
+                fully_shard(block, **options, mp_policy=narrow, ignored_params=set(block.parameters()) - own)
+    fully_shard(model.predictor, mesh=world.mesh, reshard_after_forward=free, mp_policy=whole)
+    fully_shard(model, mesh=world.mesh, reshard_after_forward=free, mp_policy=whole)
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "encode_targets")  # diagnosis calls it from outside
+    register_fsdp_forward_method(model, "encode_targets")  # diagnostics call it and not the model's forward
 
 
 def _linear_parameters(block: Block) -> Iterator[nn.Parameter]:
@@ -139,7 +151,7 @@ def _linear_parameters(block: Block) -> Iterator[nn.Parameter]:
 
 @torch.no_grad()
 def _initialize(model: IJEPA, recipe: Recipe) -> None:
-    """Draw this rank's rows of every weight, as `IJEPA` draws all of them; the target encoder is a copy."""
+    """Draw this rank's rows of every weight, as `IJEPA` draws all rows; the target encoder is a copy."""
     shape = recipe.model
     parts = (
         (model.context_encoder, "encoder.", shape.encoder.initial),
@@ -148,8 +160,8 @@ def _initialize(model: IJEPA, recipe: Recipe) -> None:
     for part, prefix, scheme in parts:
         for name, parameter in part.named_parameters():
             rows = initial_rows(
-                name, tuple(parameter.shape), rows_of(parameter), recipe.seed, prefix=prefix, scheme=scheme
+                name, tuple(parameter.shape), local_rows(parameter), recipe.seed, prefix=prefix, scheme=scheme
             )
-            local(parameter).copy_(rows)
+            to_local(parameter).copy_(rows)
     for copy, source in zip(model.target_encoder.parameters(), model.context_encoder.parameters(), strict=True):
-        local(copy).copy_(local(source))
+        to_local(copy).copy_(to_local(source))

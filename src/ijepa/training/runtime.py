@@ -1,17 +1,17 @@
-"""What this process computes on, and what `auto` means there: resolved once, recorded in the run, kept on resume."""
+"""The device of this process, and what `auto` means there: resolved once, saved in the run, kept by a resume."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.model.float8 import check_float8
-from ijepa.training.micro_batch import largest_micro
+from ijepa.training.micro_batch import find_micro_batch_size
+from ijepa.training.model_setup import check_float8
 from ijepa.utils.allocator import bound_kernel_caches, keep_freed_memory
 from ijepa.utils.cores import available_cores
 from ijepa.utils.environment import gemm_rates
@@ -19,7 +19,7 @@ from ijepa.utils.environment import gemm_rates
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `auto` became. Saved in a run's `run.json`: a resume computes the same bits."""
+    """The values of `auto`, which `run.json` keeps so that a resume computes the same bits."""
 
     device: str
     autocast: bool
@@ -27,69 +27,72 @@ class Resolved:
     workers: int
     threads: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a run computes what its recipe defines. Values other than the defaults tell rounding from mistakes."""
+
+    dtype: torch.dtype = torch.float32
+    """Dtype of the weights, gradients and moments."""
+    fused_optimizer: bool = True
+    """Only the fused optimizer skips void steps."""
+    compile_backend: str | Callable[..., Any] = "inductor"
+    """Backend of torch.compile."""
+
+
+DEFAULT_NUMERICS = Numerics()
 
 
 def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 1) -> Resolved:
-    """Resolve every `auto` of a recipe on this machine; `earlier` is what the same run resolved before.
+    """Resolve every `auto` of a recipe on this machine.
 
-    `ranks` processes share the global batch; a run that goes on with another number of them keeps its micro-batch
-    as far as it divides a rank's share.
+    Args:
+        recipe: what is trained.
+        earlier: what the same run has resolved before; a resume on another number of ranks keeps the micro-batch as
+            far as it divides a rank's share.
+        ranks: processes that share the global batch.
 
     Raises:
-        UserError: where the recipe asks for what this machine or version does not have.
+        UserError: the recipe asks for something that this machine or version does not have.
     """
+    earlier = earlier or {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         bound_kernel_caches()  # before `_autocast` multiplies matrices
-    kept = {key: earlier[key] for key in ("autocast", "threads") if key in earlier} if earlier else {}
-    autocast = kept["autocast"] if "autocast" in kept else _autocast(recipe, device)
-    if recipe.precision.fp8 != "none":
-        check_float8(device, recipe.precision.fp8, autocast=autocast)
-    threads = torch.get_num_threads()
+    autocast = earlier["autocast"] if "autocast" in earlier else _autocast(recipe, device)
+    check_float8(recipe, device, autocast=autocast)
     workers = recipe.data.workers
     if workers == "auto":
-        workers = 1 if device.type == "cpu" else max(1, min(16, _cores() - 2))
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = 1 if device.type == "cpu" else max(1, min(16, cores - 2))
     micro = recipe.batch.micro
     if micro == "auto":
-        kept_micro = (earlier or {}).get("micro")
         share = recipe.batch.total // ranks
-        found = kept_micro or largest_micro(recipe, device, share=share, ranks=ranks, autocast=autocast)
+        found = earlier.get("micro") or find_micro_batch_size(
+            recipe, device, share=share, ranks=ranks, autocast=autocast
+        )
         micro = gcd(found, share)
-    resolved = Resolved(
-        device=device.type,
-        autocast=autocast,
-        micro=micro,
-        workers=int(workers),
-        threads=threads,
-    )
-    return replace(resolved, **kept)
+    threads = earlier.get("threads", torch.get_num_threads())
+    return Resolved(device.type, autocast, micro, int(workers), threads)
 
 
-def set_up(resolved: Resolved, deterministic: bool) -> torch.device:
-    """Bring torch into the resolved state and return the device."""
+def setup_device(resolved: Resolved, deterministic: bool) -> torch.device:
+    """Set torch's threads, memory and precision as resolved, and return the device."""
     torch.set_num_threads(resolved.threads)
     if resolved.device == "cpu":
         keep_freed_memory()
-        bound_kernel_caches()  # only the first rank resolves
+        bound_kernel_caches()  # again, because only rank 0 resolves
     if resolved.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-        # TF32 only beside bfloat16: without autocast, float32 products are what was asked for.
+        # TF32 only with autocast: without autocast, the recipe asks for float32 products.
         torch.set_float32_matmul_precision("high" if resolved.autocast else "highest")
     return torch.device(resolved.device)
 
 
-def computing(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs."""
+def autocast_context(device: torch.device, autocast: bool) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass."""
     return torch.autocast(device.type, torch.bfloat16, enabled=autocast)
-
-
-def _cores() -> int:
-    """Cores that this process may use, shared with the other ranks of its machine."""
-    return available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> bool:
@@ -102,9 +105,9 @@ def _autocast(recipe: Recipe, device: torch.device) -> bool:
 
 
 def bfloat16_pays(rates: Mapping[str, float]) -> bool:
-    """Whether a CPU of these rates multiplies matrices in bfloat16 faster than in float32, by a quarter at least.
+    """Whether a CPU with these rates multiplies matrices in bfloat16 at least a quarter faster than in float32.
 
-    Instruction sets do not say: bfloat16 is from several times slower (without them) to several times faster, and with
-    AVX-512's bfloat16 alone it depends on the CPU. No known CPU is near enough to the limit for noise to decide.
+    Instruction sets do not tell: bfloat16 is between several times slower (without them) and several times faster, and
+    with AVX-512's bfloat16 alone it depends on the CPU. No known CPU is so near to the limit that noise decides.
     """
     return rates["bfloat16"] > 1.25 * rates["float32"]

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from ijepa.config.recipe import Lengths, Optimizer, Schedule
+from ijepa.config.recipe import Lengths, OptimizerSection, ScheduleSection
 from ijepa.utils.schedules import half_cosine
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Everything that a schedule decides about one step."""
+    """The values of all schedules at one step."""
 
     lr_encoder: float
     lr_predictor: float
@@ -16,12 +16,12 @@ class Rates:
     momentum: float
 
 
-def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedule) -> Rates:
+def rates_at(step: int, lengths: Lengths, optimizer: OptimizerSection, schedule: ScheduleSection) -> Rates:
     """Return the rates of step `step`, counted from 0, of `lengths.total`.
 
-    Warm-up is linear from `warmup_from` of the peak and reaches it with its last step. With `decay: cosine` the
-    rate then follows half a cosine to `lr_end`; with `wsd` it stays and falls linearly over the cooldown (Hägele et
-    al., arXiv 2405.18392). Momentum moves linearly over the whole run, weight decay by half a cosine.
+    Warm-up is linear, from `warmup_from` times the peak to the peak at its last step. With `decay: cosine` the rate
+    then falls to `lr_end` along half a cosine; with `wsd` it stays constant and falls linearly over the cooldown
+    (Hägele et al., arXiv 2405.18392). Momentum changes linearly over the whole run, weight decay along half a cosine.
     """
     part = step / max(lengths.total, 1)
     momentum = schedule.momentum_start + (schedule.momentum_end - schedule.momentum_start) * part
@@ -35,7 +35,7 @@ def rates_at(step: int, lengths: Lengths, optimizer: Optimizer, schedule: Schedu
     )
 
 
-def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: Schedule) -> float:
+def _learning_rate(step: int, peak: float, lengths: Lengths, schedule: ScheduleSection) -> float:
     if step < lengths.warmup:
         return peak * (schedule.warmup_from + (1 - schedule.warmup_from) * (step + 1) / lengths.warmup)
     if schedule.decay == "cosine":

@@ -1,15 +1,15 @@
-"""Where tensors lie in memory, which some of a CPU's kernels make bits depend on.
+"""Alignment of tensors in memory, on which the bits of some CPU kernels depend.
 
-MKL's vector products, and its matrix products of few rows or columns, add in another order if an operand does not start
-at a multiple of 64 bytes (measured with torch 2.13 on an AMD EPYC). torch allocates at such multiples. numpy does so by
-chance only, and a tensor in a mapped file or in shared memory is where its bytes are. If all operands start at
-multiples of 64 bytes, the same values give the same bits.
+MKL's vector products, and its matrix products of few rows or columns, add in a different order if an operand does not
+start at a multiple of 64 bytes (measured with torch 2.13 on an AMD EPYC). torch allocates memory at such multiples.
+numpy does so only by chance, and a tensor in a mapped file or in shared memory starts anywhere. If all operands start
+at multiples of 64 bytes, the same values give the same bits.
 """
 
 from torch import Tensor
 
 ALIGNMENT = 64
-"""Bytes: a line of the cache, and what torch aligns its own memory to."""
+"""Bytes: the size of a cache line, and the alignment of memory that torch allocates."""
 
 
 def aligned(tensor: Tensor) -> Tensor:

@@ -1,36 +1,33 @@
-"""What a disk may do while a run reads: each has its rule in docs/data.md, and its line."""
+"""Disk failures while a run reads; docs/data.md lists the reaction to each."""
 
 import errno
 import os
 
 import pytest
 
-from ijepa.data.loading.loader import Loader
-from ijepa.data.open import open_source
+from ijepa.data.loading.loader import Loader, LoaderConfig
+from ijepa.data.open import open_dataset
 from ijepa.data.sources import base as module
 from ijepa.utils.errors import RunError
 from tests.helpers.images import bare_batch, jpeg, write_shards, write_tree
 
 
-def run(source, workers: int = 0, **options) -> None:
-    loader = Loader(
-        source,
+def run(source, on_restart=print, **options) -> None:
+    config = LoaderConfig(
         seed=0,
-        global_batch=4,
-        micro_batch=4,
         image_size=(16, 16),
         crop_scale=(0.3, 1.0),
         crop_ratio=(3 / 4, 4 / 3),
-        collate=bare_batch,
-        workers=workers,
+        global_batch=4,
+        micro_batch=4,
         **options,
     )
-    list(loader.iterate(0, 6))
+    list(Loader(source, config, bare_batch, on_restart=on_restart).iterate(0, 6))
 
 
 def refused(source, message: str, workers: int = 0) -> None:
     with pytest.raises(RunError, match=message) as error:
-        run(source, workers)
+        run(source, workers=workers)
     assert "\n" not in str(error.value) and "train-0001.tar" in str(error.value)
 
 
@@ -40,38 +37,38 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_vanishes(shards, workers):
-    source = open_source(shards)
+def test_shard_disappears(shards, workers):
+    source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     refused(source, "No such file", workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_shrinks(shards, workers):
-    source = open_source(shards)
+def test_shard_shrinks(shards, workers):
+    source = open_dataset(shards)
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
         opened.truncate(file.stat().st_size // 3)
     refused(source, "has shrunk since it was indexed", workers)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_a_shard_that_hangs(shards, monkeypatch):
-    """A pipe that nobody writes to: opening it waits for ever, in the worker, in its successor, and for the name."""
-    monkeypatch.setattr("ijepa.data.loading.loader._PATIENCE", 0.2)
-    source = open_source(shards)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_shard_hangs(shards, monkeypatch):
+    """A FIFO without a writer: opening it hangs in the worker, in its replacement, and when the name is read."""
+    monkeypatch.setattr("ijepa.data.loading.loader._NAME_TIMEOUT", 0.2)
+    source = open_dataset(shards)
     (shards / "train-0001.tar").unlink()
     os.mkfifo(shards / "train-0001.tar")
     told: list[str] = []
     message = r"has hung for 1 seconds, making micro-batch \d, at sample \d+ in train-0001.tar, for the second time"
     with pytest.raises(RunError, match=message) as error:
-        run(source, workers=1, timeout=1.0, tell=told.append)
+        run(source, workers=1, timeout=1.0, on_restart=told.append)
     assert "\n" not in str(error.value)
-    assert len(told) == 1 and "in train-0001.tar; a new one goes on" in told[0]
+    assert len(told) == 1 and "in train-0001.tar; a new process replaces it" in told[0]
 
 
-def test_a_disk_that_returns_errors(shards, monkeypatch):
-    source = open_source(shards)
+def test_disk_returns_errors(shards, monkeypatch):
+    source = open_dataset(shards)
     number = (shards / "train-0001.tar").stat().st_ino
     pread = os.pread
 
@@ -84,8 +81,8 @@ def test_a_disk_that_returns_errors(shards, monkeypatch):
     refused(source, "Input/output error")
 
 
-def test_an_error_that_passes_is_no_error(shards, monkeypatch):
-    source = open_source(shards)
+def test_transient_error_in_a_shard_is_retried(shards, monkeypatch):
+    source = open_dataset(shards)
     pread, failed = os.pread, []
 
     def once(descriptor, size, offset):
@@ -100,8 +97,8 @@ def test_an_error_that_passes_is_no_error(shards, monkeypatch):
     assert failed
 
 
-def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypatch):
-    source = open_source(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
+def test_transient_error_in_a_folder_is_retried(tmp_path, monkeypatch):
+    source = open_dataset(write_tree(tmp_path / "tree", {f"a/{n}.jpg": jpeg(n) for n in range(4)}))
     read, failures = module.os.read, [errno.ESTALE]
 
     def failing(descriptor, size):
@@ -115,20 +112,20 @@ def test_an_error_that_passes_is_no_error_in_a_folder_either(tmp_path, monkeypat
     failures += [errno.EIO, errno.EIO]
     with pytest.raises(RunError, match="2.jpg: passing"):
         source.image(2)
-    failures.append(errno.EACCES)  # this one does not pass
+    failures.append(errno.EACCES)  # not transient
     with pytest.raises(RunError):
         source.image(2)
 
 
-def test_files_that_come_in_pieces(tmp_path, monkeypatch):
-    """As the system returns those beyond two gigabytes."""
+def test_read_file_in_pieces(tmp_path, monkeypatch):
+    """As the system returns files above two gigabytes."""
     read = module.os.read
     (tmp_path / "file").write_bytes(bytes(range(256)) * 40)
     monkeypatch.setattr(module.os, "read", lambda descriptor, size: read(descriptor, min(size, 1000)))
     assert module.read_file(tmp_path / "file") == bytes(range(256)) * 40
 
 
-def test_more_shards_than_may_be_open(tmp_path):
+def test_more_shards_than_open_files(tmp_path):
     import resource
     import subprocess
     import sys
@@ -137,8 +134,8 @@ def test_more_shards_than_may_be_open(tmp_path):
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
-from ijepa.data.open import open_source
-source = open_source({str(shards)!r})
+from ijepa.data.open import open_dataset
+source = open_dataset({str(shards)!r})
 assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
 """
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 48
@@ -146,9 +143,9 @@ assert sum(len(source.image(i)) for i in (*range(60), *range(60))) > 0
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no read-ahead by hint")
-def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
-    source = open_source(shards)
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no posix_fadvise")
+def test_readahead_of_a_whole_micro_batch(shards, monkeypatch):
+    source = open_dataset(shards)
     asked, read = [], []
     pread = os.pread
     monkeypatch.setattr(module.os, "posix_fadvise", lambda fd, offset, size, advice: asked.append((offset, size)))
@@ -160,6 +157,6 @@ def test_a_batch_is_asked_for_before_it_is_read(shards, monkeypatch):
     monkeypatch.setattr(module.os, "pread", reading)
     run(source)
     assert len(asked) == 24 and {part[:2] for part in read} == set(asked)
-    assert [seen for *_, seen in read[:4]] == [4] * 4  # a whole micro-batch is asked for, then read
+    assert [seen for *_, seen in read[:4]] == [4] * 4  # hints for a whole micro-batch, then the reads
     monkeypatch.setattr(module.os, "posix_fadvise", lambda *words: (_ for _ in ()).throw(OSError(22, "no")))
-    run(source)  # a hint that is refused changes nothing
+    run(source)  # a refused hint changes nothing

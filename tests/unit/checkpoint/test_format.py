@@ -1,4 +1,7 @@
+"""Checkpoints are complete or absent, and damage is noticed."""
+
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,16 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ijepa.checkpoint import format as checkpoint
 from ijepa.checkpoint.format import (
     list_checkpoints,
     load_checkpoint,
     load_part,
     save_checkpoint,
-    verify_checkpoint,
 )
-from ijepa.checkpoint.reader import read_state, seal
-from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.checkpoint.reader import describe, read_state, seal, verify_checkpoint
+from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import apply_step, make_optimizer
@@ -24,14 +25,14 @@ from tests.helpers.runs import Kill
 
 
 def built(width: int = 16, seed: int = 0):
-    shape = Model(
+    shape = ModelSection(
         image_size=48,
         patch_size=8,
-        encoder=Encoder(width=width, depth=1, heads=2),
-        predictor=Predictor(width=16, depth=1, heads=2),
+        encoder=EncoderSection(width=width, depth=1, heads=2),
+        predictor=PredictorSection(width=16, depth=1, heads=2),
     )
     model = IJEPA(shape, seed)
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerSection())
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
@@ -40,7 +41,7 @@ def built(width: int = 16, seed: int = 0):
     return model, optimizer
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
+def test_load_checkpoint_restores_every_bit(tmp_path):
     model, optimizer = built()
     path = save_checkpoint(tmp_path, 7, model, optimizer, {"counts": {"seen": 3}}, keep=2)
     other, moments = built(seed=5)
@@ -53,61 +54,59 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
             assert torch.equal(value, moments.state[twin][key])
 
 
-def test_only_the_latest_are_kept(tmp_path):
+def test_save_checkpoint_keeps_the_latest(tmp_path):
     model, optimizer = built()
     for step in (1, 2, 10):
         save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
 
 
-def test_no_file_is_a_pickle(tmp_path):
+def test_save_checkpoint_writes_no_pickle(tmp_path):
     model, optimizer = built()
     path = save_checkpoint(tmp_path, 1, model, optimizer, {}, keep=1)
     assert {p.suffix for p in path.iterdir()} == {".safetensors", ".json"}
 
 
 @pytest.mark.parametrize("call", range(5))
-def test_a_full_disk_leaves_the_last_checkpoint_good(tmp_path, monkeypatch, call):
-    """Whichever of the five files meets the full disk."""
+def test_save_checkpoint_on_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, call):
+    """The disk is full when the n-th of the five files is flushed."""
     model, optimizer = built()
     save_checkpoint(tmp_path, 1, model, optimizer, {}, keep=1)
-    calls = iter(range(5))
+    calls, fsync = iter(range(5)), os.fsync
 
-    def full(*args, **kwargs):
+    def full(descriptor: int) -> None:
         if next(calls) == call:
             raise OSError(28, "No space left on device")
-        return real(*args, **kwargs)
+        fsync(descriptor)
 
-    if call < 4:
-        real = checkpoint.save_file
-        monkeypatch.setattr(checkpoint, "save_file", full)
-    else:
-        real, calls = checkpoint.write_text, iter([4])
-        monkeypatch.setattr(checkpoint, "write_text", full)
-    with pytest.raises(RunError, match="No space left on device; the last good checkpoint is step-00000001") as caught:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="step-00000001") as caught:
         save_checkpoint(tmp_path, 2, model, optimizer, {}, keep=1)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     load_checkpoint(tmp_path / "step-00000001", *built(seed=9))
 
 
-def test_other_shapes_are_refused_in_one_line(tmp_path):
+def test_load_checkpoint_refuses_other_shapes(tmp_path):
     path = save_checkpoint(tmp_path, 1, *built(width=16), {}, keep=1)
-    with pytest.raises(UserError, match=r"context_encoder.*has shape .*\(16,\).*the recipe's model \(32,\)"):
+    with pytest.raises(UserError, match="shape"):
         load_checkpoint(path, *built(width=32))
 
 
-def test_missing_damaged_and_unknown_parts_are_refused(tmp_path):
-    path = as_format_1(save_checkpoint(tmp_path, 1, *built(), {}, keep=1))  # with checksums, none of it would be read
+def test_load_checkpoint_refuses_missing_unknown_and_damaged_tensors(tmp_path):
+    path = save_checkpoint(tmp_path, 1, *built(), {}, keep=1)
     file = path / "predictor.safetensors"
     whole = load_file(file)
     save_file({**whole, "extra": torch.zeros(1)}, file)
-    with pytest.raises(UserError, match="extra is unknown"):
+    reseal(path)  # otherwise the checksum would be refused first
+    with pytest.raises(UserError, match="unknown"):
         load_checkpoint(path, *built())
     save_file({k: v for k, v in whole.items() if k != "mask_token"}, file)
-    with pytest.raises(UserError, match="mask_token is missing"):
+    reseal(path)
+    with pytest.raises(UserError, match="missing"):
         load_checkpoint(path, *built())
     file.write_bytes(file.read_bytes()[:100])
+    reseal(path)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         load_checkpoint(path, *built())
     file.unlink()
@@ -115,16 +114,16 @@ def test_missing_damaged_and_unknown_parts_are_refused(tmp_path):
         load_checkpoint(path, *built())
 
 
-def test_a_partial_folder_is_no_checkpoint(tmp_path):
+def test_list_checkpoints_ignores_partial_folders(tmp_path):
     path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
-    for left in (".step-00000009.partial", ".step-00000937.partial"):  # a signal saves at any step; a resume goes back
+    for left in (".step-00000009.partial", ".step-00000937.partial"):  # a run that a signal stops saves at any step
         shutil.copytree(path, tmp_path / left)
     assert list_checkpoints(tmp_path) == [path]
     save_checkpoint(tmp_path, 9, *built(), {}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000009"]
 
 
-def test_a_kill_while_old_checkpoints_are_removed_leaves_whole_ones(tmp_path, monkeypatch):
+def test_kill_while_old_checkpoints_are_removed_leaves_complete_ones(tmp_path, monkeypatch):
     def killed(folder, **how):
         next(folder.glob("*.safetensors")).unlink()
         raise Kill
@@ -133,33 +132,30 @@ def test_a_kill_while_old_checkpoints_are_removed_leaves_whole_ones(tmp_path, mo
     for step in (1, 2):
         save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
     with monkeypatch.context() as patched, pytest.raises(Kill):
-        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        patched.setattr(shutil, "rmtree", killed)
         save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)
     there = list_checkpoints(tmp_path)
     assert [path.name for path in there] == ["step-00000002", "step-00000003"]
     assert all(load_checkpoint(path, *built(seed=9))["step"] for path in there)
-    save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)  # once more in its own place
+    save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)  # replaces the checkpoint of the same step
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_state_of_another_format_is_refused(tmp_path):
-    path = as_format_1(save_checkpoint(tmp_path, 3, *built(), {}, keep=1))
-    assert load_checkpoint(path, *built(seed=5))["step"] == 3  # the earlier format is read
-    state = json.loads((path / "state.json").read_text())
-    (path / "state.json").write_text(json.dumps({**state, "format": 99}))
-    with pytest.raises(UserError, match="format 99"):
-        load_checkpoint(path, *built())
-    (path / "state.json").write_text(json.dumps({**state, "step": None}))
-    with pytest.raises(UserError, match=r"state.json: step is missing; use an earlier checkpoint"):
-        load_checkpoint(path, *built())
+def test_read_state_refuses_another_format(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
+    for changed, word in (({"format": 99}, "format 99"), ({"format": 2, "step": None}, "step is missing")):
+        reseal(path, **changed)
+        with pytest.raises(UserError, match=word) as caught:
+            load_checkpoint(path, *built())
+        assert caught.value.where == str(path / "state.json")
 
 
-def as_format_1(path: Path) -> Path:
-    """Turn a checkpoint's state into what it was before there were checksums."""
-    state = json.loads((path / "state.json").read_text())
-    kept = {key: value for key, value in state.items() if key not in ("files", "sha256")}
-    (path / "state.json").write_text(json.dumps({**kept, "format": 1}))
-    return path
+def reseal(path: Path, **changed: object) -> None:
+    """Change a checkpoint's state, and make its sizes and checksums those of its files."""
+    state = json.loads((path / "state.json").read_text()) | changed
+    state["files"] = {name: describe(path / name) for name in state["files"]}
+    del state["sha256"]
+    (path / "state.json").write_text(seal(state))
 
 
 def flip(file: Path, byte: int, bit: int = 0) -> None:
@@ -170,15 +166,15 @@ def flip(file: Path, byte: int, bit: int = 0) -> None:
 
 
 def refusal(path: Path, settings: dict | None = None) -> str:
-    """The line in which a checkpoint is refused."""
+    """Return the line with which a checkpoint is refused."""
     with pytest.raises(UserError) as caught:
         verify_checkpoint(path, settings or {}, World())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_flipped_bit_in_any_file_is_refused(tmp_path):
-    """In the length of a header, in the header, and in the first and last byte of the data."""
+def test_verify_checkpoint_refuses_a_flipped_bit(tmp_path):
+    """In the length of the header, in the header, and in the first and last byte of the data."""
     path = save_checkpoint(tmp_path, 3, *built(), {"counts": {"seen": 3}}, keep=1)
     assert verify_checkpoint(path, {}, World())["step"] == 3
     for file in sorted(path.glob("*.safetensors")):
@@ -190,8 +186,8 @@ def test_a_flipped_bit_in_any_file_is_refused(tmp_path):
     assert verify_checkpoint(path, {}, World())["step"] == 3
 
 
-def test_a_flipped_bit_anywhere_in_the_state_is_refused(tmp_path):
-    """Each bit of the text, also of its spaces, line ends and of the checksum itself."""
+def test_read_state_refuses_any_flipped_bit(tmp_path):
+    """Each bit of the text, including spaces, line ends and the checksum itself."""
     path = tmp_path / "step-00000003"
     path.mkdir()
     file = path / "state.json"
@@ -207,28 +203,28 @@ def test_a_flipped_bit_anywhere_in_the_state_is_refused(tmp_path):
     assert read_state(path)["step"] == 3
 
 
-def test_a_checkpoint_of_another_step_or_run_is_refused(tmp_path):
+def test_verify_checkpoint_refuses_another_step_or_run(tmp_path):
     path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
-    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # keys come and go with versions
+    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # versions add and remove keys
     assert "state.json: is of a run with seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
     other = path.rename(tmp_path / "step-00000009")
     assert "state.json: is of step 3, not of the folder's; use an earlier checkpoint" in refusal(other)
 
 
-def test_weights_are_read_from_a_checkpoint_only_if_their_checksum_is_right(tmp_path):
+def test_load_part_verifies_the_checksum(tmp_path):
     path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
     flip(path / "predictor.safetensors", -1)
     module = built(seed=5)[0]
     load_part(module.target_encoder, path, "target_encoder")
-    with pytest.raises(UserError, match=r"predictor.safetensors: is damaged"):
+    with pytest.raises(UserError, match="damaged"):
         load_part(module.predictor, path, "predictor")
 
 
-def test_steps_of_nine_digits_and_more_are_checkpoints(tmp_path):
+def test_checkpoints_of_steps_with_nine_and_more_digits(tmp_path):
     model, optimizer = built()
     for step in (99_999_999, 100_000_000, 1_000_000_000):
         save_checkpoint(tmp_path, step, model, optimizer, {}, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-100000000", "step-1000000000"]
     assert load_checkpoint(list_checkpoints(tmp_path)[-1], *built(seed=5))["step"] == 1_000_000_000
-    (tmp_path / "step-000000007").mkdir()  # not what step 7 is called
+    (tmp_path / "step-000000007").mkdir()  # not the name of step 7
     assert len(list_checkpoints(tmp_path)) == 2

@@ -1,4 +1,4 @@
-"""Logs are cut from their end, checked for damage and gaps, and read at places, without holding all of a long one."""
+"""Logs are truncated, checked for damage and gaps, and sampled."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ijepa.checkpoint import logs
-from ijepa.checkpoint.logs import cut_log, rows_at_end, spread_rows
+from ijepa.checkpoint.logs import count_rows, sample_rows, spread_rows, truncate_log
 
 METRICS = {"every_step": True}
 
@@ -24,22 +24,20 @@ def steps_in(file) -> list[int]:
     return [json.loads(text)["step"] for text in file.read_bytes().splitlines()]
 
 
-@pytest.fixture(params=[2**20, 16, 200], ids="blocks of {}".format)
-def file(tmp_path, monkeypatch, request):
-    """A log that is read in blocks of several sizes, lines within, across and beyond them."""
-    monkeypatch.setattr(logs, "_BLOCK", request.param)
+@pytest.fixture
+def file(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"step": 7, "lo', b"\0" * 300, b"7\n\xff\n", rows(7, 8, 9)])
-def test_what_came_after_a_step_is_cut_without_a_word(file, tail):
+def test_truncate_log_cuts_later_rows_in_place(file, tail):
     whole = rows(*range(1, 7))
     file.write_bytes(whole + tail)
     node = file.stat().st_ino
-    assert cut_log(file, 6, **METRICS, expected=len(whole)) == ""
-    assert file.read_bytes() == whole and file.stat().st_ino == node  # in place: nothing is copied
-    assert cut_log(file, 2, **METRICS) == "" and file.read_bytes() == rows(1, 2)
-    assert cut_log(file, 0, **METRICS) == "" and file.read_bytes() == b""
+    assert truncate_log(file, 6, **METRICS) == ""
+    assert file.read_bytes() == whole and file.stat().st_ino == node  # in place, nothing is copied
+    assert truncate_log(file, 2, **METRICS) == "" and file.read_bytes() == rows(1, 2)
+    assert truncate_log(file, 0, **METRICS) == "" and file.read_bytes() == b""
 
 
 DAMAGE = {
@@ -54,22 +52,22 @@ DAMAGE |= {"a damaged number": line(5), "beyond": line(10**9), "deep": b"[" * 10
 
 
 @pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_line_costs_that_line_and_is_told(file, damaged):
+def test_truncate_log_removes_and_reports_a_damaged_line(file, damaged):
     file.write_bytes(line(1) + damaged + rows(3, 4, 5))
-    told = cut_log(file, 4, **METRICS, expected=len(rows(1, 2, 3, 4)))
-    assert told == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
+    problem = truncate_log(file, 4, **METRICS)
+    assert problem == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
     assert steps_in(file) == [1, 3, 4] and not list(file.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_last_line_is_told_as_missing(file, damaged):
+def test_truncate_log_reports_a_damaged_last_line_as_missing(file, damaged):
     file.write_bytes(rows(1, 2, 3) + damaged + rows(5))
-    assert cut_log(file, 4, **METRICS) == f"{file}: step 4 is missing"
+    assert truncate_log(file, 4, **METRICS) == f"{file}: step 4 is missing"
     assert steps_in(file) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("there", "problem"),
     [
         ((1, 2, 3), "steps 4 to 6 are missing"),
         ((1, 3, 4, 6), "steps 2, 5 are missing"),
@@ -77,43 +75,43 @@ def test_a_damaged_last_line_is_told_as_missing(file, damaged):
         ((), "steps 1 to 6 are missing"),
     ],
 )
-def test_missing_rows_are_named_and_those_there_stay(file, there, told):
+def test_truncate_log_names_missing_rows_and_keeps_the_others(file, there, problem):
     file.write_bytes(rows(*there))
-    assert cut_log(file, 6, **METRICS) == f"{file}: {told}"
+    assert truncate_log(file, 6, **METRICS) == f"{file}: {problem}"
     assert steps_in(file) == list(there)
 
 
-def test_a_missing_file_is_a_gap(file):
-    assert cut_log(file, 6, **METRICS) == f"{file}: steps 1 to 6 are missing"
-    assert cut_log(file, 6) == f"{file}: rows after step 0 up to step 6 are missing"
-    assert cut_log(file, 6, repeats=True) == cut_log(file, 0, **METRICS) == ""
+def test_truncate_log_treats_a_missing_file_as_empty(file):
+    assert truncate_log(file, 6, **METRICS) == f"{file}: steps 1 to 6 are missing"
+    assert truncate_log(file, 6) == f"{file}: rows after step 0 up to step 6 are missing"
+    assert truncate_log(file, 6, repeats=True) == truncate_log(file, 0, **METRICS) == ""
 
 
-def test_steps_written_twice_are_kept_once(file):
+def test_truncate_log_keeps_repeated_steps_once(file):
     file.write_bytes(rows(1, 2, 3, 2, 3, 4, 3, 4, 5))
-    assert cut_log(file, 4, **METRICS) == f"{file}: 4 damaged or misplaced lines taken out"
+    assert truncate_log(file, 4, **METRICS) == f"{file}: 4 damaged or misplaced lines taken out"
     assert steps_in(file) == [1, 2, 3, 4]
 
 
-def test_other_logs_have_steps_of_their_own(file):
+def test_truncate_log_of_logs_without_every_step(file):
     file.write_bytes(rows(2, 4, 6, 8))
-    assert cut_log(file, 6) == "" and steps_in(file) == [2, 4, 6]
-    assert cut_log(file, 5) == f"{file}: rows after step 4 up to step 5 are missing"
+    assert truncate_log(file, 6) == "" and steps_in(file) == [2, 4, 6]
+    assert truncate_log(file, 5) == f"{file}: rows after step 4 up to step 5 are missing"
     file.write_bytes(rows(0, 0, 3, 3, 6))
-    assert cut_log(file, 3, repeats=True) == "" and steps_in(file) == [0, 0, 3, 3]
-    assert rows_at_end(file, 3) == 2 and rows_at_end(file, 4) == 0
+    assert truncate_log(file, 3, repeats=True) == "" and steps_in(file) == [0, 0, 3, 3]
+    assert count_rows(file, 3) == 2 and count_rows(file, 4) == 0
 
 
 class Counting(io.BytesIO):
-    """A file that counts what is read of it, and the most at once."""
+    """A file that counts the bytes that are read."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self.read_bytes, self.most = 0, 0
+        self.read_bytes = 0
 
     def read(self, size: int = -1) -> bytes:
         data = super().read(size)
-        self.read_bytes, self.most = self.read_bytes + len(data), max(self.most, len(data))
+        self.read_bytes += len(data)
         return data
 
 
@@ -122,32 +120,9 @@ LONG = b"".join(
 )
 
 
-def test_of_a_long_file_the_end_is_read_and_the_rest_in_blocks():
+def test_sample_rows_of_a_long_file_are_few_and_evenly_spread():
     log = Counting(LONG)
-    end, step = logs._end(log, 79_000)
-    assert step == 79_000 and log.read_bytes <= 2 * logs._BLOCK  # a thousand rows have a quarter of one
-    assert logs._is_plain(log, end) and log.most <= logs._BLOCK
-    damaged = bytearray(LONG)
-    damaged[len(LONG) // 2] = 0xE9
-    assert not logs._is_plain(Counting(bytes(damaged)), end)
-
-
-def test_damage_within_a_long_file_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(logs, "_READ_WHOLE", 100)
-    file, whole = tmp_path / "metrics.jsonl", rows(*range(1, 21))
-    file.write_bytes(whole + rows(21))
-    assert cut_log(file, 20, **METRICS, expected=len(whole)) == "" and file.read_bytes() == whole
-    file.write_bytes(whole.replace(b"0.5", b"0.\xe9", 1))  # the same size
-    told = f"{file}: 1 damaged or misplaced line taken out; step 1 is missing"
-    assert cut_log(file, 20, **METRICS, expected=len(whole)) == told
-    file.write_bytes(whole.replace(line(7), b""))  # another size
-    assert cut_log(file, 20, **METRICS, expected=len(whole)) == f"{file}: step 7 is missing"
-    assert cut_log(file, 20) == ""  # a log that does not have every step
-
-
-def test_rows_of_a_long_file_are_spread_over_it_and_few():
-    log = Counting(LONG)
-    found = [row["step"] for row in logs._spread(log)]
+    found = [row["step"] for row in sample_rows(log)]
     assert len(LONG) > 4 * logs._SAMPLED and log.read_bytes <= logs._SAMPLED
     assert found == sorted(set(found)) and found[0] == 0 and found[-100:] == list(range(79_900, 80_000))
     assert max(after - before for before, after in pairwise(found)) < 80_000 / 500
@@ -155,7 +130,7 @@ def test_rows_of_a_long_file_are_spread_over_it_and_few():
     assert sum(found[:tenth]) / tenth == pytest.approx(4_000, rel=0.05)
 
 
-def test_all_rows_of_a_short_file_are_read_but_damaged_ones(tmp_path):
+def test_spread_rows_of_a_short_file_skips_damaged_lines(tmp_path):
     file = tmp_path / "metrics.jsonl"
     assert spread_rows(file) == []
     file.write_bytes(rows(1, 2) + b"7\n\xff\n{}\n" + rows(3) + b'{"step": 4')

@@ -1,14 +1,15 @@
-"""A sharded checkpoint is written beside training: it holds what was there when it was asked for."""
+"""A sharded checkpoint is written during the next steps, and has the weights of its own step."""
 
 from threading import Event
 
 import pytest
+import safetensors.torch
 import torch
+from torch.distributed.checkpoint import state_dict_saver
 
-from ijepa.checkpoint import saver
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.checkpoint.reader import Stored
-from ijepa.checkpoint.saver import Saver, write_shards
+from ijepa.checkpoint.reader import CheckpointReader
+from ijepa.checkpoint.saver import Saver
 from ijepa.distributed.process_group import World
 from ijepa.utils.errors import RunError
 from tests.unit.checkpoint.test_format import built
@@ -18,34 +19,45 @@ NAME = "context_encoder.blocks.0.attn.qkv.weight"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.distributed is disabled")
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+def test_save_returns_before_the_shards_are_written(tmp_path, monkeypatch):
     begun, go = Event(), Event()
 
-    def waiting(*arguments):
+    def waiting(*arguments, **keywords):
         begun.set()
         assert go.wait(60)
-        write_shards(*arguments)
+        return save(*arguments, **keywords)
 
-    monkeypatch.setattr(saver, "write_shards", waiting)
-    (model, optimizer), saving = built(), Saver(tmp_path, 2, SHARDED)
+    save = state_dict_saver.save
+    monkeypatch.setattr(state_dict_saver, "save", waiting)
+    (model, optimizer), saver = built(), Saver(tmp_path, 2, SHARDED)
     weight = model.state_dict()[NAME]
     before = weight.clone()
-    saving.save(5, model, optimizer, {})  # comes back although nothing is written yet
+    saver.save(5, model, optimizer, {})
     assert begun.wait(60) and not list_checkpoints(tmp_path)
     weight.zero_()
     go.set()
-    saving.finish()
+    saver.finish()
     (folder,) = list_checkpoints(tmp_path)
-    assert torch.equal(Stored(folder).rows(NAME), before) and before.any()
+    assert torch.equal(CheckpointReader(folder).rows(NAME), before) and before.any()
 
 
-def test_a_checkpoint_that_could_not_be_written_fails_the_next_call(tmp_path, monkeypatch):
-    def full(*arguments):
+def test_save_raises_the_error_of_the_checkpoint_before(tmp_path, monkeypatch):
+    def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saver, "write_shards", full)
-    saving = Saver(tmp_path, 2, SHARDED)
-    saving.save(5, *built(), {})
-    with pytest.raises(RunError, match="No space left on device"):
-        saving.save(6, *built(), {})
+    monkeypatch.setattr(state_dict_saver, "save", full)
+    saver = Saver(tmp_path, 2, SHARDED)
+    saver.save(5, *built(), {})
+    with pytest.raises(RunError, match="No space left"):
+        saver.save(6, *built(), {})
+    assert not any(tmp_path.iterdir())
+
+
+def test_saver_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(RunError, match="No space left"):
+        Saver(tmp_path, 2, World()).save(1, *built(), {})
     assert not any(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 import pytest
 
-from ijepa.data.paths import Folder, Shards, expand_braces, find
+from ijepa.data.paths import Folder, Shards, expand_braces, find_files
 from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_shards, write_tree
 
@@ -12,7 +12,7 @@ def names(found: object) -> list[str]:
 
 def refusal(path: object, **options: str) -> str:
     with pytest.raises(UserError) as error:
-        find(path, "data.path", **options)
+        find_files(path, "data.path", **options)
     line = str(error.value)
     assert line.startswith("data.path: ") and "\n" not in line
     return line
@@ -36,25 +36,25 @@ def refusal(path: object, **options: str) -> str:
         ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
     ],
 )
-def test_braces(text, expected):
+def test_expand_braces(text, expected):
     assert expand_braces(text) == expected
 
 
-def test_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
+def test_find_files_shards_by_folder_pattern_glob_and_file(tmp_path, monkeypatch):
     write_shards(tmp_path, [1, 1, 1])
     every = ["train-0000.tar", "train-0001.tar", "train-0002.tar"]
-    assert names(find(tmp_path, "")) == every
-    assert names(find(f"{tmp_path}/train-{{0000..0001}}.tar", "")) == every[:2]
-    assert names(find(f"{tmp_path}/train-{{0002..0000}}.tar", "")) == every[::-1]
-    assert names(find(f"{tmp_path}/*-000[12].tar", "")) == every[1:]
-    assert names(find(tmp_path / "train-0001.tar", "")) == every[1:2]
+    assert names(find_files(tmp_path, "")) == every
+    assert names(find_files(f"{tmp_path}/train-{{0000..0001}}.tar", "")) == every[:2]
+    assert names(find_files(f"{tmp_path}/train-{{0002..0000}}.tar", "")) == every[::-1]
+    assert names(find_files(f"{tmp_path}/*-000[12].tar", "")) == every[1:]
+    assert names(find_files(tmp_path / "train-0001.tar", "")) == every[1:2]
     monkeypatch.chdir(tmp_path)
-    assert find("train-{0000..0001}.tar", "") == find(f"{tmp_path}/train-{{0000..0001}}.tar", "")
+    assert find_files("train-{0000..0001}.tar", "") == find_files(f"{tmp_path}/train-{{0000..0001}}.tar", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert names(find("~", "")) == every
+    assert names(find_files("~", "")) == every
 
 
-def test_what_is_not_there(tmp_path):
+def test_find_files_refuses_missing_files(tmp_path):
     write_shards(tmp_path, [1])
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("hello")
@@ -68,53 +68,56 @@ def test_what_is_not_there(tmp_path):
     assert "a.txt is not a tar" in refusal(f"{tmp_path}/*.t*")
 
 
-def test_splits_of_shards(tmp_path):
+def test_find_files_splits_of_shards(tmp_path):
     write_shards(tmp_path, [1, 1], prefix="train")
-    assert len(names(find(tmp_path, ""))) == 2  # one split needs no choice
+    assert len(names(find_files(tmp_path, ""))) == 2  # one split needs no choice
     write_shards(tmp_path, [1], prefix="val")
     line = refusal(tmp_path)
     assert "train, val" in line and f"give one, as {tmp_path}/train-*.tar" in line
-    assert names(find(tmp_path, "", "val")) == ["val-0000.tar"]
-    assert names(find(tmp_path, "", "validation")) == ["val-0000.tar"]
-    assert names(find(f"{tmp_path}/train-*.tar", "", "val")) == ["train-0000.tar", "train-0001.tar"]  # as it was typed
+    assert names(find_files(tmp_path, "", "val")) == ["val-0000.tar"]
+    assert names(find_files(tmp_path, "", "validation")) == ["val-0000.tar"]
+    assert names(find_files(f"{tmp_path}/train-*.tar", "", "val")) == [
+        "train-0000.tar",
+        "train-0001.tar",
+    ]  # as it was typed
     assert "holds no test, only train, val" in refusal(tmp_path, split="test")
 
 
-def test_names_that_speak_of_no_split(tmp_path):
+def test_find_files_names_without_a_split(tmp_path):
     write_shards(tmp_path, [1], prefix="valley")
     write_shards(tmp_path, [1], prefix="trainee")
-    assert len(names(find(tmp_path, ""))) == 2
-    assert len(names(find(tmp_path, "", "train"))) == 2
+    assert len(names(find_files(tmp_path, ""))) == 2
+    assert len(names(find_files(tmp_path, "", "train"))) == 2
 
 
-def test_splits_of_folders(tmp_path):
+def test_find_files_splits_of_folders(tmp_path):
     write_tree(tmp_path, {"train2017/c/a.jpg": b"", "val2017/c/a.jpg": b"", "notes/x.txt": b""})
     assert "several splits: train, val" in refusal(tmp_path)
-    assert find(tmp_path, "", "train") == Folder(tmp_path / "train2017")
-    assert find(tmp_path, "", "val") == Folder(tmp_path / "val2017")
+    assert find_files(tmp_path, "", "train") == Folder(tmp_path / "train2017")
+    assert find_files(tmp_path, "", "val") == Folder(tmp_path / "val2017")
     write_tree(tmp_path, {"train2014/c/a.jpg": b""})
     assert "train2014, train2017; give one" in refusal(tmp_path, split="train")
 
 
-def test_splits_of_images_and_masks(tmp_path):
+def test_find_files_splits_of_images_and_masks(tmp_path):
     write_tree(tmp_path, {f"{s}/{kind}/a.png": b"" for s in ("train", "val") for kind in ("images", "masks")})
-    assert find(tmp_path, "", "val") == Folder(tmp_path / "val/images", tmp_path / "val/masks")
+    assert find_files(tmp_path, "", "val") == Folder(tmp_path / "val/images", tmp_path / "val/masks")
 
 
-def test_a_class_may_be_called_train(tmp_path):
+def test_find_files_class_called_train(tmp_path):
     write_tree(tmp_path, {"train/a.jpg": b"", "bus/a.jpg": b"", "valley/a.jpg": b""})
-    assert find(tmp_path, "") == Folder(tmp_path) == find(tmp_path, "", "train")
+    assert find_files(tmp_path, "") == Folder(tmp_path) == find_files(tmp_path, "", "train")
     only = write_tree(tmp_path / "only", {"train/c/a.jpg": b""})
-    assert find(only, "") == Folder(only / "train")
+    assert find_files(only, "") == Folder(only / "train")
 
 
-def test_tars_beside_folders_of_splits(tmp_path):
+def test_find_files_refuses_tars_next_to_split_folders(tmp_path):
     write_shards(tmp_path, [1])
     write_tree(tmp_path, {"train/c/a.jpg": jpeg(0), "val/c/a.jpg": jpeg(1)})
     assert "both tar files and the folders train, val" in refusal(tmp_path)
 
 
-def test_links_and_hidden_entries(tmp_path):
+def test_find_files_links_and_hidden_entries(tmp_path):
     write_tree(tmp_path / "real", {"a.jpg": b"", ".train/b.jpg": b"", ".val/b.jpg": b""})
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert find(tmp_path / "link", "") == Folder(tmp_path / "link")
+    assert find_files(tmp_path / "link", "") == Folder(tmp_path / "link")

@@ -1,4 +1,4 @@
-"""Several processes give the result that one gives, to the last digit."""
+"""Collectives of evaluation, and evaluations on one and two processes, which have the same result."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.report.run_data import MAIN
+from ijepa.evaluation.results.schema import HEADLINE
 from ijepa.utils.errors import RunError
 from tests.helpers.ranks import spawn
 from tests.helpers.videos import write_video
@@ -29,7 +29,7 @@ PROTOCOLS = {
     "videos": ("propagation", "base: demo\nshort_side: 32"),
 }
 FEW = {"neighbours", "videos"}
-"""What the fast tests evaluate."""
+"""Protocols of the fast tests."""
 EVALUATE = """
 import json, os, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ for name, (kind, _) in chosen.items():
 
 @pytest.fixture
 def results(request) -> dict[int, Path]:
-    """The folder of results by the number of processes that made them; all protocols for a slow test, else two."""
+    """Return the folders of results by the number of processes; all protocols for a slow test, else two."""
     slow = request.node.get_closest_marker("slow")
     return request.getfixturevalue("all_results" if slow else "few_results")
 
@@ -84,7 +84,7 @@ def evaluated(scenes: Path, tmp_path_factory, names: Collection[str]) -> dict[in
         given = [str(folder), str(scenes), str(videos), json.dumps(chosen)]
         said = spawn(size, [sys.executable, "-c", EVALUATE, *given])
         assert [code for code, _ in said] == [0] * size, said
-        assert all("images/b/00001.png: " in text for _, text in said), "all say what one of them met"
+        assert all("images/b/00001.png: " in text for _, text in said), "all processes report the error of one"
         assert not (folder / "none").exists()
     return found
 
@@ -93,25 +93,25 @@ def evaluated(scenes: Path, tmp_path_factory, names: Collection[str]) -> dict[in
 @pytest.mark.parametrize(
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in PROTOCOLS]
 )
-def test_processes_change_no_digit(results, name):
+def test_evaluation_is_identical_for_one_and_two_processes(results, name):
     one, several = (json.loads(next((results[size] / name).glob("*.json")).read_text()) for size in (1, 2))
     assert one.pop("seconds") > 0 and several.pop("seconds") > 0
     for each in (one, several):
         each["cpu"].pop("gemm", None)  # measured, like the seconds
     assert one == several
     assert (
-        len(one["rows"]) == 1 or len({row[MAIN[one["kind"]]] for row in one["rows"]}) > 1
-    )  # else equality would say little
+        len(one["rows"]) == 1 or len({row[HEADLINE[one["kind"]]] for row in one["rows"]}) > 1
+    )  # otherwise equality would prove little
 
 
-def test_every_row_is_one_processes():
+def test_batch_rows_are_disjoint_and_complete():
     rows = [World(rank=rank, size=3).batch_rows(50, 8) for rank in range(3)]
     assert sorted(np.concatenate(rows).tolist()) == list(range(50))
     assert rows[1][:8].tolist() == list(range(8, 16))
     assert World(rank=2, size=3).batch_rows(7, 8).tolist() == []
 
 
-def test_one_process_is_dealt_everything():
+def test_map_in_turns_on_one_process_yields_everything():
     def make(numbers):
         for number in numbers:
             if number == 3:

@@ -1,4 +1,4 @@
-"""A slow rank is found and named, whatever the others wait in."""
+"""A slow rank is found and named."""
 
 import json
 import sys
@@ -34,8 +34,8 @@ main()
 
 
 @dataclass(frozen=True)
-class Ranks(World):
-    """A world whose other ranks answer what they are told to."""
+class FakeWorld(World):
+    """A world whose other ranks give fixed answers."""
 
     others: tuple[tuple[float, float], ...] = ()
 
@@ -43,13 +43,15 @@ class Ranks(World):
         return [value, *self.others]
 
 
-def pace(others, rank: int = 0) -> StragglerDetector:
-    return StragglerDetector(Ranks(rank=rank, size=len(others) + 1, others=others), IJEPA(SHAPE), torch.device("cpu"))
+def detector(others, rank: int = 0) -> StragglerDetector:
+    return StragglerDetector(
+        FakeWorld(rank=rank, size=len(others) + 1, others=others), IJEPA(SHAPE), torch.device("cpu")
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_slow_rank_is_named_in_timings_and_after_three_readings_in_a_line(scenes, tmp_path):
+def test_slow_rank_is_in_timings_and_reported_after_three_readings(scenes, tmp_path):
     whole = command(scenes, tmp_path / "run", "--steps", "10", "--parallel.timeout", "60")
     ranks = spawn(2, [sys.executable, "-c", SLOW, *whole[3:]])
     assert [code for code, _ in ranks] == [0, 0], ranks
@@ -60,13 +62,13 @@ def test_a_slow_rank_is_named_in_timings_and_after_three_readings_in_a_line(scen
 
 
 @pytest.mark.parametrize("behind", [(4.0, 0.0), (2.0, 0.5)], ids=["slow", "hungry"])
-def test_what_lasts_is_said_once_and_again_when_it_comes_back(behind):
-    times = pace(((2.0, 0.0), behind))
+def test_compare_reports_a_lasting_straggler_once(behind):
+    times = detector(((2.0, 0.0), behind))
 
     def read(*others) -> list[str]:
         object.__setattr__(times._world, "others", others)
         times._times.append((0.0, 2.0))
-        return times.compared(10.0, 0.0)[1]
+        return times.compare(10.0, 0.0)[1]
 
     steady = (2.0, 0.1)
     said = [read((2.0, 0.0), behind) for _ in range(5)]
@@ -75,18 +77,18 @@ def test_what_lasts_is_said_once_and_again_when_it_comes_back(behind):
     assert len(read((2.0, 0.0), behind)) == 1
 
 
-def test_others_than_rank_0_say_nothing_and_one_alone_measures_nothing():
-    times = pace(((9.0, 0.0),), rank=1)
+def test_compare_returns_lines_on_rank_0_only():
+    times = detector(((9.0, 0.0),), rank=1)
     for _ in range(4):
         times._times.append((0.0, 1.0))
-        figures, lines = times.compared(10.0, 1.0)
-        assert figures == {"slowest_rank": 1, "slowest_times": 9.0, "hungriest_rank": 0, "hungriest_wait": 0.1}
+        figures, lines = times.compare(10.0, 1.0)
+        assert figures == {"slowest_rank": 1, "slowest_times": 9.0, "data_bound_rank": 0, "data_bound_wait": 0.1}
         assert not lines
-    assert pace(()).compared(10.0, 1.0) == ({}, [])
+    assert detector(()).compare(10.0, 1.0) == ({}, [])
 
 
-def test_only_one_block_is_timed():
-    times, model = pace(((1.0, 0.0),)), IJEPA(SHAPE)
+def test_straggler_detector_times_one_block():
+    times, model = detector(((1.0, 0.0),)), IJEPA(SHAPE)
     times = StragglerDetector(times._world, model, torch.device("cpu"))
     pixels = torch.zeros(2 * 36, 3 * 64, dtype=torch.uint8)
     model.encode_targets(pixels, 2)

@@ -1,4 +1,4 @@
-"""A rank that is lost or stuck is named, and the others end: also where nothing that a device holds comes back."""
+"""A rank that is lost or stuck is named, and the others end, also if their device hangs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event
 import torch.distributed as dist
-from ijepa.distributed import watchdog as watch
+from ijepa.distributed.watchdog import Watchdog
 from ijepa.distributed.process_group import World
 
 class Device:
@@ -30,84 +30,78 @@ class Device:
         Event().wait()  # a flush behind a collective that never finishes
 
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=True, timeout=timedelta(seconds=10))
-watch._PULSE, watch._PATIENCE = 0.1, 2.0
-with closing(Device()), (seen := watch.Watchdog(World(size=2), 0.3, lambda: None)).naming():
-    seen.at(7, "computing")
+watchdog = Watchdog(World(size=2), 0.3, lambda: None, interval=0.1, store_timeout=2.0)
+with closing(Device()), watchdog.leave_on_collective_error():
+    watchdog.report(7, "computing")
     BODY
 """
 
 
-def test_blame_names_the_silent_then_those_behind():
-    from ijepa.distributed.watchdog import Heartbeat, blame
+def test_describe_stall_names_silent_ranks_then_those_behind():
+    from ijepa.distributed.watchdog import Heartbeat, describe_stall
 
     at = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 7, "loading data", 9), Heartbeat(2, 7, "computing", 9)]
-    assert blame([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert blame([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
+    assert describe_stall([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
+    assert describe_stall([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
     late = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 6, "computing", 9)]
-    assert blame([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
-    assert "all of them at step 7" in blame([(at[0], True), (at[2], True)])
+    assert describe_stall([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
+    assert "all of them at step 7" in describe_stall([(at[0], True), (at[2], True)])
 
 
 SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
-TOLD = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
-UNKNOWN = "other ranks, of which the launcher's store knows nothing any more"
+CAUSE = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
+UNKNOWN = "other ranks, about which the launcher's store has no information"
 
 
 @pytest.mark.parametrize(
     ("body", "waits_for", "cause"),
     [
         ("Event().wait()", SILENT, ""),
-        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, TOLD),
+        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, CAUSE),
         ("del store; Event().wait()", UNKNOWN, ""),
     ],
-    ids=["stuck", "told", "without a store"],
+    ids=["stuck", "error of gloo", "without a store"],
 )
-def test_what_waits_for_a_device_is_never_asked_again(body, waits_for, cause):
-    """Stuck in a step, or told by gloo while the device is stuck: one line, and the end before anything is closed.
+def test_watchdog_exits_while_the_device_hangs(body, waits_for, cause):
+    """After a timeout or an error of gloo, the process prints one line and ends before anything is closed.
 
-    What gloo has told comes after that line.
+    The error of gloo comes after that line.
     """
     port = free_port()
     script = [sys.executable, "-c", WAITS.replace("BODY", body), str(port)]
     done = subprocess.run(script, env=environment(0, 2, port), capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("ijepa: ")]  # torch speaks of its store too
+    # torch prints lines about its store too
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ijepa: ")]
     assert lines == [f"ijepa: step 7 waits for {waits_for}; there is no checkpoint yet"]
     assert done.stderr.partition(lines[0])[2].startswith(f"\n{cause}") and "and where" not in done.stderr
 
 
-def test_of_nccl_the_cause_is_told_and_not_only_its_code():
-    from ijepa.distributed.watchdog import _cause
+def test_summarize_contains_the_last_error_of_nccl():
+    from ijepa.distributed.watchdog import summarize
 
     said = "NCCL error in: utils.cpp:77, unhandled cuda error\nncclUnhandledCudaError: Call failed.\nLast error:\n"
-    assert _cause(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
-    assert _cause(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
+    assert summarize(RuntimeError(said)) == "RuntimeError: NCCL error in: utils.cpp:77, unhandled cuda error"
+    assert summarize(RuntimeError(f"{said}Cuda failure 2 'out of memory'\n")).endswith(
         "77, unhandled cuda error (Cuda failure 2 'out of memory')"
     )
-    assert _cause(RuntimeError()) == "RuntimeError: "
+    assert summarize(RuntimeError()) == "RuntimeError: "
 
 
-def test_a_defect_in_a_loader_is_no_lost_rank(monkeypatch):
-    """Its text holds a traceback, through multiprocessing/connection.py, for example."""
+def test_is_collective_error_is_false_for_a_defect_in_a_loader():
+    """Its text contains a traceback, for example with multiprocessing/connection.py."""
     from ijepa.data.loading.workers import LoaderDefect
-    from ijepa.distributed.process_group import World
-    from ijepa.distributed.watchdog import Watchdog
+    from ijepa.distributed.watchdog import is_collective_error
 
-    def leave(self, error):
-        raise AssertionError("left")
-
-    monkeypatch.setattr(Watchdog, "leave", leave)
-    seen = Watchdog(World(), 1.0, lambda: None)
-    seen._store = object()
-    with pytest.raises(LoaderDefect), seen.naming():
-        raise LoaderDefect('in a loader process:\n File "multiprocessing/connection.py", line 5, in _send')
-    with pytest.raises(AssertionError, match="left"), seen.naming():
-        raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+    defect = 'in a loader process:\n File "multiprocessing/connection.py", line 5, in _send'
+    assert not is_collective_error(LoaderDefect(defect))
+    assert is_collective_error(RuntimeError("Connection closed by peer [127.0.0.1]:4711"))
+    assert not is_collective_error(RuntimeError("shape mismatch"))
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path):
+def test_watchdog_names_a_frozen_rank(scenes, tmp_path):
     out, port = tmp_path / "run", free_port()
     whole = command(scenes, out, "--parallel.timeout", "5")
     ranks = [
@@ -132,16 +126,17 @@ def test_a_frozen_rank_is_named_with_its_step_and_ends_the_run(scenes, tmp_path)
 SLOW = """
 import json, os, sys, time
 from pathlib import Path
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.config.recipe import Recipe
-from ijepa.training import loop, model_setup
-from ijepa.training.loop import Callback
+from ijepa.training.loop import Callback, pretrain
+from ijepa.training.runtime import Numerics
 
 mine = int(os.environ["RANK"])
 recipe = Recipe.read(json.loads(sys.argv[1]), "test")
-calls = []
+calls, numerics = [], Numerics()
 BODY
-loop.pretrain(recipe, open_source(recipe.data.path, split="train"), Path(sys.argv[2]), callbacks=calls, quiet=True)
+source = open_dataset(recipe.data.path, split="train")
+pretrain(recipe, source, Path(sys.argv[2]), callbacks=calls, quiet=True, numerics=numerics)
 """
 
 MEASURE = """
@@ -152,22 +147,19 @@ calls = [Callback(100, measure)]
 """
 
 COMPILE = """
-from functools import partial
-from ijepa.training.block_transforms import compile_blocks
-
 def backend(graph, inputs):
     backend.calls += 1
     time.sleep(14 if mine == 0 and backend.calls == 1 else 0)
     return graph
 
 backend.calls = 0
-model_setup.compile_blocks = partial(compile_blocks, backend=backend)
+numerics = Numerics(compile_backend=backend)
 """
 
 HANG = """
 def measure(model):
     if mine == 1:
-        os.kill(os.getpid(), 19)  # SIGSTOP: the process is there and gives no sign
+        os.kill(os.getpid(), 19)  # SIGSTOP: the process exists and has no heartbeat
     return dict(answer=1.0)
 calls = [Callback(100, measure)]
 """
@@ -181,7 +173,7 @@ def slow_ranks(scenes: Path, out: Path, body: str, **changes) -> list[tuple[int,
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("ranks", "strategy"), [((0,), "zero2"), ((0,), "ddp"), ((0, 1), "zero2")])
-def test_a_measurement_longer_than_the_timeout_ends_no_run(scenes, tmp_path, ranks, strategy):
+def test_watchdog_allows_a_measurement_longer_than_the_timeout(scenes, tmp_path, ranks, strategy):
     found = slow_ranks(scenes, tmp_path / "run", MEASURE.replace("{ranks}", str(ranks)), strategy=strategy)
     assert [code for code, _ in found] == [0, 0], found
     assert len(rows(tmp_path / "run")) == 3 and len((tmp_path / "run/diagnostics.jsonl").read_text().splitlines()) == 2
@@ -189,7 +181,7 @@ def test_a_measurement_longer_than_the_timeout_ends_no_run(scenes, tmp_path, ran
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_compilation_longer_than_the_timeout_ends_no_run(scenes, tmp_path):
+def test_watchdog_allows_a_compilation_longer_than_the_timeout(scenes, tmp_path):
     found = slow_ranks(scenes, tmp_path / "run", COMPILE, compile=True)
     assert [code for code, _ in found] == [0, 0], found
     assert len(rows(tmp_path / "run")) == 3
@@ -197,7 +189,7 @@ def test_a_compilation_longer_than_the_timeout_ends_no_run(scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_rank_that_is_frozen_while_it_measures_is_named(scenes, tmp_path):
+def test_watchdog_names_a_rank_that_freezes_while_it_measures(scenes, tmp_path):
     values = recipe(scenes, steps=3, parallel={"timeout": 5})
     script = [sys.executable, "-c", SLOW.replace("BODY", HANG), json.dumps(values), str(tmp_path / "run")]
     port = free_port()
@@ -218,7 +210,7 @@ def test_a_rank_that_is_frozen_while_it_measures_is_named(scenes, tmp_path):
 @pytest.mark.distributed
 @pytest.mark.skipif(sys.platform != "linux", reason="finds ranks in /proc")
 @pytest.mark.parametrize("size", [1, 2])
-def test_ranks_end_with_a_torchrun_that_was_killed_and_lose_no_step(scenes, tmp_path, size):
+def test_ranks_save_and_end_when_torchrun_is_killed(scenes, tmp_path, size):
     out = tmp_path / "run"
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size), "--standalone"]
     launcher = subprocess.Popen(
@@ -248,7 +240,7 @@ def test_ranks_end_with_a_torchrun_that_was_killed_and_lose_no_step(scenes, tmp_
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one whose exit code nobody has asked for does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.evaluation.classification.linear_probe import FLATTERED, evaluate_linear
 from ijepa.evaluation.features.precision import resolved
 from ijepa.evaluation.protocols import KINDS, load_protocol, presets
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from tests.helpers.feature_clouds import colour_sets
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
@@ -249,16 +249,16 @@ SHORT = {"batch": 20, "epochs": 4.0, "forward_batch": 32}
 def test_published_presets_run_to_their_end(name: str, tmp_path: Path):
     """LARS, batch norms and pooling heads behind a real encoder, with fewer epochs and milestones among them."""
     train, test = colour_sets(tmp_path)
-    shape = Model(image_size=32, patch_size=8, encoder={"width": 64, "depth": 4, "heads": 2})
+    shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 4, "heads": 2})
     whole = load_protocol("linear", name)
     short = SHORT | ({"milestones": (1, 2, 3)} if whole.milestones else {})
     if whole.optimizer == "lars":  # 16384 images a step are a rate of 6.4
         short["lrs"] = tuple(lr * 16384 / 20 for lr in whole.lrs)
-    result = evaluate_linear({"toy": Encoder.initial(shape, 0)}, train, test, whole.model_copy(update=short))
+    result = evaluate_linear({"toy": FrozenEncoder.initial(shape, 0)}, train, test, whole.model_copy(update=short))
     (row,) = result.rows
     assert row["heads"] == whole.heads
     assert row["top1"] > 0.5, "three plain colours"
     assert ("held_out" in row) == (whole.selection == "held-out")
-    assert (FLATTERED in result["notes"]) == (name in ("ijepa", "mae", "dinov2"))
+    assert (FLATTERED in result.notes) == (name in ("ijepa", "mae", "dinov2"))
     if name == "mae":
         assert 1 <= row["head"]["epoch"] <= 4

@@ -8,13 +8,13 @@ from safetensors.torch import save_file
 
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.decode import decode
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.features.extract import center_view
 from ijepa.evaluation.run import evaluate
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
 from ijepa.interop.weights import load_encoder
-from ijepa.model.ijepa import build_encoder
+from ijepa.model.vision_transformer import VisionTransformer
 from ijepa.utils.errors import RunError, UserError
 from tests.conftest import TINY
 from tests.helpers.encoders import block_mask, write_pairs
@@ -31,7 +31,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of weights as they may come from anywhere: a recipe and one encoder."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
-    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    vit = VisionTransformer(Recipe.load(folder / "recipe.yaml").model)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
     save_file(state, folder / "target_encoder.safetensors")
@@ -181,7 +181,7 @@ def test_saved_head_has_the_accuracy_of_the_row(weights: Path, scenes: Path, tmp
     protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
     result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
     head, encoder = Head.read(file), load_encoder(weights)
-    source = open_source(f"{scenes}/val-*.tar")
+    source = open_dataset(f"{scenes}/val-*.tar")
     view = center_view((48, 48), 1.0)
     pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
     right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ijepa.masking.masks import MaskRule, draw_masks
-from ijepa.masking.packing import Packer, draw_depth, layer_rates, pack
+from ijepa.masking.packing import Packer, draw_drop_path, layer_rates, pack
 
 PIXELS = torch.zeros(6, 3, 64, 64, dtype=torch.uint8)
 
@@ -13,7 +13,7 @@ PIXELS = torch.zeros(6, 3, 64, 64, dtype=torch.uint8)
 def packed(drop_path=0.0, rule=None):
     rule = rule or MaskRule(min_context=4)
     masks = draw_masks(rule, (8, 8), 1, np.arange(6))
-    return masks, pack(masks, PIXELS, 16, draw_depth(1, np.arange(6), 4, drop_path), range(6))
+    return masks, pack(masks, PIXELS, 16, draw_drop_path(1, np.arange(6), 4, drop_path), range(6))
 
 
 def pieces(sequences):
@@ -21,7 +21,7 @@ def pieces(sequences):
 
 
 @pytest.mark.parametrize("rule", [None, MaskRule(targets=12, target_scale=(0.3, 0.4), min_context=18)])
-def test_every_index_by_plain_lists(rule):
+def test_pack_gives_the_indices_of_plain_lists(rule):
     masks, batch = packed(rule=rule)
     context = [[64 * i + int(p) for p in np.flatnonzero(row)] for i, row in enumerate(masks.context)]
     blocks = [
@@ -42,7 +42,7 @@ def test_every_index_by_plain_lists(rule):
 
 
 @pytest.mark.parametrize("rule", [None, MaskRule(targets=12, target_scale=(0.3, 0.4), min_context=18)])
-def test_every_image_weighs_one_over_the_global_batch_and_its_blocks_share_alike(rule):
+def test_pack_weighs_images_and_their_blocks_equally(rule):
     _masks, batch = packed(rule=rule)
     shares = [float(part.sum()) for part in batch.loss_weight.split(list(batch.targets.lengths))]
     image = [part[0] // 64 for part in pieces(batch.targets)]
@@ -51,29 +51,23 @@ def test_every_image_weighs_one_over_the_global_batch_and_its_blocks_share_alike
         assert sum(mine) == pytest.approx(1 / 16) and max(mine) == pytest.approx(min(mine))
 
 
-def test_stochastic_depth_keeps_whole_images_at_linear_rates():
+def test_draw_drop_path_keeps_whole_images_at_linear_rates():
     assert layer_rates(5, 0.4) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    kept = draw_depth(0, np.arange(20000), 5, 0.4)
-    assert 1 - kept.mean(0) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=0.012)
-    assert abs(np.corrcoef(kept[:, 3], kept[:, 4])[0, 1]) < 0.03
-    assert draw_depth(0, [1, 2], 5, 0.0) is None
+    keep = draw_drop_path(0, np.arange(20000), 5, 0.4)
+    assert 1 - keep.mean(0) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=0.012)
+    assert abs(np.corrcoef(keep[:, 3], keep[:, 4])[0, 1]) < 0.03
+    assert draw_drop_path(0, [1, 2], 5, 0.0) is None
     _masks, batch = packed(drop_path=0.7)
-    drawn = draw_depth(1, np.arange(6), 4, 0.7)
-    for layer, column in zip(batch.kept, drawn.T, strict=True):
+    drawn = draw_drop_path(1, np.arange(6), 4, 0.7)
+    for layer, column in zip(batch.drop_path_rows, drawn.T, strict=True):
         if column.all():
             assert layer is None
         else:
-            whole = [
-                n
-                for n, keep in zip(
-                    np.split(np.arange(sum(batch.context.lengths)), batch.context.cu_seqlens[1:-1]), column, strict=True
-                )
-                if keep
-            ]
-            assert pieces(layer) == [rows.tolist() for rows in whole]
+            images = torch.arange(len(batch.context.index)).split(list(batch.context.lengths))
+            assert pieces(layer) == [rows.tolist() for rows, kept in zip(images, column, strict=True) if kept]
 
 
-def test_a_packer_is_its_positions_and_nothing_else():
+def test_packer_depends_on_positions_alone():
     packer = Packer(MaskRule(min_context=4), (8, 8), 3, 16, 4, 0.5)
     whole, part = packer(np.arange(6), PIXELS), packer(np.arange(2, 4), PIXELS[:2])
     cut = [[p - 128 for p in image] for image in pieces(whole.context)[2:4]]
@@ -81,11 +75,10 @@ def test_a_packer_is_its_positions_and_nothing_else():
     assert part.positions == (2, 3)
 
 
-def test_a_batch_goes_anywhere_whole():
+def test_batch_map_and_to_reach_every_tensor():
     _, batch = packed(drop_path=0.7)
     double = batch.map(lambda t: t.double() if t.is_floating_point() else t)
     assert double.loss_weight.dtype == torch.float64 and double.positions == batch.positions
     moved = batch.to("meta")
-    assert (
-        moved.pixels.is_meta and moved.predictor.index.is_meta and all(k is None or k.index.is_meta for k in moved.kept)
-    )
+    assert moved.pixels.is_meta and moved.predictor.index.is_meta
+    assert all(rows is None or rows.index.is_meta for rows in moved.drop_path_rows)

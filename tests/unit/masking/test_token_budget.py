@@ -1,23 +1,24 @@
-"""Padded batches: constant shapes, nothing lost, and the same loss and gradients as without padding."""
+"""Padded batches have constant shapes, and the same loss and gradients as without padding."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor
 from ijepa.masking.masks import MaskRule, draw_masks
-from ijepa.masking.packing import Packer, draw_depth, layer_rates
+from ijepa.masking.packing import Packer, draw_drop_path, layer_rates
 from ijepa.masking.token_budget import Budget
+from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from ijepa.model.ijepa import IJEPA
 
 RULE = MaskRule(min_context=4)
-SHAPE = Model(
+SHAPE = ModelConfig(
     image_size=(64, 64),
     patch_size=8,
-    encoder=Encoder(width=32, depth=4, heads=4, drop_path=0.5),
-    predictor=Predictor(width=16, depth=3, heads=2),
+    encoder=EncoderConfig(width=32, depth=4, heads=4, drop_path=0.5),
+    predictor=PredictorConfig(width=16, depth=3, heads=2),
 )
 RATES = layer_rates(4, 0.5)
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 64, 64), dtype=np.uint8))
@@ -37,38 +38,38 @@ def shapes(batch):
     return tensors
 
 
-def test_a_budget_is_the_mean_and_some_deviations():
+def test_for_masks_is_the_mean_plus_deviations():
     masks = draw_masks(RULE, (8, 8), 0, np.arange(4096))
     seen, asked = masks.context.sum(1), masks.targets.sum((1, 2))
     wide = Budget.for_masks(RULE, (8, 8), 256, RATES, deviations=2, granule=1)
     assert wide.context == pytest.approx(256 * seen.mean() + 2 * 16 * seen.std(), abs=2)
     assert wide.targets == pytest.approx(256 * asked.mean() + 2 * 16 * asked.std(), abs=2)
     assert wide.layers[0] is None and wide.limit == 64
-    kept = seen[:, None] * draw_depth(0, np.arange(4096), 4, 0.5)
+    kept = seen[:, None] * draw_drop_path(0, np.arange(4096), 4, 0.5)
     for layer in (1, 2, 3):
         assert wide.layers[layer] == pytest.approx(256 * kept.mean(0)[layer] + 32 * kept.std(0)[layer], rel=0.02)
     assert list(wide.layers[1:]) == sorted(wide.layers[1:], reverse=True)
     assert all(size and size % 128 == 0 for size in Budget.for_masks(RULE, (8, 8), 256, RATES).layers[1:])
 
 
-def test_overflow_grows_by_sixteenths_and_holds_everything():
+def test_room_grows_by_sixteenths_above_the_budget():
     room = Budget(1600, 0, 0, (), 64, granule=16)
     assert [room.room(t, 1600) for t in (0, 1600, 1601, 1697, 5000)] == [1600, 1600, 1696, 1792, 5056]
     assert [room.room(t, 0) for t in (1, 16, 17)] == [16, 16, 32]
 
 
-def test_shapes_do_not_change_from_step_to_step():
+def test_packer_with_a_budget_gives_constant_shapes():
     seen = {str(shapes(packer(budget(deviations=6))(np.arange(6 * s, 6 * s + 6), PIXELS))) for s in range(20)}
     assert len(seen) == 1
     assert len({str(shapes(packer(None)(np.arange(6 * s, 6 * s + 6), PIXELS))) for s in range(20)}) == 20
 
 
 @pytest.mark.parametrize("chosen", [budget(), budget(deviations=-3), Budget.aligned((8, 8), RATES, 16)])
-def test_padding_stands_behind_the_batch_and_in_sequences_of_its_own(chosen):
+def test_padding_follows_the_batch_in_sequences_of_its_own(chosen):
     plain, padded = packer(None)(np.arange(6), PIXELS), packer(chosen)(np.arange(6), PIXELS)
     tokens = len(plain.context.index)
     pairs = [(getattr(plain, n), getattr(padded, n)) for n in ("context", "targets", "predictor", "queries")]
-    pairs += [(a, b) for a, b in zip(plain.kept, padded.kept, strict=True) if a is not None]
+    pairs += [(a, b) for a, b in zip(plain.drop_path_rows, padded.drop_path_rows, strict=True) if a is not None]
     for old, new in pairs:
         assert new.lengths == old.lengths and len(new.index) % 16 == 0 and new.longest == 64
         real = len(old.index)
@@ -82,7 +83,7 @@ def test_padding_stands_behind_the_batch_and_in_sequences_of_its_own(chosen):
     assert torch.equal(padded.predictor.index[: len(moved)], plain.predictor.index + moved)
     last = len(padded.context.index) - 1
     assert len(pairs) > 4 and not padded.context.real[last]
-    for old, new in pairs[4:]:  # a layer's padding is no image's token
+    for old, new in pairs[4:]:  # the padding of a layer does not belong to an image
         assert set(new.index[len(old.index) :].tolist()) <= {last}
     assert torch.equal(padded.loss_weight[: len(plain.loss_weight)], plain.loss_weight)
     assert not padded.loss_weight[len(plain.loss_weight) :].any()
@@ -95,7 +96,7 @@ def test_padding_stands_behind_the_batch_and_in_sequences_of_its_own(chosen):
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 @pytest.mark.parametrize("chosen", [budget(), Budget.aligned((8, 8), RATES, 16), budget(granule=64, deviations=9)])
 def test_padding_changes_neither_loss_nor_gradients(drop_path, chosen):
-    shape = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"drop_path": drop_path})})
+    shape = replace(SHAPE, encoder=replace(SHAPE.encoder, drop_path=drop_path))
     model = IJEPA(shape, seed=1)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -103,9 +104,9 @@ def test_padding_changes_neither_loss_nor_gradients(drop_path, chosen):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
     found = []
     for each in (None, chosen):
-        outcome = model(packer(each, drop_path)(np.arange(6), PIXELS))
-        outcome.loss.backward()
-        found.append((outcome, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        output = model(packer(each, drop_path)(np.arange(6), PIXELS))
+        output.loss.backward()
+        found.append((output, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad()
     (plain, wanted), (padded, gradients) = found
     assert padded.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
@@ -116,7 +117,7 @@ def test_padding_changes_neither_loss_nor_gradients(drop_path, chosen):
 
 @pytest.mark.parametrize("aligned", [False, True])
 def test_padding_enters_a_layer_with_stochastic_depth_as_zeros(aligned):
-    """A scale over all tokens then sees no image's token that skips the layer."""
+    """So a scale over all tokens does not depend on images that skip the layer."""
     chosen = Budget.aligned((8, 8), RATES, 16) if aligned else budget()
     model, entering = IJEPA(SHAPE, seed=1), []
     for block in model.context_encoder.blocks:
@@ -129,8 +130,8 @@ def test_padding_enters_a_layer_with_stochastic_depth_as_zeros(aligned):
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_what_padding_becomes_depends_on_weights_and_not_on_images(drop_path):
-    shape = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"drop_path": drop_path})})
+def test_values_of_padding_depend_on_weights_and_not_on_images(drop_path):
+    shape = replace(SHAPE, encoder=replace(SHAPE.encoder, drop_path=drop_path))
     model, real, seen = IJEPA(shape, seed=1), [], []
     with torch.no_grad():
         for parameter in model.parameters():
@@ -152,18 +153,18 @@ def test_what_padding_becomes_depends_on_weights_and_not_on_images(drop_path):
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_a_layer_that_no_image_keeps_runs_on_padding(aligned):
+def test_layer_that_keeps_no_image_runs_on_padding(aligned):
     rates = layer_rates(4, 0.9)
     chosen = Budget.aligned((8, 8), rates, 16) if aligned else Budget.for_masks(RULE, (8, 8), 1, rates, granule=16)
     found = []
     for each in (None, chosen):
         model = IJEPA(SHAPE, seed=1)
         batch = Packer(RULE, (8, 8), 3, 12, 4, 0.9, each)(np.arange(1, 2), PIXELS[:1])
-        assert not batch.kept[3].lengths
-        outcome = model(batch)
-        outcome.loss.backward()
+        assert not batch.drop_path_rows[3].lengths
+        output = model(batch)
+        output.loss.backward()
         assert not model.context_encoder.blocks[3].mlp.fc1.weight.grad.any()
-        found.append((outcome.loss.item(), model.context_encoder.blocks[0].mlp.fc1.weight.grad))
-    assert len(batch.kept[3].index) % 16 == 0 < len(batch.kept[3].index)
+        found.append((output.loss.item(), model.context_encoder.blocks[0].mlp.fc1.weight.grad))
+    assert len(batch.drop_path_rows[3].index) % 16 == 0 < len(batch.drop_path_rows[3].index)
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-8)

@@ -1,21 +1,21 @@
-"""Initial weights: their deviations, the residual stream's factor, and the very numbers, by another way."""
+"""Initial weights: their standard deviations, the factor of residual layers, and the numbers themselves."""
 
 from statistics import NormalDist
 
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.init import initial_rows
 from ijepa.utils.random import Stream, name_position
 from tests.reference.philox import philox_slow
 
-SHAPE = Model(
+SHAPE = ModelConfig(
     image_size=(64, 64),
     patch_size=8,
-    encoder=Encoder(width=192, depth=4, heads=4),
-    predictor=Predictor(width=96, depth=3, heads=4, initial="xavier"),
+    encoder=EncoderConfig(width=192, depth=4, heads=4),
+    predictor=PredictorConfig(width=96, depth=3, heads=4, initial="xavier"),
 )
 
 
@@ -41,7 +41,7 @@ def weights() -> dict[str, torch.Tensor]:
         ("predictor.predictor_blocks.2.attn.proj.weight", (2 / (96 + 96)) ** 0.5 / 6**0.5),
     ],
 )
-def test_weights_are_normal_with_the_deviation_stated(weights, name, std):
+def test_init_weights_are_normal_with_the_expected_deviation(weights, name, std):
     draw = weights[name].detach().double().flatten() / std
     error = len(draw) ** -0.5
     assert abs(float(draw.mean())) < 5 * error
@@ -50,7 +50,7 @@ def test_weights_are_normal_with_the_deviation_stated(weights, name, std):
         assert float((draw.abs() < bound).double().mean()) == pytest.approx(share, abs=3 * error)
 
 
-def test_biases_are_nought_norms_the_identity_and_the_target_a_copy(weights):
+def test_init_weights_zeroes_biases_and_copies_the_target_encoder(weights):
     for name, weight in weights.items():
         if name.endswith("bias"):
             assert not weight.any(), name
@@ -75,21 +75,21 @@ def slow(seed: int, name: str, place: int) -> float:
         ("blocks.3.mlp.fc2.weight", 0.02 / 8**0.5),
     ],
 )
-def test_every_weight_has_its_own_draw(weights, name, std):
+def test_init_weights_agrees_with_the_slow_reference(weights, name, std):
     weight = weights[f"context_encoder.{name}"].detach()
     for place in (0, 1, 5, 1000, weight.numel() - 1):
         wanted = std * slow(3, f"encoder.{name}", place)
         assert weight.flatten()[place].item() == pytest.approx(wanted, rel=1e-6), place
 
 
-def test_recorded_weights_stay_what_they_are(weights):
-    """A change here changes every recipe's run: raise randomness.VERSION."""
+def test_init_weights_do_not_change(weights):
+    """A change here changes the run of every recipe: raise `VERSION` in utils/random.py."""
     found = {name: weights[name].detach().flatten()[:3].tolist() for name in RECORDED}
     for name, values in RECORDED.items():
         assert found[name] == pytest.approx(values, rel=1e-6), found
 
 
-def test_rows_are_drawn_without_the_others():
+def test_initial_rows_are_independent_of_other_rows():
     whole = initial_rows("blocks.1.attn.proj.weight", (30, 7), (0, 30), 5)
     for start, stop in ((0, 1), (3, 11), (29, 30)):
         assert torch.equal(initial_rows("blocks.1.attn.proj.weight", (30, 7), (start, stop), 5), whole[start:stop])

@@ -1,4 +1,4 @@
-"""Packing keeps every byte, loses nothing to a kill, and takes archives as they are downloaded."""
+"""Packing keeps all image bytes, resumes after kills, and reads archives as downloaded."""
 
 import gzip
 import io
@@ -17,8 +17,8 @@ from PIL import Image
 
 from ijepa.cli import cli
 from ijepa.data.open import open_source
-from ijepa.prepare import pack as module
-from ijepa.prepare import pack_state, shard_writer
+from ijepa.data.sources.base import FolderSource
+from ijepa.prepare import pack_state
 from ijepa.prepare.archives import open_archives
 from ijepa.prepare.file_lists import list_index
 from ijepa.prepare.pack import Settings, pack
@@ -73,7 +73,7 @@ def held(folder: Path, split: str = "train") -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("form", ["tar of tars", "gz of tars in a folder", "gz of folders"])
-def test_imagenet22k_as_it_is_downloaded(form, tmp_path):
+def test_pack_imagenet22k_as_downloaded(form, tmp_path):
     if form == "tar of tars":
         archive = nested(tmp_path / "fall11_whole.tar")
     elif form == "gz of tars in a folder":
@@ -103,7 +103,7 @@ def test_imagenet22k_as_it_is_downloaded(form, tmp_path):
     assert [shard["images"] for shard in manifest["splits"]["train"]["shards"]] == [4, 4, 4]
 
 
-def test_imagenet1k_with_its_validation_archive(tmp_path):
+def test_pack_imagenet1k_with_its_validation_archive(tmp_path):
     train = nested(tmp_path / "ILSVRC2012_img_train.tar")
     val = write_tar(
         tmp_path / "ILSVRC2012_img_val.tar", [(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(n, 20, 20)) for n in range(1, 5)]
@@ -120,7 +120,7 @@ def tree(root: Path) -> Path:
     return write_tree(root, {f"{'abc'[n % 3]}/i{n}.jpg": jpeg(n, 24, 20 + n) for n in range(30)})
 
 
-def test_a_list_of_paths_and_labels(tmp_path):
+def test_pack_list_of_paths_and_labels(tmp_path):
     tree(tmp_path / "tree")
     (tmp_path / "list.csv").write_text("path,label\ntree/a/i0.jpg,10\ntree/b/i1.jpg,9\ntree/c/i2.jpg,10\n")
     run("list", tmp_path / "list.csv", tmp_path / "out")
@@ -128,15 +128,15 @@ def test_a_list_of_paths_and_labels(tmp_path):
     assert (tmp_path / "out/classes.txt").read_text() == "9\n10\n"
     for text, message in (
         ("tree/a/i0.jpg\n", "line 1"),
-        ("path,label\n\ntree/a/none.jpg,1\n", "line 3 names .*, which is not there"),
-        ("", "lists no images"),
+        ("path,label\n\ntree/a/none.jpg,1\n", "line 3"),
+        ("", "images"),
     ):
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(UserError, match=message):
             list_index(tmp_path / "bad.csv")
 
 
-def test_the_seed_and_nothing_else_decides_the_bytes(tmp_path):
+def test_pack_bytes_depend_on_the_seed_only(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     for name, seed, processes in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
         pack(source, tmp_path / name, Settings(seed=seed, shard_size=7), processes=processes)
@@ -169,7 +169,7 @@ pack({"train": source}, Path(sys.argv[2]), Settings(shard_size=4, hold_out=2))
 
 
 @pytest.mark.slow
-def test_five_kills_change_no_byte(tmp_path):
+def test_pack_after_five_kills_has_the_same_bytes(tmp_path):
     root = tree(tmp_path / "tree")
     pack({"train": open_source(root)}, tmp_path / "whole", Settings(shard_size=4, hold_out=2))
     kills = np.random.default_rng(7).integers(3, 7, size=5)
@@ -182,32 +182,39 @@ def test_five_kills_change_no_byte(tmp_path):
     assert not (tmp_path / "out" / pack_state.WORK).exists()
 
 
-def test_finished_shards_stay_and_missing_ones_are_written_again(tmp_path, monkeypatch):
+class Interrupted(FolderSource):
+    """A folder whose images can be read `reads` times, and then raise RunError."""
+
+    def __init__(self, source: FolderSource, reads: int) -> None:
+        super().__init__(source.index)
+        self.reads = reads
+
+    def _image(self, index: int) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise RunError("stopped")
+        return super()._image(index)
+
+
+def test_pack_keeps_finished_shards_and_writes_missing_ones_again(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     pack(source, tmp_path / "whole", Settings(shard_size=6))
-    run_one = module._Job.run
-
-    def until_the_last(job, sources):
-        if job.plan.number == 4:
-            raise RunError("stopped")
-        return run_one(job, sources)
-
-    monkeypatch.setattr(module._Job, "run", until_the_last)
     with pytest.raises(RunError, match="stopped"):
-        pack(source, tmp_path / "out", Settings(shard_size=6))
-    monkeypatch.undo()
+        pack({"train": Interrupted(source["train"], 25)}, tmp_path / "out", Settings(shard_size=6))
     there = [tmp_path / f"out/train-000{number}.tar" for number in range(4)]
     there[0].unlink()
     there[1].write_bytes(there[1].read_bytes()[:1024])
     before = [path.stat() for path in there[2:]]
-    pack(source, tmp_path / "out", Settings(shard_size=6))
+    lines = []
+    pack(source, tmp_path / "out", Settings(shard_size=6), progress=lines.append)
     after = [path.stat() for path in there[2:]]
     assert [(s.st_ino, s.st_mtime_ns) for s in before] == [(s.st_ino, s.st_mtime_ns) for s in after]
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert "12 of 30" in lines[0] and "30 of 30" in lines[-1]
 
 
 @pytest.mark.parametrize("kept", [["plan.json", "train-0000.tar.json"], []])
-def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypatch, kept):
+def test_pack_killed_after_the_manifest_only_removes_its_state(tmp_path, monkeypatch, kept):
     root = tree(tmp_path / "tree")
 
     def killed(out):
@@ -216,28 +223,28 @@ def test_a_kill_after_the_manifest_leaves_only_sweeping_to_do(tmp_path, monkeypa
                 file.unlink()
         raise RunError("killed")
 
-    monkeypatch.setattr(pack_state, "clean", killed)
+    monkeypatch.setattr(pack_state, "remove_state", killed)
     with pytest.raises(RunError, match="killed"):
         run("folder", root, tmp_path / "out")
     monkeypatch.undo()
-    with pytest.raises(UserError, match="with other settings"):
+    with pytest.raises(UserError, match="settings"):
         run("folder", root, tmp_path / "out", "--seed", 3)
     assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
     assert not (tmp_path / "out" / pack_state.WORK).exists()
 
 
-def test_one_packing_at_a_time(tmp_path):
+def test_pack_locks_its_folder(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     with (
-        pack_state.claim(tmp_path / "out"),
-        pytest.raises(UserError, match=rf"is being packed by process {os.getpid()} on host \S+; wait until it ends"),
+        pack_state.lock(tmp_path / "out"),
+        pytest.raises(UserError, match=str(os.getpid())),
     ):
         pack(source, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
     pack(source, tmp_path / "out", Settings())
 
 
-def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(tmp_path):
+def test_pack_removes_partial_files_of_a_killed_packing_first(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
     folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
     folders[-1].mkdir(parents=True)
@@ -252,13 +259,13 @@ def test_what_a_killed_packing_had_not_finished_is_gone_before_more_is_written(t
     assert (tmp_path / "out/manifest.json").is_file()
 
 
-def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
+def test_pack_checks_class_names_before_it_writes(tmp_path):
     far = write_shards(tmp_path / "shards", [4])
     (far / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(UserError, match="label 2 of train has no name: there are 2 classes"):
+    with pytest.raises(UserError, match="label 2"):
         pack({"train": open_source(far)}, tmp_path / "out", Settings())
     lines = write_tree(tmp_path / "lines", {"a\nb/i.jpg": jpeg(1)})
-    with pytest.raises(UserError, match="is no name that fits a line"):
+    with pytest.raises(UserError, match="classes.txt"):
         pack({"train": open_source(lines)}, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
     odd = os.fsdecode(b"caf\xe9")
@@ -268,7 +275,7 @@ def test_names_and_labels_are_checked_before_anything_is_written(tmp_path):
     assert open_source(tmp_path / "out").classes == open_source(latin).classes == ("b", "caf\\xe9")
 
 
-def test_splits_that_number_their_classes_differently(tmp_path):
+def test_pack_splits_with_different_class_numbers(tmp_path):
     sources = {
         "train": open_source(write_tree(tmp_path / "train", {f"{c}/i.jpg": jpeg(n) for n, c in enumerate("abc")})),
         "val": open_source(write_tree(tmp_path / "val", {"c/j.jpg": jpeg(7)})),
@@ -277,7 +284,7 @@ def test_splits_that_number_their_classes_differently(tmp_path):
     assert held(tmp_path / "out", "val") == {"j": (jpeg(7), "c")}
 
 
-def test_holding_out_leaves_one_image_of_each_class(tmp_path):
+def test_hold_out_leaves_one_image_of_each_class(tmp_path):
     files = (
         {f"a/{n}.jpg": jpeg(n) for n in range(5)} | {f"b/{n}.jpg": jpeg(9 + n) for n in range(2)} | {"c/1.jpg": jpeg(8)}
     )
@@ -288,30 +295,7 @@ def test_holding_out_leaves_one_image_of_each_class(tmp_path):
     assert splits["val"]["images_per_class"] == {"a": 3, "b": 1}
 
 
-def test_a_full_disk_is_one_line_and_the_packing_goes_on(tmp_path, monkeypatch):
-    root = tree(tmp_path / "tree")
-    source = {"train": open_source(root)}
-    pack(source, tmp_path / "whole", Settings(shard_size=4))
-    written = [0]
-    header = shard_writer._header
-
-    def full(name, size):
-        written[0] += 1
-        if written[0] > 25:
-            raise OSError(28, "No space left on device")
-        return header(name, size)
-
-    monkeypatch.setattr(shard_writer, "_header", full)
-    with pytest.raises(RunError, match="No space left") as error:
-        pack(source, tmp_path / "out", Settings(shard_size=4))
-    assert "\n" not in str(error.value)
-    monkeypatch.undo()
-    assert len(list((tmp_path / "out").glob("*.tar"))) == 3  # eight members each: an image and a label
-    pack(source, tmp_path / "out", Settings(shard_size=4))
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-def test_bad_images_are_listed_and_left_out(tmp_path):
+def test_pack_lists_bad_images_and_leaves_them_out(tmp_path):
     gif = encoded(Image.fromarray(picture(1)), "GIF")
     root = write_tree(
         tmp_path / "tree",
@@ -335,14 +319,14 @@ def test_bad_images_are_listed_and_left_out(tmp_path):
     assert any(name.endswith("really.png") for name in names)  # its bytes say what it is
 
 
-def test_large_images_are_made_smaller_only_when_asked(tmp_path):
+def test_pack_resizes_large_images_only_with_max_side(tmp_path):
     root = write_tree(tmp_path / "tree", {"a/large.jpg": jpeg(1, 80, 60), "a/small.jpg": jpeg(2, 30, 20)})
     pack({"train": open_source(root)}, tmp_path / "out", Settings(max_side=40))
     found = {name: Image.open(io.BytesIO(data)) for name, (data, _) in held(tmp_path / "out").items()}
     assert found["large"].size == (30, 40) and held(tmp_path / "out")["small"][0] == jpeg(2, 30, 20)
 
 
-def test_what_cannot_be_packed_is_one_line(tmp_path):
+def test_pack_command_with_bad_input(tmp_path):
     root = tree(tmp_path / "tree")
     source = {"train": open_source(root)}
     pack(source, tmp_path / "done", Settings())
@@ -351,35 +335,29 @@ def test_what_cannot_be_packed_is_one_line(tmp_path):
     (tmp_path / "busy/file").write_text("x")
     (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(os.urandom(9000))[:4000])
     for words, message in (
-        (("folder", root, tmp_path / "done"), "is packed already"),
-        (("folder", root, tmp_path / "busy"), "is not empty"),
-        (("folder", root), "OUT: is missing"),
+        (("folder", root, tmp_path / "done"), "packed"),
+        (("folder", root, tmp_path / "busy"), "empty"),
+        (("folder", root), "OUT"),
         (("folder", tmp_path / "nowhere", tmp_path / "x"), "does not exist"),
-        (("folder", single, tmp_path / "x", "--hold-out", 1), "finds no class with two images"),
-        (("folder", root, root / "a/shards"), "whose images are to be packed"),
-        (("imagenet22k", tmp_path / "cut.tar.gz", tmp_path / "x"), "is damaged"),
+        (("folder", single, tmp_path / "x", "--hold-out", 1), "--hold-out 1"),
+        (("folder", root, root / "a/shards"), "outside"),
+        (("imagenet22k", tmp_path / "cut.tar.gz", tmp_path / "x"), "damaged"),
     ):
         with pytest.raises(UserError, match=message):
             run(*words)
     assert not (tmp_path / "x").exists() and not (root / "a/shards").exists()
 
 
-def test_other_settings_do_not_go_on(tmp_path, monkeypatch):
+def test_pack_with_other_settings_does_not_resume(tmp_path):
     source = {"train": open_source(tree(tmp_path / "tree"))}
-
-    def broken(self, sources):
-        raise RunError("broken")
-
-    monkeypatch.setattr(module._Job, "run", broken)
     with pytest.raises(RunError):
-        pack(source, tmp_path / "out", Settings(shard_size=4))
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="shard_size = 4, not 5"):
+        pack({"train": Interrupted(source["train"], 0)}, tmp_path / "out", Settings(shard_size=4))
+    with pytest.raises(UserError, match="shard_size"):
         pack(source, tmp_path / "out", Settings(shard_size=5))
     pack(source, tmp_path / "out", Settings(shard_size=4))
 
 
-def test_an_archive_is_expanded_once(tmp_path):
+def test_expanded_archive_is_kept(tmp_path):
     plain = nested(tmp_path / "plain.tar")
     archive = tmp_path / "whole.tar.gz"
     archive.write_bytes(gzip.compress(plain.read_bytes()))
@@ -390,8 +368,8 @@ def test_an_archive_is_expanded_once(tmp_path):
     assert file.read_bytes() == plain.read_bytes()
 
 
-def test_masks_are_not_left_larger_than_their_images(tmp_path, scenes):
-    with pytest.raises(UserError, match="smaller than their masks"):
+def test_max_side_with_masks_is_an_error(tmp_path, scenes):
+    with pytest.raises(UserError, match="--max-side"):
         pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
     pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings())
     again, first = open_source(tmp_path / "out"), open_source(scenes, split="train")
@@ -399,7 +377,7 @@ def test_masks_are_not_left_larger_than_their_images(tmp_path, scenes):
     assert again.mask(0) == first.mask(number) and again.label(0) == first.label(number)
 
 
-def test_long_names_are_cut_and_stay_apart(tmp_path):
+def test_pack_cuts_long_names_and_keeps_them_unique(tmp_path):
     root = write_tree(tmp_path / "tree", {f"a/{'é' * 60}{n}.jpg": jpeg(n) for n in range(3)})
     pack({"train": open_source(root)}, tmp_path / "out", Settings())
     source = open_source(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Shards are plain tars with repeatable bytes, complete or absent."""
+"""Shards are plain tars with repeatable bytes; they are complete or absent."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def broken(plan: ShardPlan) -> Iterator[Record]:
         raise RunError("the source ended")
 
 
-def test_members_stand_record_by_record_and_say_nothing_else(tmp_path: Path) -> None:
+def test_write_shard_members_in_order_without_metadata(tmp_path: Path) -> None:
     path = tmp_path / "train-0000.tar"
     entry = write_shard(path, RECORDS)
     with tarfile.open(path) as tar:
@@ -58,7 +58,7 @@ def test_members_stand_record_by_record_and_say_nothing_else(tmp_path: Path) -> 
     assert len(data) % tarfile.RECORDSIZE == 0
 
 
-def test_the_bytes_are_those_of_the_standard_writer(tmp_path: Path) -> None:
+def test_write_shard_writes_the_same_bytes_as_tarfile(tmp_path: Path) -> None:
     import io
 
     write_shard(tmp_path / "ours.tar", RECORDS)
@@ -71,7 +71,7 @@ def test_the_bytes_are_those_of_the_standard_writer(tmp_path: Path) -> None:
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
-def test_a_shard_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
+def test_write_shard_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     def records() -> Iterator[Record]:
         yield RECORDS[0]
         assert not (tmp_path / "train-0000.tar").exists()
@@ -82,19 +82,19 @@ def test_a_shard_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_key_may_not_come_twice(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="two samples have the key a"):
+def test_write_shard_with_equal_keys_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="key a"):
         write_shard(tmp_path / "train-0000.tar", [RECORDS[0], RECORDS[0]])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"train-0000\.tar: cannot be written"):
+def test_write_shard_to_a_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="train-0000.tar"):
         write_shard(tmp_path / "absent" / "train-0000.tar", RECORDS)
 
 
 @given(count=st.integers(0, 500), size=st.integers(1, 120))
-def test_plans_cover_every_sample_once(count: int, size: int) -> None:
+def test_plan_shards_covers_every_sample_once(count: int, size: int) -> None:
     plans = plan_shards({"train": count, "val": 0}, size)
     assert [i for plan in plans for i in range(plan.start, plan.stop)] == list(range(count))
     assert all(0 < plan.stop - plan.start <= size for plan in plans)
@@ -112,7 +112,7 @@ def write(out: Path, **changes: object) -> dict:
     return write_folder(out, **arguments | changes)
 
 
-def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
+def test_write_folder_manifest_counts_samples(tmp_path: Path) -> None:
     manifest = write(tmp_path / "set")
     assert manifest == json.loads((tmp_path / "set" / "manifest.json").read_text())
     assert manifest["drawn_by"] == "a test" and manifest["classes"] == ["even", "odd"]
@@ -126,21 +126,21 @@ def test_the_manifest_counts_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_set_that_fails_has_no_manifest_and_no_half_shard(tmp_path: Path, processes: int) -> None:
-    with pytest.raises(RunError, match="the source ended"):
+def test_write_folder_after_an_error_has_no_manifest_and_no_partial_shard(tmp_path: Path, processes: int) -> None:
+    with pytest.raises(RunError, match="source"):
         write(tmp_path / "set", records=broken, splits={"train": 7}, processes=processes)
     assert [p.name for p in (tmp_path / "set").iterdir()] == ["train-0000.tar"]
 
 
-def test_an_empty_folder_is_taken_and_any_other_refused(tmp_path: Path) -> None:
+def test_write_folder_needs_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()}
-    with pytest.raises(UserError, match="is not empty; give a new folder"):
+    with pytest.raises(UserError, match="empty"):
         write(tmp_path / "empty")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "empty").iterdir()} == before
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="file"):
         write(tmp_path / "file")
     with pytest.raises(UserError):
         write(tmp_path / "file" / "below")

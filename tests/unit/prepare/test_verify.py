@@ -11,9 +11,8 @@ from PIL import Image
 
 from ijepa.cli import cli
 from ijepa.data.open import open_source
-from ijepa.prepare.checksums import changed_shards
 from ijepa.prepare.scenes.scenes import write_scenes
-from ijepa.prepare.verify import check
+from ijepa.prepare.verify import changed_shards, check
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.images import write_tar, write_tree
 
@@ -51,7 +50,7 @@ def odd(tmp_path: Path) -> Path:
     return folder
 
 
-def test_bad_images_are_listed_and_good_ones_counted(odd: Path) -> None:
+def test_check_lists_bad_images_and_counts_good_ones(odd: Path) -> None:
     found = check(open_source(odd))
     assert found.images == 7
     assert [name for name, _ in found.bad] == ["e.jpg", "f.jpg", "g.png"]
@@ -61,11 +60,11 @@ def test_bad_images_are_listed_and_good_ones_counted(odd: Path) -> None:
     assert not found.duplicates
 
 
-def test_duplicates_are_found_by_content(odd: Path) -> None:
+def test_check_finds_duplicates_by_content(odd: Path) -> None:
     assert check(open_source(odd), duplicates=True).duplicates == [("b.jpg", "a.jpg")]
 
 
-def test_processes_change_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_does_not_depend_on_processes(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ijepa.prepare.verify._RUN", 8)  # several runs, so that the second process has work
     source = open_source(scenes, split="train")
     assert check(source, processes=1, duplicates=True) == check(source, processes=2, duplicates=True)
@@ -73,13 +72,13 @@ def test_processes_change_nothing(scenes: Path, monkeypatch: pytest.MonkeyPatch)
         check(source, processes=0)
 
 
-def test_a_mask_of_another_size_is_bad(tmp_path: Path) -> None:
+def test_check_mask_of_different_size_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(_encoded((32, 32), "JPEG"))
     (tmp_path / "a.mask.png").write_bytes(_encoded((16, 32), "PNG", "L"))
     assert check(open_source(tmp_path)).bad == [("a.jpg", "its mask is 32 x 16, the image 32 x 32")]
 
 
-def test_the_command_fails_where_an_image_is_bad(odd: Path, scenes: Path) -> None:
+def test_data_check_command_fails_with_a_bad_image(odd: Path, scenes: Path) -> None:
     result = CliRunner().invoke(cli, ["data", "check", str(odd)])
     assert isinstance(result.exception, RunError) and not isinstance(result.exception, UserError)
     assert "7 images" in result.output and "bad: e.jpg: no bytes at all" in result.output
@@ -87,7 +86,7 @@ def test_the_command_fails_where_an_image_is_bad(odd: Path, scenes: Path) -> Non
     assert result.exit_code == 0 and "20 good, 0 bad" in result.output
 
 
-def test_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
+def test_changed_shards_compares_with_the_manifest(tmp_path: Path) -> None:
     folder = tmp_path / "scenes"
     write_scenes(folder, images=24, seed=1, size=48, val_share=0.25, shard_size=6)
     result = CliRunner().invoke(cli, ["data", "check", str(folder), "--checksums", "--processes", "2"])
@@ -103,15 +102,15 @@ def test_shards_are_compared_with_their_manifest(tmp_path: Path) -> None:
     assert "train-0001.tar: " in result.output and "train-0002.tar: No such file" in result.output
     assert changed_shards(folder, "val") == (1, [])
     for place, split, message in (
-        (tmp_path, None, "manifest.json is not there"),
-        (folder, "test", "no shards of test"),
+        (tmp_path, None, "manifest.json"),
+        (folder, "test", "test"),
     ):
         with pytest.raises(UserError, match=message):
             changed_shards(place, split)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_name_that_is_not_utf8_is_listed(tmp_path: Path, packed: bool) -> None:
+def test_data_check_lists_a_name_that_is_not_utf8(tmp_path: Path, packed: bool) -> None:
     files = {"a.jpg": _encoded((32, 32), "JPEG"), os.fsdecode(b"caf\xe9.jpg"): b""}
     write_tree(tmp_path, files) if not packed else write_tar(tmp_path / "s.tar", files.items())
     done = CliRunner().invoke(cli, ["data", "check", str(tmp_path), "--duplicates"])

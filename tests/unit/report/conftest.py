@@ -1,4 +1,4 @@
-"""A run's folder made by hand: its files say known numbers, and its checkpoint is a small untrained model's."""
+"""The folder of a run, written by hand: known numbers, and the checkpoint of a small untrained model."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from ijepa.checkpoint.format import save_checkpoint
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
 from tests.conftest import TINY
@@ -80,13 +80,13 @@ def results(scenes: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with everything; read only."""
+    """A run with every file; tests do not change it."""
     folder = tmp_path_factory.mktemp("report") / "run"
     (folder / "evaluations").mkdir(parents=True)
     values = {**TINY, "steps": STEPS, "data": {"path": str(scenes)}, "description": "For <tests> & nothing else."}
     recipe = Recipe.read(values, "tiny")
     (folder / "recipe.yaml").write_text(recipe.dump())
-    fingerprint = open_source(scenes, split="train").fingerprint
+    fingerprint = open_dataset(scenes, split="train").fingerprint
     info = {"command": ["ijepa", "pretrain", "tiny"], "versions": {"ijepa": "0.1.0"}, "commit": "c0ffee", "seed": 0}
     info |= {"images": 60, "fingerprint": fingerprint, "resolved": {"autocast": False}, "data": {"path": str(scenes)}}
     (folder / "run.json").write_text(json.dumps(info))
@@ -104,5 +104,5 @@ def whole_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to take things away from."""
+    """A copy of the run, which tests may change."""
     return Path(shutil.copytree(whole_run, tmp_path / "run"))

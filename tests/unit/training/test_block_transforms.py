@@ -1,10 +1,10 @@
-"""Other kernels, recomputation and compilation: the plain model's loss and gradients, and nothing compiled anew."""
+"""Attention kernels, activation checkpointing and compilation keep the plain model's loss and gradients."""
 
 import numpy as np
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
 from ijepa.masking.batch import Sequences
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer, layer_rates
@@ -14,15 +14,15 @@ from ijepa.model.attention import attention
 from ijepa.model.ijepa import IJEPA, whole_images
 from ijepa.model.linear import Linear
 from ijepa.training import block_transforms
-from ijepa.training.block_transforms import compile_blocks, recompute_blocks, set_attention
+from ijepa.training.block_transforms import checkpoint_activations, compile_blocks, set_attention
 from tests.reference.dense import attend
 
 RULE = MaskRule(min_context=4)
-SHAPE = Model(
+SHAPE = ModelSection(
     image_size=(64, 64),
     patch_size=8,
-    encoder=Encoder(width=32, depth=4, heads=4, drop_path=0.4),
-    predictor=Predictor(width=16, depth=4, heads=2),
+    encoder=EncoderSection(width=32, depth=4, heads=4, drop_path=0.4),
+    predictor=PredictorSection(width=16, depth=4, heads=2),
 )
 RATES = layer_rates(4, 0.4)
 BUDGET = Budget.for_masks(RULE, (8, 8), 4, RATES, deviations=4, granule=16)
@@ -67,10 +67,10 @@ def sequences(lengths, empty=0, limit=0):
 @pytest.mark.parametrize("kernel", ["auto", "math"])
 @pytest.mark.parametrize(
     ("lengths", "empty", "limit", "beyond"),
-    # Of the last, with its row beyond, there are as many rows as of two sequences of the longest's length.
+    # The last case has as many rows as two sequences of the longest one's length.
     [((5, 9, 1), 0, 0, 3), ((7, 7), 0, 7, 0), ((5, 12), 3, 16, 0), ((61, 62), 0, 0, 1)],
 )
-def test_every_kernel_is_attention_written_out(kernel, lengths, empty, limit, beyond):
+def test_attention_kernels_equal_the_definition(kernel, lengths, empty, limit, beyond):
     where = sequences(lengths, empty, limit)
     total = sum(lengths) + beyond
     qkv = torch.randn(total, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -87,7 +87,7 @@ def test_every_kernel_is_attention_written_out(kernel, lengths, empty, limit, be
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_whole_images_are_not_padded(monkeypatch):
+def test_attention_does_not_pad_whole_images(monkeypatch):
     monkeypatch.setattr(padded_attention, "_places", lambda *given: pytest.fail("padded"))
     where = whole_images(torch.empty(21, 5), 3)
     qkv = torch.randn(21, 3, 2, 8, generator=torch.Generator().manual_seed(0))
@@ -95,14 +95,14 @@ def test_whole_images_are_not_padded(monkeypatch):
     torch.testing.assert_close(out, plain)
 
 
-def test_flash_on_a_cpu_is_said_to_be_impossible():
+def test_flash_attention_is_refused_on_a_cpu():
     where = sequences((4,))
     with pytest.raises(ValueError, match="16 bits on CUDA"):
         attention(torch.zeros(4, 3, 1, 8), where, where, backend="flash")
 
 
 @pytest.mark.parametrize("budget", [None, BUDGET])
-def test_a_model_attends_alike_by_another_kernel(budget):
+def test_set_attention_changes_rounding_only(budget):
     model, plain = stirred(), stirred()
     set_attention(model, "math")
     agree(model, plain, [batch_of(0, budget)])
@@ -110,11 +110,11 @@ def test_a_model_attends_alike_by_another_kernel(budget):
 
 @pytest.mark.parametrize("what", ["selective", "full"])
 @pytest.mark.parametrize("kernel", ["auto", "math"])
-def test_recomputed_gradients_are_the_kept_ones(what, kernel):
+def test_checkpoint_activations_keeps_gradients(what, kernel):
     model, plain = stirred(), stirred()
     for each in (model, plain):
         set_attention(each, kernel)
-    recompute_blocks(model, what)
+    checkpoint_activations(model, what)
     agree(model, plain, [batch_of(0), batch_of(1, None)], tolerance=1e-14)
 
 
@@ -130,21 +130,21 @@ def saved_bytes(model) -> int:
     return sum(sizes.values())
 
 
-def test_full_recomputation_keeps_less():
+def test_checkpoint_activations_full_saves_fewer_tensors():
     plain, full = stirred(), stirred()
-    recompute_blocks(full, "full")
+    checkpoint_activations(full, "full")
     assert saved_bytes(full) < 0.6 * saved_bytes(plain)
 
 
 @pytest.mark.parametrize("what", ["none", pytest.param("selective", marks=pytest.mark.slow)])
-def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
+def test_compile_blocks_keeps_results_and_compiles_once(what):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
     model, plain = stirred(), stirred()
     for each in (model, plain):
         set_attention(each, "math")
-    recompute_blocks(model, what)
+    checkpoint_activations(model, what)
     counter = CompileCounterWithBackend("eager")
     compile_blocks(model, counter)
     agree(model, plain, [batch_of(0), batch_of(1)])
@@ -156,15 +156,15 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(what):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-def test_lengths_of_sequences_reach_no_compiled_block_that_has_a_limit():
+def test_compiled_block_gets_no_lengths_if_it_has_a_limit():
     bounded, unbounded = sequences((3, 2), 0, 4), sequences((3, 2), 0, 0)
     given = block_transforms._call(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
     assert (given[1].lengths, given[1].longest) == ((), 4) and given[1].cu_seqlens is bounded.cu_seqlens
     assert given[2] is unbounded
 
 
-def test_a_compiled_layer_is_a_plain_one():
-    """Inductor has no rule for the operation that a CPU's layer is made of in bfloat16."""
+def test_compiled_layer_equals_the_plain_layer():
+    """Inductor does not know the operation of a CPU's layer in bfloat16, so a compiled layer must not contain it."""
     graphs = []
 
     def keep(graph, inputs):

@@ -1,10 +1,11 @@
+"""The optimizer step and the moving average."""
+
 import pytest
 import torch
 
-from ijepa.config.recipe import Encoder, Model, Optimizer, Predictor
+from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.model.ijepa import IJEPA
 from ijepa.model.parameter_groups import decayed
-from ijepa.training import optimizer as optimizers
 from ijepa.training.optimizer import (
     apply_step,
     make_optimizer,
@@ -14,18 +15,18 @@ from ijepa.training.optimizer import (
 )
 from ijepa.training.schedules import Rates
 
-SHAPE = Model(
+SHAPE = ModelSection(
     image_size=48,
     patch_size=8,
-    encoder=Encoder(width=16, depth=1, heads=2),
-    predictor=Predictor(width=16, depth=1, heads=2),
+    encoder=EncoderSection(width=16, depth=1, heads=2),
+    predictor=PredictorSection(width=16, depth=1, heads=2),
 )
 RATES = Rates(lr_encoder=1e-2, lr_predictor=2e-2, weight_decay=0.5, momentum=0.9)
 
 
 def prepared(fill: float = 0.01) -> tuple[IJEPA, torch.optim.Optimizer]:
     model = IJEPA(SHAPE)
-    optimizer = make_optimizer(model, Optimizer())
+    optimizer = make_optimizer(model, OptimizerSection())
     set_rates(optimizer, RATES)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -38,7 +39,7 @@ def snapshot(model, optimizer):
     return [p.clone() for p in model.parameters()] + moments
 
 
-def test_every_trained_parameter_is_in_one_group_and_the_target_encoder_in_none():
+def test_make_optimizer_holds_each_trained_parameter_once():
     model, optimizer = prepared()
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     trained = [id(p) for p in model.parameters() if p.requires_grad]
@@ -46,15 +47,15 @@ def test_every_trained_parameter_is_in_one_group_and_the_target_encoder_in_none(
     assert not {id(p) for p in model.target_encoder.parameters()} & set(held)
 
 
-def test_biases_norms_and_the_mask_token_take_no_weight_decay():
+def test_decayed_excludes_biases_norms_and_mask_token():
     names = [n for n, p in IJEPA(SHAPE).named_parameters() if p.requires_grad]
     free = {name for name in names if not decayed(name)}
     assert free == {n for n in names if n.endswith(("bias", "mask_token")) or ".norm" in n or "predictor_norm" in n}
     assert "context_encoder.patch_embed.proj.weight" not in free
 
 
-def test_one_step_by_hand():
-    """AdamW's first step moves by lr * (g / (|g| + eps) + decay * w), whatever the size of g."""
+def test_apply_step_equals_adamw_by_hand():
+    """AdamW's first step is lr * (g / (|g| + eps) + decay * w), for any size of g."""
     model, optimizer = prepared(0.01)
     weight = model.predictor.predictor_embed.weight
     bias = model.context_encoder.norm.bias
@@ -70,7 +71,7 @@ def test_one_step_by_hand():
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_non_finite_gradient_moves_nothing(poison, clip):
+def test_apply_step_with_non_finite_gradient_changes_nothing(poison, clip):
     model, optimizer = prepared()
     apply_step(model, optimizer, RATES.momentum, clip)
     for group in optimizer.param_groups:
@@ -82,7 +83,7 @@ def test_a_non_finite_gradient_moves_nothing(poison, clip):
     assert void.item() == 1
     for was, now in zip(before, snapshot(model, optimizer), strict=True):
         assert torch.equal(was, now)
-    for group in optimizer.param_groups:  # and the next step goes on as if nothing had been
+    for group in optimizer.param_groups:  # the next step is a normal one
         for parameter in group["params"]:
             parameter.grad = torch.full_like(parameter, 0.01)
     _, void = apply_step(model, optimizer, RATES.momentum, clip)
@@ -90,7 +91,7 @@ def test_a_non_finite_gradient_moves_nothing(poison, clip):
     assert not torch.equal(before[0], next(model.parameters()))
 
 
-def test_clipping_scales_the_whole_gradient():
+def test_apply_step_clips_the_total_norm():
     model, optimizer = prepared(1.0)
     weight = model.context_encoder.norm.bias
     apply_step(model, optimizer, 1.0, clip_norm=1e-3)
@@ -99,7 +100,7 @@ def test_clipping_scales_the_whole_gradient():
 
 
 @pytest.mark.parametrize("weight", [0.004, 0.0, 0.6, 1.0])
-def test_the_gpus_way_of_averaging_is_that_of_the_formula(weight, monkeypatch):
+def test_move_by_differences_equals_move_average(weight, monkeypatch):
     sizes = [(3, 5), (), (0, 5), (7,), (1024,), (2,)]
     draw = torch.Generator().manual_seed(0)
     averages, current = ([torch.randn(size, generator=draw, dtype=torch.float64) for size in sizes] for _ in range(2))
@@ -108,10 +109,9 @@ def test_the_gpus_way_of_averaging_is_that_of_the_formula(weight, monkeypatch):
     plain, versions = [a.clone() for a in averages], [a._version for a in averages]
     held: list[int] = []
     subtract = torch._foreach_sub
-    monkeypatch.setattr(optimizers, "_CHUNK", 200)
     monkeypatch.setattr(torch, "_foreach_sub", lambda a, b: held.append(sum(t.nbytes for t in a)) or subtract(a, b))
-    move_by_differences(zip(averages, current, strict=True), moving)
-    assert held == [184, 8192, 16]  # what is larger than a chunk goes alone
+    move_by_differences(zip(averages, current, strict=True), moving, chunk_bytes=200)
+    assert held == [184, 8192, 16]  # a tensor larger than a chunk is a chunk
     move_average(plain, current, moving)
     for ours, also, formula in zip(averages, plain, wanted, strict=True):
         torch.testing.assert_close(ours, formula, rtol=0, atol=1e-15)
@@ -119,7 +119,7 @@ def test_the_gpus_way_of_averaging_is_that_of_the_formula(weight, monkeypatch):
     assert all(a._version > before for a, before in zip(averages, versions, strict=True))
 
 
-def test_float8_sees_that_its_weights_were_averaged():
+def test_move_by_differences_marks_float8_weights_as_changed():
     from ijepa.model.float8 import FrozenLinear
     from ijepa.model.linear import Linear
 

@@ -1,4 +1,4 @@
-"""Kills, crashes and signals at any step: a run goes on to the same bits."""
+"""After crashes, kills and signals at any step, a resumed run is identical to an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -12,13 +12,14 @@ from unittest.mock import patch
 import pytest
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.training.loop import Callback, Interrupted, pretrain
+from ijepa.training.interrupts import Interrupted
+from ijepa.training.loop import Callback, pretrain
 from tests.helpers.runs import Kill, bytes_of, recipe, source
 from tests.helpers.waiting import LIMIT, count_lines, wait_until
 
 
 @pytest.mark.parametrize("at", [1, 4, 7])
-def test_a_crash_anywhere_resumes_to_the_same_bits(scenes, whole, tmp_path, at):
+def test_resume_after_a_crash_is_identical(scenes, whole, tmp_path, at):
     def crash(model):
         crash.count += 1
         if crash.count == at + 1:  # the first call is before the first step
@@ -32,7 +33,7 @@ def test_a_crash_anywhere_resumes_to_the_same_bits(scenes, whole, tmp_path, at):
     assert bytes_of(tmp_path) == bytes_of(whole)
 
 
-def test_metrics_torn_in_the_middle_of_a_line_are_cut(scenes, whole, tmp_path):
+def test_resume_removes_an_incomplete_line_of_metrics(scenes, whole, tmp_path):
     run = tmp_path / "run"
     pretrain(recipe(scenes), source(scenes), run, quiet=True)
     for late in list_checkpoints(run / "checkpoints")[1:]:
@@ -53,7 +54,7 @@ def command(scenes: Path, run: Path, *more: str) -> list[str]:
 
 def go_on(scenes: Path, run: Path, workers: int) -> None:
     chosen = recipe(scenes, steps=27, checkpoint__every=9, log_every=1, data__workers=workers)
-    with patch("os.fsync"):  # half of the time, and what SIGKILL takes is no page of the kernel's
+    with patch("os.fsync"):  # saves half of the time; SIGKILL loses no page of the kernel's cache
         pretrain(chosen, source(scenes), run, quiet=True)
 
 
@@ -67,9 +68,9 @@ def never_killed(scenes, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "workers", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
-    """Killed twice at random steps, then run to its end: equal to the uninterrupted run."""
-    context = multiprocessing.get_context("forkserver")  # processes that need not import torch again
+def test_resume_after_sigkill_is_identical(scenes, never_killed, tmp_path, workers):
+    """The run is killed twice at random steps, and then runs to its end."""
+    context = multiprocessing.get_context("forkserver")  # its processes need not import torch again
     context.set_forkserver_preload(["ijepa.training.loop"])
     run = tmp_path / "run"
     for steps in sorted(random.Random(workers).sample(range(1, 22), 2)):
@@ -86,7 +87,7 @@ def test_sigkill_loses_nothing(scenes, never_killed, tmp_path, workers):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_a_signal_finishes_the_step_saves_and_says_so(scenes, tmp_path, number, code):
+def test_signal_saves_and_exits_with_its_code(scenes, tmp_path, number, code):
     run = tmp_path / "run"
     process = subprocess.Popen(command(scenes, run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: count_lines(run / "metrics.jsonl") >= 6, lambda: process.poll() is None)
@@ -99,7 +100,7 @@ def test_a_signal_finishes_the_step_saves_and_says_so(scenes, tmp_path, number, 
     assert f"after step {len(rows)}," in stderr and last.name == f"step-{len(rows):08d}"
 
 
-def test_a_signal_in_process(scenes, tmp_path):
+def test_signal_raises_interrupted_after_the_next_step(scenes, tmp_path):
     def stop(model):
         stop.count += 1
         if stop.count == 3:
@@ -110,5 +111,5 @@ def test_a_signal_in_process(scenes, tmp_path):
     with pytest.raises(Interrupted) as caught:
         pretrain(recipe(scenes), source(scenes), tmp_path, callbacks=[Callback(1, stop)], quiet=True)
     assert caught.value.exit_code == 143
-    # The callback of step 2 comes after it is done and saved: the signal is heeded after the next.
+    # The callback of step 2 comes after its end, so the run stops after step 3.
     assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000003"]

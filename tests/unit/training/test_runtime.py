@@ -1,43 +1,47 @@
-"""What `auto` becomes."""
+"""The resolved values of `auto`, and the set-up of the device."""
+
+import os
+import time
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.training import runtime
-from ijepa.training.runtime import Resolved, bfloat16_pays, resolve, set_up
+from ijepa.training.runtime import Resolved, bfloat16_pays, resolve, setup_device
+from ijepa.utils.environment import gemm_rates
 
 
 @pytest.mark.parametrize(("ratio", "pays"), [(4.0, True), (1.3, True), (1.2, False), (0.5, False)])
-def test_bfloat16_is_taken_where_its_products_are_faster(ratio, pays):
+def test_bfloat16_pays_if_its_products_are_faster(ratio, pays):
     assert bfloat16_pays({"float32": 100.0, "bfloat16": 100.0 * ratio}) is pays
 
 
-def test_auto_is_measured_once_and_kept(monkeypatch):
+def test_resolve_keeps_the_measured_autocast(monkeypatch):
     recipe = Recipe.load("vit-tiny-64")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runtime, "bfloat16_pays", lambda rates: True)
     first = resolve(recipe)
-    assert first.autocast
-    monkeypatch.setattr(runtime, "bfloat16_pays", lambda rates: pytest.fail("measured again"))
-    assert resolve(recipe, first.as_json()) == first
+    assert resolve(recipe, asdict(first)) == first
+    other = replace(first, autocast=not first.autocast)  # to measure again would give the first value
+    assert resolve(recipe, asdict(other)) == other
 
 
-def test_the_caches_are_bounded_before_the_first_product(monkeypatch):
-    """They are made by it: what the environment says later goes unread."""
-    order = []
+def test_resolve_bounds_kernel_caches_before_the_first_product(monkeypatch):
+    """The first product creates the caches, and the environment is not read again."""
+    found, clock = [], time.process_time
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(runtime, "bound_kernel_caches", lambda: order.append("bounded"))
-    rates = {"float32": 1.0, "bfloat16": 2.0}
-    monkeypatch.setattr(runtime, "gemm_rates", lambda: order.append("product") or rates)
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    # The rates of products are measured with this clock.
+    monkeypatch.setattr(time, "process_time", lambda: found.append(os.environ.get("LRU_CACHE_CAPACITY")) or clock())
+    gemm_rates.cache_clear()
     resolve(Recipe.load("vit-tiny-64", {"precision.autocast": "auto", "batch.micro": 1}))
-    assert order[0] == "bounded" and "product" in order
+    assert found and None not in found
 
 
 @pytest.mark.parametrize(("autocast", "precision"), [(True, "high"), (False, "highest")])
-def test_without_autocast_a_gpu_multiplies_in_float32_and_not_in_tf32(autocast, precision, monkeypatch):
+def test_setup_device_allows_tf32_only_with_autocast(autocast, precision, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # restores it
-    set_up(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
+    setup_device(Resolved("cuda", autocast, micro=1, workers=0, threads=torch.get_num_threads()), deterministic=False)
     assert chosen == [precision]

@@ -1,13 +1,12 @@
-"""Bytes of an image file to pixels: exact, and refusing what is broken before it costs memory.
+"""Decode image files to pixels, exactly, and refuse broken files before they take memory.
 
-What the bytes *are* is read from the bytes, never from a file's suffix. JPEG goes to libjpeg-turbo through
-simplejpeg, with the exact integer DCT and smooth chroma upsampling: its fast variants save two per cent of the time
-and lose 30 dB. Everything else, and the JPEGs that libjpeg-turbo does not turn into RGB or objects to (CMYK, stray
-bytes that harm nothing), goes to Pillow. Rotation noted in EXIF is ignored, as the field does; alpha is dropped; of
-an animation the first frame counts.
+The format is read from the bytes, never from the suffix of a file. libjpeg-turbo decodes JPEGs (through simplejpeg,
+with the exact integer DCT and smooth chroma upsampling: the fast variants save 2 % of the time and lose 14 dB). Pillow
+decodes everything else, and the JPEGs that simplejpeg refuses (CMYK, stray bytes that harm nothing). EXIF rotation is
+ignored, as is usual in the field; alpha is dropped; an animation gives its first frame.
 
-A file that is cut short, or whose codes end before the picture does, is a `DecodeError` and never a picture with a grey
-half. Damage that leaves as many codes as there should be goes unseen, as everywhere.
+A file that is truncated, or whose codes end too early, is a `DecodeError` and never a picture with a gray half. Damage
+that leaves the right number of codes is not detected, as in every decoder.
 """
 
 import io
@@ -22,139 +21,129 @@ import simplejpeg
 from PIL import Image
 
 from ijepa.data.loading.crop import Box, hull
-from ijepa.data.loading.jpeg import Pixels, decode_part
+from ijepa.data.loading.turbojpeg import decode_box
 
-MaskColours = Literal["refuse", "accept", "only"]
-"""What becomes of a mask's colours: RGB files are refused, accepted beside indices, or every file is read as RGB."""
+Pixels = npt.NDArray[np.uint8]
+MaskColors = Literal["refuse", "accept", "only"]
+"""RGB masks are refused, accepted next to index masks, or all masks are read as RGB."""
 
 MAX_PIXELS = 120_000_000
-"""Larger images are refused by their header. A worker needs `BYTES_A_PIXEL` for one of this size, so 2.2 GB at most."""
+"""Larger images are refused after reading the header. A worker needs at most `BYTES_A_PIXEL` times this: 2.2 GB."""
 
 BYTES_A_PIXEL = 18
-"""Bound on the memory that decoding takes, result included: a plain JPEG takes its three, PNG eight, WebP seventeen."""
+"""Upper bound of the memory for decoding, result included: 3 for a plain JPEG, 8 for PNG, 17 for WebP."""
 
 FORMATS = ("PNG", "WEBP", "JPEG", "GIF", "BMP", "TIFF", "PPM")
-"""What Pillow may open. Named, because its full list holds formats that start other programs."""
+"""Formats that Pillow may open. Its full list contains formats that start other programs."""
 
 _ENDS_EARLY = "premature end of data segment"
-"""What libjpeg says where a picture's codes end before it does; Pillow would fill it up with grey."""
+"""libjpeg's message if the codes end before the picture does. Pillow would fill the rest with gray."""
 _BAND = 2**18
-"""Pixels that are converted together."""
-_JPEG = b"\xff\xd8\xff"
-_OBJECT = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-"""How Python shows an object; Pillow names the stream that it cannot read."""
+"""Number of pixels that are converted at a time."""
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_OBJECT_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
+"""Pillow's messages contain the repr of a stream, which differs between processes."""
 
 
 class DecodeError(ValueError):
-    """These bytes are no image that can be read in full; `str()` says why, in one line."""
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Return (height, width) from the header alone."""
-    if data.startswith(_JPEG):
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except (ValueError, KeyError):  # KeyError: of samplings that simplejpeg has no name for
-            return _size_by_pillow(data)
-        return int(height), int(width)
-    return _size_by_pillow(data)
+    """These bytes are not an image that can be read completely; `str()` gives the reason in one line."""
 
 
 def decode(data: bytes) -> Pixels:
     """Return the image as (H, W, 3) uint8, sRGB as stored.
 
     Raises:
-        DecodeError: the data are no image, cut short, or of more than `MAX_PIXELS`.
+        DecodeError: not an image, truncated, or more than `MAX_PIXELS`.
     """
     return decode_for(data, lambda height, width: [Box(0, 0, height, width)])[0]
 
 
 def decode_for(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]]:
-    """Return pixels as `decode` does, and the boxes in them that `choose` wants of an image of its (height, width).
+    """Decode the part of an image that contains the boxes `choose(height, width)`.
 
-    What lies outside the boxes may be missing: a JPEG is decoded no further than it has to be. What is broken below
-    them goes unseen, unless the file is cut short.
+    Returns:
+        Pixels as from `decode`, possibly without the parts outside the boxes, and the boxes within these pixels.
 
     Raises:
-        DecodeError: as `decode`.
+        DecodeError: as `decode`; but damage below the boxes may not be detected, except in a truncated file.
     """
     if data.startswith(_JPEG):
-        found = _decode_jpeg(data, choose)
-        if found is not None:
-            return found
+        decoded = _decode_jpeg(data, choose)
+        if decoded is not None:
+            return decoded
     with _open(data) as image:
         _check_size(image.height, image.width)
         boxes = choose(image.height, image.width)
         try:
             return _to_rgb(image), boxes
-        except Exception as error:  # Pillow's decoders raise nearly anything on broken bytes
-            raise DecodeError(_line(error)) from error
+        except Exception as error:  # Pillow's decoders raise nearly any type on broken bytes
+            raise DecodeError(_one_line(error)) from error
 
 
-def decode_mask(data: bytes, colours: MaskColours = "refuse") -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """Return an index mask as (H, W): a palette's indices or grey values, uint8, or uint16 of a 16-bit file.
+def decode_mask(data: bytes, colors: MaskColors = "refuse") -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """Return an index mask as (H, W): palette indices or gray values, uint8, or uint16 for a 16-bit file.
 
-    Where `colours` lets them in, an RGB file is (H, W, 3) uint8; with "only", so is a palette's.
+    RGB files that `colors` permits are (H, W, 3) uint8. With "only", files with a palette are converted to RGB too.
 
     Raises:
-        DecodeError: as `decode`, and for colours that name no class.
+        DecodeError: as `decode`, and for colors that are not permitted.
     """
     with _open(data) as image:
         _check_size(image.height, image.width)
-        try:
-            coloured = colours == "only" or (colours == "accept" and image.mode in ("RGB", "RGBA"))
-            values = np.asarray(image.convert("RGB") if coloured else image)
-        except Exception as error:  # as above
-            raise DecodeError(_line(error)) from error
         mode = image.mode
-    if coloured:
+        rgb = colors == "only" or (colors == "accept" and mode in ("RGB", "RGBA"))
+        try:
+            values = np.asarray(image.convert("RGB") if rgb else image)
+        except Exception as error:  # as in `decode_for`
+            raise DecodeError(_one_line(error)) from error
+    if rgb:
         return values
     if mode in ("L", "P", "1"):
         return values.astype(np.uint8)
     if mode.startswith("I") and values.size and values.min() >= 0 and values.max() <= 0xFFFF:
         return values.astype(np.uint16)
-    raise DecodeError(f"a mask holds one class index a pixel, and this one is {mode}")
+    raise DecodeError(f"a mask has one class index per pixel, and this file is {mode}")
 
 
 def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]] | None:
-    """Return what `decode_for` does, or None where Pillow should have a look."""
+    """Return the result of `decode_for`, or None if Pillow should try."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width)
-        if colours not in ("YCbCr", "Gray", "RGB"):
+        if colorspace not in ("YCbCr", "Gray", "RGB"):  # CMYK: simplejpeg does not convert it to RGB
             return None
         boxes = choose(height, width)
-        pixels, top, left = decode_part(data, height, width, hull(boxes))
+        box, part = hull(boxes), None
+        # A region decode stops at the last row of the box and would not notice that the rest of a file is missing.
+        if (box.height, box.width) != (height, width) and data.rstrip(b"\0").endswith(_JPEG_END):
+            part = decode_box(data, box)
+        pixels, top, left = part or (simplejpeg.decode_jpeg(data, colorspace="RGB"), 0, 0)
         return pixels, [Box(box.top - top, box.left - left, box.height, box.width) for box in boxes]
     except DecodeError:
         raise
-    except (ValueError, KeyError) as error:  # KeyError: of samplings that simplejpeg has no name for
+    except (ValueError, KeyError) as error:  # KeyError: a chroma subsampling that simplejpeg does not know
+        # Pillow accepts harmless damage that simplejpeg reports, but it would also fill a missing part with gray.
         if _ENDS_EARLY in str(error):
-            raise DecodeError(_line(error)) from error
+            raise DecodeError(_one_line(error)) from error
         return None
-
-
-def _size_by_pillow(data: bytes) -> tuple[int, int]:
-    with _open(data) as image:
-        return image.height, image.width
 
 
 def _open(data: bytes) -> Image.Image:
     if not data:
-        raise DecodeError("no bytes at all")
+        raise DecodeError("the file is empty")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images; the rule here is MAX_PIXELS, checked by the callers.
+            # Pillow warns about large images; the limit here is MAX_PIXELS, which the callers check.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:  # twice its limit, which lies above ours
+    except Image.DecompressionBombError as error:  # raised at twice Pillow's limit, which is above MAX_PIXELS
         raise DecodeError(f"more than {MAX_PIXELS // 10**6} megapixels") from error
-    except Exception as error:  # as above
-        raise DecodeError(_line(error)) from error
+    except Exception as error:  # as in `decode_for`
+        raise DecodeError(_one_line(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    """Convert some rows at a time: whole copies between would be what a worker's memory is made of."""
+    """Convert a band of rows at a time, because a copy of the whole image would double the memory."""
     if image.mode == "F":
         raise DecodeError("floating-point pixels, whose range is unknown")
     image.load()
@@ -163,13 +152,13 @@ def _to_rgb(image: Image.Image) -> Pixels:
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
         band = image if rows >= image.height else image.crop((0, top, image.width, bottom))
-        wide = image.mode.startswith("I")  # "I;16", "I;16B", and "I" for 16-bit files in older Pillow
-        pixels[top:bottom] = _narrowed(np.asarray(band)) if wide else np.asarray(band.convert("RGB"))
+        is_16_bit = image.mode.startswith("I")  # "I;16", "I;16B", and "I" for 16-bit files in older Pillow
+        pixels[top:bottom] = _to_8_bit(np.asarray(band)) if is_16_bit else np.asarray(band.convert("RGB"))
     return pixels
 
 
-def _narrowed(values: npt.NDArray[np.integer[Any]]) -> Pixels:
-    """Return 16-bit grey values (H, W) as (H, W, 1) of eight bits, rounded."""
+def _to_8_bit(values: npt.NDArray[np.integer[Any]]) -> Pixels:
+    """Return 16-bit gray values (H, W) as 8-bit values (H, W, 1), rounded."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         raise DecodeError(f"pixel values outside 16 bits ({low} to {high})")
@@ -183,6 +172,5 @@ def _check_size(height: int, width: int) -> None:
         raise DecodeError(f"an image of {width} x {height} pixels")
 
 
-def _line(error: BaseException) -> str:
-    """Return the reason as one line, without the address of an object, which differs from process to process."""
-    return " ".join(_OBJECT.sub("", str(error)).split()) or type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(_OBJECT_ADDRESS.sub("", str(error)).split()) or type(error).__name__

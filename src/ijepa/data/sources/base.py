@@ -1,8 +1,8 @@
-"""One view of all data sets: sample number -> bytes, label, mask.
+"""One interface to all data sets: sample number -> bytes, label, mask.
 
-A source is map-style and holds no state but its index and a few open files, so it can be copied into any number of
-worker processes: a mapped index travels as its folder's name, and files are opened where they are read. Reads carry
-their own offset (pread), so nothing is shared that could be disturbed.
+A source has no state except its index and some open files. So it can be copied into any number of worker processes: a
+mapped index is sent as the name of its folder, and files are opened where they are read. Reads give their own offset
+(pread), so that threads do not disturb each other.
 """
 
 import errno
@@ -22,11 +22,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ijepa.data.sources.index import Index, text_item
+from ijepa.data.sources.index import Index
 from ijepa.data.sources.tar_index import BLOCK, header_name
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import irregular
 from ijepa.utils.names import printable
+
+RETRY_SECONDS = 1.0
+_TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
+"""Errors of network disks that are busy or were mounted again."""
+_LABEL_HINT = (
+    "labels are the folders' names in a tree of class folders; in shards, KEY.cls or KEY.json next to each image"
+)
+_MASK_HINT = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
 
 
 @dataclass(frozen=True)
@@ -40,33 +48,28 @@ class Sample:
 
 
 class Source(ABC):
-    """A data set: `len`, `[index]`, and what is known of it without reading an image.
+    """A data set: `len(source)`, `source[index]`, and what is known without reading an image.
 
     Attributes:
-        labels: (n,) int32, -1 where a sample has none; None where no sample has one.
-        classes: printable names of the classes, where they have names.
+        labels: (n,) int32, -1 if a sample has none; None if no sample has one.
+        classes: printable names of the classes, if they have names.
         has_masks: whether any sample has a mask.
-        annotation: the label map that the masks follow, a name or a file, where the data set's layout tells.
-        fingerprint: changes when a file's name, size or place in the order does; that of a copy is the same.
-        stamp: changes when a file's time does, too.
+        annotation: the label map of the masks, a name or a file, if the layout of the data set determines it.
+        fingerprint: changes with a file's name, size or place in the order; a copy has the same one.
+        stamp: changes with a file's time, too.
     """
-
-    annotation: str | None = None
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.labels: npt.NDArray[np.int32] | None = index.arrays.get("label")
         classes = index.header["classes"]
         self.classes: tuple[str, ...] | None = tuple(map(printable, classes)) if classes else None
-        self.annotation = index.header.get("annotation")
+        self.annotation: str | None = index.header.get("annotation")
         self.fingerprint: str = index.header["fingerprint"]
         self.stamp: str = index.header["stamp"]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"index": self.index}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["index"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.index,)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -75,30 +78,23 @@ class Source(ABC):
         return Sample(self.name(index), self.image(index), self.label(index), self.mask(index))
 
     def name(self, index: int) -> str:
-        """Return the sample's printable name: the file's path below the data's root, through its shard if any."""
+        """Return the sample's printable name: the path below the data's root, including the shard if any."""
         return printable(self._name(self._checked(index)))
 
     def file(self, index: int) -> str:
-        """Return which file holds the sample, below the data's root, printable; found without reading."""
+        """Return the printable path of the file that holds the sample, without reading it."""
         return printable(self._file(self._checked(index)))
 
     def image(self, index: int) -> bytes:
-        """Return the image file's contents.
+        """Return the contents of the image file.
 
         Raises:
             RunError: the file is gone, has shrunk, or cannot be read.
         """
         return self._image(self._checked(index))
 
-    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
-        """Let the system begin to read these samples' images, all at once, before they are asked for one by one.
-
-        `about` is told of each sample before a file is touched for it, which may hang.
-        """
-        return
-
     def mask(self, index: int) -> bytes | None:
-        """Return the mask file's contents, if there is one. Raises as `image`."""
+        """Return the contents of the mask file, if there is one. Raises as `image`."""
         return self._mask(self._checked(index)) if self.has_masks else None
 
     def label(self, index: int) -> int | None:
@@ -106,26 +102,27 @@ class Source(ABC):
         label = -1 if self.labels is None else int(self.labels[self._checked(index)])
         return label if label >= 0 else None
 
+    def readahead(self, indices: npt.NDArray[np.int64], report_sample: Callable[[int], None]) -> None:
+        """Ask the operating system to read these samples' images in advance, if the source supports it.
+
+        `report_sample` is called with each sample before its file is touched, because that may hang.
+        """
+        return
+
     @property
     def has_masks(self) -> bool:
         """Whether any sample has a mask."""
         return "mask_size" in self.index.arrays or "mask_names" in self.index.arrays
 
     def require_labels(self, where: str) -> npt.NDArray[np.int32]:
-        """Return the labels (n,) int32 of a set in which every sample has one; `where` names it to the user.
+        """Return the labels (n,) int32 of a set in which every sample has one; `where` names the set in errors.
 
         Raises:
-            UserError: a sample without a label, or one that `classes` has no name for.
+            UserError: a sample has no label, or a label that `classes` has no name for.
         """
-        hint = (
-            "labels are the folders' names in a tree of class folders; in shards, KEY.cls or KEY.json beside each image"
-        )
         if self.labels is None:
-            raise UserError(where, "the images have no labels", hint)
-        missing = np.flatnonzero(self.labels < 0)
-        if len(missing):
-            problem = f"{len(missing)} of {len(self)} images have no label, the first is {self.name(int(missing[0]))}"
-            raise UserError(where, problem, hint)
+            raise UserError(where, "the images have no labels", _LABEL_HINT)
+        self._require_all("label", np.flatnonzero(self.labels < 0), where, _LABEL_HINT)
         if self.classes is not None and int(self.labels.max()) >= len(self.classes):
             raise UserError(where, f"label {self.labels.max()} has no name: classes.txt has {len(self.classes)} lines")
         return self.labels
@@ -134,15 +131,20 @@ class Source(ABC):
         """Check that every sample has a mask.
 
         Raises:
-            UserError: one has none.
+            UserError: a sample has none.
         """
-        hint = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
         if not self.has_masks:
-            raise UserError(where, "the images have no masks", hint)
-        missing = self._without_mask()
+            raise UserError(where, "the images have no masks", _MASK_HINT)
+        self._require_all("mask", self.without_mask(), where, _MASK_HINT)
+
+    def without_mask(self) -> npt.NDArray[np.int64]:
+        """Return the samples that have no mask."""
+        return np.arange(len(self))
+
+    def _require_all(self, kind: str, missing: npt.NDArray[np.int64], where: str, hint: str) -> None:
         if len(missing):
-            problem = f"{len(missing)} of {len(self)} images have no mask, the first is {self.name(int(missing[0]))}"
-            raise UserError(where, problem, hint)
+            first = self.name(int(missing[0]))
+            raise UserError(where, f"{len(missing)} of {len(self)} images have no {kind}, the first is {first}", hint)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -158,11 +160,8 @@ class Source(ABC):
     @abstractmethod
     def _image(self, index: int) -> bytes: ...
 
-    @abstractmethod
-    def _mask(self, index: int) -> bytes | None: ...
-
-    @abstractmethod
-    def _without_mask(self) -> npt.NDArray[np.int64]: ...
+    def _mask(self, index: int) -> bytes | None:
+        return None
 
 
 class TarSource(Source):
@@ -170,130 +169,113 @@ class TarSource(Source):
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
-        root = Path(index.header["root"])
         self._shards = index.header["shards"]
-        self._files = OpenFiles([root / name for name in self._shards])
+        self._files = OpenFiles([Path(index.header["root"], name) for name in self._shards])
 
     def __len__(self) -> int:
         return len(self.index.arrays["block"])
 
     def _name(self, index: int) -> str:
-        arrays = self.index.arrays
+        arrays, shard = self.index.arrays, self._shard(index)
         renamed = arrays.get("renamed")
-        shard = self._shard(index)
         if renamed is not None:
             place = int(np.searchsorted(renamed, index))
             if place < len(renamed) and renamed[place] == index:
-                return f"{self._shards[shard]}/{text_item(arrays, 'renamed_names', 'renamed_ends', place)}"
+                return f"{self._shards[shard]}/{self.index.text('renamed_names', place)}"
         header = self._files.read(shard, (int(arrays["block"][index]) - 1) * BLOCK, BLOCK)
         return f"{self._shards[shard]}/{os.fsdecode(header_name(header))}"
 
     def _image(self, index: int) -> bytes:
-        arrays = self.index.arrays
-        return self._files.read(self._shard(index), int(arrays["block"][index]) * BLOCK, int(arrays["size"][index]))
+        return self._read(index, "block", "size")
 
     def _mask(self, index: int) -> bytes | None:
+        return self._read(index, "mask_block", "mask_size") if self.index.arrays["mask_size"][index] else None
+
+    def _read(self, index: int, block: str, size: str) -> bytes:
         arrays = self.index.arrays
-        if not arrays["mask_size"][index]:
-            return None
-        offset, size = int(arrays["mask_block"][index]) * BLOCK, int(arrays["mask_size"][index])
-        return self._files.read(self._shard(index), offset, size)
+        return self._files.read(self._shard(index), int(arrays[block][index]) * BLOCK, int(arrays[size][index]))
 
     def _file(self, index: int) -> str:
         return str(self._shards[self._shard(index)])
 
-    def expect(self, indices: npt.NDArray[np.int64], about: Callable[[int], None] = lambda index: None) -> None:
+    def readahead(self, indices: npt.NDArray[np.int64], report_sample: Callable[[int], None]) -> None:
         """See `Source`."""
-        if not hasattr(os, "posix_fadvise"):  # not on macOS
+        if not hasattr(os, "posix_fadvise"):  # macOS
             return
         shards = np.searchsorted(self.index.arrays["first"], indices, side="right") - 1
         blocks, sizes = self.index.arrays["block"][indices], self.index.arrays["size"][indices]
         columns = (array.tolist() for array in (indices, shards, blocks, sizes))
         for index, shard, block, size in zip(*columns, strict=True):
-            about(index)
-            self._files.expect(shard, block * BLOCK, size)
+            report_sample(index)
+            self._files.readahead(shard, block * BLOCK, size)
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.index.arrays["first"], index, side="right")) - 1
 
-    def _without_mask(self) -> npt.NDArray[np.int64]:
+    def without_mask(self) -> npt.NDArray[np.int64]:
+        """See `Source`."""
         return np.flatnonzero(self.index.arrays["mask_size"] == 0)
 
 
 class FolderSource(Source):
-    """Samples in files of their own."""
-
-    def __init__(self, index: Index) -> None:
-        super().__init__(index)
-        self._root, self._masks = Path(index.header["root"]), Path(index.header["masks"])
+    """Samples in one file each."""
 
     def __len__(self) -> int:
         return len(self.index.arrays["ends"])
 
     def _name(self, index: int) -> str:
-        return text_item(self.index.arrays, "names", "ends", index)
+        return self.index.text("names", index)
 
     def _image(self, index: int) -> bytes:
-        # Joined, since a list's names may be absolute, and not by Path, which takes four times as long.
-        return read_file(os.path.join(self._root, self._name(index)))  # noqa: PTH118
+        # A name may be absolute, so it has to be joined. Path takes four times as long as os.path.join.
+        return read_file(os.path.join(self.index.header["root"], self._name(index)))  # noqa: PTH118
 
     def _mask(self, index: int) -> bytes | None:
-        name = text_item(self.index.arrays, "mask_names", "mask_ends", index)
-        return read_file(os.path.join(self._masks, name)) if name else None  # noqa: PTH118
+        name = self.index.text("mask_names", index)
+        return read_file(os.path.join(self.index.header["masks"], name)) if name else None  # noqa: PTH118
 
-    def _without_mask(self) -> npt.NDArray[np.int64]:
+    def without_mask(self) -> npt.NDArray[np.int64]:
+        """See `Source`."""
         return np.flatnonzero(np.diff(self.index.arrays["mask_ends"], prepend=0) == 0)
 
 
-_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
-"""What network disks say when they are busy or were mounted anew: worth a second try."""
-RETRY_SECONDS = 1.0
-
-
-def twice(read: Callable[[], bytes], between: Callable[[], object] = lambda: None) -> bytes:
-    """Return what `read` returns; after an error that may pass, do what is to be done between, wait, and read again."""
-    try:
-        return read()
-    except OSError as error:
-        if error.errno not in _PASSING:
-            raise
-    between()
-    time.sleep(RETRY_SECONDS)
-    return read()
-
-
 class OpenFiles:
-    """A limited number of open shards; the one not read for longest is closed first.
+    """A limited number of open files; the least recently read one is closed first.
 
-    A file that is closed here while another thread reads it lives until that read ends: it is the object, not its
-    number, that is held.
+    Threads may read at the same time. A file that is closed here while another thread reads it stays open until that
+    read ends, because the thread holds the file object.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         self.open: OrderedDict[int, FileIO] = OrderedDict()
-        # A quarter of what the process may open: the rest is for everybody else's files and pipes.
+        # A quarter of what the process may open; the rest is for other files and pipes.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.capacity = max(1, min(len(paths), limit // 4 if limit > 0 else 256))
 
     def read(self, file: int, offset: int, size: int) -> bytes:
-        """Return `size` bytes of a file, by its number."""
-        path = self.paths[file]
+        """Return `size` bytes of a file, given by its number.
 
-        def part() -> bytes:
-            handle = self._handle(file)  # held until the read ends
+        Raises:
+            RunError: the file cannot be read, or has shrunk.
+        """
+
+        def pread() -> bytes:
+            handle = self._handle(file)  # a reference until the read ends
             return os.pread(handle.fileno(), size, offset)
 
+        path = self.paths[file]
         try:
-            data = twice(part, lambda: self.open.pop(file, None))  # a file of before a remount stays broken
+            # A file that was open before a remount stays broken, so it is opened again.
+            data = retry_once(pread, lambda: self.open.pop(file, None))
         except OSError as error:
             raise RunError(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
             raise RunError(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
         return data
 
-    def expect(self, file: int, offset: int, size: int) -> None:
-        """Begin to read a part of a file; what goes wrong is told when it is read."""
+    def readahead(self, file: int, offset: int, size: int) -> None:
+        """Begin to read a part of a file. Errors are ignored, because `read` will report them."""
         with suppress(OSError):
             handle = self._handle(file)
             os.posix_fadvise(handle.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
@@ -302,32 +284,44 @@ class OpenFiles:
         handle = self.open.get(file)
         if handle is None:
             handle = self.open[file] = FileIO(self.paths[file])
-            with suppress(KeyError):  # another thread was faster
+            with suppress(KeyError):  # another thread has closed one at the same time
                 while len(self.open) > self.capacity:
                     self.open.popitem(last=False)
         else:
-            with suppress(KeyError):  # another thread has just closed it
+            with suppress(KeyError):  # another thread has just closed this one
                 self.open.move_to_end(file)
         return handle
 
 
+def retry_once(read: Callable[[], bytes], before_retry: Callable[[], object] = lambda: None) -> bytes:
+    """Return the result of `read`. After a transient error, call `before_retry`, wait, and read again."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno not in _TRANSIENT:
+            raise
+    before_retry()
+    time.sleep(RETRY_SECONDS)
+    return read()
+
+
 def read_file(path: str | Path) -> bytes:
-    """Return a file's contents; none if it is not a regular file, so that no image can be decoded from it.
+    """Return the contents of a file; empty if it is not a regular file, so that decoding it fails.
 
     Raises:
         RunError: it is gone or cannot be read.
     """
-
     try:
-        return twice(partial(_contents, path))
+        return retry_once(partial(_read_whole, path))
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}") from error
 
 
-def _contents(path: str | Path) -> bytes:
-    """Read the file in one piece: half the time of Path.read_bytes, which asks for more until there is no more."""
+def _read_whole(path: str | Path) -> bytes:
+    """Read a file with one call: half the time of Path.read_bytes, which reads until nothing more comes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # or it would wait for a FIFO's writer
+        # Without O_NONBLOCK, opening a FIFO waits until another process writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         if irregular(os.stat(path).st_mode):  # noqa: PTH116  # a socket cannot be opened
             return b""

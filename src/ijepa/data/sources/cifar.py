@@ -1,72 +1,59 @@
-"""CIFAR-10 and CIFAR-100 as they are downloaded: python pickles, read without running what they say.
+"""CIFAR-10 and CIFAR-100 in their official binary edition.
 
-A pickle is a program: it may name any function and have it called. Those of CIFAR hold dictionaries, lists, numbers,
-strings and one numpy array, whose rebuilding calls three names of numpy's. Here these three names stand for two classes
-of our own that only hold what they are given, and every other name is refused; so nothing in a file is ever called but
-those. The pixels lie in the file as they are, row after row, and are read from there, 3,072 bytes an image: a source
-holds nothing but labels and names.
-
-An image is handed on as a PPM file of 32 x 32 pixels, since a source's images are contents of image files.
+A file is a sequence of rows: a label byte (CIFAR-100: coarse and fine label), then 3,072 bytes of pixels, as three
+planes of 32 x 32. Each image is read with one pread and returned as a PPM file, because the images of a source are
+contents of image files. The Python edition consists of pickles, which can run code, and is refused.
 """
 
-import io
-import os
-import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ijepa.data.sources.base import OpenFiles, Source
-from ijepa.data.sources.image_mask_pairs import text_array
-from ijepa.data.sources.index import Arrays, Index, _Digest, text_item
+from ijepa.data.sources.index import Arrays, FileDigest, Index
+from ijepa.data.split import Split, choose_split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 SIDE = 32
-BYTES = 3 * SIDE * SIDE
+PIXEL_BYTES = 3 * SIDE * SIDE
 _HEADER = b"P6 %d %d 255\n" % (SIDE, SIDE)
-
-_TEN: tuple[str, ...] = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5")
-_FILES: dict[str, dict[str, tuple[str, ...]]] = {
-    "batches.meta": {"train": _TEN, "test": ("test_batch",)},
-    "meta": {"train": ("train",), "test": ("test",)},
-}
-_FOLDERS = ("cifar-10-batches-py", "cifar-100-python")
-_UNPACK = "give the folder that the official archive of CIFAR for Python unpacks to"
+_HINT = "download the binary edition, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, and unpack it"
 
 
-class _Array:
-    """Holds what a pickled numpy array is rebuilt from."""
+@dataclass(frozen=True)
+class _Edition:
+    """The files of a data set. A row has `labels` label bytes, whose last one counts."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Kind(_Array):
-    """Holds what a pickled numpy dtype is rebuilt from, its name first."""
-
-    def __init__(self, name: object = None, *arguments: object) -> None:
-        self.name = name
+    folder: str
+    class_names: str
+    files: Mapping[Split, tuple[str, ...]]
+    labels: int
 
 
-class _Reader(pickle.Unpickler):
-    """Reads a pickle of plain values and arrays; any other name in it is an error, before anything is called."""
-
-    def find_class(self, module: str, name: str) -> type:
-        """Return the stand-in for one of the three names that numpy's arrays need."""
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _Array
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return _Array if name == "ndarray" else _Kind
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and holds more than numbers, texts and arrays")
+_EDITIONS = (
+    _Edition(
+        "cifar-10-batches-bin",
+        "batches.meta.txt",
+        {Split.TRAIN: tuple(f"data_batch_{i}.bin" for i in range(1, 6)), Split.TEST: ("test_batch.bin",)},
+        labels=1,
+    ),
+    _Edition(
+        "cifar-100-binary",
+        "fine_label_names.txt",
+        {Split.TRAIN: ("train.bin",), Split.TEST: ("test.bin",)},
+        labels=2,
+    ),
+)
+_PICKLES = {"batches.meta": "test_batch", "meta": "train"}
+"""The Python editions: the file of class names, and one of the other files."""
 
 
 class CifarSource(Source):
-    """Images within pickles, each read with one pread."""
+    """Images in CIFAR's binary files; arrays `file` and `offset` (n,) int64 locate each row's pixels."""
 
     def __init__(self, index: Index) -> None:
         super().__init__(index)
@@ -77,117 +64,65 @@ class CifarSource(Source):
         return len(self.index.arrays["offset"])
 
     def _name(self, index: int) -> str:
-        return text_item(self.index.arrays, "names", "ends", index)
+        header, arrays = self.index.header, self.index.arrays
+        row = int(arrays["offset"][index]) // int(header["row_bytes"])
+        return f"{header['files'][int(arrays['file'][index])]}/{row:05d}"
 
     def _image(self, index: int) -> bytes:
-        arrays = self.index.arrays
-        data = self._files.read(int(arrays["file"][index]), int(arrays["offset"][index]), BYTES)
-        planes = np.frombuffer(data, dtype=np.uint8).reshape(3, SIDE, SIDE)
-        return _HEADER + planes.transpose(1, 2, 0).tobytes()
-
-    def _mask(self, index: int) -> bytes | None:
-        return None
-
-    def _without_mask(self) -> npt.NDArray[np.int64]:
-        return np.arange(len(self))
+        file, offset = (int(self.index.arrays[name][index]) for name in ("file", "offset"))
+        planes = np.frombuffer(self._files.read(file, offset, PIXEL_BYTES), dtype=np.uint8)
+        return _HEADER + planes.reshape(3, SIDE, SIDE).transpose(1, 2, 0).tobytes()
 
 
 def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
-    """Return CIFAR-10 or CIFAR-100 at a folder, the folder above it, or one of its batches; None where it is not there.
+    """Return CIFAR-10 or CIFAR-100 at a folder, in a sub-folder of it, or in one file; None if it is not there.
 
     Raises:
-        UserError: files missing or of another kind, a pickle with code in it, or several splits and none chosen.
+        UserError: the Python edition or a packed archive, a damaged file, or several splits and none chosen.
     """
-    if path.is_file() and path.name.startswith("cifar-") and path.name.endswith((".tar.gz", ".tgz")):
-        raise UserError(where, f"{path} is packed", _UNPACK)
-    root = next((path / name for name in _FOLDERS if (path / name).is_dir()), path)
-    chosen: tuple[str, ...] = () if root.is_dir() else (path.name,)
-    root = root if root.is_dir() else path.parent
-    meta = next((name for name in _FILES if (root / name).is_file()), None)
-    known = _FILES[meta] if meta else {}
-    batches = [name for names in known.values() for name in names]
-    if meta is None or not any((root / name).is_file() for name in batches) or (chosen and chosen[0] not in batches):
-        return None
-    if not chosen:
-        if split is None:
-            raise UserError(
-                where, f"{root} holds several splits: train, test", f"choose one, or give {root / batches[-1]}"
-            )
-        chosen = known["train" if split.startswith("train") else "test"]
-    return CifarSource(_index(root, chosen, meta, where))
+    if path.name.startswith("cifar-") and path.name.endswith((".tar.gz", ".tgz")):
+        raise UserError(where, f"{path} is packed", _HINT)
+    for edition in _EDITIONS:
+        for root in (path, path / edition.folder, path.parent):
+            files = [name for names in edition.files.values() for name in names if (root / name).is_file()]
+            if not files or not (root / edition.class_names).is_file():
+                continue
+            if root == path.parent:
+                if path.name not in files:
+                    continue
+                return CifarSource(_index(edition, root, (path.name,), where))
+            # CIFAR has no validation split; its test split is used as one.
+            wanted = Split.TEST if Split.of(split) is Split.VAL else split
+            hint = f"choose one, or give {root / files[-1]}"
+            chosen = choose_split(root, list(edition.files), where, wanted, hint)
+            return CifarSource(_index(edition, root, edition.files[chosen], where))
+    folders = (path, path / "cifar-10-batches-py", path / "cifar-100-python")
+    for folder in folders if path.is_dir() else (path.parent,):
+        for meta, other in _PICKLES.items():
+            if (folder / meta).is_file() and (folder / other).is_file():
+                raise UserError(where, f"{folder} is CIFAR's Python edition, whose pickles can run code", _HINT)
+    return None
 
 
-def _index(root: Path, files: tuple[str, ...], meta: str, where: str) -> Index:
-    described = read_pickle(root / meta, where)
-    classes = _texts(described.get(b"label_names") or described.get(b"fine_label_names"))
-    if not classes:
-        raise UserError(where, f"{root / meta} names no classes", _UNPACK)
-    labels: list[int] = []
-    names: list[str] = []
-    offsets, digest = [], _Digest("cifar", [meta, *classes])
+def _index(edition: _Edition, root: Path, files: tuple[str, ...], where: str) -> Index:
+    row_bytes = edition.labels + PIXEL_BYTES
+    classes = (root / edition.class_names).read_text(encoding="utf-8", errors="replace").split()
+    labels: list[npt.NDArray[np.uint8]] = []
+    digest = FileDigest("cifar", [edition.folder, *classes])
     for name in files:
-        batch = read_pickle(root / name, where)
-        start = _pixels(root / name, batch.get(b"data"), where)
-        found = batch.get(b"labels", batch.get(b"fine_labels"))
-        if not isinstance(found, list) or not all(type(value) is int and 0 <= value < len(classes) for value in found):
-            raise UserError(where, f"{root / name}: its labels are not numbers below {len(classes)}", _UNPACK)
-        count = len(batch[b"data"].state[-1]) // BYTES
-        if len(found) != count:
-            raise UserError(where, f"{root / name} holds {count} images and {len(found)} labels", _UNPACK)
-        own = _texts(batch.get(b"filenames"))
-        labels.extend(found)
-        names.extend(own if len(own) == count else [f"{name}/{row}" for row in range(count)])
-        offsets.append(start + BYTES * np.arange(count, dtype=np.int64))
-        digest.file(name, (root / name).stat())
-    text, ends = text_array(names)
+        with read_errors(where, root / name):
+            data = np.fromfile(root / name, dtype=np.uint8)
+            digest.add(name, (root / name).stat())
+        if len(data) == 0 or len(data) % row_bytes:
+            raise UserError(where, f"{root / name} does not consist of rows of {row_bytes} bytes", _HINT)
+        labels.append(data.reshape(-1, row_bytes)[:, edition.labels - 1].copy())
+        if labels[-1].max() >= len(classes):
+            raise UserError(where, f"{root / name}: label {labels[-1].max()} of {len(classes)} classes", _HINT)
+    rows = np.concatenate([np.arange(len(part)) for part in labels])
     arrays: Arrays = {
-        "label": np.array(labels, dtype=np.int32),
-        "file": np.repeat(np.arange(len(files)), [len(part) for part in offsets]),
-        "offset": np.concatenate(offsets),
-        "names": text,
-        "ends": ends,
+        "label": np.concatenate(labels).astype(np.int32),
+        "file": np.repeat(np.arange(len(files)), [len(part) for part in labels]),
+        "offset": rows * row_bytes + edition.labels,
     }
-    header = {"root": str(root), "files": list(files), "classes": classes, **digest.header(arrays)}
-    return Index(header, arrays)
-
-
-def read_pickle(path: Path, where: str) -> dict[bytes, Any]:
-    """Return the dictionary a pickle holds, texts of Python 2 as bytes, arrays as stand-ins.
-
-    Raises:
-        UserError: no pickle, one of something else, or one that names anything but numpy's arrays: that is not run.
-    """
-    try:
-        held = _Reader(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except OSError as error:
-        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # the unpickler raises nearly anything on broken bytes
-        raise UserError(where, f"{path} is no pickle of CIFAR: {error}", _UNPACK) from error
-    if not isinstance(held, dict):
-        raise UserError(where, f"{path} is no pickle of CIFAR: it holds no dictionary", _UNPACK)
-    return {os.fsencode(key) if isinstance(key, str) else key: value for key, value in held.items()}
-
-
-def _pixels(path: Path, array: object, where: str) -> int:
-    """Return where the pixels begin in the file."""
-    state = array.state if isinstance(array, _Array) else None
-    if not (
-        isinstance(state, tuple)
-        and len(state) == 5
-        and isinstance(state[2], _Kind)
-        and state[2].name in (b"u1", "u1")
-        and not state[3]
-        and isinstance(state[4], bytes)
-        and state[1] == (len(state[4]) // BYTES, BYTES)
-    ):
-        raise UserError(where, f"{path}: its images are not rows of {BYTES} bytes", _UNPACK)
-    start = path.read_bytes().find(state[4])
-    if start < 0:
-        raise UserError(where, f"{path}: its pixels are not stored as they are", _UNPACK)
-    return start
-
-
-def _texts(values: object) -> list[str]:
-    if not isinstance(values, list):
-        return []
-    return [os.fsdecode(value) for value in values if isinstance(value, bytes | str)]
+    header = {"root": str(root), "files": list(files), "classes": classes, "row_bytes": row_bytes}
+    return Index({**header, **digest.header(arrays)}, arrays)

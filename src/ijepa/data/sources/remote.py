@@ -1,9 +1,13 @@
-"""Shards on other machines, fetched once into a local folder: `https://...`, `s3://...`, whatever fsspec opens.
+"""Shards on other machines, downloaded once to a local folder: `https://...`, `s3://...`, every protocol of fsspec.
 
-A run reads every image of every epoch in a random order, so what it reads from must be near: shards are fetched whole,
-several at a time, each written beside its place and renamed. What the server says of a file (size, and ETag or time) is
-kept beside its copy, so that at the next start a copy is used if, and only if, its original is the same. Several
-processes of one machine fetch once: one does, the others wait at a lock.
+A run reads all images of every epoch in random order, so it needs fast access. Shards are downloaded as whole files,
+several at a time, each to a temporary file that is then renamed. The size and version (ETag or time) that the server
+reports are stored next to the copy, so that the next start uses the copy only if the original is still the same. A
+lock lets one process of a machine download while the others wait.
+
+fsspec's own `filecache` does not give these guarantees (measured with fsspec 2026.9 and an HTTP server): it does not
+notice that the original has changed, because its key for HTTP is the URL alone; it does not retry; an interrupted
+download leaves half a file under the final name; and with readable names, two folders' files overwrite each other.
 """
 
 import fcntl
@@ -12,142 +16,155 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ijepa.data import paths
+from ijepa.data.paths import expand_braces, select_split
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import write_text
+from ijepa.utils.files import atomic_file, write_text
+from ijepa.utils.progress import Progress
 
-_THREADS, _ASKERS = 8, 32
+_DOWNLOAD_THREADS, _INFO_THREADS = 8, 32
 _ATTEMPTS = 3
 _CHUNK = 2**22
-_VERSIONS = ("ETag", "etag", "Content-MD5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime")
-"""Where fsspec's file systems keep what changes with a file, the surest first."""
-Tell = Callable[[str], None]
+_VERSION_KEYS = ("ETag", "etag", "Content-MD5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "mtime")
+"""Keys under which fsspec's file systems report what changes with a file, the most reliable first."""
+
+
+def _print_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names another machine's files."""
+    """Whether a path is a URL."""
     return "://" in path
 
 
 @dataclass(frozen=True)
-class Far:
-    """A file on another machine; `version` is what the server tells it by from an earlier file of its name."""
+class RemoteFile:
+    """A file on another machine; `version` changes when the file does."""
 
     url: str
     size: int
     version: str
 
     @classmethod
-    def of(cls, url: str, info: dict[str, Any]) -> "Far":
-        """Read it from what fsspec knows of a file: each file system has a name of its own for it."""
-        known = next((info[key] for key in _VERSIONS if info.get(key)), "")
-        return cls(url, int(info.get("size") or 0), f"{info.get('size')} {known}")
+    def from_info(cls, url: str, info: dict[str, Any]) -> "RemoteFile":
+        """Create it from fsspec's description of a file."""
+        version = next((info[key] for key in _VERSION_KEYS if info.get(key)), "")
+        return cls(url, int(info.get("size") or 0), f"{info.get('size')} {version}")
+
+    @property
+    def folder(self) -> str:
+        """The URL of its folder."""
+        return self.url.rpartition("/")[0]
+
+    def local(self, cache: Path) -> Path:
+        """Return the path of its copy. Each remote folder has its own local one, because names may repeat."""
+        name = hashlib.blake2b(self.folder.encode(), digest_size=8).hexdigest()
+        return cache / name / PurePosixPath(self.url).name
+
+    def is_copied_to(self, path: Path) -> bool:
+        """Whether a copy is complete and of this version."""
+        version = _version_file(path)
+        complete = path.is_file() and self.size in (0, path.stat().st_size)
+        return complete and version.is_file() and version.read_text() == self.version
 
 
-def find(path: str, where: str, split: str | None) -> list[Far]:
-    """Return the shards that a URL means: one, a brace pattern's, a glob's, or a folder's of one split.
+def find_remote(path: str, where: str, split: str | None) -> list[RemoteFile]:
+    """Return the shards that a URL means: one file, a brace pattern, a glob, or one split of a folder.
 
     Raises:
-        UserError: without the extra `remote`, nothing there, or several splits and none chosen.
+        UserError: the extra `remote` is missing, there is no such file, or several splits and none chosen.
     """
-    system = _system(path, where)
-    system.invalidate_cache()  # listings of earlier in this process
-    folder = path.endswith("/") or not any(sign in path.rpartition("/")[2] for sign in ".*[{")
-    if not folder and not any(sign in path for sign in "*["):
-        return _ask(system, paths.expand_braces(path), where)
+    system = _file_system(path, where)
+    system.invalidate_cache()  # this process may have listed the folder before
+    is_folder = path.endswith("/") or not any(sign in path.rpartition("/")[2] for sign in ".*[{")
+    if not is_folder and not any(sign in path for sign in "*["):
+        return _describe_all(system, expand_braces(path), where)
     root = path.rstrip("/")
     try:
-        found = system.glob(f"{root}/*.tar" if folder else path, detail=True)
-    except Exception as error:  # every file system has errors of its own
-        raise UserError(where, f"{path} cannot be listed: {_line(error)}") from None
+        found = system.glob(f"{root}/*.tar" if is_folder else path, detail=True)
+    except Exception as error:  # each file system has its own errors
+        raise UserError(where, f"{path} cannot be listed: {_one_line(error)}") from None
     if not found:
         raise UserError(where, f"{path} matches nothing", "give a brace pattern such as URL/train-{0000..0127}.tar")
     infos = {system.unstrip_protocol(name): info for name, info in sorted(found.items())}
     urls = list(infos)
-    if folder:  # of one folder, where names differ; a glob's folders may hold shards of the same name
+    if is_folder:  # a glob's folders may hold shards of the same name, so only a single folder has splits
         named = {PurePosixPath(url).name: url for url in urls}
-        urls = [named[name] for name in paths.choose(root, list(named), where, split, "*.tar")]
+        urls = [named[name] for name in select_split(root, list(named), where, split, "*.tar")]
     if all(infos[url].get("size") is not None for url in urls):  # object stores list sizes and ETags
-        return [Far.of(url, infos[url]) for url in urls]
-    return _ask(system, urls, where)
+        return [RemoteFile.from_info(url, infos[url]) for url in urls]
+    return _describe_all(system, urls, where)
 
 
-def fetch(shards: list[Far], where: str, folder: Path, tell: Tell | None = None) -> list[Path]:
-    """Return local copies of shards, in `folder`; fetch those that are not there, or not as they are far away.
+def download(shards: list[RemoteFile], where: str, cache: Path, progress: Progress = _print_to_stderr) -> list[Path]:
+    """Return local copies of shards, and download those that are missing or outdated.
 
-    Each far folder has a local one. A `classes.txt` beside the first shard comes along; all paths begin with that
-    shard's folder, so that those in others go on with `..`.
+    A `classes.txt` next to the first shard is downloaded too. All paths begin with the local folder of the first shard;
+    those in other folders continue with `..`.
 
     Raises:
-        UserError: too little room.
-        RunError: fetching failed several times.
+        UserError: not enough free space.
+        RunError: a download failed several times.
     """
-    say = tell or (lambda line: print(line, file=sys.stderr, flush=True))
-    system = _system(shards[0].url, where)
-    classes = _info(system, f"{_parent(shards[0].url)}/classes.txt", where)
-    local = {_local(folder, far.url): far for far in (shards if classes is None else [*shards, classes])}
-    home = _local(folder, shards[0].url).parent
-    with ExitStack() as alone:
-        for each in sorted({path.parent for path in local}):  # in one order, so that no two wait for each other
-            each.mkdir(parents=True, exist_ok=True)
-            alone.enter_context(_alone(each))
+    system = _file_system(shards[0].url, where)
+    classes = _describe(system, f"{shards[0].folder}/classes.txt", where)
+    local = {file.local(cache): file for file in (shards if classes is None else [*shards, classes])}
+    home = shards[0].local(cache).parent
+    with ExitStack() as locks:
+        for folder in sorted({path.parent for path in local}):  # in the same order everywhere, so that none deadlock
+            folder.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(locks.enter_context((folder / ".lock").open("w")), fcntl.LOCK_EX)
         if classes is None:
             (home / "classes.txt").unlink(missing_ok=True)
-        missing = {path: far for path, far in local.items() if not _same(path, far)}
-        need, free = sum(far.size for far in missing.values()), shutil.disk_usage(home).free
+        missing = {path: file for path, file in local.items() if not file.is_copied_to(path)}
+        need, free = sum(file.size for file in missing.values()), shutil.disk_usage(home).free
         if need > free:
-            raise UserError(
-                where, f"{need / 1e9:.1f} GB are to be fetched, {home} has room for {free / 1e9:.1f}", "set IJEPA_CACHE"
-            )
+            problem = f"the download needs {need / 1e9:.1f} GB, and {home} has {free / 1e9:.1f} GB of free space"
+            raise UserError(where, problem, "set IJEPA_CACHE")
         done = 0
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for far in pool.map(partial(_get, system), missing.values(), missing):
-                done += far.size
-                say(f"fetched {PurePosixPath(far.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
-    return [home / os.path.relpath(_local(folder, far.url), home) for far in shards]
+        with ThreadPoolExecutor(_DOWNLOAD_THREADS) as pool:
+            for file in pool.map(partial(_download_one, system), missing.values(), missing):
+                done += file.size
+                progress(f"fetched {PurePosixPath(file.url).name}, {done / 1e9:.2f} of {need / 1e9:.2f} GB")
+    return [home / os.path.relpath(file.local(cache), home) for file in shards]
 
 
-def _ask(system: Any, urls: list[str], where: str) -> list[Far]:
-    """Return what the server says of files, many asked for at once.
+def _describe_all(system: Any, urls: list[str], where: str) -> list[RemoteFile]:
+    with ThreadPoolExecutor(min(_INFO_THREADS, len(urls))) as pool:
+        answers = list(pool.map(lambda url: _describe(system, url, where), urls))
+    missing = [url for url, file in zip(urls, answers, strict=True) if file is None]
+    if missing:
+        hint = f"{len(missing)} of {len(urls)} files are missing"
+        raise UserError(where, f"{missing[0]} does not exist, or may not be read", hint)
+    return [file for file in answers if file is not None]
+
+
+def _describe(system: Any, url: str, where: str) -> RemoteFile | None:
+    """Return what the server reports about a file, None if the file does not exist or may not be read.
 
     Raises:
-        UserError: one is not there, or cannot be asked for.
+        UserError: the server cannot be asked.
     """
-    with ThreadPoolExecutor(min(_ASKERS, len(urls))) as pool:
-        answers = list(pool.map(lambda url: _info(system, url, where), urls))
-    found = [far for far in answers if far is not None]
-    if len(found) < len(urls):
-        missing = [url for url, far in zip(urls, answers, strict=True) if far is None]
-        raise UserError(
-            where,
-            f"{missing[0]} does not exist, or may not be read",
-            f"{len(missing)} of {len(urls)} files are missing",
-        )
-    return found
-
-
-def _info(system: Any, url: str, where: str) -> Far | None:
-    """Return what the server says of a file, None where there is none that it would show."""
     try:
-        return Far.of(url, system.info(url))
-    except Exception as error:  # as above
-        # S3 says that it may not tell of what is not there; over HTTP, fsspec says "not found" of every failure.
+        return RemoteFile.from_info(url, system.info(url))
+    except Exception as error:  # each file system has its own errors
+        # S3 answers "forbidden" for a missing file. For HTTP, fsspec raises "not found" after any failure, and the
+        # cause of the exception is the real one.
         absent = isinstance(error, FileNotFoundError | PermissionError)
         cause = error.__cause__ or error
         if absent and (cause is error or getattr(cause, "status", 0) in (401, 403, 404, 410)):
             return None
-        raise UserError(where, f"{url} cannot be asked for: {_line(cause)}") from None
+        raise UserError(where, f"{url} cannot be read: {_one_line(cause)}") from None
 
 
-def _system(url: str, where: str) -> Any:
+def _file_system(url: str, where: str) -> Any:
     try:
         from fsspec.core import url_to_fs
 
@@ -155,58 +172,29 @@ def _system(url: str, where: str) -> Any:
     except ImportError as error:
         raise UserError(where, f"{url} needs {error.name}", "pip install 'ijepa-pretrain[remote]'") from None
     except ValueError as error:
-        raise UserError(where, f"{url}: {_line(error)}") from None
+        raise UserError(where, f"{url}: {_one_line(error)}") from None
 
 
-def _get(system: Any, far: Far, local: Path) -> Far:
-    """Fetch one file, and then what tells it from others."""
-    beside = local.with_name(f".{local.name}.{os.getpid()}")
+def _download_one(system: Any, file: RemoteFile, local: Path) -> RemoteFile:
+    """Download one file, and then store its version."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with system.open(far.url, "rb") as source, beside.open("wb") as out:
+            with system.open(file.url, "rb") as source, atomic_file(local) as out:
                 shutil.copyfileobj(source, out, _CHUNK)
-                out.flush()
-                os.fsync(out.fileno())
-            if far.size not in (0, beside.stat().st_size):
-                raise OSError(f"{beside.stat().st_size} of {far.size} bytes came")
-            beside.replace(local)
-            write_text(_version(local), far.version)
-            return far
-        except Exception as error:  # as above
-            beside.unlink(missing_ok=True)
+                if file.size not in (0, out.tell()):
+                    raise OSError(f"received {out.tell()} of {file.size} bytes")
+            write_text(_version_file(local), file.version)
+            return file
+        except Exception as error:  # each file system has its own errors
             if attempt == _ATTEMPTS:
-                raise RunError(f"{far.url}: cannot be fetched: {_line(error)}") from None
+                raise RunError(f"{file.url}: cannot be fetched: {_one_line(error)}") from None
             time.sleep(attempt)
     raise AssertionError("unreachable")
 
 
-def _parent(url: str) -> str:
-    return url.rpartition("/")[0]
-
-
-def _local(folder: Path, url: str) -> Path:
-    """Return the place of a file's copy: a folder for each far one, so that names may come again in another."""
-    return folder / hashlib.blake2b(_parent(url).encode(), digest_size=8).hexdigest() / PurePosixPath(url).name
-
-
-def _version(local: Path) -> Path:
+def _version_file(local: Path) -> Path:
     return local.with_name(f"{local.name}.version")
 
 
-def _same(local: Path, far: Far) -> bool:
-    """Whether a copy is whole and of this version."""
-    if not local.is_file() or far.size not in (0, local.stat().st_size):
-        return False
-    version = _version(local)
-    return version.is_file() and version.read_text() == far.version
-
-
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    with (home / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,11 +1,10 @@
-"""A part of a data set, given by a file of names: ImageNet's 1 % and 10 % subsets, Pascal VOC's trainaug.
+"""A part of a data set, chosen by a file of names, such as ImageNet's 1 % and 10 % subsets or Pascal VOC's trainaug.
 
-A line names an image by its path, from the data's root or from above it, or by the end of its path
-(`n01440764_10026.JPEG`), with or without suffix; more words on the line and a leading slash are passed over. The
-samples stay in the set's own order, so that the order of a list decides nothing.
+A line names an image by its path, relative to the root of the data or to a folder above it, or by the end of its path
+(`n01440764_10026.JPEG`), with or without suffix. Further words on the line and a leading slash are ignored. The samples
+keep the order of the data set, so the order of the lines does not matter.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,36 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.data.sources.base import Source
-from ijepa.data.sources.index import SUFFIXES, Index, derived
+from ijepa.data.sources.index import SUFFIXES, Index, derived_header
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 
-class Listed(Source):
-    """Chosen samples of another source, as a source of its own."""
+class Subset(Source):
+    """Chosen samples of another source."""
 
     def __init__(self, source: Source, chosen: npt.NDArray[np.int64]) -> None:
         self.source, self.chosen = source, chosen
         self.index, self.classes, self.annotation = source.index, source.classes, source.annotation
         self.labels = None if source.labels is None else source.labels[chosen]
-        part = Index({"fingerprint": source.fingerprint, "stamp": source.stamp}, {})
-        marks = derived(part, *map(str, chosen.tolist()))
-        self.fingerprint, self.stamp = marks["fingerprint"], marks["stamp"]
+        whole = Index({"fingerprint": source.fingerprint, "stamp": source.stamp}, {})
+        hashes = derived_header(whole, *map(str, chosen.tolist()))
+        self.fingerprint, self.stamp = hashes["fingerprint"], hashes["stamp"]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "chosen": self.chosen}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["source"], state["chosen"])  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Subset, (self.source, self.chosen)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @property
     def has_masks(self) -> bool:
-        """Whether any sample of the whole set has a mask."""
+        """Whether any sample of the whole data set has a mask."""
         return self.source.has_masks
+
+    def without_mask(self) -> npt.NDArray[np.int64]:
+        """See `Source`."""
+        return np.flatnonzero(np.isin(self.chosen, self.source.without_mask()))
 
     def _name(self, index: int) -> str:
         return self.source.name(int(self.chosen[index]))
@@ -51,58 +52,53 @@ class Listed(Source):
     def _mask(self, index: int) -> bytes | None:
         return self.source.mask(int(self.chosen[index]))
 
-    def _without_mask(self) -> npt.NDArray[np.int64]:
-        return np.flatnonzero(np.isin(self.chosen, self.source._without_mask()))
 
-
-def select(source: Source, file: Path, where: str) -> Listed:
-    """Return the samples that a file of names lists; `where` is the flag that gave it.
+def select(source: Source, file: Path, where: str) -> Subset:
+    """Return the samples that a file of names lists; `where` is the flag of the file.
 
     Raises:
-        UserError: the file cannot be read or is empty, a line names no image, or one names several.
+        UserError: the file cannot be read or is empty, a line names no image, or a line names several.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
+        with read_errors(where, file):
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise UserError(where, f"{file} is no list of names: {error}") from error
-    wanted: dict[str, int] = {}
-    longer: dict[str, int] = {}  # ends of the lines: a list may begin above the root
+        raise UserError(where, f"{file} is not a list of names: {error}") from error
+    wanted: dict[str, int] = {}  # a name, and its line
+    ends: dict[str, int] = {}  # the end of a line's path, because the path may begin above the root
     for number, line in enumerate(lines):
-        for name in (line, line.split()[0]) if line else ():
+        for name in (line, line.split()[0]) if line else ():  # a name may contain spaces
             wanted.setdefault(_plain(name), number)
-            for tail in _tails(_plain(name)):
-                longer.setdefault(tail, number)
+            for end in _path_ends(_plain(name)):
+                ends.setdefault(end, number)
     if not wanted:
         raise UserError(where, f"{file} names no image")
-    found: dict[int, int] = {}
-    chosen = []
+    sample_of: dict[int, int] = {}  # by line
     for index in range(len(source)):
         name = _plain(source.name(index))
-        line_of = next((wanted[tail] for tail in _tails(name) if tail in wanted), longer.get(name))
-        if line_of is None:
+        line_number = next((wanted[end] for end in _path_ends(name) if end in wanted), ends.get(name))
+        if line_number is None:
             continue
-        if line_of in found:
-            both = f"{source.name(found[line_of])} and {source.name(index)}"
-            raise UserError(where, f"{file}, line {line_of + 1}: {lines[line_of]} is {both}", "give more of the path")
-        found[line_of] = index
-        chosen.append(index)
-    missing = sorted(set(wanted.values()) - found.keys())
+        if line_number in sample_of:
+            both = f"both {source.name(sample_of[line_number])} and {source.name(index)}"
+            problem = f"{file}, line {line_number + 1}: {lines[line_number]} names {both}"
+            raise UserError(where, problem, "give more of the path")
+        sample_of[line_number] = index
+    missing = sorted(set(wanted.values()) - sample_of.keys())
     if missing:
-        problem = f"{len(missing)} of its lines name no image of the set, the first is line {missing[0] + 1}"
+        problem = f"{len(missing)} of its lines name no image of the data set, the first is line {missing[0] + 1}"
         raise UserError(where, f"{file}: {problem}: {lines[missing[0]]}")
-    return Listed(source, np.array(chosen, dtype=np.int64))
+    return Subset(source, np.array(list(sample_of.values()), dtype=np.int64))
 
 
 def _plain(name: str) -> str:
-    """Return a name without leading slash and without the suffix of an image."""
+    """Return a name without a leading slash and without the suffix of an image."""
     name = name.removeprefix("./").lstrip("/")
     stem, _, suffix = name.rpartition(".")
     return stem if suffix.lower() in SUFFIXES else name
 
 
-def _tails(name: str) -> Sequence[str]:
-    """Return a path, and what is left of it without its first folders."""
+def _path_ends(name: str) -> list[str]:
+    """Return a path, then the path without its first folder, and so on: ["a/b/c", "b/c", "c"]."""
     parts = name.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]

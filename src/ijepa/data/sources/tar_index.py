@@ -1,22 +1,22 @@
-"""Where the samples of a tar shard lie: a walk over its headers, no data read but labels.
+"""Find the samples of a tar shard by reading its headers; of the data, only labels are read.
 
-A shard follows WebDataset's naming: the part of a member's name before the first dot of its last component is the
-sample's key, the rest is the field: `KEY.jpg` (jpeg, png, webp), `KEY.cls` or `KEY.json`, `KEY.mask.png`. Other fields
-are not read.
+A shard follows WebDataset's naming: in the last component of a member's name, the part before the first dot is the key
+of the sample and the rest is the field: `KEY.jpg` (jpeg, png, webp), `KEY.cls` or `KEY.json`, `KEY.mask.png`. Other
+fields are ignored.
 
-As in WebDataset, a sample is a run of consecutive members with one key, in any order, and a field that occurs again
-starts a new sample. So a key may name several samples, as it does after shards were concatenated. A field that stands
-apart from its image (all images first, then all labels) belongs to the image of its key if the key has only one.
+As in WebDataset, a sample is a sequence of consecutive members with one key, in any order, and a field that occurs
+again starts a new sample. So a key may name several samples, as in concatenated shards. A field that is not next to its
+image (all images first, then all labels) belongs to the image of its key if the key has only one image.
 
-The standard library's tarfile builds an object a member and takes six times as long. This walk understands what
-writers of shards produce: ustar with its prefix field, GNU long names and binary sizes, pax headers. An archive that
-does not end in its end mark was cut: it is an error with the byte's offset, since a walk that just stopped would
-lose samples without a word.
+Python's tarfile creates an object per member and takes six times as long. This walk understands what writers of shards
+produce: ustar with its prefix field, GNU long names and binary sizes, pax headers. An archive without its end mark was
+truncated. It is an error with the byte offset, because a walk that just stops would silently lose samples.
 """
 
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,19 +28,19 @@ BLOCK = 512
 IMAGE_FIELDS = frozenset({b"jpg", b"jpeg", b"png", b"webp"})
 
 _IMAGE = b"jpg"
-"""Stands for all of IMAGE_FIELDS: two images of one key are two samples."""
-_WINDOW = 8 * BLOCK  # one read covers the small members (pax header, label) between two images
+"""Stands for all of IMAGE_FIELDS, because two images with one key are two samples."""
+_BUFFER = 8 * BLOCK  # one read covers the small members (pax header, label) between two images
 _ZEROS = bytes(BLOCK)
-_DIGITS = 20
-"""Longer is no file's size, and what is much longer Python would not take for a number."""
+_MAX_DIGITS = 20
+"""No file size has more digits, and Python refuses to parse very long numbers."""
 _FILE = ord("0")
-_new = tuple.__new__  # a third of what a NamedTuple's own call costs
 _WITHOUT_DATA = frozenset(b"123456")  # links, devices, folders
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_new_tuple = tuple.__new__  # takes a third of the time of Member(...)
 
 
 class TarError(ValueError):
-    """This file is no tar archive that can be read whole; `hint` says what may help."""
+    """This file is not a complete tar archive; `hint` says what may help."""
 
     def __init__(self, problem: str, hint: str) -> None:
         super().__init__(problem)
@@ -48,7 +48,7 @@ class TarError(ValueError):
 
 
 class Member(NamedTuple):
-    """A regular file in a tar. `renamed`: its name comes from a header before its own."""
+    """A regular file in a tar. `renamed`: its name is in an extra header before its own."""
 
     name: bytes
     offset: int
@@ -60,9 +60,9 @@ class Member(NamedTuple):
 class Shard:
     """The samples of one shard, in the order of their images.
 
-    `block` and `size` (n,) uint32 place each image: it starts at byte 512 * block, and its own header stands in
-    the block before. `label` (n,) int32 is -1 where there is none; `mask_block` and `mask_size` are 0 where there
-    is no mask. `renamed` holds the names that the samples' own headers do not.
+    `block` and `size` (n,) uint32 locate each image: it starts at byte 512 * block, and its header is the block before.
+    `label` (n,) int32 is -1 if there is none; `mask_block` and `mask_size` are 0 if there is no mask. `renamed` maps
+    samples to their names if these are not in the image's own header.
     """
 
     block: npt.NDArray[np.uint32]
@@ -74,41 +74,75 @@ class Shard:
     other_fields: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class _Run:
-    """Consecutive members of one key, each field at most once. `block` is 0 without an image.
+class TarReader:
+    """Reads a tar, or a tar inside a tar, with one system call for neighboring parts. Offsets count from its begin."""
 
-    `label` and `described` are what .cls and .json say, -1 where that is no label; `name` is set where the image's own
-    header does not hold it.
+    def __init__(self, descriptor: int, begin: int, length: int) -> None:
+        self.descriptor, self.begin, self.length = descriptor, begin, length
+        self.buffer, self.start = b"", 0  # the buffer's first byte is at offset `start`
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes at `offset`, fewer at the end of the file."""
+        start = offset - self.start
+        if start < 0 or start + length > len(self.buffer):
+            self.buffer = os.pread(self.descriptor, max(length, _BUFFER), self.begin + offset)
+            self.start, start = offset, 0
+        return self.buffer[start : start + length]
+
+    def inner(self, member: Member) -> "TarReader":
+        """Return a reader of a member that is a tar itself."""
+        return TarReader(self.descriptor, self.begin + member.offset, member.size)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[TarReader]:
+    """Open a tar for `walk`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield TarReader(descriptor, 0, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Consecutive members with one key. `block` is 0 without an image.
+
+    `cls` and `described` are the labels in .cls and .json, -1 if that is not a label; `name` is None if the image's own
+    header contains it.
     """
 
     key: bytes
     block: int = 0
     size: int = 0
-    label: int | None = None
+    cls: int | None = None
     described: int | None = None
     mask: tuple[int, int] | None = None
     name: bytes | None = None
 
+    def set_field(self, field: bytes, member: Member, reader: TarReader) -> bool:
+        """Store a member's content or place; return False if its field is not used."""
+        if field == _IMAGE:
+            self.block, self.size = member.offset // BLOCK, member.size
+            self.name = member.name if member.renamed else None
+        elif field == b"cls":
+            self.cls = _parse_cls(reader.read(member.offset, member.size))
+        elif field == b"json":
+            self.described = _parse_json_label(reader.read(member.offset, member.size))
+        elif field == b"mask.png":
+            self.mask = member.offset // BLOCK, member.size
+        else:
+            return False
+        return True
 
-class _Window:
-    """Reads from a file with one system call for neighbours. What is held begins at byte `start` of the file."""
-
-    begin = 0
-    """Where in the file the archive begins."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor, self.start, self.held = descriptor, 0, b""
-
-    def read(self, offset: int, length: int) -> bytes:
-        start = offset - self.start
-        if start < 0 or start + length > len(self.held):
-            self.held, self.start, start = os.pread(self.descriptor, max(length, _WINDOW), offset), offset, 0
-        return self.held[start : start + length]
+    def row(self) -> tuple[int, int, int, int, int]:
+        """Return block, size, label, mask block and mask size."""
+        labels = (label for label in (self.cls, self.described) if label is not None and label >= 0)
+        return self.block, self.size, next(labels, -1), *(self.mask or (0, 0))
 
 
 def header_name(header: bytes) -> bytes:
-    """Return the name that a member's own header holds, the ustar prefix joined."""
+    """Return the name in a member's own header, with the ustar prefix."""
     name = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         return header[345:500].split(b"\0", 1)[0] + b"/" + name
@@ -116,144 +150,128 @@ def header_name(header: bytes) -> bytes:
 
 
 def scan_tar(path: Path) -> Shard:
-    """Return where the samples of a shard lie.
+    """Return where the samples of a shard are.
 
     Raises:
-        TarError: not a tar, or cut short.
-        OSError: unreadable.
+        TarError: not a tar, or truncated.
+        OSError: the file cannot be read.
     """
-    runs: list[_Run] = []
+    found: list[_Sample] = []
     key, fields, others = None, set[bytes](), set[bytes]()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        window = _Window(descriptor)
-        for name, offset, size, named_before in walk(window, os.fstat(descriptor).st_size):
+    with open_tar(path) as reader:
+        for member in walk(reader):
+            name = member.name
             base = name.rfind(b"/") + 1
             dot = name.find(b".", base)
             if dot == base or base == len(name):
-                continue  # a hidden file
-            before, (key, field) = key, (name[:dot], name[dot + 1 :].lower()) if dot > 0 else (name, b"")
+                continue  # a hidden file, or no file name
+            previous, (key, field) = key, (name[:dot], name[dot + 1 :].lower()) if dot > 0 else (name, b"")
             if field in IMAGE_FIELDS:
                 field = _IMAGE
-            if key != before or field in fields:
-                run = _Run(key)
-                runs.append(run)
+            if key != previous or field in fields:
+                found.append(_Sample(key))
                 fields.clear()
             fields.add(field)
-            if field == _IMAGE:
-                run.block, run.size = offset // BLOCK, size
-                if named_before:
-                    run.name = name
-            elif field == b"cls":
-                run.label = _label(window.read(offset, size))
-            elif field == b"json":
-                run.described = _described_label(window.read(offset, size))
-            elif field == b"mask.png":
-                run.mask = offset // BLOCK, size
-            else:
+            if not found[-1].set_field(field, member, reader):
                 others.add(field)
-    finally:
-        os.close(descriptor)
-    samples = [run for run in runs if run.block]
-    if len(samples) < len(runs):
-        _attach([run for run in runs if not run.block], samples)
-    rows = [(run.block, run.size, _first_label(run.label, run.described), *(run.mask or (0, 0))) for run in samples]
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    samples = [sample for sample in found if sample.block]
+    if len(samples) < len(found):
+        _merge_separate_fields([sample for sample in found if not sample.block], samples)
+    table = np.array([sample.row() for sample in samples], dtype=np.int64).reshape(-1, 5)
     return Shard(
         block=table[:, 0].astype(np.uint32),
         size=table[:, 1].astype(np.uint32),
         label=table[:, 2].astype(np.int32),
         mask_block=table[:, 3].astype(np.uint32),
         mask_size=table[:, 4].astype(np.uint32),
-        renamed={i: run.name for i, run in enumerate(samples) if run.name is not None},
+        renamed={i: sample.name for i, sample in enumerate(samples) if sample.name is not None},
         other_fields=tuple(sorted(field.decode(errors="replace") for field in others)),
     )
 
 
-def _attach(apart: list[_Run], samples: list[_Run]) -> None:
-    """Give the samples the fields that stand apart from their images, where a key has one image only."""
-    by_key: dict[bytes, _Run | None] = {}
+def _merge_separate_fields(separate: list[_Sample], samples: list[_Sample]) -> None:
+    """Give samples the fields that are not next to their images, if the key has only one image."""
+    by_key: dict[bytes, _Sample | None] = {}
     for sample in samples:
         by_key[sample.key] = None if sample.key in by_key else sample
-    for run in apart:
-        only = by_key.get(run.key)
+    for other in separate:
+        only = by_key.get(other.key)
         if only is not None:
-            only.label = run.label if only.label is None else only.label
-            only.described = run.described if only.described is None else only.described
-            only.mask = run.mask if only.mask is None else only.mask
+            only.cls = other.cls if only.cls is None else only.cls
+            only.described = other.described if only.described is None else only.described
+            only.mask = other.mask if only.mask is None else only.mask
 
 
-def _first_label(*labels: int | None) -> int:
-    """Return the first label that is one, -1 where none is."""
-    return next((label for label in labels if label is not None and label >= 0), -1)
+def walk(reader: TarReader) -> Iterator[Member]:
+    """Yield the regular files of a tar, in order.
 
-
-def walk(window: _Window, length: int) -> Iterator[Member]:
-    """Yield the regular files of a tar of `length` bytes, in their order."""
-    offset, name, size = 0, None, None
+    Raises:
+        TarError: not a tar, damaged, or truncated.
+    """
+    length, offset, name, size = reader.length, 0, None, None
     while True:
         if offset + BLOCK > length:
-            raise _cut(offset, length)
-        place, held = window.begin + offset - window.start, window.held
-        if place < 0 or place + BLOCK > len(held):
-            if len(window.read(offset, BLOCK)) < BLOCK:
-                raise _cut(offset, length)
-            place, held = 0, window.held
-        # Nearly every header is a file's, in the form that all writers share. What follows would find the same, slower.
-        stop, digits = held.find(0, place, place + 100), held[place + 124 : place + 135]
+            raise _truncated(offset, length)
+        at, buffer = offset - reader.start, reader.buffer
+        if at < 0 or at + BLOCK > len(buffer):
+            if len(reader.read(offset, BLOCK)) < BLOCK:
+                raise _truncated(offset, length)
+            at, buffer = 0, reader.buffer
+        # Fast path: nearly every header belongs to a file and has the form that all writers share. The code below it
+        # would give the same result, more slowly.
+        stop, digits = buffer.find(0, at, at + 100), buffer[at + 124 : at + 135]
         if (
             name is None is size
-            and stop > place
+            and stop > at
             and not digits.strip(b"01234567")
-            and held[place + 135] in b"\0 "
-            and held[place + 156] == _FILE
-            and held[place + 257 : place + 262] == b"ustar"
-            and not held[place + 345]
+            and buffer[at + 135] in b"\0 "
+            and buffer[at + 156] == _FILE
+            and buffer[at + 257 : at + 262] == b"ustar"
+            and not buffer[at + 345]
         ):
             start = offset + BLOCK
             end = start + int(digits, 8)
             if end > length:
-                raise _cut(offset, length)
-            yield _new(Member, (held[place:stop], start, end - start, False))
+                raise _truncated(offset, length)
+            yield _new_tuple(Member, (buffer[at:stop], start, end - start, False))
             offset = (end + BLOCK - 1) // BLOCK * BLOCK
             continue
-        header = held[place : place + BLOCK]
+        header = buffer[at : at + BLOCK]
         if header == _ZEROS:
             return
-        own_size, kind = _check(header, offset), header[156]
+        own_size, kind = _parse_size(header, offset), header[156]
         if kind in _WITHOUT_DATA:
             offset, name, size = offset + BLOCK, None, None
             continue
-        end = offset + BLOCK + (own_size if size is None or kind in b"LKxg" else size)
+        start = offset + BLOCK
+        # A size from a pax header counts for the file that follows, not for further extra headers.
+        end = start + (own_size if size is None or kind in b"LKxg" else size)
         if end > length:
-            raise _cut(offset, length)
-        if kind == ord("L"):
-            name = window.read(offset + BLOCK, own_size).split(b"\0", 1)[0]
-        elif kind == ord("x"):
-            records = _pax(window.read(offset + BLOCK, own_size))
+            raise _truncated(offset, length)
+        if kind == ord("L"):  # GNU long name
+            name = reader.read(start, own_size).split(b"\0", 1)[0]
+        elif kind == ord("x"):  # pax header of the next member
+            records = _parse_pax(reader.read(start, own_size))
             name = records.get(b"path", name)
-            if b"size" in records:
-                digits = records[b"size"]
-                if not digits.isdigit() or len(digits) > _DIGITS:
-                    raise TarError(
-                        f"is damaged: a size that is no number in the header at byte {offset}", "copy or pack it again"
-                    )
-                size = int(digits)
-        elif kind not in b"Kg":
-            if kind == ord("S"):
-                raise TarError(f"has a sparse member at byte {offset}", "write it without --sparse")
-            start = offset + BLOCK
+            size = _parse_pax_size(records[b"size"], offset) if b"size" in records else size
+        elif kind == ord("S"):
+            raise TarError(f"has a sparse member at byte {offset}", "write it without --sparse")
+        elif kind not in b"Kg":  # not a GNU long link or a global pax header, which are skipped
             yield Member(name or header_name(header), start, end - start, name is not None)
             name, size = None, None
         offset = -(-end // BLOCK) * BLOCK
 
 
-def _check(header: bytes, offset: int) -> int:
-    """Return the size a header states, or raise where it is no header."""
+def _parse_size(header: bytes, offset: int) -> int:
+    """Return the size in a header.
+
+    Raises:
+        TarError: it is not a header.
+    """
     field = header[124:136]
     try:
         size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.rstrip(b" \0") or b"0", 8)
-        # Magic is quick to see and on all archives of this century; the sum settles it for the older ones.
+        # All archives of this century have the magic. For older ones the checksum decides.
         known = header[257:262] == b"ustar" or (
             int(header[148:156].strip(b" \0") or b"0", 8) == sum(header) - sum(header[148:156]) + 256
         )
@@ -265,38 +283,42 @@ def _check(header: bytes, offset: int) -> int:
         raise TarError(f"is damaged: no member header at byte {offset}", "copy or pack it again")
     for magic, program in _COMPRESSED.items():
         if header.startswith(magic):
-            raise TarError(
-                f"is compressed ({program}): samples in it cannot be reached one by one", "unpack it to .tar"
-            )
+            raise TarError(f"is compressed ({program}), so single samples cannot be read", "unpack it to .tar")
     raise TarError("is not a tar archive", "give tar shards or a folder of images")
 
 
-def _cut(offset: int, length: int) -> TarError:
+def _truncated(offset: int, length: int) -> TarError:
     return TarError(
-        f"is cut short: it ends at byte {length}, within what starts at byte {offset}",
-        "copy it again, or pack it again; if it is known to be whole, `truncate -s +1024` adds the missing end mark",
+        f"is cut short: it ends at byte {length}, within the member at byte {offset}",
+        "copy it again, or pack it again; if you know it is complete, `truncate -s +1024` adds the missing end mark",
     )
 
 
-def _pax(data: bytes) -> dict[bytes, bytes]:
-    """Return the records of a pax header: `length key=value newline`, the length counting itself."""
+def _parse_pax(data: bytes) -> dict[bytes, bytes]:
+    """Return the records of a pax header: `length key=value newline`, where the length includes itself."""
     records: dict[bytes, bytes] = {}
     while data:
         digits, _, _ = data.partition(b" ")
-        if not digits.isdigit() or len(digits) > _DIGITS or int(digits) <= len(digits):
+        if not digits.isdigit() or len(digits) > _MAX_DIGITS or int(digits) <= len(digits):
             break
         key, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
         records[key], data = value, data[int(digits) :]
     return records
 
 
-def _label(text: bytes) -> int:
-    """Return the integer a .cls member holds, or -1: whoever needs labels is told which are missing."""
+def _parse_pax_size(digits: bytes, offset: int) -> int:
+    if digits.isdigit() and len(digits) <= _MAX_DIGITS:
+        return int(digits)
+    raise TarError(f"is damaged: a size that is not a number in the header at byte {offset}", "copy or pack it again")
+
+
+def _parse_cls(text: bytes) -> int:
+    """Return the integer in a .cls member, or -1. `Source.require_labels` reports which labels are missing."""
     text = text.strip()
     return int(text) if text.isdigit() and len(text) < 10 else -1
 
 
-def _described_label(text: bytes) -> int:
+def _parse_json_label(text: bytes) -> int:
     try:
         values = json.loads(text)
     except ValueError:

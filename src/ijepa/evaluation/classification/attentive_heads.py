@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, gelu, layer_norm
 
 from ijepa.evaluation.classification.optimizers import parameter_groups, set_rates
 from ijepa.evaluation.metrics.accuracy import class_ranks
-from ijepa.model.init import initialize
+from ijepa.model.init import init_weights
 from ijepa.utils.errors import UserError
 from ijepa.utils.schedules import half_cosine
 
@@ -129,7 +129,7 @@ class AttentiveHeads:
         self.heads = [kind(width, classes, count) for _ in grid]
         settings = []
         for head, (lr, weight_decay) in zip(self.heads, grid, strict=True):
-            initialize(head, seed, prefix="evaluation.attentive.")
+            init_weights(head, seed, prefix="evaluation.attentive.")
             if isinstance(head, AttentiveHead):
                 # As in V-JEPA: what is added to the residual stream is divided by sqrt(2 * layer), here layer 1.
                 for layer in (head.proj, head.fc2):

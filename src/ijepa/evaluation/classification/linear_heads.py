@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from ijepa.evaluation.classification.optimizers import OptimizerName, make_optimizer, parameter_groups, set_rates
 from ijepa.evaluation.metrics.accuracy import class_ranks
-from ijepa.utils.random import Stream, name_position, words
+from ijepa.utils.random import Stream, name_position, random_bits
 
 Norm = Literal["none", "batch", "batch-affine"]
 
@@ -200,5 +200,5 @@ def normal(count: int, seed: int) -> Tensor:
 
 def symmetric(count: int, seed: int) -> Tensor:
     """Return draws (count,) float64, uniform in (-1, 1)."""
-    word = words(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
+    word = random_bits(seed, Stream.WEIGHTS, [name_position("evaluation.head")], count)[0]
     return torch.from_numpy((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)

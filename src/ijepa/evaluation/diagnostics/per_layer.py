@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ijepa.config.recipe import MaskSection
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.diagnostics.metrics import (
     BATCH,
@@ -30,8 +31,8 @@ from ijepa.evaluation.diagnostics.metrics import (
 from ijepa.evaluation.features.extract import Indices, PatchEncoder, device_of, encoder_blocks
 from ijepa.evaluation.features.sampling import choose, crops
 from ijepa.masking.batch import Sequences
-from ijepa.masking.masks import MaskRule, draw_masks
-from ijepa.model.encoder import Encoder as FrozenEncoder
+from ijepa.masking.masks import draw_masks
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.vision_transformer import patchify
 
 LIDAR_DELTA, LIDAR_EPS = 1e-4, 1e-7
@@ -60,7 +61,7 @@ def context_views(
     source: Source,
     chosen: Indices,
     size: tuple[int, int],
-    rule: MaskRule,
+    rule: MaskSection,
     views: int,
     seed: int,
     layers: int = 1,
@@ -181,7 +182,7 @@ def diagnose(
     images: int,
     image_size: tuple[int, int],
     seed: int,
-    rule: MaskRule,
+    rule: MaskSection,
     views: int = 10,
     layers: bool = False,
 ) -> dict[str, Any]:

@@ -41,6 +41,9 @@ from ijepa.utils.progress import Progress
 FORMAT = 1
 """Part of the name of every cache file: increase it when the same encoder and images give different features."""
 
+_HASHED_NAMES = {"FrozenEncoder": "Encoder"}
+"""Former names of renamed classes, so that hashes in results from before the renaming stay valid."""
+
 Indices = npt.NDArray[np.int64]
 
 View = Callable[[npt.NDArray[np.uint8], int], Tensor]
@@ -196,7 +199,8 @@ def weights_hash(encoder: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, module in encoder.named_modules():
         plain = [(k, v) for k, v in sorted(vars(module).items()) if _is_plain(v) and k[0] != "_" and k != "training"]
-        digest.update(repr((name, type(module).__qualname__, plain)).encode())
+        kind = type(module).__qualname__
+        digest.update(repr((name, _HASHED_NAMES.get(kind, kind), plain)).encode())
         for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             digest.update(repr((key, tensor.dtype, tuple(tensor.shape))).encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -29,7 +29,7 @@ from ijepa.evaluation.features.extract import (
     require_finite,
 )
 from ijepa.evaluation.protocols import LinearProtocol
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 RATIO = (3 / 4, 4 / 3)
 FLIP = 0.5
@@ -128,7 +128,7 @@ class _Crops:
         self.origin, self.protocol, self.seed = origin, protocol, seed
 
     def random(self, positions: Indices, numbers: Indices) -> Iterator[Tensor]:
-        draws = words(self.seed, Stream.CROP, positions, WORDS + 1)
+        draws = random_bits(self.seed, Stream.CROP, positions, WORDS + 1)
         flipped = uniform(draws[:, WORDS]) < FLIP
         box_of = clamped_crop_box if self.protocol.crop_rule == "clamp" else random_resized_crop_box
 

@@ -17,7 +17,7 @@ from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.features.extract import PatchEncoder, device_of, require_finite
 from ijepa.utils.errors import RunError
-from ijepa.utils.random import Stream, below, uniform, words
+from ijepa.utils.random import Stream, randint, random_bits, uniform
 
 Indices = npt.NDArray[np.int64]
 
@@ -29,7 +29,7 @@ def choose(total: int, count: int, seed: int) -> Indices:
     drawn = 2 * count
     while True:
         # The first `count` different numbers of one sequence: drawing more of it changes none of them.
-        numbers = below(words(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
+        numbers = randint(random_bits(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
         distinct, first = np.unique(numbers, return_index=True)
         if len(distinct) >= count:
             return np.sort(distinct[np.argsort(first)[:count]])
@@ -48,7 +48,7 @@ def hold_out(
         labels: classes (n,). If given, the same share of each class is held out, to within one image, and never the
             only image of a class.
     """
-    draw = uniform(words(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
+    draw = uniform(random_bits(seed, Stream.HOLD_OUT, indices, 1)[:, 0])
     count = min(len(indices) - 1, max(1, round(share * len(indices))))
     held = np.zeros(len(indices), dtype=np.bool_)
     if labels is None:

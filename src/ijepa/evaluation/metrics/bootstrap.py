@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ijepa.evaluation.metrics.iou import Confusion, iou_of
-from ijepa.utils.random import Stream, below, words
+from ijepa.utils.random import Stream, randint, random_bits
 
 RESAMPLES = 1000
 
@@ -75,7 +75,7 @@ def mean_interval(
 
 def times_drawn(resamples: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.float64]:
     """Return how often each of n images is in each resample, (R, n): n draws with replacement per row."""
-    drawn = below(words(seed, Stream.BOOTSTRAP, resamples, n), n)
+    drawn = randint(random_bits(seed, Stream.BOOTSTRAP, resamples, n), n)
     return np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
 
 

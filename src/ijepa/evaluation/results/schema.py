@@ -88,6 +88,9 @@ class ResultRow(_Part):
     def __getitem__(self, key: str) -> Any:
         return (self.model_extra or {})[key]
 
+    def __contains__(self, key: str) -> bool:
+        return key in (self.model_extra or {})
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the row, or `default`."""
         return (self.model_extra or {}).get(key, default)

@@ -20,7 +20,7 @@ from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationD
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
 from ijepa.evaluation.segmentation.retrieval import QUERIES, patch_labels
 from ijepa.utils.errors import UserError
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 
 class SoftBank:
@@ -83,10 +83,6 @@ class SoftBank:
             found.append(torch.einsum("qk,qkc->qc", weights, self.labels[near].float()))
         return torch.cat(found)
 
-    def recall(self, patches: Tensor) -> dict[str, float | int]:
-        """Return the recall of the search for patches (B, N, D), see `BankSearch.recall`."""
-        return self.search.recall(normalize(patches.flatten(0, 1), dim=1), self.rule.neighbours, "cosine")
-
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""
         return largest(self.shares(patches.flatten(0, 1)).unflatten(0, patches.shape[:2]), size)
@@ -107,7 +103,7 @@ def draw_rare(shares: Tensor, indices: Indices, count: int, seed: int) -> Tensor
     present = shares > 0
     patches_with_class = present.sum(1, keepdim=True)  # (B, 1, C)
     frequency = (present * patches_with_class).sum(2).double()  # (B, N)
-    draw = torch.from_numpy(uniform(words(seed, Stream.EVALUATION, indices, shares.shape[1])))
+    draw = torch.from_numpy(uniform(random_bits(seed, Stream.EVALUATION, indices, shares.shape[1])))
     score = (frequency * draw).masked_fill_(frequency == 0, torch.inf)
     return score.argsort(dim=1, stable=True)[:, :count].sort(1).values
 

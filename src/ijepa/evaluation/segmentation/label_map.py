@@ -27,7 +27,7 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
 from ijepa.config.files import preset_names, read_yaml
-from ijepa.data.loading.decode import MaskColours
+from ijepa.data.loading.decode import MaskColors
 from ijepa.utils.config import BaseConfig
 from ijepa.utils.errors import UserError, did_you_mean
 
@@ -117,7 +117,7 @@ class LabelMap(BaseConfig):
         return hashlib.sha256(json.dumps([list(self.classes.items()), self.ignore]).encode()).hexdigest()
 
     @property
-    def reads(self) -> MaskColours:
+    def reads(self) -> MaskColors:
         """How to decode masks: as colors only if the map has no ids."""
         values = [value for group in self.classes.values() for value in group]
         if all(isinstance(value, str) for value in values):

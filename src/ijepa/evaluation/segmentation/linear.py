@@ -20,7 +20,7 @@ from ijepa.evaluation.features.sampling import Indices
 from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset
 from ijepa.evaluation.segmentation.hummingbird import largest
 from ijepa.evaluation.segmentation.protocol import LinearHead
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 
 CACHE_BYTES = 2 << 30
 """Largest size of features and masks that are kept in memory. If they are larger, each step computes its own."""
@@ -76,7 +76,7 @@ def train_layer(
     for step in range(rule.steps):
         positions = np.arange(step * size, (step + 1) * size)
         patches, masks = images[sample_indices(seed, positions, len(support))]
-        kept = uniform(words(seed, Stream.EVALUATION, positions, encoder.embed_dim)) >= rule.dropout
+        kept = uniform(random_bits(seed, Stream.EVALUATION, positions, encoder.embed_dim)) >= rule.dropout
         channels = torch.from_numpy(kept).to(device).float() / (1 - rule.dropout)
         for group in optimizer.param_groups:
             group["lr"] = rule.lr * _lr_factor(step, rule)

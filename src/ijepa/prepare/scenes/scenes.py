@@ -131,7 +131,7 @@ def draw_scenes(
     """Draw the scenes at `positions`, in that order: the same as `draw_scene` of each, only faster."""
     for start in range(0, len(positions), _BATCH):
         some = np.asarray(positions[start : start + _BATCH], dtype=np.int64)
-        words = randomness.words(seed, randomness.Stream.SCENES, some, rule.numbers)
+        words = randomness.random_bits(seed, randomness.Stream.SCENES, some, rule.numbers)
         for row in randomness.uniform(words):
             yield _draw(row, size, rule)
 

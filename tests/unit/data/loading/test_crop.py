@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ijepa.data.loading.crop import WORDS, Box, center_crop_box, clamped_crop_box, crop_resize, random_resized_crop_box
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 from tests.helpers.images import picture
 from tests.reference import crop as reference
 
@@ -14,7 +14,7 @@ RATIO = (3 / 4, 4 / 3)
 
 
 def boxes(count: int, height: int, width: int, scale=(0.3, 1.0), ratio=RATIO) -> np.ndarray:
-    draws = words(0, Stream.CROP, np.arange(count), WORDS)
+    draws = random_bits(0, Stream.CROP, np.arange(count), WORDS)
     return np.array([random_resized_crop_box(draw, height, width, scale, ratio) for draw in draws])
 
 
@@ -26,11 +26,11 @@ def boxes(count: int, height: int, width: int, scale=(0.3, 1.0), ratio=RATIO) ->
     st.sampled_from([(0.3, 1.0), (0.05, 0.2), (1.0, 1.0), (0.9, 1.0)]),
     st.sampled_from([RATIO, (1.0, 1.0), (0.2, 5.0)]),
 )
-def test_agrees_with_the_definition_and_fits(height, width, position, scale, ratio):
-    draw = words(7, Stream.CROP, position, WORDS)[0]
+def test_random_resized_crop_box_agrees_with_reference(height, width, position, scale, ratio):
+    draw = random_bits(7, Stream.CROP, position, WORDS)[0]
     box = random_resized_crop_box(draw, height, width, scale, ratio)
     expected = reference.random_resized_crop(uniform(draw).reshape(10, 4).tolist(), height, width, scale, ratio)
-    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
+    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side of n + .5 may be rounded in either direction
     assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
     assert box.top + box.height <= height and box.left + box.width <= width
 
@@ -42,17 +42,17 @@ def test_agrees_with_the_definition_and_fits(height, width, position, scale, rat
     st.integers(0, 10**9),
     st.sampled_from([(0.08, 1.0), (0.05, 0.2), (1.0, 1.0)]),
 )
-def test_clamped_crops_agree_with_the_definition_and_fit(height, width, position, scale):
-    draw = words(7, Stream.CROP, position, WORDS)[0]
+def test_clamped_crop_box_agrees_with_reference(height, width, position, scale):
+    draw = random_bits(7, Stream.CROP, position, WORDS)[0]
     box = clamped_crop_box(draw, height, width, scale, RATIO)
     expected = reference.clamped_crop(uniform(draw)[:4].tolist(), height, width, scale, RATIO)
-    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side within rounding of .5 may fall either way
+    assert np.abs(np.subtract(box, expected)).max() <= 1  # a side of n + .5 may be rounded in either direction
     assert box.height >= 1 and box.width >= 1 and box.top >= 0 and box.left >= 0
     assert box.top + box.height <= height and box.left + box.width <= width
 
 
-def test_clamped_crops_are_larger_than_redrawn_ones():
-    draws = words(0, Stream.CROP, np.arange(4000), WORDS)
+def test_clamped_crop_box_is_larger_on_average():
+    draws = random_bits(0, Stream.CROP, np.arange(4000), WORDS)
     area = {}
     for rule in (random_resized_crop_box, clamped_crop_box):
         found = np.array([rule(draw, 375, 500, (0.08, 1.0), RATIO) for draw in draws])
@@ -61,7 +61,7 @@ def test_clamped_crops_are_larger_than_redrawn_ones():
     assert area[clamped_crop_box] == pytest.approx(0.52, abs=0.01)
 
 
-def test_distribution_of_areas_aspects_and_places():
+def test_random_resized_crop_box_distribution():
     found = boxes(4000, 600, 600, scale=(0.1, 0.5))
     area = found[:, 2] * found[:, 3] / 600**2
     aspect = np.log(found[:, 3] / found[:, 2])
@@ -75,14 +75,24 @@ def test_distribution_of_areas_aspects_and_places():
         assert abs(slack.mean() - 0.5) < 0.02 and slack.min() < 0.01 and slack.max() > 0.99
 
 
-def test_every_pixel_of_the_slack_is_reached():
+def test_random_resized_crop_box_reaches_all_places():
     found = boxes(2000, 10, 10, scale=(0.64, 0.64), ratio=(1.0, 1.0))
     assert set(found[:, 0].tolist()) == {0, 1, 2} == set(found[:, 1].tolist())
 
 
-def test_images_too_narrow_for_the_rule_give_their_centre():
-    assert random_resized_crop_box(words(0, Stream.CROP, 0, WORDS)[0], 1000, 40, (0.9, 1), RATIO) == (473, 0, 53, 40)
-    assert random_resized_crop_box(words(0, Stream.CROP, 0, WORDS)[0], 40, 1000, (0.9, 1), RATIO) == (0, 473, 40, 53)
+def test_random_resized_crop_box_of_narrow_images_is_central():
+    assert random_resized_crop_box(random_bits(0, Stream.CROP, 0, WORDS)[0], 1000, 40, (0.9, 1), RATIO) == (
+        473,
+        0,
+        53,
+        40,
+    )
+    assert random_resized_crop_box(random_bits(0, Stream.CROP, 0, WORDS)[0], 40, 1000, (0.9, 1), RATIO) == (
+        0,
+        473,
+        40,
+        53,
+    )
 
 
 def test_center_crop_box():
@@ -94,7 +104,7 @@ def test_center_crop_box():
 
 @pytest.mark.parametrize("size", [(64, 48), (16, 16), (100, 90), (7, 120)])
 @pytest.mark.parametrize("box", [Box(0, 0, 123, 157), Box(10, 20, 100, 90), Box(120, 150, 3, 7), Box(5, 5, 1, 1)])
-def test_resize_agrees_with_the_filter_and_with_pillow(box, size):
+def test_crop_resize_agrees_with_reference_and_pillow(box, size):
     image = picture(0, 123, 157)
     pixels = crop_resize(image, box, size)
     assert pixels.shape == (3, *size) and pixels.is_contiguous()
@@ -108,8 +118,8 @@ def test_resize_agrees_with_the_filter_and_with_pillow(box, size):
 
 @pytest.mark.parametrize("size", [(64, 48), (16, 16), (224, 224), (7, 120)])
 @pytest.mark.parametrize("noise", [False, True])
-def test_bicubic_agrees_with_pillow(size, noise):
-    """Of noise every second pixel overshoots, and would wrap around or differ by 20 if it were clamped at the end."""
+def test_crop_resize_bicubic_agrees_with_pillow(size, noise):
+    """With noise, every second pixel overshoots. It must be clamped after each axis, as in Pillow."""
     image = picture(0, 123, 157)
     if noise:
         image = np.random.default_rng(0).integers(0, 256, image.shape, dtype=np.uint8)
@@ -121,7 +131,7 @@ def test_bicubic_agrees_with_pillow(size, noise):
     assert np.abs(found - crop_resize(image, box, size).permute(1, 2, 0).numpy()).max() > 2, "another filter"
 
 
-def test_a_box_of_the_right_size_is_copied():
+def test_crop_resize_copies_a_box_of_the_target_size():
     image = picture(0)
     pixels = crop_resize(image, Box(3, 4, 20, 30), (20, 30))
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image[3:23, 4:34])
@@ -133,7 +143,7 @@ def test_a_box_of_the_right_size_is_copied():
 @pytest.mark.parametrize(
     "box", [Box(3, 4, 33, 41), Box(0, 0, 60, 80), Box(10, 0, 20, 80), Box(7, 9, 20, 24), Box(0, 0, 1, 1)]
 )
-def test_where_it_is_written_and_in_which_order_changes_nothing(box, interpolation):
+def test_crop_resize_result_does_not_depend_on_the_output_memory(box, interpolation):
     image, size = picture(0, 60, 80), (20, 24)
     wanted = crop_resize(image, box, size, interpolation)
     for format in (torch.contiguous_format, torch.channels_last):
@@ -142,7 +152,7 @@ def test_where_it_is_written_and_in_which_order_changes_nothing(box, interpolati
         assert batch[1].equal(wanted) and not batch[0].any() and not batch[2].any()
 
 
-def test_nothing_outside_the_box_is_seen():
+def test_crop_resize_reads_nothing_outside_the_box():
     image = picture(0)
     other = image.copy()
     other[:10], other[30:], other[:, :12], other[:, 40:] = 0, 255, 255, 0

@@ -13,7 +13,7 @@ from ijepa.utils.random import philox
 from tests.reference.order import blocks_index, sample_index
 
 
-def test_known_answers():
+def test_sample_indices_known_answers():
     assert sample_indices(0, np.arange(10), 10).tolist() == [9, 1, 0, 2, 8, 7, 6, 5, 3, 4]
     assert sample_indices(2**63 + 5, [0, 1, 14_146_390, 14_146_391, 6 * 10**9], 14_146_391).tolist() == [
         13487438,
@@ -24,13 +24,13 @@ def test_known_answers():
     ]
 
 
-def test_agrees_with_plain_integers():
+def test_sample_indices_agrees_with_reference():
     for n in (1, 2, 3, 5, 9, 10, 16, 17, 1000, 12345, 14_146_391, 2**33 + 7):
         positions = [0, 1, n - 1, n, 3 * n + n // 2, 10**7 * n + n // 3]
         assert sample_indices(n, positions, n).tolist() == [sample_index(n, p, n) for p in positions]
 
 
-def test_the_high_half_of_an_epoch_counts():
+def test_sample_indices_uses_the_high_half_of_the_epoch():
     n = 1000
     low, high = np.arange(n), np.arange(n) + n * 2**32
     assert sample_indices(0, high[:5], n).tolist() == [sample_index(0, int(p), n) for p in high[:5]]
@@ -38,12 +38,12 @@ def test_the_high_half_of_an_epoch_counts():
 
 
 @pytest.mark.parametrize("n", [*range(1, 201), 1000, 12345])
-def test_every_epoch_holds_every_sample_once(n):
+def test_sample_indices_contains_each_sample_once_per_epoch(n):
     epoch = 7 * n
     assert np.array_equal(np.sort(sample_indices(3, np.arange(epoch, epoch + n), n)), np.arange(n))
 
 
-def test_any_cut_of_the_sequence_gives_the_same():
+def test_sample_indices_does_not_depend_on_the_other_positions():
     whole = sample_indices(1, np.arange(900, 1400), 333)
     pieces = [sample_indices(1, np.arange(start, start + 50), 333) for start in range(900, 1400, 50)]
     assert np.array_equal(whole, np.concatenate(pieces))
@@ -51,7 +51,7 @@ def test_any_cut_of_the_sequence_gives_the_same():
     assert np.array_equal(whole, backwards[::-1])
 
 
-def test_epochs_and_seeds_differ():
+def test_sample_indices_differs_between_epochs_and_seeds():
     n = 1000
     orders = [sample_indices(s, np.arange(n) + e * n, n) for s in (0, 1, 2**32) for e in (0, 1, 2)]
     for i, one in enumerate(orders):
@@ -73,7 +73,7 @@ def _chi_square(counts: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7, 10, 23])
-def test_every_sample_is_as_often_at_every_place(n):
+def test_sample_indices_places_are_uniform(n):
     epochs = 6000
     order = sample_indices(11, np.arange(epochs * n), n).reshape(epochs, n)
     counts = np.stack([np.bincount(order[:, place], minlength=n) for place in range(n)])
@@ -83,7 +83,7 @@ def test_every_sample_is_as_often_at_every_place(n):
 
 @pytest.mark.parametrize("kind", ["global", "blocks"])
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
-def test_every_order_of_a_few_samples_is_equally_frequent(n, kind):
+def test_orders_of_few_samples_are_uniform(n, kind):
     epochs = 20000
     order = Order(5, n, kind).indices(np.arange(epochs * n)).reshape(epochs, n)
     number = {p: i for i, p in enumerate(permutations(range(n)))}
@@ -92,7 +92,7 @@ def test_every_order_of_a_few_samples_is_equally_frequent(n, kind):
 
 
 @pytest.mark.parametrize("n", [7, 8, 9])
-def test_half_of_the_orders_of_up_to_nine_samples_are_even(n):
+def test_orders_of_up_to_nine_samples_are_even_half_of_the_time(n):
     epochs = 20000
     order = sample_indices(5, np.arange(epochs * n), n).reshape(epochs, n)
     inversions = sum(order[:, i] > order[:, j] for i, j in combinations(range(n), 2))
@@ -100,7 +100,7 @@ def test_half_of_the_orders_of_up_to_nine_samples_are_even(n):
 
 
 @pytest.mark.parametrize("kind", ["global", "blocks"])
-def test_above_nine_samples_the_order_is_that_of_earlier_versions(kind):
+def test_order_above_nine_samples_is_unchanged_since_earlier_versions(kind):
     """A run that is resumed must see the same images."""
     found = [
         Order(7, n, kind, 8, 3).indices(np.arange(0, 10**6, 3331)).astype("<i8").tobytes() for n in (10, 11, 23, 1000)
@@ -109,7 +109,7 @@ def test_above_nine_samples_the_order_is_that_of_earlier_versions(kind):
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 11), (4, 8)])
-def test_pairs_of_places_are_independent(first, second):
+def test_sample_indices_pairs_of_places_are_independent(first, second):
     n, epochs = 12, 20000
     places = np.arange(epochs)[:, None] * n + [first, second]
     pairs = sample_indices(2, places.ravel(), n).reshape(epochs, 2)
@@ -119,7 +119,7 @@ def test_pairs_of_places_are_independent(first, second):
     assert statistic < bound
 
 
-def test_batches_of_a_large_set_are_spread_evenly():
+def test_sample_indices_of_a_batch_are_spread_evenly():
     n, batch = 14_146_391, 4096
     thirds = np.concatenate([sample_indices(0, np.arange(batch) + s, n) * 16 // n for s in (0, 10**6, 13 * 10**6)])
     statistic, bound = _chi_square(np.bincount(thirds, minlength=16))
@@ -128,7 +128,7 @@ def test_batches_of_a_large_set_are_spread_evenly():
     assert abs(np.corrcoef(steps[:-1], steps[1:])[0, 1] + 0.5) < 0.05  # -1/2 for independent places
 
 
-def test_misuse():
+def test_sample_indices_refuses_invalid_arguments():
     with pytest.raises(ValueError, match="at least one"):
         sample_indices(0, [0], 0)
     with pytest.raises(ValueError, match="start at 0"):
@@ -140,7 +140,7 @@ BLOCKS = [(1, 4, 2), (7, 8, 2), (100, 8, 3), (1000, 10, 7), (1003, 10, 7), (1234
 
 
 @pytest.mark.parametrize(("n", "block", "window"), BLOCKS)
-def test_blocks_hold_every_sample_once_an_epoch_and_agree_with_plain_integers(n, block, window):
+def test_blocks_agrees_with_reference(n, block, window):
     order = Order(5, n, "blocks", block, window)
     for epoch in (0, 3):
         found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
@@ -149,21 +149,21 @@ def test_blocks_hold_every_sample_once_an_epoch_and_agree_with_plain_integers(n,
     assert order.indices(positions).tolist() == [blocks_index(5, p, n, block, window) for p in positions]
 
 
-def test_a_window_of_blocks_lies_in_a_few_places_and_is_mixed():
+def test_blocks_window_is_mixed_and_in_few_places():
     n, block, window = 100_000, 100, 20
     order = Order(0, n, "blocks", block, window)
     found = order.indices(np.arange(3 * block * window, 4 * block * window))
     runs = np.flatnonzero(np.diff(np.sort(found)) > 1)
-    assert len(runs) <= window + 1  # the window's runs and no more; one may be cut by the end of the set
-    # Mixed: neighbours in the sequence are of one run no oftener than chance has it.
+    assert len(runs) <= window + 1  # only the window's blocks; one may be divided by the end of the set
+    # Mixed: neighbors in the sequence are in one block only as often as by chance.
     same = (np.abs(np.diff(found)) < block).mean()
     assert same < 3 * block / len(found)
     later = order.indices(np.arange(n + 3 * block * window, n + 4 * block * window))
     assert len(np.intersect1d(found, later)) < len(found) / 4
 
 
-def test_blocks_balance_classes_over_an_epoch_as_far_as_windows_do():
-    """A set sorted by class, the worst case: batches hold many classes, as many as their window's runs have."""
+def test_blocks_balances_classes_within_windows():
+    """The worst case is a set sorted by class: a batch has the classes of the blocks of its window."""
     n, classes = 60_000, 60
     labels = np.arange(n) * classes // n
     batch = Order(1, n, "blocks", 100, 60).indices(np.arange(256))
@@ -177,8 +177,8 @@ def _orders(n: int, seed: int) -> dict[str, Order]:
 
 
 @pytest.mark.parametrize("kind", ["global", "blocks"])
-def test_classes_are_as_balanced_in_batches_as_in_true_shuffles(kind):
-    """Chi-square of the classes in each batch, over a set that was packed in a shuffle, as `ijepa data pack` does."""
+def test_class_balance_of_batches_equals_a_true_shuffle(kind):
+    """Chi-square of the classes in each batch, for a shuffled set, as `ijepa data pack` writes it."""
     n, classes, batch, epochs = 20_000, 100, 1000, 40
     rng = np.random.default_rng(0)
     labels = rng.permutation(n) % classes
@@ -197,8 +197,8 @@ def test_classes_are_as_balanced_in_batches_as_in_true_shuffles(kind):
 
 
 @pytest.mark.parametrize("window", [2, 6])  # several windows an epoch, and one
-def test_in_blocks_every_sample_is_as_often_at_every_place(window):
-    n, epochs = 26, 6000  # two samples fill no run
+def test_blocks_places_are_uniform(window):
+    n, epochs = 26, 6000  # two samples do not fill a block
     order = Order(11, n, "blocks", block=4, window=window).indices(np.arange(epochs * n)).reshape(epochs, n)
     for place in (0, 7, 13, 25):
         statistic, bound = _chi_square(np.bincount(order[:, place], minlength=n))
@@ -206,7 +206,7 @@ def test_in_blocks_every_sample_is_as_often_at_every_place(window):
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 11), (4, 8)])
-def test_in_blocks_pairs_within_a_window_are_independent(first, second):
+def test_blocks_pairs_within_a_window_are_independent(first, second):
     n, epochs = 12, 20000
     order = Order(2, n, "blocks", block=3, window=4)
     pairs = order.indices((np.arange(epochs)[:, None] * n + [first, second]).ravel()).reshape(epochs, 2)
@@ -230,20 +230,20 @@ for kind in ("global", "blocks"):
     order = Order(0, len(source), kind)
     for step in (0, 6907, 6908, 1_000_000, 3_177_000):
         assert (source.labels[order.indices(np.arange(step * 2048, step * 2048 + 2048))] >= 0).all()
-(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # rusage would count the parent's
+(peak,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]  # rusage would include the parent
 print(1024 * int(peak.split()[1]))
 """
 
 
-def test_fourteen_million_samples_fit_into_500_megabytes(tmp_path):
+def test_order_of_14_million_samples_fits_into_500_megabytes(tmp_path):
     write_index(tmp_path, WHOLE)
     done = subprocess.run([sys.executable, "-c", _LOOKUPS, str(tmp_path)], capture_output=True, text=True, check=True)
     assert 50e6 < int(done.stdout) < 500e6
 
 
 @pytest.mark.parametrize(("kind", "most"), [("global", 9), ("blocks", 19)])
-def test_any_step_of_fourteen_million_costs_its_own_samples_and_no_more(kind, most, monkeypatch):
-    """Eight rounds of Philox a sample, once more for a few that walk, and twice with an offset in blocks."""
+def test_order_of_14_million_samples_computes_only_the_requested_ones(kind, most, monkeypatch):
+    """Eight rounds of Philox per sample, again for the few that cycle walk, and twice with an offset for `blocks`."""
     drawn: list[int] = []
 
     def counted(counter, seed):
@@ -258,7 +258,7 @@ def test_any_step_of_fourteen_million_costs_its_own_samples_and_no_more(kind, mo
         assert len(drawn) < 100  # in arrays
 
 
-def test_an_order_of_fourteen_million_is_a_function_and_no_array():
+def test_order_of_14_million_samples_stores_no_array():
     order = Order(0, 14_146_391, "blocks")
     assert sys.getsizeof(order) + sum(map(sys.getsizeof, vars(order).values())) < 2000
     whole = order.indices(np.arange(6 * 10**9, 6 * 10**9 + 2048))

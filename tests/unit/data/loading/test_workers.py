@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.loading.workers import LoaderDefect, mark, produce
+from ijepa.data.loading.workers import LoaderDefect, prefetch_batches, report_sample
 from ijepa.masking.batch import Batch
 from ijepa.utils.errors import RunError
 from tests.helpers.images import bare_batch
@@ -27,7 +27,7 @@ SHAPE = (2, 3, 4, 4)
 def make(
     item: int, pixels: Tensor, *, trouble: dict[int, str] | None = None, delay: float = 0.0, folder: str | None = None
 ) -> Batch:
-    """A batch that says which item it is and which process made it; or trouble."""
+    """Return a batch that contains its item and process; or fail as `trouble` says."""
     time.sleep(delay)
     kind = (trouble or {}).get(item, "")
     if kind == "failed":
@@ -35,7 +35,7 @@ def make(
     if kind == "defect":
         raise KeyError("a defect")
     if kind in ("dies", "dies once", "hangs", "hangs once"):
-        mark(1000 + item)
+        report_sample(1000 + item)
         tried = None if folder is None else Path(folder) / str(item)
         if kind.endswith("once") and tried.exists():
             kind = ""
@@ -51,7 +51,7 @@ def make(
 
 
 def produced(items: range, workers: int, prefetch: int = 2, **trouble: object) -> list[Batch]:
-    return list(produce(partial(make, **trouble), items, shape=SHAPE, workers=workers, prefetch=prefetch))
+    return list(prefetch_batches(partial(make, **trouble), items, shape=SHAPE, workers=workers, prefetch=prefetch))
 
 
 def alive(process: int) -> bool:
@@ -62,7 +62,7 @@ def alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (1, 3), (3, 1), (2, 4)])
-def test_in_order_and_whole(workers, prefetch):
+def test_prefetch_batches_returns_complete_batches_in_order(workers, prefetch):
     batches = produced(range(5, 18), workers, prefetch)
     assert [batch.positions[0] for batch in batches] == list(range(5, 18))
     for batch in batches:
@@ -70,25 +70,25 @@ def test_in_order_and_whole(workers, prefetch):
         assert (batch.pixels == item).all() and batch.pixels.shape == SHAPE
         assert batch.context.index.tolist() == [item, process] and batch.context.lengths == (2,)
         assert batch.context.index.dtype == torch.int64 and batch.loss_weight.dtype == torch.float32
-        assert batch.kept[0] is None and batch.kept[1].index.tolist() == [item, process]
+        assert batch.drop_path_rows[0] is None and batch.drop_path_rows[1].index.tolist() == [item, process]
         assert batch.replaced == ("name of it",)
-        assert batch.indices == (item, 1)  # one thread each
-        batch.context.index.add_(1)  # writeable, and of this batch alone
+        assert batch.indices == (item, 1)  # one thread per worker
+        batch.context.index.add_(1)  # writable and not shared
     makers = [batch.positions[1] for batch in batches]
     assert len(set(makers)) == workers and os.getpid() not in makers
     assert makers == [makers[i % workers] for i in range(len(makers))]
 
 
-def test_a_slow_worker_does_not_change_the_order():
+def test_prefetch_batches_order_with_slow_workers():
     batches = produced(range(8), 3, 2, delay=0.02)
     assert [batch.positions[0] for batch in batches] == list(range(8))
 
 
-def test_no_process_is_left_when_done_closed_or_dropped():
+def test_prefetch_batches_leaves_no_process():
     produced(range(3), 2)
     assert not active_children()
     for end in ("close", "drop", "raise"):
-        iterator = produce(make, range(100), shape=SHAPE, workers=2, prefetch=2)
+        iterator = prefetch_batches(make, range(100), shape=SHAPE, workers=2, prefetch=2)
         processes = {next(iterator).positions[1] for _ in range(2)}
         assert len(processes) == 2 and all(map(alive, processes))
         if end == "close":
@@ -101,8 +101,8 @@ def test_no_process_is_left_when_done_closed_or_dropped():
         assert not active_children() and not any(map(alive, processes))
 
 
-def test_what_fails_in_a_worker_fails_here_in_its_place():
-    iterator = produce(partial(make, trouble={4: "failed"}), range(9), shape=SHAPE, workers=2, prefetch=3)
+def test_prefetch_batches_raises_run_errors_of_workers_in_order():
+    iterator = prefetch_batches(partial(make, trouble={4: "failed"}), range(9), shape=SHAPE, workers=2, prefetch=3)
     assert [next(iterator).positions[0] for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(RunError) as error:
         next(iterator)
@@ -110,61 +110,63 @@ def test_what_fails_in_a_worker_fails_here_in_its_place():
     assert not active_children()
 
 
-def test_a_defect_keeps_its_traceback():
+def test_loader_defect_contains_the_traceback():
     with pytest.raises(LoaderDefect, match="making micro-batch 1") as error:
         produced(range(3), 2, trouble={1: "defect"})
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause it is found dead when it is asked, not when it answers
+@pytest.mark.parametrize("pause", [0.0, 0.5])  # with a pause, the death is found when a batch is requested
 @pytest.mark.parametrize(
     ("trouble", "said"), [("dies", r"died \(SIGKILL, .*\)"), ("hangs", r"has hung for 1.5 seconds,")]
 )
-def test_a_worker_that_is_lost_twice_is_named_with_its_sample(pause, trouble, said):
-    told: list[str] = []
-    iterator = produce(
+def test_second_loss_of_a_worker_names_the_sample(pause, trouble, said):
+    lines: list[str] = []
+    iterator = prefetch_batches(
         partial(make, trouble={3: trouble}),
         range(6),
         shape=SHAPE,
         workers=2,
         prefetch=2,
         timeout=1.5,
-        name=lambda number: f"shard.tar/{number}.jpg",
-        tell=told.append,
+        sample_name=lambda number: f"shard.tar/{number}.jpg",
+        on_restart=lines.append,
     )
     line = rf"loader process \d+ {said} making micro-batch 3, at shard.tar/1003.jpg, for the second time"
     with pytest.raises(RunError, match=line) as error:
         for _ in iterator:
             time.sleep(pause)
     assert "\n" not in str(error.value)
-    assert len(told) == 1 and told[0].endswith("; a new one goes on")
+    assert len(lines) == 1 and lines[0].endswith("; a new process replaces it")
     assert not active_children()
 
 
 @pytest.mark.parametrize("trouble", ["dies once", "hangs once"])
 @pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 3)])
-def test_a_worker_that_is_lost_once_changes_no_batch(tmp_path, trouble, workers, prefetch):
-    told: list[str] = []
+def test_first_loss_of_a_worker_changes_no_batch(tmp_path, trouble, workers, prefetch):
+    lines: list[str] = []
     work = partial(make, trouble={2: trouble, 7: trouble}, folder=str(tmp_path))
     batches = list(
-        produce(work, range(12), shape=SHAPE, workers=workers, prefetch=prefetch, timeout=1.5, tell=told.append)
+        prefetch_batches(
+            work, range(12), shape=SHAPE, workers=workers, prefetch=prefetch, timeout=1.5, on_restart=lines.append
+        )
     )
     assert [batch.positions[0] for batch in batches] == list(range(12))
     assert all((batch.pixels == batch.positions[0]).all() for batch in batches)
-    assert len(told) == 2
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_the_parents_business(number):
-    iterator = produce(make, range(12), shape=SHAPE, workers=2, prefetch=1)
+def test_workers_ignore_signals(number):
+    iterator = prefetch_batches(make, range(12), shape=SHAPE, workers=2, prefetch=1)
     for process in {next(iterator).positions[1] for _ in range(2)}:
         os.kill(process, number)
     assert [batch.positions[0] for batch in iterator] == list(range(2, 12))
 
 
-def test_a_batch_larger_than_a_pipe_travels():
+def test_prefetch_batches_larger_than_a_pipe():
     size = 300_000
-    batches = list(produce(partial(large, size), range(4), shape=SHAPE, workers=2, prefetch=2))
+    batches = list(prefetch_batches(partial(large, size), range(4), shape=SHAPE, workers=2, prefetch=2))
     assert [batch.loss_weight.shape for batch in batches] == [(size,)] * 4
 
 
@@ -172,8 +174,8 @@ def large(size: int, item: int, pixels: Tensor) -> Batch:
     return bare_batch(np.arange(size), pixels, [item], [])
 
 
-def test_pixels_need_not_be_written_in_place():
-    batches = list(produce(elsewhere, range(3), shape=SHAPE, workers=1, prefetch=1))
+def test_make_may_return_other_pixels():
+    batches = list(prefetch_batches(elsewhere, range(3), shape=SHAPE, workers=1, prefetch=1))
     assert [int(batch.pixels[0, 0, 0, 0]) for batch in batches] == [0, 1, 2]
 
 
@@ -184,12 +186,12 @@ def elsewhere(item: int, pixels: Tensor) -> Batch:
 _PARENT = """
 import sys, time
 from functools import partial
-from ijepa.data.loading.workers import produce
+from ijepa.data.loading.workers import prefetch_batches
 from tests.unit.data.loading.test_workers import SHAPE, make
 
 if __name__ == "__main__":
     how = sys.argv[1]
-    iterator = produce(partial(make, delay=0.01), range(10**6), shape=SHAPE, workers=2, prefetch=2)
+    iterator = prefetch_batches(partial(make, delay=0.01), range(10**6), shape=SHAPE, workers=2, prefetch=2)
     print(*[next(iterator).positions[1] for _ in range(2)], flush=True)
     if how == "leave":
         sys.exit(3)
@@ -225,5 +227,5 @@ def test_no_worker_outlives_its_parent(tmp_path, how, code):
         parent.stdout.close()
 
 
-def test_the_worker_function_travels_as_a_name():
+def test_make_is_pickled_as_a_name():
     assert len(pickle.dumps(partial(make, delay=0.1))) < 300

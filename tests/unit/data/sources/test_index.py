@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from ijepa.data.paths import Folder, find
+from ijepa.data.paths import Folder, find_files
 from ijepa.data.sources import index as module
-from ijepa.data.sources.index import Index, build, cache_root, load, text_item
+from ijepa.data.sources.index import Index, build, cache_root, load
 from ijepa.utils.errors import UserError
 from tests.helpers.images import jpeg, write_shards, write_tar, write_tree
 
@@ -23,7 +23,7 @@ def scans(monkeypatch):
 
 
 def of(path, **options) -> Index:
-    return build(find(path, "data.path", **options), "data.path")
+    return build(find_files(path, "data.path", **options), "data.path")
 
 
 def same(one: Index, other: Index) -> bool:
@@ -32,7 +32,7 @@ def same(one: Index, other: Index) -> bool:
     )
 
 
-def test_built_once_then_mapped(tmp_path, scans):
+def test_build_once_then_load(tmp_path, scans):
     write_shards(tmp_path, [3, 2])
     first, second = of(tmp_path), of(tmp_path)
     assert scans == ["train-0000.tar", "train-0001.tar"]
@@ -43,7 +43,7 @@ def test_built_once_then_mapped(tmp_path, scans):
 
 
 @pytest.mark.parametrize("change", ["content", "time", "new", "gone", "classes"])
-def test_rebuilt_when_a_file_changes(tmp_path, change):
+def test_build_again_after_a_file_changes(tmp_path, change):
     write_shards(tmp_path, [3, 2])
     before = of(tmp_path).header
     second = tmp_path / "train-0001.tar"
@@ -65,7 +65,7 @@ def test_rebuilt_when_a_file_changes(tmp_path, change):
     assert len(after.arrays["block"]) == {"content": 12, "new": 6, "gone": 3}.get(change, 5)
 
 
-def test_folders_notice_changes_of_any_file(tmp_path):
+def test_build_notices_changes_in_folders(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1", "a/2.jpg": b"2", "b/3.jpg": b"3"})
     before = of(tmp_path)
     (tmp_path / "a/2.jpg").write_bytes(b"22")
@@ -76,16 +76,16 @@ def test_folders_notice_changes_of_any_file(tmp_path):
     assert of(tmp_path).header["fingerprint"] == after.header["fingerprint"]
 
 
-def test_without_a_cache_it_stays_in_memory(tmp_path, monkeypatch):
+def test_build_without_a_cache(tmp_path, monkeypatch):
     write_shards(tmp_path / "data", [2])
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))  # a folder cannot be made below a file
+    monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "file"))  # no folder can be created below a file
     index = of(tmp_path / "data")
     assert index.directory is None
     assert same(pickle.loads(pickle.dumps(index)), index)
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+def test_build_on_a_full_disk_leaves_no_file(tmp_path, monkeypatch):
     write_shards(tmp_path, [2])
 
     def full(*_args, **_options):
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert not [path for path in cache_root().rglob("*") if path.is_file()]
 
 
-def test_a_mapped_index_travels_as_its_name(tmp_path):
+def test_index_is_pickled_as_its_directory(tmp_path):
     write_shards(tmp_path, [40, 60])
     index = of(tmp_path)
     data = pickle.dumps(index)
@@ -104,10 +104,10 @@ def test_a_mapped_index_travels_as_its_name(tmp_path):
     assert same(pickle.loads(data), index)
 
 
-def test_a_torn_copy_is_made_again(tmp_path, scans):
+def test_build_replaces_an_incomplete_copy(tmp_path, scans):
     write_shards(tmp_path, [3])
     index = of(tmp_path)
-    (index.directory / "block.npy").unlink()  # and not cut in place: this process has it mapped
+    (index.directory / "block.npy").unlink()  # not truncated in place, because this process has it mapped
     (index.directory / "block.npy").write_bytes(b"")
     again = of(tmp_path)
     assert again.arrays["block"].tolist() == index.arrays["block"].tolist()
@@ -117,9 +117,9 @@ def test_a_torn_copy_is_made_again(tmp_path, scans):
     assert load(index.directory).arrays.keys() == index.arrays.keys()
 
 
-def test_many_at_once_agree_and_one_of_them_scans(tmp_path, scans):
+def test_build_in_parallel_scans_once(tmp_path, scans):
     write_shards(tmp_path, [3, 3])
-    files, found = find(tmp_path, ""), []
+    files, found = find_files(tmp_path, ""), []
     threads = [threading.Thread(target=lambda: found.append(build(files, ""))) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -131,7 +131,7 @@ def test_many_at_once_agree_and_one_of_them_scans(tmp_path, scans):
     assert [path.name for path in family.iterdir()] == [found[0].header["stamp"]]
 
 
-def test_what_was_not_used_for_a_month_is_removed(tmp_path):
+def test_build_removes_indexes_unused_for_a_month(tmp_path):
     write_shards(tmp_path, [1])
     old = of(tmp_path).directory
     os.utime(tmp_path / "train-0000.tar", ns=(1, 1))
@@ -143,20 +143,22 @@ def test_what_was_not_used_for_a_month_is_removed(tmp_path):
     assert not old.exists() and recent.exists() and new.exists()
     os.utime(recent, (long_ago, long_ago))
     os.utime(tmp_path / "train-0000.tar", ns=(1, 1))
-    assert of(tmp_path).directory == recent and time.time() - recent.stat().st_mtime < 3600  # opening it is using it
+    assert (
+        of(tmp_path).directory == recent and time.time() - recent.stat().st_mtime < 3600
+    )  # opening an index counts as use
 
 
-def test_size_of_an_index(tmp_path):
-    """12 bytes a sample, so fourteen million with labels are 170 MB."""
+def test_index_takes_12_bytes_per_sample(tmp_path):
+    """So 14 million samples with labels take 170 MB."""
     write_shards(tmp_path, [100])
     index = of(tmp_path)
     assert sum(array.nbytes for name, array in index.arrays.items() if name != "first") == 12 * 100
 
 
-def test_text_items(tmp_path):
+def test_index_text(tmp_path):
     files = {"ä/ö.jpg": b"1", "ä/.hidden.jpg": b"", "b/long name here.JPEG": b"2", "b/x.png": b"3"}
     index = of(write_tree(tmp_path, files))
-    names = [text_item(index.arrays, "names", "ends", i) for i in range(3)]
+    names = [index.text("names", i) for i in range(3)]
     assert names == ["b/long name here.JPEG", "b/x.png", "ä/ö.jpg"]
 
 
@@ -167,7 +169,7 @@ def refusal(path) -> str:
     return str(error.value)
 
 
-def test_a_cut_tar_is_refused_with_its_name_and_place(tmp_path):
+def test_build_refuses_a_truncated_tar(tmp_path):
     write_shards(tmp_path, [3, 3])
     path = tmp_path / "train-0001.tar"
     path.write_bytes(path.read_bytes()[:2000])
@@ -176,7 +178,7 @@ def test_a_cut_tar_is_refused_with_its_name_and_place(tmp_path):
     assert not cache_root().exists()
 
 
-def test_nothing_that_is_an_image(tmp_path):
+def test_build_refuses_data_without_images(tmp_path):
     text = write_tree(tmp_path / "text", {"a.txt": b"a", "b.txt": b"b", "c.csv": b"c"})
     assert "text holds no images (found 2 .txt, 1 .csv); images are .jpg" in refusal(text)
     assert "(found 1 without a suffix)" in refusal(write_tree(tmp_path / "bare", {"README": b"a"}))
@@ -188,41 +190,40 @@ def test_nothing_that_is_an_image(tmp_path):
     assert "ijepa data pack" in refusal(tmp_path / "b.tar")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
+def test_build_refuses_unreadable_folders(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a").chmod(0)
     assert "cannot be read" in refusal(tmp_path)
 
 
-def test_a_link_to_nothing_is_refused_and_a_circle_is_walked_once(tmp_path):
+def test_build_broken_and_circular_links(tmp_path):
     write_tree(tmp_path, {"a/1.jpg": b"1"})
     (tmp_path / "a/circle").symlink_to(tmp_path)
-    (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are no circle
-    arrays = of(tmp_path).arrays
-    assert [text_item(arrays, "names", "ends", i) for i in range(len(arrays["ends"]))] == ["a/1.jpg", "b/1.jpg"]
+    (tmp_path / "b").symlink_to(tmp_path / "a")  # the same images in two classes are not a circle
+    assert of(tmp_path).texts("names") == ["a/1.jpg", "b/1.jpg"]
     (tmp_path / "a/2.jpg").symlink_to(tmp_path / "nowhere")
     assert "2.jpg cannot be read: No such file" in refusal(tmp_path)
 
 
-def test_masks_folder_must_not_change_the_images(tmp_path):
+def test_build_masks_do_not_change_the_images(tmp_path):
     write_tree(tmp_path, {"images/x/1.jpg": b"1", "images/2.png": b"2", "masks/x/1.png": b"m", "masks/2.txt": b""})
     index = build(Folder(tmp_path / "images", tmp_path / "masks"), "")
-    assert [text_item(index.arrays, "names", "ends", i) for i in range(2)] == ["2.png", "x/1.jpg"]
-    assert [text_item(index.arrays, "mask_names", "mask_ends", i) for i in range(2)] == ["", "x/1.png"]
+    assert index.texts("names") == ["2.png", "x/1.jpg"]
+    assert index.texts("mask_names") == ["", "x/1.png"]
 
 
-def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatch):
+def test_build_with_several_processes(tmp_path, monkeypatch):
     from benchmarks.index import write_shards as write_many
 
-    from ijepa.data.open import open_source
+    from ijepa.data.open import open_dataset
 
     write_many(tmp_path / "shards", 200, shard=3)
     found = {}
     for many in (1000, 8):
-        monkeypatch.setattr(module, "_MANY", many)
+        monkeypatch.setattr(module, "_PARALLEL_SHARDS", many)
         monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / f"cache-{many}"))
-        found[many] = open_source(tmp_path / "shards")
+        found[many] = open_dataset(tmp_path / "shards")
     one, several = found.values()
     assert len(one) == 200 and one.fingerprint == several.fingerprint
     assert [one.name(i) for i in range(200)] == [several.name(i) for i in range(200)]
@@ -230,4 +231,4 @@ def test_many_shards_are_scanned_by_several_processes_alike(tmp_path, monkeypatc
     (tmp_path / "shards" / "train-00040.tar").write_bytes(b"x" * 700)
     monkeypatch.setenv("IJEPA_CACHE", str(tmp_path / "cache-broken"))
     with pytest.raises(UserError, match="train-00040.tar"):
-        open_source(tmp_path / "shards")
+        open_dataset(tmp_path / "shards")

@@ -16,7 +16,7 @@ FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarf
 
 
 def read(path: Path) -> list[dict[str, bytes]]:
-    """What a scan finds, in the reference's form, read where the scan says it lies."""
+    """The samples that a scan finds, read from the places that it returns, in the form of the reference."""
     shard, data, found = scan_tar(path), path.read_bytes(), []
     for i in range(len(shard.block)):
         start = int(shard.block[i]) * BLOCK
@@ -43,7 +43,7 @@ _LONG = st.sampled_from(["", "d/", "sub/" * 20, "x" * 90 + "/", "y" * 120 + "/",
     seed=st.integers(0, 99),
     mixed=st.booleans(),
 )
-def test_agrees_with_tarfile(tmp_path_factory, format, keys, fields, seed, mixed):
+def test_scan_tar_agrees_with_tarfile(tmp_path_factory, format, keys, fields, seed, mixed):
     rng = np.random.default_rng(seed)
     members = []
     for folder, stem in keys:
@@ -64,7 +64,7 @@ def test_agrees_with_tarfile(tmp_path_factory, format, keys, fields, seed, mixed
 
 
 def label(sample: dict[str, bytes]) -> int:
-    """What the fields of a sample of the reference say."""
+    """The label of a sample of the reference."""
     described = json.loads(sample.get("json", b"{}")).get("label", -1)
     return int(sample["cls"]) if "cls" in sample else described
 
@@ -80,8 +80,8 @@ def label(sample: dict[str, bytes]) -> int:
         max_size=14,
     )
 )
-def test_keys_that_occur_again_agree_with_tarfile(tmp_path_factory, format, members):
-    """Keys and fields in any order and number, as in shards that were concatenated."""
+def test_scan_tar_repeated_keys_agree_with_tarfile(tmp_path_factory, format, members):
+    """Keys and fields in any order and number, as in concatenated shards."""
     contents = []
     for number, (key, field) in enumerate(members):
         data = b'{"label": %d}' if field == "json" else b"%d"
@@ -99,8 +99,8 @@ def test_keys_that_occur_again_agree_with_tarfile(tmp_path_factory, format, memb
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("field", "form"), [("cls", b"%d"), ("json", b'{"label": %d}')])
 @pytest.mark.parametrize("image_first", [False, True])
-def test_shards_that_were_concatenated_keep_their_labels_and_names(tmp_path, format, field, form, image_first):
-    key = "k" * (80 if format == "ustar" else 120)  # longer than a header: its name stands before it
+def test_scan_tar_concatenated_shards(tmp_path, format, field, form, image_first):
+    key = "k" * (80 if format == "ustar" else 120)  # too long for a header, so it is in an extra one
     members = []
     for number in range(3):
         two = [(f"{key}.{field}", form % number), (f"{key}.jpg", b"image %d" % number)]
@@ -110,14 +110,14 @@ def test_shards_that_were_concatenated_keep_their_labels_and_names(tmp_path, for
     assert found == [(b"image %d" % n, b"%d" % n, f"{key}.jpg") for n in range(3)]
 
 
-def test_labels_that_stand_apart_belong_to_the_only_image_of_their_key(tmp_path):
+def test_scan_tar_separate_labels(tmp_path):
     members = [("a.jpg", b"1"), ("b.jpg", b"2"), ("b.jpg", b"3"), ("a.cls", b"4"), ("b.cls", b"5")]
     assert scan_tar(write_tar(tmp_path / "a.tar", members)).label.tolist() == [4, -1, -1]
     members = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"4"), ("b.cls", b"5"), ("a.cls", b"6")]
     assert scan_tar(write_tar(tmp_path / "b.tar", members)).label.tolist() == [4, 5]
 
 
-def test_members_without_data_and_folders_are_passed_over(tmp_path):
+def test_scan_tar_skips_links_and_folders(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         for kind, name in [(tarfile.DIRTYPE, "d"), (tarfile.SYMTYPE, "d/l.jpg"), (tarfile.LNKTYPE, "d/h.jpg")]:
@@ -130,12 +130,12 @@ def test_members_without_data_and_folders_are_passed_over(tmp_path):
     assert read(path) == [{"jpg": b"hello", "name": b"d/a.jpg"}]
 
 
-def test_hidden_files_are_no_samples(tmp_path):
+def test_scan_tar_skips_hidden_files(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("d/._a.jpg", b"junk"), ("d/a.jpg", b"image")])
     assert [s["jpg"] for s in read(path)] == [b"image"]
 
 
-def test_labels(tmp_path):
+def test_scan_tar_labels(tmp_path):
     members = []
     for key, field, text in [
         ("a", "cls", b"7"),
@@ -155,20 +155,20 @@ def test_labels(tmp_path):
     assert scan_tar(path).label.tolist() == [7, 12, 3, 4, -1, -1, -1, -1, -1, -1, 5]
 
 
-def test_a_key_that_comes_again_is_another_sample(tmp_path):
+def test_scan_tar_repeated_key_is_a_new_sample(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"1"), ("a.cls", b"1"), ("a.jpg", b"2"), ("a.cls", b"2")])
     assert [(s["jpg"], s["cls"]) for s in read(path)] == [(b"1", b"1"), (b"2", b"2")]
 
 
-def test_other_fields_are_reported(tmp_path):
+def test_scan_tar_reports_other_fields(tmp_path):
     assert scan_tar(write_tar(tmp_path / "a.tar", [("n01.tar", b"x"), ("r.txt", b"y")])).other_fields == ("tar", "txt")
 
 
-def test_every_cut_is_noticed(tmp_path):
+def test_scan_tar_refuses_truncated_files(tmp_path):
     members = [(f"s{i}.{field}", b"1" * size) for i in range(3) for field, size in (("jpg", 700 * i), ("cls", 1))]
     whole = write_tar(tmp_path / "a.tar", members, format=tarfile.PAX_FORMAT).read_bytes()
     end = len(whole.rstrip(b"\0"))
-    end = -(-end // BLOCK) * BLOCK  # the last member's padding; the end mark follows
+    end = -(-end // BLOCK) * BLOCK  # with the padding of the last member; then comes the end mark
     cut = tmp_path / "cut.tar"
     for length in {*range(1, end, 97), *range(BLOCK, end + 1, BLOCK), end + 1, end + BLOCK - 1}:
         cut.write_bytes(whole[:length])
@@ -181,7 +181,7 @@ def test_every_cut_is_noticed(tmp_path):
     assert len(scan_tar(cut).block) == 3
 
 
-def test_damage_within_is_noticed_with_its_place(tmp_path):
+def test_scan_tar_reports_the_place_of_damage(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", bytes(1000)), ("b.jpg", bytes(10))])
     data = bytearray(path.read_bytes())
     data[3 * BLOCK : 3 * BLOCK + 400] = b"\x5a" * 400
@@ -191,7 +191,7 @@ def test_damage_within_is_noticed_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("start", "says"),
+    ("start", "word"),
     [
         (b"\x1f\x8b\x08", "compressed"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -199,13 +199,13 @@ def test_damage_within_is_noticed_with_its_place(tmp_path):
         (b"\xff\xd8\xff", "not a"),
     ],
 )
-def test_what_is_no_tar(tmp_path, start, says):
+def test_scan_tar_refuses_other_files(tmp_path, start, word):
     (tmp_path / "a.tar").write_bytes(start + bytes(2000))
-    with pytest.raises(TarError, match=says):
+    with pytest.raises(TarError, match=word):
         scan_tar(tmp_path / "a.tar")
 
 
-def test_old_headers_without_magic_are_known_by_their_sum(tmp_path):
+def test_scan_tar_old_headers_without_magic(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")])
     data = bytearray(path.read_bytes())
     data[257:265] = bytes(8)
@@ -219,8 +219,8 @@ def test_old_headers_without_magic_are_known_by_their_sum(tmp_path):
         scan_tar(path)
 
 
-def test_sizes_beyond_the_octal_field(tmp_path):
-    """GNU's binary sizes: a file of nine gigabytes between two samples, as a hole."""
+def test_scan_tar_binary_sizes(tmp_path):
+    """GNU binary sizes: a sparse file of nine gigabytes between two samples."""
     size, path = 9 * 2**30, tmp_path / "a.tar"
     with path.open("wb") as file:
         for name, data_size in (("a.jpg", 3), ("big.bin", size), ("b.jpg", 4)):
@@ -237,18 +237,18 @@ def test_sizes_beyond_the_octal_field(tmp_path):
 
 
 @pytest.mark.parametrize("size", [b"abc", b"", b"-3072", b"1_0", b"9" * 5000])
-def test_a_pax_size_that_is_no_number(tmp_path, size):
-    """A negative one must not lead the walk back to where it came from."""
+def test_scan_tar_refuses_invalid_pax_sizes(tmp_path, size):
+    """A negative size must not move the walk backwards."""
     info = tarfile.TarInfo("b.jpg")
     info.pax_headers = {"size": size.decode()}
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")])
     first, end = path.read_bytes()[: 2 * BLOCK], bytes(2 * BLOCK)
     path.write_bytes(first + info.tobuf(tarfile.PAX_FORMAT) + end)
-    with pytest.raises(TarError, match=f"damaged: a size that is no number in the header at byte {2 * BLOCK}"):
+    with pytest.raises(TarError, match=f"damaged.*byte {2 * BLOCK}"):
         scan_tar(path)
 
 
-def test_a_pax_record_whose_length_is_no_length_ends_the_header(tmp_path):
+def test_scan_tar_ignores_invalid_pax_records(tmp_path):
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"image")], format=tarfile.USTAR_FORMAT)
     info = tarfile.TarInfo("pax")
     data = b"9" * 5000 + b" size=1\n"

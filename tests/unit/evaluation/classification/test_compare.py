@@ -2,27 +2,27 @@ import json
 
 import pytest
 
-from ijepa.config.recipe import Model
-from ijepa.data.open import open_source
+from ijepa.config.recipe import ModelSection
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.classification.knn import evaluate_knn
 from ijepa.evaluation.classification.linear_probe import evaluate_linear
 from ijepa.evaluation.context import EvaluationContext
 from ijepa.evaluation.features.extract import PixelEncoder
 from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
 from ijepa.evaluation.results.schema import DataSet
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import colour_sets, write_colours
 from tests.helpers.images import write_tar
 
-SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
+SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
 LINEAR = LinearProtocol(name="toy", crop_fraction=1.0, lrs=(1e-3, 1e-2), weight_decays=(1e-2,), batch=32, epochs=10)
 KNN = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5,), k=5)
 RUNNERS = {"linear": (evaluate_linear, LINEAR), "knn": (evaluate_knn, KNN)}
 
 
 def encoders():
-    return {"random": Encoder.initial(SHAPE, 0), "pixels": PixelEncoder((32, 32), 8)}
+    return {"random": FrozenEncoder.initial(SHAPE, 0), "pixels": PixelEncoder((32, 32), 8)}
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
@@ -51,7 +51,7 @@ def test_same_json_twice_with_and_without_cache(tmp_path, kind):
 def test_classes_are_matched_by_name(tmp_path):
     """A test set without the first class numbers its own from 0: by number, every image would be wrong."""
     train, _ = colour_sets(tmp_path)
-    test = open_source(write_colours(tmp_path / "two", 8, names=("green", "red"), first=100))
+    test = open_dataset(write_colours(tmp_path / "two", 8, names=("green", "red"), first=100))
     result = evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, KNN)
     assert test.labels.max() == 1
     assert result.rows[0]["top1"] > 0.9
@@ -79,14 +79,14 @@ def test_refusals(tmp_path):
     flat.mkdir()
     for file in (tmp_path / "train" / "red").iterdir():
         (flat / file.name).write_bytes(file.read_bytes())
-    unlabelled = open_source(flat)
+    unlabelled = open_dataset(flat)
     assert refusal(unlabelled, test).startswith("--train: the images have no labels")
     assert refusal(train, unlabelled).startswith("--test: the images have no labels")
-    strange = open_source(write_colours(tmp_path / "strange", 2, names=("red", "violet"), first=200))
+    strange = open_dataset(write_colours(tmp_path / "strange", 2, names=("red", "violet"), first=200))
     assert refusal(train, strange).startswith("--test: 1 of its classes are not in the train set: violet")
     assert refusal(train, train).startswith("--test: is the train set")
-    one = open_source(write_colours(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
-    assert "one class" in refusal(one, open_source(write_colours(tmp_path / "more", 2, names=("red",), first=400)))
+    one = open_dataset(write_colours(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
+    assert "one class" in refusal(one, open_dataset(write_colours(tmp_path / "more", 2, names=("red",), first=400)))
     odd = KNN.model_copy(update={"image_size": 36})
     assert "patches of pixels, 8 pixels, do not divide it" in refusal(train, test, odd)
     assert refusal(train, Empty(test)).startswith("--test: holds no images")
@@ -96,8 +96,8 @@ def test_a_label_that_is_too_large_for_a_table_is_refused(tmp_path):
     members = [
         (f"{n}.{field}", b"%d" % (n % 2 if n < 9 else 999_999_999)) for n in range(10) for field in ("cls", "jpg")
     ]
-    train = open_source(write_tar(tmp_path / "train.tar", members))
-    test = open_source(write_tar(tmp_path / "test.tar", members[:6]))
+    train = open_dataset(write_tar(tmp_path / "train.tar", members))
+    test = open_dataset(write_tar(tmp_path / "test.tar", members[:6]))
     line = refusal(train, test)
     assert line.startswith("--train: label 999999999 of train.tar/9.jpg is too large")
     assert refusal(test, train).startswith("--test: 1 of its classes are not in the train set: 999999999")

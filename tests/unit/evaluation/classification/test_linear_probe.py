@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ijepa.config.recipe import Model
+from ijepa.config.recipe import ModelSection
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.classification.linear_probe import (
@@ -25,7 +25,7 @@ from ijepa.evaluation.classification.linear_probe import (
 from ijepa.evaluation.features.loaders import CachedLoader
 from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.evaluation.results.schema import ResultRow
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
 from tests.helpers.feature_clouds import clouds, colour_sets
 from tests.reference import classifiers
@@ -322,9 +322,9 @@ def test_linear_protocol_refuses_settings_that_contradict():
 
 def test_make_groups_takes_the_number_of_attention_heads_from_the_encoder(tmp_path: Path):
     train, test = colour_sets(tmp_path)
-    shape = Model(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
+    shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
     places = np.arange(len(train))
-    origin = Origin(Encoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
+    origin = Origin(FrozenEncoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))
     split = replace(clouds(classes=3), origin=origin)
     for name, count in (("attentive", 4), ("capi-attentive", 1)):
         (group,) = make_groups(split, places, load_protocol("linear", name), seed=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics import metrics as d
 from ijepa.utils.errors import RunError, UserError
 from tests.helpers.encoders import MeanColour
@@ -136,7 +136,7 @@ def test_verdict(changed: dict[str, float], words: str) -> None:
 
 class TestMeasureFeatures:
     def test_collapsed_and_healthy_encoder(self, scenes) -> None:
-        source = open_source(scenes, split="train")
+        source = open_dataset(scenes, split="train")
 
         class Dead(MeanColour):
             def __call__(self, pixels: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class TestMeasureFeatures:
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.ones(len(pixels), 36, 24)
 
-        found = diagnose(Constant(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+        found = diagnose(Constant(), open_dataset(scenes, split="train"), images=20, image_size=48, seed=0)
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found["numbers"]["alpha_req"] is None
         assert found["numbers"]["rankme"] == pytest.approx(1, abs=1e-4)
@@ -172,16 +172,16 @@ class TestMeasureFeatures:
                 return torch.full((len(pixels), 36, 24), value)
 
         with pytest.raises(RunError):
-            diagnose(Broken(), open_source(scenes, split="train"), images=20, image_size=48, seed=0)
+            diagnose(Broken(), open_dataset(scenes, split="train"), images=20, image_size=48, seed=0)
         with pytest.raises(RunError):
             d.Moments().add(torch.full((2, 36, 24), value))
 
     def test_refuses_a_size_the_patch_does_not_divide(self, scenes) -> None:
         with pytest.raises(UserError) as err:
-            diagnose(MeanColour(), open_source(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
+            diagnose(MeanColour(), open_dataset(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
         assert err.value.where == "--image-size"
 
     def test_refuses_a_single_image(self, scenes) -> None:
         with pytest.raises(UserError) as err:
-            diagnose(MeanColour(), open_source(scenes, split="train"), images=1, image_size=48, seed=0)
+            diagnose(MeanColour(), open_dataset(scenes, split="train"), images=1, image_size=48, seed=0)
         assert err.value.where == "--data"

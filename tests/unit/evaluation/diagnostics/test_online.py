@@ -5,7 +5,7 @@ import torch
 
 from ijepa.cli.train import _diagnosis
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
 from ijepa.model.ijepa import IJEPA
 from tests.conftest import TINY
@@ -21,18 +21,18 @@ def model() -> IJEPA:
 
 
 def test_online_diagnosis_of_a_labeled_source_has_knn(scenes: Path, model: IJEPA) -> None:
-    measured = online_diagnosis(open_source(scenes, split="train"), 48)(model)
+    measured = online_diagnosis(open_dataset(scenes, split="train"), 48)(model)
     assert set(measured) == METRICS | {"knn"}
     assert all(type(value) is float for value in measured.values())
 
 
 def test_online_diagnosis_of_an_unlabeled_source_has_no_knn(tmp_path: Path, model: IJEPA) -> None:
-    source = open_source(write_pairs(tmp_path, [block_mask(i, 48) for i in range(12)]))
+    source = open_dataset(write_pairs(tmp_path, [block_mask(i, 48) for i in range(12)]))
     assert set(online_diagnosis(source, (48, 48))(model)) == METRICS
 
 
 def test_online_diagnosis_is_repeatable_and_does_not_change_the_model(scenes: Path, model: IJEPA) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()
@@ -56,7 +56,7 @@ def test_default_interval_measures_a_run_ten_times(scenes: Path, steps: int, exp
 
 def test_online_diagnosis_shows_a_collapse(scenes: Path) -> None:
     model = IJEPA(Recipe.read(TINY, "tiny").model, 0)
-    measure = online_diagnosis(open_source(scenes, split="train"), 48)
+    measure = online_diagnosis(open_dataset(scenes, split="train"), 48)
     alive = measure(model)
     with torch.no_grad():
         model.target_encoder.norm.weight.zero_()

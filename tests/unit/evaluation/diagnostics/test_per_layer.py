@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.metrics import measure_features, verdict
 from ijepa.evaluation.diagnostics.per_layer import (
     context_views,
@@ -17,16 +17,16 @@ from ijepa.evaluation.diagnostics.per_layer import (
     record_norm_inputs,
 )
 from ijepa.evaluation.features.sampling import choose, crops
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from tests.conftest import TINY
 
 RECIPE = Recipe.read(TINY, "tiny")
-SIZE = RECIPE.model.image_hw
+SIZE = RECIPE.model.image_size
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder.initial(RECIPE.model, 0)
+def encoder() -> FrozenEncoder:
+    return FrozenEncoder.initial(RECIPE.model, 0)
 
 
 def test_lidar_counts_directions_that_differ_between_images() -> None:
@@ -54,8 +54,8 @@ def test_lidar_agrees_with_the_definition() -> None:
     assert lidar(torch.from_numpy(views)) == pytest.approx(float(np.exp(-(p * np.log(p)).sum())), rel=1e-6)
 
 
-def test_per_layer_diagnostics_read_the_input_of_the_norm(scenes: Path, encoder: Encoder) -> None:
-    source = open_source(scenes, split="train")
+def test_per_layer_diagnostics_read_the_input_of_the_norm(scenes: Path, encoder: FrozenEncoder) -> None:
+    source = open_dataset(scenes, split="train")
     chosen = choose(len(source), 20, 0)
     depth = len(encoder.vit.blocks)
     rows = per_layer_diagnostics(encoder, source, chosen, SIZE, depth)
@@ -69,8 +69,8 @@ def test_per_layer_diagnostics_read_the_input_of_the_norm(scenes: Path, encoder:
     assert not encoder.vit.norm._forward_pre_hooks
 
 
-def test_context_views_encode_each_context_separately(scenes: Path, encoder: Encoder) -> None:
-    source = open_source(scenes, split="train")
+def test_context_views_encode_each_context_separately(scenes: Path, encoder: FrozenEncoder) -> None:
+    source = open_dataset(scenes, split="train")
     chosen = choose(len(source), 6, 0)
     views = context_views(encoder, source, chosen, SIZE, RECIPE.mask, 3, seed=1)
     assert views.shape == (1, 6, 3, encoder.embed_dim)
@@ -82,8 +82,8 @@ def test_context_views_encode_each_context_separately(scenes: Path, encoder: Enc
     assert (both[0] - both[1]).abs().max() > 1e-4
 
 
-def test_diagnose_adds_to_measure_features(scenes: Path, encoder: Encoder) -> None:
-    source = open_source(scenes, split="train")
+def test_diagnose_adds_to_measure_features(scenes: Path, encoder: FrozenEncoder) -> None:
+    source = open_dataset(scenes, split="train")
     found = diagnose(encoder, source, images=20, image_size=SIZE, seed=0, rule=RECIPE.mask, views=3, layers=True)
     plain, _ = measure_features(encoder, source, images=20, image_size=SIZE, seed=0)
     assert found["numbers"].items() > plain["numbers"].items()
@@ -99,11 +99,11 @@ def test_diagnose_adds_to_measure_features(scenes: Path, encoder: Encoder) -> No
 
 
 def test_diagnose_judges_the_input_of_the_norm_and_lidar(
-    scenes: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    scenes: Path, encoder: FrozenEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     settings = {"images": 20, "image_size": SIZE, "seed": 0, "rule": RECIPE.mask, "views": 2}
-    hidden = Encoder.initial(RECIPE.model, 0)
+    hidden = FrozenEncoder.initial(RECIPE.model, 0)
     with torch.no_grad():  # tokens differ by a thousandth, which the norm rescales
         hidden.vit.pos_embed.mul_(1e-3)
         hidden.vit.patch_embed.proj.weight.mul_(1e-3)

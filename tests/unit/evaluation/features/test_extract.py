@@ -6,16 +6,16 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ijepa.config.recipe import Model
-from ijepa.data.open import open_source
+from ijepa.config.recipe import ModelSection
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.features import extract as extract_module
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
-from ijepa.model.encoder import Encoder
+from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import RunError
 from tests.helpers.encoders import MeanColour
 from tests.helpers.feature_clouds import colour_sets
 
-SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
+SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
 SETTING = {"image_size": (32, 32), "last": 2, "label": "toy", "crop_fraction": 1.0}
 
 
@@ -26,7 +26,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def encoder():
-    return Encoder.initial(SHAPE, seed=3)
+    return FrozenEncoder.initial(SHAPE, seed=3)
 
 
 def count_forwards(monkeypatch):
@@ -106,10 +106,12 @@ def test_extract_recomputes_if_something_changes_the_features(source, encoder, t
 
 
 def test_weights_hash_depends_on_weights_and_settings():
-    assert weights_hash(Encoder.initial(SHAPE, 3)) == weights_hash(Encoder.initial(SHAPE, 3))
-    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(SHAPE, 4))
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) == weights_hash(FrozenEncoder.initial(SHAPE, 3))
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(SHAPE, 4))
     heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
-    assert weights_hash(Encoder.initial(SHAPE, 3)) != weights_hash(Encoder.initial(heads, 3)), "heads are in no weight"
+    assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(heads, 3)), (
+        "heads are in no weight"
+    )
 
 
 def test_extract_does_not_cache_an_encoder_that_is_not_a_module(source, tmp_path):
@@ -143,7 +145,7 @@ def test_extract_names_an_unreadable_image(tmp_path):
     broken = tmp_path / "train" / "green" / "004.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(RunError, match="green/004"):
-        extract(PixelEncoder((32, 32), 8), open_source(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
+        extract(PixelEncoder((32, 32), 8), open_dataset(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
     assert not (tmp_path / "cache").exists()
 
 

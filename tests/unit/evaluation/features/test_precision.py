@@ -8,16 +8,16 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from ijepa.cli import cli
-from ijepa.config.recipe import Model, Recipe
+from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.evaluation.features.extract import extract, weights_hash
 from ijepa.evaluation.features.precision import name_of, resolved
 from ijepa.evaluation.results.compare import compare_results
-from ijepa.model.encoder import Encoder
-from ijepa.model.ijepa import build_encoder
+from ijepa.model.encoder import FrozenEncoder
+from ijepa.model.vision_transformer import VisionTransformer
 from tests.conftest import TINY
 from tests.helpers.feature_clouds import colour_sets
 
-SHAPE = Model(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
+SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -33,7 +33,7 @@ def test_resolved_auto_is_bfloat16_on_a_gpu_that_supports_it(native: bool, monke
 
 
 def test_compute_in_sets_the_precision_of_an_encoder() -> None:
-    encoder = Encoder.initial(SHAPE, seed=3)
+    encoder = FrozenEncoder.initial(SHAPE, seed=3)
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     seen: list[torch.dtype] = []
     encoder.vit.blocks[1].mlp.fc1.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
@@ -52,7 +52,7 @@ def test_compute_in_sets_the_precision_of_an_encoder() -> None:
 
 def test_extract_caches_each_precision_separately(tmp_path: Path) -> None:
     source, _ = colour_sets(tmp_path)
-    encoder = Encoder.initial(SHAPE, seed=3)
+    encoder = FrozenEncoder.initial(SHAPE, seed=3)
     setting = {"image_size": (32, 32), "last": 1, "label": "toy", "cache": tmp_path / "cache"}
     exact = extract(encoder, source, **setting)
     rough = extract(encoder.compute_in(torch.bfloat16), source, **setting)
@@ -66,7 +66,7 @@ def test_result_states_its_precision(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))
-    vit = build_encoder(Recipe.load(folder / "recipe.yaml").model)
+    vit = VisionTransformer(Recipe.load(folder / "recipe.yaml").model)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) / 8 for name, value in vit.state_dict().items()}
     save_file(state, folder / "target_encoder.safetensors")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.features.sampling import choose, crops, hold_out, readable_crops
 from ijepa.utils.errors import RunError
 from tests.helpers.encoders import block_mask, write_pairs
@@ -21,7 +21,7 @@ def folder(root: Path, broken: set[int]) -> Path:
 
 
 def test_readable_crops_replaces_an_unreadable_image_by_the_next_free_one(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path, {2, 7}))
+    source = open_dataset(folder(tmp_path, {2, 7}))
     pixels, chosen = readable_crops(source, [1, 2, 3, 7], (48, 48))
     assert chosen.tolist() == [1, 4, 3, 0]  # 4 replaces 2, because 3 is taken; 0 replaces 7, the last image
     assert torch.equal(pixels, crops(source, [1, 4, 3, 0], (48, 48)))
@@ -30,13 +30,13 @@ def test_readable_crops_replaces_an_unreadable_image_by_the_next_free_one(tmp_pa
 
 
 def test_readable_crops_returns_fewer_images_if_none_is_left(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path, {0, 1, 5}))
+    source = open_dataset(folder(tmp_path, {0, 1, 5}))
     _, chosen = readable_crops(source, range(8), (48, 48))
     assert chosen.tolist() == [2, 3, 4, 6, 7]
 
 
 def test_readable_crops_fails_without_any_readable_image(tmp_path: Path) -> None:
-    source = open_source(folder(tmp_path, set(range(8))))
+    source = open_dataset(folder(tmp_path, set(range(8))))
     with pytest.raises(RunError):
         readable_crops(source, [3, 5], (48, 48))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.protocols import KINDS, presets
 from ijepa.evaluation.results.compare import COMPARED, Comparison, compare_results, published
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
@@ -40,7 +40,7 @@ def test_results_share_a_column_only_if_protocol_and_data_are_equal(tmp_path: Pa
 
 def test_results_of_a_label_map_with_other_classes_have_another_column(tmp_path: Path) -> None:
     train, test = (
-        open_source(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3, 4)[:count]]))
+        open_dataset(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3, 4)[:count]]))
         for name, count in (("a", 4), ("b", 3))
     )
     rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ijepa.data.open import open_set, open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset, find_classes, nearest_resize
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
@@ -46,7 +46,7 @@ def write_masks(root: Path, first: int, count: int, form: str) -> Path:
 
 def read_masks(train: Path, test: Path, labels: str | None = None, **changed: Any) -> Classes:
     """Read all masks of two sets; return their classes."""
-    sets = {"--train": open_source(train), "--test": open_source(test)}
+    sets = {"--train": open_dataset(train), "--test": open_dataset(test)}
     rule = SegmentationProtocol.read({**SIZE, **changed}, "p")
     classes = find_classes(sets, rule.classes, rule.ignore, labels)
     for flag, source in sets.items():
@@ -69,7 +69,7 @@ def test_masks_as_indices_ids_and_colors_give_the_same_scores(tmp_path: Path) ->
             write_masks(tmp_path / form / split, first, count, form)
             if labels is not None:
                 write_map(tmp_path / form / "labels.yaml", labels)
-            sets.append(open_source(tmp_path / form, split=split))
+            sets.append(open_dataset(tmp_path / form, split=split))
         result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
         rows.append(result.rows)
         if labels is not None:
@@ -83,7 +83,7 @@ def test_two_sets_with_the_same_classes_may_have_different_label_maps(tmp_path: 
     for form, labels in (("ids", IDS), ("colors", SHADES)):
         write_masks(tmp_path / form, 0 if form == "ids" else 100, 8, form)
         write_map(tmp_path / form / "labels.yaml", labels)
-    sets = open_source(tmp_path / "ids"), open_source(tmp_path / "colors")
+    sets = open_dataset(tmp_path / "ids"), open_dataset(tmp_path / "colors")
     result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
     assert result.rows[0]["miou"] == pytest.approx(1)
     assert result.data.labels == {"train": "ids", "test": "shades"}
@@ -102,7 +102,7 @@ def test_find_classes_refuses_label_maps_with_different_classes(tmp_path: Path) 
     assert error.where == "--test" and "000.png: label #2828e6" in error.problem
     assert refusal(ids, ids, classes=5).where == "classes = 5"
     assert refusal(ids, ids, ignore=[0, 255]).where == "ignore = [0, 255]"
-    assert find_classes({"--test": open_source(ids)}, None, (11, 255)).ignore == (11, 255)
+    assert find_classes({"--test": open_dataset(ids)}, None, (11, 255)).ignore == (11, 255)
 
 
 def test_find_classes_refuses_a_set_without_the_classes_of_the_first(tmp_path: Path) -> None:
@@ -127,16 +127,16 @@ def test_find_classes_refuses_one_stray_label(tmp_path: Path) -> None:
     error = refusal(stray, clean)
     assert error.where == "--train" and "002.png: label 9" in error.problem
     for classes, ignore in ((None, (9, 255)), (4, (9, 255))):
-        sets = {"--train": open_source(clean), "--test": open_source(stray)}
+        sets = {"--train": open_dataset(clean), "--test": open_dataset(stray)}
         assert find_classes(sets, classes, ignore).count == 4
     rule = SegmentationProtocol.read({"name": "k", "method": "kmeans", "image_size": 32}, "k")
     with pytest.raises(UserError) as err:
-        evaluate_segmentation({"toy": MeanColour()}, None, open_source(stray), rule)
+        evaluate_segmentation({"toy": MeanColour()}, None, open_dataset(stray), rule)
     assert err.value.where == "--test"
 
 
 def test_find_classes_names_the_difference_of_class_names(tmp_path: Path) -> None:
-    sets = {f"--{name}": open_source(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("train", "test")}
+    sets = {f"--{name}": open_dataset(write_pairs(tmp_path / name, [block_mask(0)])) for name in ("train", "test")}
     sets["--train"].classes = ("u", "v", "w", "x")
     for classes, words in ((("u", "v", "w", "y"), "has y and lacks x"), (("v", "u", "w", "x"), "order")):
         sets["--test"].classes = classes
@@ -146,13 +146,13 @@ def test_find_classes_names_the_difference_of_class_names(tmp_path: Path) -> Non
 
 
 def test_find_classes_counts_classes_without_names(tmp_path: Path) -> None:
-    sets = {"--train": open_source(write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)]))}
+    sets = {"--train": open_dataset(write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)]))}
     assert find_classes(sets, None, (255, 0)) == Classes(4, ("0", "1", "2", "3"), (255, 0))
     assert find_classes(sets, None, (255, 0)).scored == 3
 
 
 def test_find_classes_adds_the_ground_to_named_classes(scenes: Path) -> None:
-    found = find_classes({"--train": open_source(scenes, split="train")}, None, (255,))
+    found = find_classes({"--train": open_dataset(scenes, split="train")}, None, (255,))
     assert found.names[:2] == ("ground", "ring")
     assert found.count == found.scored == 9
 
@@ -161,7 +161,7 @@ def test_a_test_set_with_ignored_pixels_only_is_refused(tmp_path: Path) -> None:
     for split, number in (("train", 7), ("val", 0)):
         write_pairs(tmp_path / split, [np.full((32, 32), number, np.uint8)] * 3)
     write_map(tmp_path / "labels.yaml", IDS)
-    sets = [open_source(tmp_path, split=split) for split in ("train", "val")]
+    sets = [open_dataset(tmp_path, split=split) for split in ("train", "val")]
     with pytest.raises(UserError) as err:
         evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
     assert err.value.where == "--test" and "scored" in err.value.problem
@@ -171,7 +171,7 @@ def test_a_list_selects_images_with_their_masks(tmp_path: Path) -> None:
     root = write_masks(tmp_path / "set", 0, 6, "ids")
     write_map(root / "labels.yaml", IDS)
     (tmp_path / "list").write_text("004.png\n001\n")
-    part = open_set(str(root), where="--train", split="train", listed=str(tmp_path / "list"))
+    part = open_dataset(str(root), where="--train", split="train", names=str(tmp_path / "list"))
     classes = find_classes({"--train": part}, None, (255,))
     ((_, masks),) = SegmentationDataset(part, np.arange(2), "--train", classes, 32, 32).batches(2)
     expected = [block_mask(number) for number in (1, 4)]

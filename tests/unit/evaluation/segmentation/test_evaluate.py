@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.context import EvaluationContext
 from ijepa.evaluation.protocols import load_protocol, presets
@@ -42,7 +42,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
     root = tmp_path_factory.mktemp("pairs")
     train = write_pairs(root / "train", [block_mask(i) for i in range(30)])
     test = write_pairs(root / "test", [block_mask(100 + i) for i in range(20)])
-    return open_source(train), open_source(test)
+    return open_dataset(train), open_dataset(test)
 
 
 def evaluate(pairs: tuple[Source, Source], rule: SegmentationProtocol, encoder: Any = None) -> EvaluationResult:
@@ -91,8 +91,8 @@ class TestAllMethods:
         masks = [block_mask(i) for i in range(40)]
         for mask in masks:
             mask[:8, :16] = 255
-        train = open_source(write_pairs(tmp_path / "train", masks[:20]))
-        test = open_source(write_pairs(tmp_path / "test", masks[20:]))
+        train = open_dataset(write_pairs(tmp_path / "train", masks[:20]))
+        test = open_dataset(write_pairs(tmp_path / "test", masks[20:]))
         (row,) = evaluate((train, test), protocol(base, classes=4)).rows
         # One cluster has the gray ignored blocks, so that two classes share a cluster; retrieval has no clusters.
         assert row["miou"] == pytest.approx(1) if base is RETRIEVAL else row["miou"] > (0.5 if base is KMEANS else 0.75)
@@ -124,7 +124,7 @@ class TestAllMethods:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "images/002.png").write_bytes((root / "images/002.png").read_bytes()[:200])
         with pytest.raises(RunError, match=r"002\.png: ") as caught:
-            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+            evaluate((pairs[0], open_dataset(root)), protocol(base, classes=4))
         assert caught.value.exit_code == 1
         assert "\n" not in str(caught.value)
 
@@ -136,19 +136,19 @@ class TestAllMethods:
     def test_refuses_a_set_without_masks(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(png(np.zeros((32, 32, 3), np.uint8)))
         with pytest.raises(UserError) as err:
-            evaluate((pairs[0], open_source(tmp_path)), protocol(base))
+            evaluate((pairs[0], open_dataset(tmp_path)), protocol(base))
         assert err.value.where == "--test"
 
     def test_refuses_a_mask_of_another_size(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "masks/002.png").write_bytes(png(block_mask(2)[:, :24]))
         with pytest.raises(UserError, match=r"002\.png.*24 x 32"):
-            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+            evaluate((pairs[0], open_dataset(root)), protocol(base, classes=4))
 
     def test_refuses_a_label_out_of_range(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
         masks = [block_mask(i) for i in range(4)]
         masks[1][3, 5] = 17
-        source = open_source(write_pairs(tmp_path / "set", masks))
+        source = open_dataset(write_pairs(tmp_path / "set", masks))
         with pytest.raises(UserError, match=r"001\.png: label 17"):
             evaluate((pairs[0], source), protocol(base, classes=4))
 
@@ -156,7 +156,7 @@ class TestAllMethods:
         root = write_pairs(tmp_path / "set", [block_mask(i) for i in range(4)])
         (root / "masks/003.png").write_bytes((root / "masks/003.png").read_bytes()[:60])
         with pytest.raises(UserError, match=r"--test: .*003\.png") as caught:
-            evaluate((pairs[0], open_source(root)), protocol(base, classes=4))
+            evaluate((pairs[0], open_dataset(root)), protocol(base, classes=4))
         assert "\n" not in str(caught.value)
 
 
@@ -243,13 +243,20 @@ def test_faiss_search_reports_its_recall(pairs: Any, base: dict[str, Any]) -> No
     assert "recall" not in exact["bank"]
 
 
+def test_faiss_search_names_the_extra_that_is_missing(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ijepa.utils.extras.find_spec", lambda name: None)
+    with pytest.raises(UserError) as err:
+        evaluate(pairs, protocol(RETRIEVAL, retrieval={"search": "faiss"}))
+    assert "search = faiss" in err.value.where and "[faiss]" in err.value.hint
+
+
 def test_k_and_distance_are_chosen_on_the_held_out_part_only(pairs: Any, tmp_path: Path) -> None:
     """Wrong masks of the test set change the score, but not the choice."""
     wrong = [(block_mask(100 + i) + 1) % 4 for i in range(20)]
     root = write_pairs(tmp_path / "wrong", [block_mask(100 + i) for i in range(20)])
     for number, mask in enumerate(wrong):
         (root / f"masks/{number:03d}.png").write_bytes(png(mask))
-    (right,), (row,) = (evaluate((pairs[0], test), protocol(RETRIEVAL)).rows for test in (pairs[1], open_source(root)))
+    (right,), (row,) = (evaluate((pairs[0], test), protocol(RETRIEVAL)).rows for test in (pairs[1], open_dataset(root)))
     assert row["miou"] < 0.01 < right["miou"]
     for key in ("k", "distance", "miou_held_out", "bank"):
         assert row[key] == right[key]

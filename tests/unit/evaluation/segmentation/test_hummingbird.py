@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.hummingbird import SoftBank, class_shares, draw_rare, largest
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
-from ijepa.utils.random import Stream, uniform, words
+from ijepa.utils.random import Stream, random_bits, uniform
 from tests.helpers.encoders import MeanColour, block_mask, write_pairs
 from tests.reference.segmentation import rare_patches, soft_labels
 
@@ -21,7 +21,7 @@ CLASSES = Classes(4, ("a", "b", "c", "d"), (255,))
 def train(tmp_path_factory: pytest.TempPathFactory) -> Source:
     masks = [block_mask(i) for i in range(8)]
     masks[0][:8, :12] = 255
-    return open_source(write_pairs(tmp_path_factory.mktemp("pairs") / "train", masks))
+    return open_dataset(write_pairs(tmp_path_factory.mktemp("pairs") / "train", masks))
 
 
 def dataset(source: Source, count: int = 8, classes: Classes = CLASSES) -> SegmentationDataset:
@@ -57,7 +57,7 @@ def test_draw_rare_agrees_with_a_slow_version() -> None:
     shares = held / held.sum(2, keepdim=True).clamp_min(1)
     indices = np.array([4, 0, 9, 11, 12, 300])
     chosen = draw_rare(shares, indices, 7, seed=3)
-    draws = uniform(words(3, Stream.EVALUATION, indices, 40))
+    draws = uniform(random_bits(3, Stream.EVALUATION, indices, 40))
     for image in range(6):
         classes = [set(np.flatnonzero(patch).tolist()) for patch in held[image].numpy()]
         assert chosen[image].tolist() == rare_patches(classes, draws[image].tolist(), 7)
@@ -67,7 +67,7 @@ def test_soft_bank_prefers_rare_classes(tmp_path: Path) -> None:
     """One of the 16 patches of an image has another class; by a uniform draw, a quarter of the images would keep it."""
     mask = np.zeros((32, 32), dtype=np.uint8)
     mask[8:16, 8:16] = 1
-    source = open_source(write_pairs(tmp_path / "rare", [mask] * 40))
+    source = open_dataset(write_pairs(tmp_path / "rare", [mask] * 40))
     bank = SoftBank(MeanColour(), dataset(source, 40), SoftRetrieval(bank_patches=160))
     assert len(bank) == 160
     assert int((bank.labels[:, 1] > 0).sum()) > 30
@@ -80,5 +80,5 @@ def test_largest_compares_interpolated_scores() -> None:
 
 
 def test_soft_bank_of_one_image(tmp_path: Path) -> None:
-    one = open_source(write_pairs(tmp_path / "one", [block_mask(0)]))
+    one = open_dataset(write_pairs(tmp_path / "one", [block_mask(0)]))
     assert len(SoftBank(MeanColour(), dataset(one, 1), SoftRetrieval(bank_patches=None))) == 16

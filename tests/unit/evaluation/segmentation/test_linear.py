@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.linear import loss_of, train_layer
 from ijepa.evaluation.segmentation.protocol import LinearHead
@@ -24,7 +24,7 @@ def test_loss_of_is_the_mean_over_scored_pixels() -> None:
 def test_train_layer_never_predicts_an_ignored_class_and_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(write_pairs(tmp_path / "train", [block_mask(i) for i in range(8)]))
+    source = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(8)]))
     classes = Classes(4, ("a", "b", "c", "d"), (2, 255))
     train = SegmentationDataset(source, np.arange(8), "--train", classes, 32, 32)
     rule = LinearHead(steps=30, lr=0.05, batch=4)

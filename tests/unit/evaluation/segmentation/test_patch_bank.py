@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from tests.helpers.encoders import MeanColour, block_mask, write_pairs
 
 
 def test_extend_keeps_the_standardization(tmp_path: Path) -> None:
-    train = open_source(write_pairs(tmp_path / "train", [block_mask(i) for i in range(20)]))
+    train = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(20)]))
     classes = Classes(4, ("a", "b", "c", "d"), (255,))
     first, second = (
         SegmentationDataset(train, part, "--train", classes, 32, 32) for part in np.split(np.arange(20), 2)
@@ -31,7 +31,7 @@ def test_patch_bank_is_standardized_by_all_patches_of_its_images(tmp_path: Path,
     masks = [block_mask(i) for i in range(10)]
     for mask in masks:
         mask[:16] = 255
-    source = open_source(write_pairs(tmp_path / "half", masks))
+    source = open_dataset(write_pairs(tmp_path / "half", masks))
     classes = Classes(4, ("a", "b", "c", "d"), (255,))
     images = SegmentationDataset(source, np.arange(10), "--train", classes, 32, 32)
     bank = PatchBank(MeanColour(), images, images=10, patches=patches, batch=3)

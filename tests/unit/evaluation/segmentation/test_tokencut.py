@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.evaluation.protocols import load_protocol
 from ijepa.evaluation.results.schema import EvaluationResult
 from ijepa.evaluation.segmentation import tokencut as t
@@ -94,7 +94,7 @@ def test_cut_does_not_depend_on_the_eigensolver(
 
 
 def evaluate(root: Path, encoder: Any, **scenes: bool) -> EvaluationResult:
-    source = open_source(write_pairs(root, [scene(number, **scenes) for number in range(12)]))
+    source = open_dataset(write_pairs(root, [scene(number, **scenes) for number in range(12)]))
     rule = SegmentationProtocol.read(RULE, "test")
     return evaluate_segmentation({"toy": encoder}, source, source, rule)
 
@@ -130,7 +130,7 @@ def test_ground_of_finds_background_classes_by_name(tmp_path: Path) -> None:
     plain = evaluate(tmp_path / "plain", Signed()).rows
     root = write_pairs(tmp_path / "named", [scene(number) for number in range(12)])
     (root / "labels.yaml").write_text("name: turned\nclasses: {one: 1, two: 2, background: 0}\n")
-    source = open_source(root)
+    source = open_dataset(root)
     settings = SegmentationProtocol.read(RULE, "test")
     assert evaluate_segmentation({"toy": Signed()}, None, source, settings).rows == plain
 

@@ -1,4 +1,4 @@
-"""The shapes are matched in area and edge, centred, and inside their tables."""
+"""The shapes are matched in area and edge, centered, and inside their tables."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def plane() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", shapes.CLASSES)
-def test_area_is_one_centroid_is_the_origin_and_the_extent_holds(name: str) -> None:
+def test_signed_distance_area_centroid_and_extent(name: str) -> None:
     x, y = plane()
     inside = shapes.signed_distance(name, x, y) < 0
     assert inside.sum() * CELL**2 == pytest.approx(1, abs=0.01)
@@ -26,7 +26,7 @@ def test_area_is_one_centroid_is_the_origin_and_the_extent_holds(name: str) -> N
     assert np.hypot(x, y)[inside].max() < shapes.EXTENT - 0.05
 
 
-def test_edges_have_nearly_the_same_length_for_all_classes() -> None:
+def test_signed_distance_edges_have_similar_lengths() -> None:
     # The band within h of the edge has area 2 h times its length, corners apart.
     x, y = plane()
     near = [np.abs(shapes.signed_distance(name, x, y)) < 0.01 for name in shapes.CLASSES]
@@ -35,15 +35,15 @@ def test_edges_have_nearly_the_same_length_for_all_classes() -> None:
     assert lengths.max() / lengths.min() < 1.05
 
 
-def test_distances_are_distances() -> None:
-    # Nowhere may a distance change faster than the place does.
+def test_signed_distance_changes_no_faster_than_position() -> None:
+    # The gradient of a distance is at most 1.
     x, y = plane()
     for name in shapes.CLASSES:
         distance = shapes.signed_distance(name, x, y)
         assert max(np.abs(np.diff(distance, axis=axis)).max() for axis in (0, 1)) < 1.0001 * CELL, name
 
 
-def test_tables_hold_the_plain_formula_tilted() -> None:
+def test_distance_tables_equal_the_tilted_formula() -> None:
     tables = shapes.distance_tables()
     cell = 2 * shapes.EXTENT / shapes.RESOLUTION
     turn = np.array([[np.cos(shapes.TILT), np.sin(shapes.TILT)], [-np.sin(shapes.TILT), np.cos(shapes.TILT)]])

@@ -84,6 +84,15 @@ def write_errors(where: object) -> Iterator[None]:
         raise RunError(f"{where}: cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def read_errors(where: object, path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError at `where` that says that `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(where, f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
 _KINDS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 

@@ -144,7 +144,7 @@ def test_pack_bytes_depend_on_the_seed_only(tmp_path):
     assert one == two and one["train-0000.tar"] != other["train-0000.tar"]
     sizes = [entry["images"] for entry in json.loads(one["manifest.json"])["splits"]["train"]["shards"]]
     assert sizes == [6, 6, 6, 6, 6]
-    # Shuffled: neighbours in the folder are not neighbours in a shard.
+    # Shuffled: neighbors in the folder are not neighbors in a shard.
     keys = [int(open_source(tmp_path / "one").name(i).rpartition("/")[2][:9]) for i in range(30)]
     assert sorted(keys) == list(range(30)) and np.abs(np.diff(keys)).mean() > 4
 

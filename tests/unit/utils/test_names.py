@@ -1,4 +1,4 @@
-"""Names that are not UTF-8 can be shown and stored."""
+"""Names that are not UTF-8 can be printed and stored."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ ODD = os.fsdecode(b"caf\xe9")
         ("", ""),
     ],
 )
-def test_only_bytes_that_are_not_utf8_are_escaped(name, shown):
+def test_printable_escapes_bytes_that_are_not_utf8(name, shown):
     assert printable(name) == shown == printable(shown)
 
 
@@ -49,12 +49,12 @@ def test_sources_have_printable_names_and_classes(tmp_path):
     assert source.classes == ("caf\\xe9",) and source.image(0)
 
 
-def test_surrogates_are_written_to_files_as_escapes(tmp_path):
+def test_write_text_writes_surrogates_as_escapes(tmp_path):
     write_text(tmp_path / "page.html", f"<p>{ODD}</p>")
     assert (tmp_path / "page.html").read_text() == "<p>caf\\udce9</p>"
 
 
-def test_a_character_that_the_terminal_cannot_show_does_not_end_the_command(tmp_path):
+def test_command_with_a_character_that_the_terminal_cannot_show(tmp_path):
     folder = tmp_path / "日本"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(jpeg(1))

@@ -139,7 +139,7 @@ def main(name: str, folder: Path | None, output: Path) -> None:
             if form in ("official", "archive"):
                 again, first = resolve_weights(kept / place), resolve_weights(ours)
                 entry["equal_bits"] = all(
-                    torch.equal(tensor.make(), again.tensors(part)[key].make())
+                    torch.equal(tensor.load(), again.tensors(part)[key].load())
                     for part in PARTS
                     for key, tensor in first.tensors(part).items()
                 )

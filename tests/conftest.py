@@ -26,7 +26,7 @@ except (ImportError, RuntimeError):
     for _name in ("nms", "qnms"):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-pytest_plugins = ["tests.helpers.run_fixtures"]
+pytest_plugins = ["tests.helpers.run_fixtures", "tests.helpers.weights_fixtures"]
 
 TINY = {
     "name": "tiny",

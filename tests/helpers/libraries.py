@@ -1,4 +1,4 @@
-"""Other people's libraries, as they are, random weights to hand to them, and what they must make of these."""
+"""Random weights, the features that other libraries compute from them, and a plain encoder to compare with."""
 
 from pathlib import Path
 
@@ -17,8 +17,6 @@ SHAPES = {
     "odd": {"image_size": 96, "patch_size": 16, "encoder": {"width": 88, "depth": 1, "heads": 4, "mlp_ratio": 48 / 11}},
 }
 PREDICTOR = {"width": 48, "depth": 2, "heads": 4}
-
-
 PARTS = ("context_encoder", "target_encoder", "predictor")
 
 
@@ -39,7 +37,7 @@ def recipe(name: str, *, encoder: dict | None = None, predictor: dict | None = N
 
 
 def random_model(chosen: Recipe) -> IJEPA:
-    """A model of which every parameter is random, biases and norms too, and the two encoders differ."""
+    """A model whose parameters are all random, biases and norms too, so that the two encoders differ."""
     model = IJEPA(chosen.model, seed=3)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -49,7 +47,7 @@ def random_model(chosen: Recipe) -> IJEPA:
 
 
 def pixels(encoder: FrozenEncoder, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images as bytes, and normalised as other libraries want them."""
+    """Random images (B, 3, H, W) as bytes, and normalized for other libraries."""
     height, width = (side * encoder.patch_size for side in encoder.grid)
     draw = torch.Generator().manual_seed(1)
     raw = torch.randint(0, 256, (count, 3, height, width), generator=draw, dtype=torch.uint8)
@@ -58,7 +56,7 @@ def pixels(encoder: FrozenEncoder, count: int = 2) -> tuple[torch.Tensor, torch.
 
 
 def write_weights(folder: Path, chosen: Recipe) -> Path:
-    """A weights folder of ours with all three parts."""
+    """Write a weights folder with all three parts."""
     folder.mkdir()
     (folder / "recipe.yaml").write_text(chosen.dump())
     model = random_model(chosen)
@@ -68,7 +66,7 @@ def write_weights(folder: Path, chosen: Recipe) -> Path:
 
 
 def averaged(exact: torch.Tensor, steps: int) -> torch.Tensor:
-    """The target encoder's table after the original's training, which averages the fixed table with itself."""
+    """The target encoder's position table after training with the original code, which averages the fixed table."""
     table = exact.clone()
     for step in range(steps):
         momentum = 0.996 + step * (1 - 0.996) / steps
@@ -77,8 +75,8 @@ def averaged(exact: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def theirs_of(folder: Path, form: str, normalised: Tensor) -> Tensor:
-    """What the other library makes of our export, by eager attention."""
+def features_of_library(folder: Path, form: str, normalized: Tensor) -> Tensor:
+    """Features (B, N, D) that the other library computes from our export with eager attention."""
     if form == "transformers":
         import transformers
 
@@ -87,23 +85,23 @@ def theirs_of(folder: Path, form: str, normalised: Tensor) -> Tensor:
         )
         assert type(model).__name__ == "IJepaModel"
         assert not report["missing_keys"] and not report["unexpected_keys"], report
-        return model.eval()(normalised).last_hidden_state
+        return model.eval()(normalized).last_hidden_state
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    for block in model.blocks:  # its variable of the environment counts only before the first import
+    for block in model.blocks:  # TIMM_FUSED_ATTN is read only at the first import
         block.attn.fused_attn = False
-    return model.eval().forward_features(normalised)
+    return model.eval().forward_features(normalized)
 
 
 @torch.no_grad()
-def eager(state: dict[str, Tensor], heads: int, normalised: Tensor, form: str) -> Tensor:
-    """What weights under the original's names, `pos_embed` (1, N, D) among them, make of whole images, bit by bit.
+def eager(state: dict[str, Tensor], heads: int, normalized: Tensor, form: str) -> Tensor:
+    """Features of whole images, with the bits of other libraries, from weights by the original's names.
 
-    All attention matrices are written out. transformers scales them, timm the queries before.
+    `pos_embed` (1, N, D) is among them. transformers scales the attention matrix, timm the queries.
     """
     kernel, width = state["patch_embed.proj.weight"], len(state["norm.weight"])
-    x = F.conv2d(normalised, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[-1])
+    x = F.conv2d(normalized, kernel, state["patch_embed.proj.bias"], stride=kernel.shape[-1])
     x = x.flatten(2).transpose(1, 2) + state["pos_embed"]
     scale = (width // heads) ** -0.5
 

@@ -1,7 +1,11 @@
-"""Small models and batches for the tests of plans: sequences of equal lengths, so that nothing is padded."""
+"""Small models, batches of sequences of equal lengths (so that nothing is padded), and simulated ranks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
 from ijepa.masking.batch import Batch
@@ -22,7 +26,7 @@ def model(drop_path: float = 0.0) -> ModelSection:
 
 
 def batch(shape: ModelSection, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
-    """A batch in which every context has as many patches, every block too, and both are multiples of 32."""
+    """A batch whose contexts all have 32 patches, and whose target blocks too."""
     patches = shape.grid[0] * shape.grid[1]
     context = np.zeros((IMAGES, patches), dtype=bool)
     context[:, :CONTEXT] = True
@@ -36,3 +40,19 @@ def batch(shape: ModelSection, drop_path: float = 0.0) -> tuple[Batch, Tokens]:
     every = np.ones((IMAGES, shape.encoder.depth), dtype=bool)
     tokens = Tokens(patches, context.sum(1), targets.sum(2), every if kept is None else kept)
     return packed, tokens
+
+
+@contextmanager
+def simulated_rank(rank: int, ranks: int) -> Iterator[None]:
+    """Make this process one rank of a group whose collectives do nothing; one rank alone needs no group."""
+    if ranks == 1:
+        yield
+        return
+    # torch has no public way to simulate ranks in one process.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The examples of docs/interop.md run, one after another, as a reader would type them."""
+"""The Python examples of docs/interop.md, run one after another."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.helpers.paths import ROOT
 PAGE = ROOT / "docs" / "interop.md"
 
 
-def test_the_examples_run_and_agree(tmp_path, monkeypatch):
+def test_the_examples_of_the_documentation_run_and_agree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = Path("runs/mine")
     mine.mkdir(parents=True)

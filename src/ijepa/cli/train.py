@@ -64,14 +64,14 @@ def pretrain(
     """
     loaded = load_recipe(recipe, fields)
     if dry_run:
-        from ijepa.planning.outlook import describe
+        from ijepa.planning.text import render_size
 
         source = open_images(loaded.data.path) if loaded.data.path else None
-        click.echo(describe(loaded, len(source) if source else None))
+        click.echo(render_size(loaded, len(source) if source else None))
         return
     if loaded.data.path is None:
         raise UserError("data.path", "no data given", "add --data.path with images or tar shards")
-    from ijepa.interop.init_from import beginning
+    from ijepa.interop.init_from import initial_weights
     from ijepa.training.loop import pretrain as run
     from ijepa.training.profiler import Window
 
@@ -79,8 +79,8 @@ def pretrain(
     source = open_images(loaded.data.path)
     info = {"data": {"path": _shown(loaded.data.path)}}
     folder = output or Path("runs") / loaded.name
-    begun = beginning(loaded)
-    loaded = begun.recipe if begun else loaded
+    initial = initial_weights(loaded)
+    loaded = initial.recipe if initial else loaded
     callback = _diagnosis(loaded, len(source), diagnose_every, diagnose_data, folder)
     run(
         loaded,
@@ -88,9 +88,9 @@ def pretrain(
         folder,
         resume=resume,
         callbacks=callback,
-        info={**info, **({"init": begun.label} if begun else {})},
+        info={**info, **({"init": initial.label} if initial else {})},
         profile=window,
-        initial=begun.tensors if begun else None,
+        initial=initial.tensors if initial else None,
     )
     if first_process():
         click.echo(f"done: {folder}")
@@ -164,15 +164,15 @@ def plan(
     Prints the model size, FLOPs, memory per GPU, days, energy and CO2 of RECIPE (the name of a preset or a YAML file)
     on the given hardware. It needs no GPU.
     """
-    from ijepa.planning.outlook import outlook
-    from ijepa.planning.text import show
+    from ijepa.planning.plan import make_plan
+    from ijepa.planning.text import render_plan
     from ijepa.utils.files import write_json
 
     loaded = load_recipe(recipe, fields)
     if file is not None and not file.absolute().parent.is_dir():
         raise UserError(f"--json {file}", f"{file.parent} is no folder")
     source = open_images(loaded.data.path) if loaded.data.path else None
-    found = outlook(
+    found = make_plan(
         loaded,
         gpu=gpu,
         devices=gpus,
@@ -181,7 +181,7 @@ def plan(
         country=country,
         images=len(source) if source else None,
     )
-    show(found)
+    click.echo(render_plan(found), nl=False)
     if file is not None:
         try:
             write_json(file, found.as_json())

@@ -1,1 +1,1 @@
-"""Weights in and out."""
+"""Weights: read from this and other libraries, and exported to them."""

@@ -1,49 +1,62 @@
-"""Values of other libraries' `config.json`, each of the kind that it must be."""
+"""The fields of other libraries' `config.json` that decide what an encoder computes; all others are ignored."""
 
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ijepa.utils.errors import UserError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from ijepa.model.vision_transformer import NORM_EPS
+from ijepa.utils.config import BaseConfig
+
+Count = Annotated[int, Field(ge=1)]
+PixelSize = Annotated[
+    tuple[Count, Count], BeforeValidator(lambda size: (size, size) if isinstance(size, int) else size)
+]
+"""Height and width in pixels; one number for a square."""
 
 
-def whole(values: dict[str, Any], key: str, default: int | None, where: Path) -> int | None:
-    """Return a number that counts something; `default` where the file does not say.
+def _layer_name(value: Any) -> Any:
+    """Return the name of a layer type as timm compares it: `layer_norm` and `LayerNorm` are `layernorm`."""
+    return value.replace("_", "").lower() if isinstance(value, str) else value
 
-    Raises:
-        UserError: it is nothing of the kind.
-    """
-    value = values.get(key, default)
-    if value is default:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(where, f"{key} = {value!r}", "a whole number above 0 was expected")
+
+def _same_epsilon(value: float) -> float:
+    if value != NORM_EPS:
+        raise ValueError(f"only encoders with {NORM_EPS} are read")
     return value
 
 
-def size(values: dict[str, Any], key: str, default: int | None, where: Path) -> tuple[int, int] | None:
-    """Return height and width in pixels, of one number or two; `default` where the file does not say.
+class _LibraryConfig(BaseConfig):
+    model_config = ConfigDict(extra="ignore")
 
-    Raises:
-        UserError: it is nothing of the kind.
-    """
-    value = values.get(key, default)
-    if value is None:
-        return None
-    sides = value if isinstance(value, list | tuple) else [value, value]
-    if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in sides):
-        raise UserError(where, f"{key} = {value!r}", "one number of pixels, or height and width, was expected")
-    return int(sides[0]), int(sides[1])
+    ijepa: dict[str, Any] | None = None
+    """What `ijepa export` recorded: which encoder it is, and its source."""
 
 
-def table(values: dict[str, Any], key: str, where: Path) -> dict[str, Any]:
-    """Return a group of values; an empty one where the file has none.
+class TransformersConfig(_LibraryConfig):
+    """`config.json` of an I-JEPA model of transformers, with the defaults of its IJepaConfig."""
 
-    Raises:
-        UserError: it is nothing of the kind.
-    """
-    value = values.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(where, f"{key} = {value!r}", "an object was expected")
-    return value
+    model_type: Literal["ijepa"]
+    hidden_size: Count | None = None
+    num_attention_heads: Count = 12
+    image_size: PixelSize = (224, 224)
+    hidden_act: Literal["gelu"] = "gelu"
+    layer_norm_eps: Annotated[float, AfterValidator(_same_epsilon)] = 1e-12
+
+
+class TimmArguments(BaseConfig):
+    """Arguments of timm's VisionTransformer; None: the default of timm, with which we agree."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    class_token: bool | None = None
+    num_heads: Count | None = None
+    img_size: PixelSize | None = None
+    act_layer: Annotated[Literal["gelu"] | None, BeforeValidator(_layer_name)] = None
+    norm_layer: Annotated[Literal["layernorm"] | None, BeforeValidator(_layer_name)] = None
+
+
+class TimmConfig(_LibraryConfig):
+    """`config.json` of a folder that timm loads."""
+
+    architecture: str
+    model_args: TimmArguments | None = None

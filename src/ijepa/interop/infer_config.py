@@ -1,8 +1,8 @@
-"""The shape of an encoder or predictor, read from its tensors.
+"""The `model` section of a recipe, inferred from the tensors of weights that come without one.
 
-Weights from elsewhere come without a recipe. Width, depth, patch, MLP and grid stand in the tensors' shapes; the number
-of attention heads does not, because q, k and v of all heads are one matrix. It is what the file says beside its
-tensors, what the user says, what known models of that width have, or a guess that the user is told of.
+The shapes of tensors state width, depth, patch, MLP and grid. They do not state the number of attention heads, because
+q, k and v of all heads are one matrix. It comes from, in this order: a configuration next to the tensors, the user,
+known models of that width, a guess, which a note reports.
 """
 
 import re
@@ -15,25 +15,25 @@ from ijepa.utils.errors import UserError
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Attention heads by width: ViT-Ti, S, B, L, H, g and G of the original, timm and transformers."""
 _HEAD_WIDTHS = (64, 80, 88, 96, 104, 72, 112, 128, 48, 32)
-"""Channels of an attention head in known Vision Transformers, the most common first."""
+"""Channels per attention head in known Vision Transformers, the most common first."""
+_OTHER_MODEL = "the file is of another model or incomplete"
 
 
-def encoder_shape(
+def infer_encoder(
     tensors: Tensors, where: object, *, heads: int | None = None, image_size: tuple[int, int] | None = None
 ) -> tuple[ModelSection, list[str]]:
-    """Return the `model` section of a recipe that fits an encoder's tensors, and what the user should know about it.
+    """Return the `model` section that fits the tensors of an encoder, and notes for the user.
 
     Args:
-        tensors: of one encoder, named as the original names them; without `image_size`, `pos_embed` (1, N, D) gives
-            the grid.
-        where: the file, for errors.
-        heads: attention heads, where they are known.
-        image_size: native height and width in pixels, where they are known.
+        tensors: The tensors by their names in the original; without `image_size`, `pos_embed` (1, N, D) gives the grid.
+        where: The file, for errors.
+        heads: Number of attention heads, if known.
+        image_size: Native height and width in pixels, if known.
 
     Raises:
-        UserError: tensors that are no such encoder's, positions other than sin-cos ones, heads that cannot be guessed.
+        UserError: The tensors are not those of an I-JEPA encoder, or heads cannot be guessed.
     """
-    kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)
+    kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)  # (D, 3, patch, patch)
     if kernel[1] != 3 or kernel[2] != kernel[3] or 0 in kernel:
         raise UserError(where, f"patch_embed.proj.weight has shape {kernel}", "3 channels and square patches are read")
     width, patch = kernel[0], kernel[2]
@@ -44,17 +44,20 @@ def encoder_shape(
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     positions = read_positions(tensors, width, where, grid=grid)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]
-    notes = _drift(positions, where)
+    notes = _drift_notes(positions, where)
     if heads is None and width not in HEADS:
-        heads = _guessed(width, where)
+        heads = _guess_heads(width, where)
         notes.append(
             f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed, "
             "--heads N sets another number"
         )
+    heads = heads or HEADS[width]
+    if heads < 0 or width % heads:
+        raise UserError(where, f"{heads} attention heads do not divide the width {width}", "give the right number")
     encoder = {
         "width": width,
         "depth": _depth(tensors, r"blocks\.(\d+)\.", where),
-        "heads": _heads(width, heads, where),
+        "heads": heads,
         "mlp_ratio": hidden / width,
         "position_scale": positions.scale,
     }
@@ -67,16 +70,16 @@ def encoder_shape(
     return ModelSection.read(values, str(where)), notes
 
 
-def with_predictor(model: ModelSection, tensors: Tensors, where: object) -> ModelSection:
-    """Return `model` with the predictor that fits a predictor's tensors; it has the encoder's heads, as originally.
+def infer_predictor(model: ModelSection, tensors: Tensors, where: object) -> ModelSection:
+    """Return `model` with the predictor that fits its tensors; it has as many heads as the encoder, as in the original.
 
     Raises:
-        UserError: tensors that are no predictor's of this encoder, or positions other than its grid's sin-cos ones.
+        UserError: The tensors are not those of a predictor of this encoder.
     """
     width, outer = _shape(tensors, "predictor_embed.weight", 2, where)
+    heads = model.encoder.heads
     if outer != model.encoder.width:
         raise UserError(where, f"the predictor reads {outer} channels, the encoder has {model.encoder.width}")
-    heads = model.encoder.heads
     if width % heads or width % 4:
         raise UserError(where, f"{heads} heads, or sin-cos positions, do not divide the predictor's {width} channels")
     positions = read_positions(tensors, width, where, name=PREDICTOR_POSITIONS, grid=model.grid)
@@ -93,53 +96,48 @@ def with_predictor(model: ModelSection, tensors: Tensors, where: object) -> Mode
 
 
 def check_positions(model: ModelSection, tensors: Tensors, where: object) -> list[str]:
-    """Compare a second encoder's table of positions with the model's; return what the user should know about it.
+    """Compare the position table of a second encoder with the model's, and return notes for the user.
 
     Raises:
-        UserError: the table is another one.
+        UserError: The tables differ.
     """
     found = read_positions(tensors, model.encoder.width, where, grid=model.grid)
-    if POSITIONS in tensors:
-        scale = model.encoder.position_scale
-        if found.native != model.position_grid or abs(found.scale - scale) > TOLERANCE * scale:
-            raise UserError(where, "the two encoders have different positions", "they must agree")
-    return _drift(found, where)
+    scale = model.encoder.position_scale
+    same = found.native == model.position_grid and abs(found.scale - scale) <= TOLERANCE * scale
+    if POSITIONS in tensors and not same:
+        raise UserError(where, "the two encoders have different positions", "they must agree")
+    return _drift_notes(found, where)
 
 
-def _drift(positions: Positions, where: object) -> list[str]:
+def _drift_notes(positions: Positions, where: object) -> list[str]:
     if not positions.drift:
         return []
     return [
-        f"the positions in {where} are up to {positions.drift:.1e} off the sin-cos table, as rounding in the "
-        "original's moving average leaves them; the exact table is used"
+        f"the positions in {where} are up to {positions.drift:.1e} off the sin-cos table, from rounding in the moving "
+        "average of the original; the exact table is used"
     ]
 
 
-def _guessed(width: int, where: object) -> int:
-    for each in _HEAD_WIDTHS:
-        if width % each == 0:
-            return width // each
-    raise UserError(where, f"does not say how many attention heads {width} channels have", "add --heads N")
-
-
-def _heads(width: int, given: int | None, where: object) -> int:
-    heads = given or HEADS[width]
-    if heads < 0 or width % heads:
-        raise UserError(where, f"{heads} attention heads do not divide the width {width}", "give the right number")
-    return heads
+def _guess_heads(width: int, where: object) -> int:
+    for channels in _HEAD_WIDTHS:
+        if width % channels == 0:
+            return width // channels
+    raise UserError(where, f"does not state how many attention heads {width} channels have", "add --heads N")
 
 
 def _depth(tensors: Tensors, pattern: str, where: object) -> int:
+    """Return the number of blocks, whose names match `pattern`."""
     numbers = {int(found[1]) for name in tensors if (found := re.match(pattern, name))}
-    if not numbers or numbers != set(range(len(numbers))):
-        lost = next((n for n in range(len(numbers) + 1) if n not in numbers), 0)
-        raise UserError(where, f"block {lost} is missing", "the file is of another model, or not whole")
-    return len(numbers)
+    depth = len(numbers)
+    if not depth or numbers != set(range(depth)):
+        missing = min(set(range(depth + 1)) - numbers)
+        raise UserError(where, f"block {missing} is missing", _OTHER_MODEL)
+    return depth
 
 
 def _shape(tensors: Tensors, name: str, dimensions: int, where: object) -> tuple[int, ...]:
     if name not in tensors:
-        raise UserError(where, f"{name} is missing", "the file is of another model, or not whole")
+        raise UserError(where, f"{name} is missing", _OTHER_MODEL)
     shape = tensors[name].shape
     if len(shape) != dimensions:
         raise UserError(where, f"{name} has shape {shape}", f"{dimensions} dimensions were expected")

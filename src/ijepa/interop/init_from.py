@@ -1,8 +1,8 @@
-"""Pretraining that begins with weights that are there already: `init.from` in a recipe.
+"""Initial weights of a run from existing weights: `init.from` in a recipe.
 
-Weights of one resolution begin a run at another with the positions that they know: the table of the grid that they were
-trained on, stretched over the run's, as evaluation does it too. `model.position_grid` records it; a recipe that sets
-it has its own way. All else that decides what the weights mean must be the same: width, depth, heads, MLP, patch.
+At another resolution, the run uses the positions of the weights, stretched over its own grid in the same way as in
+evaluation. `model.position_grid` records the original grid; a recipe that sets it keeps its own positions. Everything
+else that decides what the weights mean must agree: width, depth, heads, MLP, patch.
 """
 
 from collections.abc import Callable
@@ -12,23 +12,23 @@ from torch import Tensor
 
 from ijepa.config.recipe import Recipe
 from ijepa.interop.infer_config import HEADS
-from ijepa.interop.tensors import Lazy
 from ijepa.interop.weights import resolve_weights
 from ijepa.utils.config import BaseConfig
 from ijepa.utils.errors import UserError
 
 _PARTS = ("predictor", "context_encoder", "target_encoder")
-_MATTER = ("width", "depth", "heads", "mlp_ratio", "position_scale")
+_KEYS = ("width", "depth", "heads", "mlp_ratio", "position_scale")
+"""Keys of an encoder or predictor that must agree."""
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where a run's first weights come from.
+class InitialWeights:
+    """Initial weights of a run.
 
     Attributes:
-        label: what the run's record calls it.
-        recipe: the recipe, with the grid that the weights' positions were made for.
-        tensors: every tensor that is given, by its name in the model; made when it is asked for.
+        label: Their source, for the record of the run.
+        recipe: The recipe, with the grid that the positions of the weights were made for.
+        tensors: Functions that load the given tensors, by name in the model.
     """
 
     label: str
@@ -36,47 +36,47 @@ class Beginning:
     tensors: dict[str, Callable[[], Tensor]]
 
 
-def beginning(recipe: Recipe) -> Beginning | None:
-    """Return what a recipe begins with, None where it draws all its weights.
+def initial_weights(recipe: Recipe) -> InitialWeights | None:
+    """Return the weights that a recipe starts from; None if it draws all of them.
 
     Raises:
-        UserError: weights that are not there, lack a part, or are of another shape than the recipe's model.
+        UserError: The weights do not exist, lack a part, or do not have the shape of the recipe's model.
     """
     if recipe.init.source is None:
         return None
     ours = recipe.model
-    # Where neither the file nor its width says how many heads there are, the recipe does.
-    found = resolve_weights(recipe.init.source, heads=None if ours.encoder.width in HEADS else ours.encoder.heads)
-    theirs = found.recipe.model
+    # Neither the file nor an unknown width states the number of heads; the recipe does.
+    weights = resolve_weights(recipe.init.source, heads=None if ours.encoder.width in HEADS else ours.encoder.heads)
+    theirs = weights.recipe.model
     if ours.patch_size != theirs.patch_size:
-        _refuse(recipe, "model.patch_size", theirs.patch_size, ours.patch_size)
+        raise _differs(recipe, "model.patch_size", theirs.patch_size, ours.patch_size)
     _compare(recipe, "model.encoder", ours.encoder, theirs.encoder)
-    target = found.tensors("target_encoder" if "target_encoder" in found.parts else "context_encoder")
     if recipe.init.parts == "encoder":
-        given = {"context_encoder": target, "target_encoder": target}
+        encoder = weights.tensors("target_encoder" if "target_encoder" in weights.parts else "context_encoder")
+        given = {"context_encoder": encoder, "target_encoder": encoder}
     else:
-        if lost := [part for part in _PARTS if part not in found.parts]:
+        if missing := [part for part in _PARTS if part not in weights.parts]:
             raise UserError(
                 f"init.from = {recipe.init.source}",
-                f"has no {lost[0].replace('_', ' ')}, which init.parts = all would take",
+                f"has no {missing[0].replace('_', ' ')}, which init.parts = all needs",
                 "add --init.parts encoder",
             )
         _compare(recipe, "model.predictor", ours.predictor, theirs.predictor)
-        given = {part: found.tensors(part) for part in _PARTS}
-    named: dict[str, Lazy] = {f"{part}.{name}": t for part, tensors in given.items() for name, t in tensors.items()}
+        given = {part: weights.tensors(part) for part in _PARTS}
     if ours.position_grid is None and (grid := theirs.position_grid or theirs.grid) != ours.grid:
         recipe = recipe.model_copy(update={"model": ours.model_copy(update={"position_grid": grid})})
-    return Beginning(found.label, recipe, {name: tensor.make for name, tensor in named.items()})
+    tensors = {f"{part}.{name}": tensor.load for part, named in given.items() for name, tensor in named.items()}
+    return InitialWeights(weights.label, recipe, tensors)
 
 
 def _compare(recipe: Recipe, section: str, ours: BaseConfig, theirs: BaseConfig) -> None:
-    for key in _MATTER:
+    for key in _KEYS:
         mine, other = getattr(ours, key), getattr(theirs, key)
         if abs(mine - other) > 1e-6 * abs(other):
-            _refuse(recipe, f"{section}.{key}", other, mine)
+            raise _differs(recipe, f"{section}.{key}", other, mine)
 
 
-def _refuse(recipe: Recipe, key: str, theirs: object, ours: object) -> None:
-    raise UserError(
+def _differs(recipe: Recipe, key: str, theirs: object, ours: object) -> UserError:
+    return UserError(
         f"init.from = {recipe.init.source}", f"has {key} = {theirs}, the recipe {ours}", f"add --{key} {theirs}"
     )

@@ -1,8 +1,8 @@
-"""The original's checkpoint files, `.pth.tar`: a pickled dictionary {encoder, target_encoder, predictor, opt, ...}.
+"""Checkpoints of the original code, `.pth.tar`: a pickled dictionary {encoder, target_encoder, predictor, opt, ...}.
 
-Reading admits tensors and plain numbers and nothing that could run (`weights_only`). Keys may begin with `module.`, as
-DistributedDataParallel saves them. Names are ours: the mapping is the identity, but for the tables of positions, which
-the original stores and we compute.
+Only tensors and plain numbers are read, nothing that could run code (`weights_only`). Names may begin with `module.`,
+as DistributedDataParallel saves them. Names are otherwise the same as here, except that the original stores position
+tables, which are computed here.
 """
 
 import pickle
@@ -11,32 +11,34 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from ijepa.interop.tensors import DTYPES, Lazy, Tensors
+from ijepa.interop.tensors import DTYPES, LazyTensor, Tensors
 from ijepa.utils.errors import UserError
 
 PARTS = {"encoder": "context_encoder", "target_encoder": "target_encoder", "predictor": "predictor"}
-"""What the original calls a part, and what we call it."""
+"""Names of the parts, from those of the original to ours."""
+_OBJECT = re.compile(r"(?:GLOBAL|global|class)\s+`?([A-Za-z_][\w.]*)")
+"""Finds the name of a forbidden object in torch's error message."""
 
 
 def is_official(path: Path) -> bool:
-    """Whether a file is one that torch.save wrote: a zip archive, or an older plain pickle."""
+    """Return whether torch.save wrote a file: a zip archive, or an older plain pickle."""
     with path.open("rb") as file:
         head = file.read(4)
     return head[:2] in (b"PK", b"\x80\x02") or path.name.endswith((".pth.tar", ".pth", ".pt"))
 
 
-def read_official(path: Path) -> dict[str, dict[str, Lazy]]:
-    """Return the parts of a checkpoint by our names, each with its tensors; their values stay in the file.
+def read_official(path: Path) -> dict[str, dict[str, LazyTensor]]:
+    """Return the tensors of a checkpoint by part; their values stay in the file.
 
-    A file that is one model's state alone (keys such as `blocks.0.norm1.weight`) counts as a target encoder.
+    A file of one model's state (names such as `blocks.0.norm1.weight`) is read as a target encoder.
 
     Raises:
-        UserError: a file with code in it, cut short, or of another layout.
+        UserError: The file contains code, is incomplete, or has another layout.
     """
     content = _load(path)
     if not isinstance(content, Mapping):
@@ -50,55 +52,43 @@ def read_official(path: Path) -> dict[str, dict[str, Lazy]]:
     return {part: _tensors(path, part, state) for part, state in parts.items()}
 
 
-def write_official(path: Path, parts: Mapping[str, Tensors], **more: Any) -> None:
-    """Write parts, by our names, as the original's code reads them; `more` stands beside (epoch, for example)."""
-    theirs = {ours: name for name, ours in PARTS.items()}
+def write_official(file: BinaryIO, parts: Mapping[str, Tensors]) -> None:
+    """Write parts, by our names, as the original code reads them: float32, names with `module.`, epoch 0."""
     content: dict[str, Any] = {
-        theirs[part]: {f"module.{name}": tensor.make().detach().contiguous() for name, tensor in tensors.items()}
-        for part, tensors in parts.items()
+        theirs: {f"module.{name}": tensor.load().detach().contiguous() for name, tensor in parts[ours].items()}
+        for theirs, ours in PARTS.items()
+        if ours in parts
     }
-    torch.save({**content, **more}, path)
+    torch.save({**content, "epoch": 0}, file)
 
 
 def _load(path: Path) -> Any:
-    hint = "fetch the file again, from where you trust it"
+    hint = "get the file again from a source that you trust"
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numbers()):
-            warnings.simplefilter("ignore")  # of a pickle's protocol, before what is wrong with it
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except RuntimeError as error:
-                raise UserError(path, f"cannot be read: {_line(error)}", hint) from None
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
+            warnings.simplefilter("ignore")  # torch warns of the pickle protocol before it reports the error
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if named := _OBJECT.search(str(error)):
-            raise UserError(
-                path,
-                f"holds code or objects ({named[1]}), not only tensors and numbers",
-                "if you trust it, save the models' state dicts alone",
-            ) from None
-        raise UserError(path, "is no whole file that torch.save wrote", hint) from None
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(path, f"cannot be read: {_line(error)}", hint) from None
+            problem = f"holds code or objects ({named[1]}), not only tensors and numbers"
+            raise UserError(path, problem, "if you trust it, save only the state dicts of its models") from None
+        raise UserError(path, "not a complete file of torch.save", hint) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(path, f"cannot be read: {reason}", hint) from None
 
 
-_OBJECT = re.compile(r"(?:GLOBAL|global|class)\s+`?([A-Za-z_][\w.]*)")
-"""What torch calls something that is neither a tensor nor a number, in its refusal."""
-
-
-def _numbers() -> list[Any]:
-    """What NumPy rebuilds a single number by, in files that hold the loss or the epoch as one."""
+def _numpy_numbers() -> list[Any]:
+    """Return what NumPy needs to rebuild a single number: some files hold the loss or the epoch as one."""
     kinds = [type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
     return [np.dtype, *kinds, np.float64(0).__reduce__()[0]]
 
 
-def _tensors(path: Path, part: str, state: Mapping[Any, Any]) -> dict[str, Lazy]:
+def _tensors(path: Path, part: str, state: Mapping[Any, Any]) -> dict[str, LazyTensor]:
     found = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in DTYPES:
-            raise UserError(path, f"{name} of {part} is no tensor of floating-point numbers of 16 bits or more")
-        found[str(name).removeprefix("module.")] = Lazy.of(value)
+            problem = f"{name} of {part} is not a tensor of floating-point numbers of 16 bits or more"
+            raise UserError(path, problem)
+        found[str(name).removeprefix("module.")] = LazyTensor.of(value)
     return found
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,43 +1,45 @@
-"""The encoder as a graph: ONNX for other runtimes, a `torch.export` program for those with torch and without us.
+"""The encoder as a graph: ONNX for other runtimes, and a `torch.export` program that runs without this package.
 
-Input `pixel_values` (B, 3, H, W) float32, normalised by ImageNet's mean and deviation, B at will; output
+Input `pixel_values` (B, 3, H, W) float32, normalized with ImageNet's mean and deviation, for any B; output
 `last_hidden_state` (B, N, D).
 """
 
 import warnings
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
 
 import torch
 
 from ijepa.interop.dense import DenseEncoder
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import fsync_path
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 OPSET = 23
-"""The newest set of operators that torch's exporter writes by itself."""
+"""The newest operator set that torch's exporter writes without conversion."""
 LARGE = 2 * 10**8
-"""Bytes of weights above which they lie beside the graph: a graph that holds them is four times as large in memory."""
+"""Bytes of weights above which they are in a second file: inside the graph they need four times the memory."""
 
 
-def data_of(file: Path) -> Path:
-    """Return where the weights of a large graph lie: beside it."""
-    return file.with_name(f"{file.name}.data")
+def weights_file(path: Path) -> Path:
+    """Return the file next to a large graph that holds its weights."""
+    return path.with_name(f"{path.name}.data")
 
 
-def write_program(encoder: FrozenEncoder, file: Path, about: dict[str, str]) -> None:
-    """Write what `torch.export.load` reads, with `about` as its extra files."""
+def write_program(file: BinaryIO, encoder: FrozenEncoder, about: dict[str, str]) -> None:
+    """Write a program for `torch.export.load`, with `about` as its extra files."""
     torch.export.save(_program(encoder), file, extra_files=about)
 
 
-def write_onnx(encoder: FrozenEncoder, file: Path, about: dict[str, str]) -> None:
-    """Write ONNX with `about` as its metadata; weights of more than `LARGE` bytes lie beside, in `data_of(file)`.
+def write_onnx(path: Path, encoder: FrozenEncoder, about: dict[str, str]) -> None:
+    """Write an ONNX file with `about` as its metadata; it is complete or absent.
 
-    The graph names that file, so `file` must have its final name.
+    Weights of more than `LARGE` bytes are in `weights_file(path)`.
 
     Raises:
-        UserError: without the extra `onnx`.
+        UserError: The extra `onnx` is not installed.
     """
     try:
         import onnx  # noqa: F401
@@ -56,11 +58,17 @@ def write_onnx(encoder: FrozenEncoder, file: Path, about: dict[str, str]) -> Non
             verbose=False,
         )
     program.model.metadata_props.update(about)
-    program.save(str(file), external_data=size > LARGE)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        partial = Path(folder, path.name)  # the graph refers to the file of its weights by this name
+        program.save(str(partial), external_data=size > LARGE)
+        for file in (weights_file(partial), partial):  # the graph last: when it is there, all is there
+            if file.exists():
+                fsync_path(file)
+                file.replace(path.with_name(file.name))
 
 
 def _program(encoder: FrozenEncoder) -> torch.export.ExportedProgram:
     height, width = (side * encoder.patch_size for side in encoder.grid)
     batch = torch.export.Dim("batch", min=1)
-    example = torch.zeros(2, 3, height, width)
+    example = torch.zeros(2, 3, height, width)  # torch would fix a batch of 1 in the graph
     return torch.export.export(DenseEncoder(encoder.vit), (example,), dynamic_shapes={INPUT: {0: batch}})

@@ -1,27 +1,27 @@
-"""Folders that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+"""Folders that timm loads with `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-`config.json` names a Vision Transformer without class token that averages its patches behind the final norm; keys are
-ours. A head, where there is one, is its classifier.
+`config.json` names a Vision Transformer that has no class token and averages its patches after the final norm. The
+names of tensors are the same as here. A head becomes its classifier.
 """
 
 from pathlib import Path
 from typing import Any
 
 from ijepa.config.recipe import ModelSection
-from ijepa.interop.config_json import size, table, whole
-from ijepa.interop.infer_config import encoder_shape
-from ijepa.interop.tensors import Lazy, open_tensors
+from ijepa.interop.config_json import TimmArguments, TimmConfig
+from ijepa.interop.heads import Head
+from ijepa.interop.infer_config import infer_encoder
+from ijepa.interop.tensors import LazyTensor, Tensors, open_tensors, write_tensors
 from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import write_json
 
 _ARCHITECTURE = "vit_base_patch16_gap_224"
-"""timm's entry for a ViT that averages patches; every size is given beside it."""
-_FUNCTION = {"act_layer": "gelu", "norm_layer": "layernorm"}
-"""What decides the function and is in no tensor, where the file says it: timm's own are these, with our epsilon."""
+"""timm's entry for a ViT that averages patches; `model_args` overrides every size of it."""
 
 
-def config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
-    """Return `config.json`; `classes` is 0 without a head."""
+def timm_config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
+    """Return the content of `config.json`; `classes` is 0 without a head."""
     height, width = model.image_size
     encoder = model.encoder
     return {
@@ -59,30 +59,31 @@ def config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
     }
 
 
+def write_timm(folder: Path, model: ModelSection, tensors: Tensors, head: Head | None, about: dict[str, str]) -> None:
+    """Write an encoder, and a classifier if there is a head, into an empty folder."""
+    classifier = head.named("head") if head else {}
+    write_tensors(folder, "model", {**tensors, **classifier})
+    config = timm_config(model, len(head.classes) if head else 0)
+    write_json(folder / "config.json", {**config, "ijepa": about})
+
+
 def read_timm(
-    folder: Path, values: dict[str, Any], *, heads: int | None = None
-) -> tuple[ModelSection, dict[str, Lazy], list[str]]:
-    """Return shape, tensors and notes of a folder whose `config.json` holds `values`; a classifier is left out.
+    folder: Path, config: TimmConfig, *, heads: int | None = None
+) -> tuple[ModelSection, dict[str, LazyTensor], list[str]]:
+    """Return the shape, tensors and notes of a folder, without its classifier.
 
     Args:
-        folder: the folder.
-        values: its configuration.
-        heads: attention heads, where the configuration does not say.
+        folder: The folder.
+        config: Its configuration.
+        heads: Attention heads, if the configuration does not state them.
 
     Raises:
-        UserError: another kind of model.
+        UserError: The folder holds a model of another kind.
     """
-    where, file = folder / "config.json", folder / "model.safetensors"
-    arguments = table(values, "model_args", where)
-    if arguments.get("class_token", "_gap_" not in str(values.get("architecture"))):
-        raise UserError(where, f"{values.get('architecture')} has a class token", "I-JEPA's encoders have none")
-    for key, ours in _FUNCTION.items():
-        value = arguments.get(key)
-        if value and str(value).replace("_", "").lower() != ours:
-            raise UserError(where, f"{key} = {value}", f"only encoders with {ours} are read")
-    tensors = {
-        name: tensor for name, tensor in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))
-    }
-    heads, image_size = whole(arguments, "num_heads", heads, where), size(arguments, "img_size", None, where)
-    model, notes = encoder_shape(tensors, file, heads=heads, image_size=image_size)
+    arguments, file = config.model_args or TimmArguments(), folder / "model.safetensors"
+    has_class_token = "_gap_" not in config.architecture if arguments.class_token is None else arguments.class_token
+    if has_class_token:
+        raise UserError(folder / "config.json", f"{config.architecture} has a class token", "I-JEPA has none")
+    tensors = {name: t for name, t in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))}
+    model, notes = infer_encoder(tensors, file, heads=arguments.num_heads or heads, image_size=arguments.img_size)
     return model, tensors, notes

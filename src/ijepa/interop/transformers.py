@@ -1,99 +1,109 @@
 """Folders of transformers' I-JEPA models: `config.json`, `preprocessor_config.json`, safetensors.
 
-Names on disk are those that versions 4 and 5 read: BERT's, with q, k and v apart. With a classifier the encoder's begin
-with `ijepa.`, and the class is IJepaForImageClassification, a linear layer on the mean of the patches.
+Names in the files are those that versions 4 and 5 read: as in BERT, with q, k and v apart. With a classifier, a linear
+layer on the mean of the patches, the class is IJepaForImageClassification and encoder names begin with `ijepa.`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ijepa.config.recipe import ModelSection
-from ijepa.interop.config_json import size, whole
-from ijepa.interop.infer_config import encoder_shape
-from ijepa.interop.tensors import Lazy, Tensors, open_tensors
+from ijepa.interop.config_json import TransformersConfig
+from ijepa.interop.heads import Head
+from ijepa.interop.infer_config import infer_encoder
+from ijepa.interop.tensors import LazyTensor, Tensors, open_tensors, write_tensors
 from ijepa.model.ijepa import IMAGENET_MEAN, IMAGENET_STD
 from ijepa.model.vision_transformer import NORM_EPS
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import write_json
 
-_OUTER = {
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
+SHARD = 5 * 10**9
+"""Maximum bytes of tensors per file, as transformers writes them."""
+
+# Our names of tensors, and the names in transformers, outside and inside blocks.
+_OUTSIDE: dict[str, tuple[str, ...]] = {
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
+    "patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
+    "norm.weight": ("layernorm.weight",),
+    "norm.bias": ("layernorm.bias",),
 }
-_INNER = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
+_INSIDE: dict[str, tuple[str, ...]] = {
+    "norm1": ("layernorm_before",),
+    # One matrix (3 D, D) of ours is three (D, D) in transformers.
+    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attn.proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
 }
-_QKV = ("query", "key", "value")
-_THIRDS = {f"attention.attention.{part}": part for part in _QKV}
-_FUNCTION = {"layer_norm_eps": (NORM_EPS, 1e-12), "hidden_act": ("gelu", "gelu")}
-"""What decides the function and is in no tensor: our value, and transformers' where the file does not say."""
-_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)$")
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)$")
 
 
-def to_theirs(tensors: Tensors, prefix: str = "") -> dict[str, Lazy]:
-    """Return an encoder's tensors, positions included, under transformers' names."""
-    found: dict[str, Lazy] = {}
+def _names(blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names in transformers by our names, for an encoder with blocks of these numbers."""
+    names = dict(_OUTSIDE)
+    for number in blocks:
+        for ours, theirs in _INSIDE.items():
+            for kind in ("weight", "bias"):
+                layers = (f"encoder.layer.{number}.{layer}.{kind}" for layer in theirs)
+                names[f"blocks.{number}.{ours}.{kind}"] = tuple(layers)
+    return names
+
+
+def to_transformers(tensors: Tensors, prefix: str = "") -> dict[str, LazyTensor]:
+    """Rename an encoder's tensors, positions included, for transformers."""
+    names = _names({found[1] for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))})
+    renamed: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        block = _BLOCK.match(name)
-        if block is None:
-            found[prefix + _OUTER[name]] = tensor
-        elif block[2] == "attn.qkv":
-            third = tensor.shape[0] // 3
-            for place, part in enumerate(_QKV):
-                theirs = f"{prefix}encoder.layer.{block[1]}.attention.attention.{part}.{block[3]}"
-                found[theirs] = tensor.rows(place * third, (place + 1) * third)
-        else:
-            found[f"{prefix}encoder.layer.{block[1]}.{_INNER[block[2]]}.{block[3]}"] = tensor
-    return found
+        rows = tensor.shape[0] // len(names[name])
+        for place, theirs in enumerate(names[name]):
+            renamed[prefix + theirs] = tensor.rows(place * rows, (place + 1) * rows)
+    return renamed
 
 
-def to_ours(tensors: Tensors, where: object) -> dict[str, Lazy]:
-    """Return transformers' tensors under our names; a classifier is left out.
+def from_transformers(tensors: Tensors, where: object) -> dict[str, LazyTensor]:
+    """Rename transformers' tensors to our names, without a classifier.
 
     Raises:
-        UserError: a name that is none of I-JEPA's, or a third of a qkv that is missing or of another shape.
+        UserError: A name is unknown, or query, key or value is missing or has another shape.
     """
-    outer = {theirs: ours for ours, theirs in _OUTER.items()}
-    inner = {theirs: ours for ours, theirs in _INNER.items()}
-    found: dict[str, Lazy] = {}
-    thirds: dict[str, dict[str, Lazy]] = {}
-    for key, tensor in tensors.items():
+    given = {key.removeprefix("ijepa."): tensor for key, tensor in tensors.items()}
+    # The numbers of the blocks there are: a damaged file may name block 10^9.
+    names = _names({found[1] for name in given if (found := re.match(r"encoder\.layer\.(\d+)\.", name))})
+    known = {layer for theirs in names.values() for layer in theirs}
+    for key in tensors:
         name = key.removeprefix("ijepa.")
-        layer = _LAYER.match(name)
-        if name in outer:
-            found[outer[name]] = tensor
-        elif layer and layer[2] in inner:
-            found[f"blocks.{layer[1]}.{inner[layer[2]]}.{layer[3]}"] = tensor
-        elif layer and layer[2] in _THIRDS:
-            thirds.setdefault(f"blocks.{layer[1]}.attn.qkv.{layer[3]}", {})[_THIRDS[layer[2]]] = tensor
-        elif not name.startswith(("classifier.", "pooler.")):
-            raise UserError(where, f"{key} is unknown", "is it transformers' I-JEPA?")
-    for name, parts in thirds.items():
-        for part in _QKV:
-            if part not in parts:
-                raise UserError(where, f"{part} of {name} is missing", "the file is not whole")
-        if len({tensor.shape for tensor in parts.values()}) > 1 or not parts["query"].shape:
+        if name not in known and not name.startswith(("classifier.", "pooler.")):
+            raise UserError(where, f"{key} is unknown", "is it an I-JEPA model of transformers?")
+    renamed: dict[str, LazyTensor] = {}
+    for name, theirs in names.items():
+        parts = [given[layer] for layer in theirs if layer in given]
+        if not parts:  # whether the model needs it is checked later, with its recipe
+            continue
+        if len(parts) < len(theirs):
+            missing = next(layer for layer in theirs if layer not in given)
+            raise UserError(where, f"{missing} is missing", "the file is incomplete")
+        if len(parts) > 1 and (len({part.shape for part in parts}) > 1 or not parts[0].shape):
             raise UserError(where, f"query, key and value of {name} differ in shape", "the file is of another model")
-        found[name] = _joined([parts[part] for part in _QKV])
-    return found
+        renamed[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
+    return renamed
 
 
-def config(model: ModelSection, classes: Sequence[str] | int | None = None, **more: Any) -> dict[str, Any]:
-    """Return `config.json`; with `classes`, their names or number, of a classifier."""
+def _concatenate(parts: Sequence[LazyTensor]) -> LazyTensor:
+    rows = sum(part.shape[0] for part in parts)
+    shape = (rows, *parts[0].shape[1:])
+    return LazyTensor(shape, lambda: torch.cat([part.load() for part in parts]), parts[0].dtype)
+
+
+def transformers_config(model: ModelSection, classes: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the content of `config.json`; `classes` are the names of a classifier's classes."""
     height, width = model.image_size
     encoder = model.encoder
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "architectures": ["IJepaModel" if classes is None else "IJepaForImageClassification"],
         "model_type": "ijepa",
         "hidden_size": encoder.width,
@@ -112,20 +122,19 @@ def config(model: ModelSection, classes: Sequence[str] | int | None = None, **mo
         "torch_dtype": "float32",
     }
     if classes is not None:
-        names = [str(n) for n in range(classes)] if isinstance(classes, int) else list(classes)
-        found["id2label"] = {str(number): name for number, name in enumerate(names)}
-        found["label2id"] = {name: number for number, name in enumerate(names)}
-    return {**found, **more}
+        config["id2label"] = {str(number): name for number, name in enumerate(classes)}
+        config["label2id"] = {name: number for number, name in enumerate(classes)}
+    return config
 
 
-def processor(model: ModelSection) -> dict[str, Any]:
-    """Return `preprocessor_config.json`: the native size, bilinear, ImageNet's mean and deviation."""
+def _processor(model: ModelSection) -> dict[str, Any]:
+    """Return the content of `preprocessor_config.json`: native size, bilinear, ImageNet mean and deviation."""
     height, width = model.image_size
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
-        "resample": 2,
+        "resample": 2,  # PIL's number for bilinear
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -134,27 +143,29 @@ def processor(model: ModelSection) -> dict[str, Any]:
     }
 
 
-def read_transformers(folder: Path, values: dict[str, Any]) -> tuple[ModelSection, dict[str, Lazy], list[str]]:
-    """Return shape, tensors under our names, and notes of a folder whose `config.json` holds `values`.
+def write_transformers(
+    folder: Path, model: ModelSection, tensors: Tensors, head: Head | None, about: dict[str, str]
+) -> None:
+    """Write an encoder, and a classifier if there is a head, into an empty folder."""
+    named = to_transformers(tensors, "ijepa." if head else "")
+    write_tensors(folder, "model", named | (head.named("classifier") if head else {}), shard=SHARD)
+    config = transformers_config(model, head.classes if head else None)
+    write_json(folder / "config.json", {**config, "ijepa": about})
+    write_json(folder / "preprocessor_config.json", _processor(model))
+
+
+def read_transformers(
+    folder: Path, config: TransformersConfig
+) -> tuple[ModelSection, dict[str, LazyTensor], list[str]]:
+    """Return the shape, tensors and notes of a folder, without its classifier.
 
     Raises:
-        UserError: another kind of model, or a config that says other than its tensors.
+        UserError: The folder holds another model than its configuration states.
     """
-    where = folder / "config.json"
-    if values.get("model_type") != "ijepa":
-        raise UserError(where, f"model_type is {values.get('model_type')}", "only I-JEPA models are read")
-    for key, (ours, theirs) in _FUNCTION.items():
-        if values.get(key, theirs) != ours:
-            raise UserError(where, f"{key} = {values.get(key, theirs)}", f"only encoders with {ours} are read")
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    tensors = to_ours(open_tensors(index if index.is_file() else single), single)
-    heads, image_size = whole(values, "num_attention_heads", 12, where), size(values, "image_size", 224, where)
-    shape, notes = encoder_shape(tensors, single, heads=heads, image_size=image_size)
-    if values.get("hidden_size", shape.encoder.width) != shape.encoder.width:
-        raise UserError(where, f"hidden_size is {values['hidden_size']}, the tensors' width {shape.encoder.width}")
-    return shape, tensors, notes
-
-
-def _joined(parts: list[Lazy]) -> Lazy:
-    rows = sum(part.shape[0] for part in parts)
-    return Lazy((rows, *parts[0].shape[1:]), lambda: torch.cat([part.make() for part in parts]), parts[0].dtype)
+    tensors = from_transformers(open_tensors(index if index.is_file() else single), single)
+    model, notes = infer_encoder(tensors, single, heads=config.num_attention_heads, image_size=config.image_size)
+    width = model.encoder.width
+    if config.hidden_size not in (None, width):
+        raise UserError(folder / "config.json", f"hidden_size is {config.hidden_size}, the width of tensors {width}")
+    return model, tensors, notes

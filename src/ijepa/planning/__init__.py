@@ -1,1 +1,1 @@
-"""The parts of `ijepa plan`: sizes, memory, hardware, time and energy, and the page that shows them."""
+"""The parts of `ijepa plan`: model size, FLOPs, memory, hardware, time, energy, and the text that shows them."""

@@ -1,4 +1,4 @@
-"""The hardware and the electricity that a plan knows: small tables beside this file, each figure with its source."""
+"""The GPUs and electricity grids that a plan knows: two small tables, with the source of each figure."""
 
 from functools import lru_cache
 from importlib import resources
@@ -12,46 +12,44 @@ from ijepa.utils.errors import UserError, did_you_mean
 
 
 class Gpu(BaseConfig):
-    """One kind of GPU; what each figure means stands in gpus.yaml."""
+    """One type of GPU, from gpus.yaml."""
 
     name: str
     """The vendor's name."""
     bf16_tflops: float = Field(gt=0)
     """Dense bfloat16 peak, TFLOP/s."""
     fp8_tflops: float | None = Field(gt=0)
-    """Dense float8 peak, TFLOP/s; None without."""
+    """Dense float8 peak, TFLOP/s; None if the GPU has no float8."""
     memory_gb: float = Field(gt=0)
     """Device memory, 10^9 bytes."""
-    bandwidth_gbs: float = Field(gt=0)
-    """Device memory's bandwidth, 10^9 bytes/s."""
     tdp_w: float = Field(gt=0)
-    """Greatest power of the module, watts."""
+    """Maximum power of the module, watts."""
     server_w: float = Field(gt=0)
-    """Greatest power of the vendor's server over its GPUs, watts; the module's own is in it."""
+    """Maximum power of the vendor's server divided by its GPUs, watts; includes the module's own power."""
     source: str
-    """Where the figures are from."""
+    """Source of the figures."""
 
 
 class Grid(BaseConfig):
-    """A country's electricity."""
+    """The electricity of a country."""
 
     grams: float = Field(ge=0)
     """g CO2 equivalent per kWh generated."""
     year: int
-    """Of which the figure is the mean."""
+    """The year that the figure averages."""
 
 
 class Grids(BaseConfig):
-    """All countries' electricity, and what a site needs beside its computers."""
+    """The electricity of all countries, and the overhead of a data center, from grids.yaml."""
 
     source: str
-    """Where the countries' figures are from."""
+    """Source of the countries' figures."""
     pue: float = Field(ge=1)
-    """Power of a site over the power of its computers."""
+    """Power usage effectiveness: power of a data center / power of its computers."""
     pue_source: str
-    """Where that figure is from."""
+    """Source of that figure."""
     countries: dict[str, Grid]
-    """By English name."""
+    """Grids by English name, each word with a capital letter."""
 
 
 @lru_cache(maxsize=1)
@@ -67,10 +65,10 @@ def grids() -> Grids:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU called `name`, in any case.
+    """Return the GPU with this short name, in any case.
 
     Raises:
-        UserError: when the table has none of that name.
+        UserError: The table has no such GPU.
     """
     found = gpus().get(name.lower())
     if found is None:
@@ -79,21 +77,16 @@ def find_gpu(name: str) -> Gpu:
 
 
 def find_country(name: str) -> tuple[str, Grid]:
-    """Return a country's name as the table writes it, and its electricity; `name` in any case.
+    """Return a country's name as the table writes it, and its electricity; `name` may be in any case.
 
     Raises:
-        UserError: when the table has none of that name.
+        UserError: The table has no such country.
     """
-    known = {country.lower(): country for country in grids().countries}
-    wanted = " ".join(name.lower().split())
-    if wanted not in known:
-        hint = did_you_mean(wanted, known)
-        for lower, country in known.items():
-            hint = hint.replace(f"did you mean {lower}?", f"did you mean {country}?")
-        if hint.startswith("known"):
-            hint = "known: " + ", ".join(grids().countries)
-        raise UserError(f"--country {name}", "not in the table of countries", hint)
-    return known[wanted], grids().countries[known[wanted]]
+    countries = grids().countries
+    wanted = " ".join(name.split()).title()
+    if wanted not in countries:
+        raise UserError(f"--country {name}", "not in the table of countries", did_you_mean(wanted, countries))
+    return wanted, countries[wanted]
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -1,30 +1,31 @@
-"""Memory of one device in a training step, by strategy: what lies there always, what is gathered, what passes.
+"""Memory of one device in a training step, by parallel strategy.
 
-Weights, moments, target encoder and gradients are float32, as training keeps them. Over n devices that share them
-(1 with none and ddp, all with zero2 and zero3, those of a group with hsdp) each holds one n-th. On top, under bfloat16
-autocast:
+Weights, moments, target encoder and gradients are float32. The n devices that share them hold 1/n each: n is 1 with
+none and ddp, all devices with zero2 and zero3, those of a group with hsdp (ZeRO, arXiv 1910.02054). In addition, with
+bfloat16 autocast:
 
-* none, ddp: bfloat16 copies of the linear layers' weights from the first forward pass to the end of the backward pass.
-* zero2, hsdp: the context encoder and the predictor gathered whole for as long; the blocks' linear layers in bfloat16,
-  all else in float32, and autocast's own bfloat16 copies of the predictor. Two blocks of the target encoder.
-* zero3: the same of two blocks of each encoder, beside what is not in blocks.
-* In float8, under every strategy: a copy of the target encoder's linear layers, one byte a weight.
-* Gradients: with several micro-batches a step they are added up whole, in float32, on every device, whatever the
-  strategy, and sharded with the last one. With one micro-batch a step, sharded strategies hold two blocks' whole
-  gradients at a time, in bfloat16 and, to be summed, in float32. ddp keeps its buckets from step to step.
+* none, ddp: bfloat16 copies of the weights of linear layers, from the first forward pass to the end of the backward
+  pass.
+* zero2, hsdp: the gathered context encoder and predictor for the same time. Linear layers of blocks are in bfloat16,
+  all else is in float32, and autocast has its own bfloat16 copies of the predictor. Two blocks of the target encoder.
+* zero3: two blocks of each encoder, and the parameters outside blocks.
+* In float8, with every strategy: a copy of the target encoder's linear layers, one byte per weight.
+* Gradients: with several micro-batches per step, every strategy accumulates full float32 gradients on each device and
+  shards them with the last micro-batch. With a single one, sharded strategies hold the full gradients of two blocks at
+  a time, in bfloat16 and, for the sum, in float32. ddp keeps its buckets from step to step.
 
-The most is in use either where activations are all there or where gradients are: as the backward pass goes through
-the layers, one grows as the other shrinks. Temporaries inside kernels, NCCL's buffers, the CUDA context and
-fragmentation are not counted: of a device's memory `USABLE` is planned with.
+The peak is either where all activations are in memory or where all gradients are: as the backward pass proceeds, one
+grows and the other shrinks. Temporary buffers of kernels and NCCL, the CUDA context and fragmentation are not counted:
+a plan leaves them the rest of the memory, because it fills only the share `USABLE`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ijepa.model.config import ModelConfig
-from ijepa.planning.activations import CHECKPOINTING, Activations, Checkpointing, activations
-from ijepa.planning.size import Parameters, Plan
+from ijepa.config.recipe import Recipe
+from ijepa.planning.activations import ACTIVATION_CHECKPOINTING, ActivationCheckpointing, Activations, activations
+from ijepa.planning.size import Parameters, RecipeSize
 
 Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
 STRATEGIES: tuple[Strategy, ...] = ("none", "ddp", "zero2", "zero3", "hsdp")
@@ -32,7 +33,7 @@ STRATEGIES: tuple[Strategy, ...] = ("none", "ddp", "zero2", "zero3", "hsdp")
 USABLE = 0.92
 """Share of a device's memory that a plan fills."""
 
-_WIDE, _NARROW = 4, 2
+_FLOAT32, _BFLOAT16 = 4, 2
 _SHARDED: tuple[Strategy, ...] = ("zero2", "zero3", "hsdp")
 
 
@@ -41,11 +42,15 @@ class State:
     """Bytes on one device that do not depend on the micro-batch.
 
     Attributes:
-        weights, target, gradients, moments: this device's share, float32.
-        gathered: copies to compute with.
-        added: gradients that lie there while activations do, where a step has several micro-batches.
-        added_once: the same where it has one.
-        ended: gradients at the end of a backward pass, with several micro-batches; with one, `ended_once`.
+        weights: This device's share of the trained weights, float32.
+        target: Its share of the target encoder, float32.
+        gradients: Its share of the gradients, float32.
+        moments: Its share of AdamW's two moments, float32.
+        gathered: Copies of weights to compute with.
+        early_gradients: Full gradients while activations are in memory, in a step of several micro-batches.
+        early_gradients_single: The same in a step of one micro-batch.
+        late_gradients: Gradients at the end of a backward pass, in a step of several micro-batches.
+        late_gradients_single: The same in a step of one micro-batch.
     """
 
     weights: int
@@ -53,77 +58,75 @@ class State:
     gradients: int
     moments: int
     gathered: int
-    added: int
-    added_once: int
-    ended: int
-    ended_once: int
+    early_gradients: int
+    early_gradients_single: int
+    late_gradients: int
+    late_gradients_single: int
 
     @property
     def kept(self) -> int:
-        """What a device keeps from step to step, with its share of gradients."""
+        """Bytes that a device keeps from step to step, its share of gradients included."""
         return self.weights + self.target + self.gradients + self.moments
 
-    def peak(self, passing: float, *, several: bool) -> float:
-        """Most bytes in use, given those of activations and whether a step has several micro-batches."""
-        added, ended = (self.added, self.ended) if several else (self.added_once, self.ended_once)
-        return self.weights + self.target + self.moments + self.gathered + max(passing + added, ended)
+    def peak(self, activation_bytes: float, *, several: bool) -> float:
+        """Return the peak in bytes, given those of activations and whether a step has several micro-batches."""
+        early = self.early_gradients if several else self.early_gradients_single
+        late = self.late_gradients if several else self.late_gradients_single
+        return self.weights + self.target + self.moments + self.gathered + max(activation_bytes + early, late)
 
 
 def state(
     parameters: Parameters, strategy: Strategy, shards: int, *, autocast: bool = True, float8: bool = False
 ) -> State:
-    """Bytes that one of `shards` devices, which share one copy of the model, holds under a strategy."""
+    """Return the bytes that one of `shards` devices, which share one copy of the model, holds."""
     sharded = strategy in _SHARDED and shards > 1
-    n = shards if sharded else 1
-    trained, encoder = parameters.trained, parameters.encoder
-    whole = _WIDE * trained
-    block = parameters.block * (_NARROW if autocast else _WIDE)
-    copies = _NARROW * parameters.autocast if autocast else 0
-    outside = _WIDE * (trained - parameters.encoder_blocks)  # of context encoder and predictor, not in blocks
-    if not sharded:
-        gathered = copies + (_NARROW * (parameters.encoder_blocks + parameters.block) if autocast else 0)
-    else:
-        own = parameters.encoder_blocks * (_NARROW if autocast else _WIDE) if strategy != "zero3" else 2 * block
-        beside = 2 * block + _WIDE * (encoder - parameters.encoder_blocks)  # of the target encoder
-        gathered = own + outside + copies + beside
-    gathered += parameters.encoder_blocks if float8 else 0
-    share = -(-whole // n)
-    in_flight = 2 * (block + _WIDE * parameters.block) if sharded else 0
+    full = _FLOAT32 * parameters.trained
+    share = -(-full // shards) if sharded else full
+    linear = _BFLOAT16 if autocast else _FLOAT32  # bytes per weight of a linear layer in an encoder's blocks
+    gathered = _BFLOAT16 * parameters.autocast if autocast else 0
+    if sharded:
+        context_blocks = 2 * parameters.block if strategy == "zero3" else parameters.encoder_blocks
+        outside_blocks = parameters.trained + parameters.encoder - 2 * parameters.encoder_blocks
+        gathered += linear * (context_blocks + 2 * parameters.block) + _FLOAT32 * outside_blocks
+    elif autocast:
+        gathered += _BFLOAT16 * (parameters.encoder_blocks + parameters.block)
+    if float8:
+        gathered += parameters.encoder_blocks
     return State(
         weights=share,
-        target=-(-_WIDE * encoder // n),
+        target=-(-_FLOAT32 * parameters.encoder // (shards if sharded else 1)),
         gradients=share,
         moments=2 * share,
         gathered=gathered,
-        added=whole,
-        added_once=whole if strategy == "ddp" else 0,
-        ended=whole + (share if sharded else 0),
-        ended_once=share + in_flight,
+        early_gradients=full,
+        early_gradients_single=full if strategy == "ddp" else 0,
+        late_gradients=full + (share if sharded else 0),
+        late_gradients_single=share + (2 * (linear + _FLOAT32) * parameters.block if sharded else 0),
     )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The largest micro-batch that fits, with one kind of checkpointing.
+    """The largest micro-batch that fits, with one choice of activation checkpointing.
 
     Attributes:
-        checkpointing: what is kept of a block's activations.
-        micro: images a device and micro-batch; 0 where not even one fits.
-        micro_batches: how many a step has; 0 where none fits.
-        peak: bytes in use at most with it, or with one image where none fits.
-        an_image: mean bytes of an image.
+        activation_checkpointing: The choice, as in the recipe.
+        micro: Images per device and micro-batch; 0 if not even one fits.
+        micro_batches: Micro-batches per step; 0 if not even one image fits.
+        peak: Peak in bytes with it, or with one image if none fits.
+        bytes_per_image: Mean bytes of activations per image.
     """
 
-    checkpointing: Checkpointing
+    activation_checkpointing: ActivationCheckpointing
     micro: int
     micro_batches: int
     peak: float
-    an_image: float
+    bytes_per_image: float
 
 
 @dataclass(frozen=True)
 class Memory:
-    """One strategy on one kind of device: what it holds, and what fits beside it for each kind of checkpointing."""
+    """Memory of one strategy on one type of device; one fit per choice of activation checkpointing."""
 
     strategy: Strategy
     shards: int
@@ -132,60 +135,45 @@ class Memory:
 
     @property
     def best(self) -> Fit:
-        """The least checkpointing that fits, since several micro-batches cost less than computing anew."""
+        """The least checkpointing that fits: more micro-batches cost less than to compute activations again."""
         return next((fit for fit in self.fits if fit.micro), self.fits[-1])
 
 
-def memories(
-    found: Plan,
-    shape: ModelConfig,
-    *,
-    share: int,
-    devices: int,
-    group: int,
-    capacity: float,
-    autocast: bool = True,
-    float8: bool = False,
-) -> tuple[Memory, ...]:
-    """Plan the memory of every strategy; `none` is one device alone, which takes the whole batch.
+def plan_memory(recipe: Recipe, size: RecipeSize, *, devices: int, group: int, capacity: float) -> tuple[Memory, ...]:
+    """Plan the memory of every strategy; `none` is one device that takes the whole batch.
 
     Args:
-        found: the recipe's size.
-        shape: the model's.
-        share: images a device and step.
-        devices: how many there are.
-        group: those that share one copy of the model with hsdp.
-        capacity: bytes of a device.
-        autocast: linear layers compute in bfloat16.
-        float8: those of the encoders' blocks in float8.
+        recipe: The recipe.
+        size: Its size.
+        devices: Number of devices.
+        group: Number of devices that share one copy of the model with hsdp.
+        capacity: Memory of a device in bytes.
     """
-    kinds = {kind: activations(shape, found.tokens, kind, autocast=autocast) for kind in CHECKPOINTING}
-    rows = []
+    autocast, float8 = recipe.precision.autocast != "none", recipe.precision.fp8 != "none"
+    choices = {
+        kind: activations(recipe.model, size.tokens, kind, autocast=autocast) for kind in ACTIVATION_CHECKPOINTING
+    }
+    plans = []
     for strategy in STRATEGIES if devices > 1 else STRATEGIES[:1]:
-        images = share * devices if strategy == "none" else share
+        share = recipe.batch.total // (1 if strategy == "none" else devices)
         shards = {"zero2": devices, "zero3": devices, "hsdp": group}.get(strategy, 1)
-        held = state(found.parameters, strategy, shards, autocast=autocast, float8=float8)
-        fits = tuple(fit(held, kind, each, images, USABLE * capacity) for kind, each in kinds.items())
-        rows.append(Memory(strategy, shards, held, fits))
-    return tuple(rows)
+        held = state(size.parameters, strategy, shards, autocast=autocast, float8=float8)
+        fits = tuple(fit(held, kind, each, share, USABLE * capacity) for kind, each in choices.items())
+        plans.append(Memory(strategy, shards, held, fits))
+    return tuple(plans)
 
 
-def fit(held: State, kind: Checkpointing, each: Activations, share: int, usable: float) -> Fit:
-    """Find the largest divisor of a device's `share` of the batch that fits into `usable` bytes."""
+def fit(held: State, kind: ActivationCheckpointing, each: Activations, share: int, usable: float) -> Fit:
+    """Find the largest divisor of a device's `share` of the batch whose peak fits into `usable` bytes."""
 
     def peak(micro: int) -> float:
         return held.peak(each.peak(micro), several=micro < share)
 
-    fitting = [micro for micro in divisors(share) if peak(micro) <= usable]
-    micro = max(fitting, default=0)
+    micro = max((size for size in divisors(share) if peak(size) <= usable), default=0)
     mean = float((each.saved + each.passing).mean())
     return Fit(kind, micro, share // micro if micro else 0, peak(micro or 1), mean)
 
 
-def divisors(number: int) -> Iterable[int]:
-    """Yield every divisor of a positive number, in no order."""
-    for low in range(1, int(number**0.5) + 1):
-        if number % low == 0:
-            yield low
-            if low * low != number:
-                yield number // low
+def divisors(number: int) -> Iterator[int]:
+    """Yield every divisor of a positive number, in ascending order."""
+    return (candidate for candidate in range(1, number + 1) if number % candidate == 0)

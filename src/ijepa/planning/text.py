@@ -1,228 +1,220 @@
-"""The page that `ijepa plan` prints: tables with their units, and in words what they rest on."""
+"""Plans as text: the page of `ijepa plan`, and the summary of `ijepa pretrain --dry-run`."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from ijepa.config.recipe import Recipe
 from ijepa.planning.hardware import grids
-from ijepa.planning.memory import USABLE, Fit, Memory
-
-if TYPE_CHECKING:
-    from ijepa.planning.outlook import Outlook, Row
+from ijepa.planning.memory import USABLE, Fit
+from ijepa.planning.plan import Plan
+from ijepa.planning.size import measure_recipe
 
 _GB = 1e9
+_LAYOUT: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "caption_justify": "left",
+    "box": None,
+    "pad_edge": False,
+}
 
 
-def show(found: "Outlook", console: Console | None = None) -> None:
-    """Print the page; a terminal's width is kept to, a file or pipe gets 120 columns."""
+def render_size(recipe: Recipe, images: int | None = None) -> str:
+    """Return the resolved recipe and its size as text.
+
+    Args:
+        recipe: The recipe.
+        images: Size of the data set; None: the number that the recipe states.
+    """
+    size, batch, (rows, columns) = measure_recipe(recipe, images), recipe.batch.total, recipe.model.grid
+    parameters, full, executed = size.parameters, size.full, size.executed.total
+    encoder, predictor = f"{parameters.encoder / 1e6:.1f} M", f"{parameters.predictor / 1e6:.1f} M"
+    length = "unknown without the data: add --data.path or --data.images"
+    if size.lengths:
+        images = size.lengths.total * batch
+        length = (
+            f"{size.lengths.total} steps ({size.lengths.warmup} of warm-up), {images / 1e6:.4g} M images, "
+            f"{executed * images / 1e18:.4g} EFLOP"
+        )
+    lines = {
+        "parameters": f"{encoder} context + {encoder} target encoder, {predictor} predictor",
+        "patches": f"{rows} x {columns}; {size.context_tokens:.1f} context, {size.target_tokens:.1f} per target block",
+        "per image": f"{full.total / 1e9:.4g} GFLOP (target {full.target / 1e9:.4g}, context {full.context / 1e9:.4g}, "
+        f"predictor {full.predictor / 1e9:.4g}), {executed / 1e9:.4g} executed",
+        "per step": f"{batch} images, {executed * batch / 1e12:.4g} TFLOP",
+        "weights and state": f"{parameters.state_bytes / 2**30:.2f} GiB on one device, activations not counted",
+        "run": length,
+    }
+    return "\n".join([recipe.dump().rstrip(), "", *(f"{name:18}{value}" for name, value in lines.items())])
+
+
+def render_plan(plan: Plan, console: Console | None = None) -> str:
+    """Return the page of a plan as text, styled for a terminal, or plain and 120 columns wide for a file or pipe.
+
+    Args:
+        plan: The plan.
+        console: Where the text will be printed; None: standard output.
+    """
     console = console or Console()
     if not console.is_terminal:
         console = Console(width=120, file=console.file)
-    console.print(page(found), highlight=False)
+    parts = (_model(plan), _operations(plan), _memory(plan), _run(plan), _comparison(plan), _assumptions(plan))
+    with console.capture() as capture:
+        console.print(Group(*(piece for part in parts for piece in (part, Text()))), highlight=False)
+    return capture.get()
 
 
-def page(found: "Outlook") -> RenderableType:
-    """Return the whole page."""
-    parts = (_head(found), _operations(found), _memory(found), _run(found), _comparison(found), _basis(found))
-    return Group(*(piece for part in parts for piece in (part, Text())))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+def _table(title: str, *columns: str, caption: str = "") -> Table:
+    table = Table(title=title, caption=caption or None, header_style="dim", **_LAYOUT)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", vertical="bottom", no_wrap=not number)
     return table
 
 
-def _pairs(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+def _pairs(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, show_header=False, **_LAYOUT)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
-    for row in rows:
+    for row in rows.items():
         table.add_row(*row)
     return table
 
 
-def _head(found: "Outlook") -> Table:
-    size, recipe = found.found, found.recipe
-    rows, columns = recipe.model.grid
+def _model(plan: Plan) -> Table:
+    size, recipe = plan.size, plan.recipe
+    (rows, columns), encoder = recipe.model.grid, size.parameters.encoder
     return _pairs(
-        f"{recipe.name} on {found.devices} x {found.row.gpu.name}",
-        [
-            (
-                "parameters",
-                f"{_count(2 * size.encoder)} in both encoders ({size.encoder / 1e6:.1f} M each), "
-                f"{size.predictor / 1e6:.1f} M in the predictor",
-            ),
-            (
-                "an image",
-                f"{rows} x {columns} patches; on average {size.context_tokens:.1f} of them context, "
-                f"{size.target_tokens:.1f} in a target block",
-            ),
-            ("a step", f"{recipe.batch.total} images, {recipe.batch.total // found.devices} a GPU"),
-        ],
+        f"{recipe.name} on {plan.devices} x {plan.asked.gpu.name}",
+        {
+            "parameters": f"{_count(2 * encoder)} in both encoders ({encoder / 1e6:.1f} M each), "
+            f"{size.parameters.predictor / 1e6:.1f} M in the predictor",
+            "per image": f"{rows} x {columns} patches; on average {size.context_tokens:.1f} in the context block, "
+            f"{size.target_tokens:.1f} in a target block",
+            "per step": f"{recipe.batch.total} images, {recipe.batch.total // plan.devices} per GPU",
+        },
     )
 
 
-def _operations(found: "Outlook") -> Table:
-    size = found.found
-    table = _table("Operations of an image and step, GFLOP", "", "as written", "computed", "executed", "share")
+def _operations(plan: Plan) -> Table:
+    size = plan.size
+    table = _table(
+        "GFLOP per image and step",
+        *("", "as written", "computed", "executed", "share"),
+        caption="as written: every predictor layer on every token; computed: without what is shared or never read; "
+        "executed: without the layers that stochastic depth drops",
+    )
     for name, part in (
         ("target encoder, forward", "target"),
         ("context encoder, forward and backward", "context"),
         ("predictor, forward and backward", "predictor"),
-        ("all", "total"),
+        ("total", "total"),
     ):
         figures = [getattr(flops, part) for flops in (size.plain, size.full, size.executed)]
         share = figures[2] / size.executed.total
         table.add_row(name, *(f"{figure / 1e9:.1f}" for figure in figures), f"{share:.0%}")
-    table.caption = (
-        "as written: every predictor layer on every token; computed: without what is shared or never read; "
-        "executed: without the layers that stochastic depth drops"
-    )
-    table.caption_justify = "left"
     return table
 
 
-def _memory(found: "Outlook") -> Table:
-    row = found.row
+def _memory(plan: Plan) -> Table:
+    asked, executed = plan.asked, plan.size.executed
+    fits = asked.memory[0].fits
+    # The backward pass of context encoder and predictor is twice their forward pass, which `full` computes again.
+    again = (executed.context + executed.predictor) / 3e9
+    images = ", ".join(f"{fit.activation_checkpointing} {fit.bytes_per_image / 1e6:.0f} MB" for fit in fits)
     table = _table(
-        f"Memory of one GPU, GB; the largest micro-batch that fits into {USABLE:.0%} of {row.gpu.memory_gb:.0f} GB",
-        "strategy",
-        "weights",
-        "target",
-        "gradients",
-        "moments",
-        "gathered",
-        "whole\ngradients",
-        *(f"checkpointing\n{fit.checkpointing}" for fit in row.memory[0].fits),
+        f"Memory of one GPU, GB; the largest micro-batch that fits into {USABLE:.0%} of {asked.gpu.memory_gb:.0f} GB",
+        *("strategy", "weights", "target", "gradients", "moments", "gathered", "full\ngradients"),
+        *(f"checkpointing\n{fit.activation_checkpointing}" for fit in fits),
+        caption="last three columns: micro-batch x micro-batches per step, and the peak, by activation_checkpointing; "
+        "hsdp: the GPUs that share a copy of the model; full gradients: held if a step has several micro-batches. "
+        f"Activations per image: {images}; full computes about {again:.3g} GFLOP of them again"
+        + (". * the strategy of the recipe" if len(asked.memory) > 1 else ""),
     )
-    for one in row.memory:
-        held = one.state
+    for memory in asked.memory:
+        held = memory.state
         figures = (held.weights, held.target, held.gradients, held.moments, held.gathered)
-        mark = " *" if one is row.chosen and len(row.memory) > 1 else ""
+        note = {"none": " (one GPU)", "hsdp": f" ({memory.shards} GPUs)"}.get(memory.strategy, "")
+        mark = " *" if memory is asked.chosen and len(asked.memory) > 1 else ""
         table.add_row(
-            _label(one) + mark,
+            memory.strategy + note + mark,
             *(f"{figure / _GB:.2f}" for figure in figures),
-            f"{held.added / _GB:.2f}" if one.shards > 1 else "",
-            *(_fit(fit) for fit in one.fits),
+            f"{held.early_gradients / _GB:.2f}" if memory.shards > 1 else "",
+            *(_micro_batch(fit) for fit in memory.fits),
         )
-    again = (found.found.executed.context + found.found.executed.predictor) / 3e9
-    each = ", ".join(f"{fit.checkpointing} {fit.an_image / 1e6:.0f} MB" for fit in row.memory[0].fits)
-    table.caption = (
-        f"micro-batch x micro-batches a step, with the peak; whole gradients are held where a step has several. "
-        f"Activations of an image by checkpointing: {each}; full computes about {again:.3g} GFLOP of it again"
-        + (". * the recipe's strategy" if len(row.memory) > 1 else "")
-    )
-    table.caption_justify = "left"
     return table
 
 
-def _label(one: Memory) -> str:
-    beside = {"none": " (one GPU)", "hsdp": f" ({one.shards} a copy)"}
-    return one.strategy + beside.get(one.strategy, "")
+def _micro_batch(fit: Fit) -> str:
+    peak = f"{fit.peak / _GB:.1f}"
+    return f"{fit.micro} x {fit.micro_batches}, {peak}" if fit.micro else f"none: {peak}"
 
 
-def _fit(fit: Fit) -> str:
-    return f"{fit.micro} x {fit.micro_batches}, {fit.peak / _GB:.1f}" if fit.micro else f"none: {fit.peak / _GB:.1f}"
-
-
-def _run(found: "Outlook") -> Table:
-    run, gpu = found.row.course, found.row.gpu
-    length = found.found.lengths
-    rows = [
-        (
-            "speed" if found.given else f"at {run.share_of_peak:.0%} of peak",
-            f"{run.images_per_second:,.0f} images/s, {run.images_per_second / found.devices:,.0f} a GPU; "
-            f"{1e3 * run.step_seconds:,.3g} ms a step",
+def _run(plan: Plan) -> Table:
+    cost, gpu, recipe = plan.asked.cost, plan.asked.gpu, plan.recipe
+    rows = {
+        "speed" if plan.rate_given else f"at {cost.share_of_peak:.0%} of peak": (
+            f"{cost.images_per_second:,.0f} images/s, {cost.images_per_second / plan.devices:,.0f} per GPU; "
+            f"{1e3 * cost.step_seconds:,.3g} ms per step"
         ),
-        (
-            "each GPU",
-            f"{run.tflops_plain:.0f} TFLOP/s of the method as written, {run.tflops_executed:.0f} executed: "
-            f"{run.share_of_peak:.1%} of the dense bf16 peak, {gpu.bf16_tflops:g}",
-        ),
-    ]
-    if length is None or found.images is None or run.days is None:
-        rows.append(("the run", "length unknown without the data: add --data.images"))
-        return _pairs("The run", rows)
-    recipe = found.recipe
-    by_epochs = recipe.epochs and recipe.steps is None and recipe.images is None  # else they do not count
+        "per GPU": f"{cost.tflops_plain:.0f} TFLOP/s of the method as written, {cost.tflops_executed:.0f} executed: "
+        f"{cost.share_of_peak:.1%} of the dense bf16 peak, {gpu.bf16_tflops:g}",
+    }
+    if plan.size.lengths is None or plan.images is None or cost.days is None:
+        return _pairs("Run", {**rows, "length": "unknown without the data: add --data.images"})
+    by_epochs = recipe.epochs and recipe.steps is None and recipe.images is None  # steps and images override epochs
+    modules, site = _scaled(cost.gpus_mwh, "MWh", "kWh"), _scaled(cost.site_mwh, "MWh", "kWh")
+    co2 = _scaled(cost.tonnes, "t", "kg")
     epochs = f", {recipe.epochs:g} epochs" if by_epochs else ""
-    rows += [
-        ("the run", f"{length.total:,} steps, {found.images / 1e6:,.4g} M images{epochs}"),
-        ("time", f"{_time(run.days)}, {run.device_hours:,.0f} GPU-hours"),
-        (
-            "energy, at most",
-            f"{_energy(run.gpus_mwh)} by the GPUs at {gpu.tdp_w:g} W; {_energy(run.site_mwh)} with their servers "
-            f"({gpu.server_w:g} W a GPU) and PUE {found.pue:g}",
-        ),
-        (
-            "CO2, at most",
-            f"{_mass(run.tonnes)} at {found.grid.grams:g} g/kWh ({found.country}, {found.grid.year})",
-        ),
-    ]
-    return _pairs("The run", rows)
+    rows |= {
+        "length": f"{plan.size.lengths.total:,} steps, {plan.images / 1e6:,.4g} M images{epochs}",
+        "time": f"{_time(cost.days)}, {cost.device_hours:,.0f} GPU-hours",
+        "energy, at most": f"{modules} by the GPUs at {gpu.tdp_w:g} W; {site} with their servers "
+        f"({gpu.server_w:g} W per GPU) and PUE {grids().pue:g}",
+        "CO2, at most": f"{co2} at {plan.grid.grams:g} g/kWh ({plan.country}, {plan.grid.year})",
+    }
+    return _pairs("Run", rows)
 
 
-def _comparison(found: "Outlook") -> Table:
-    many = f"{found.devices} GPU{'s' if found.devices > 1 else ''} of each kind"
+def _comparison(plan: Plan) -> Table:
     table = _table(
-        f"{many} at {found.row.course.share_of_peak:.1%} of the bf16 peak",
-        "GPU",
-        "bf16\nTFLOP/s",
-        "FP8\nTFLOP/s",
-        "GB",
-        "images/s",
-        "time",
-        "GPU-hours",
-        "energy",
-        "CO2",
-        f"micro-batch\n({found.row.chosen.strategy})",
+        f"{plan.devices} GPU{'s' if plan.devices > 1 else ''} of each type "
+        f"at {plan.asked.cost.share_of_peak:.1%} of the bf16 peak",
+        *("GPU", "bf16\nTFLOP/s", "FP8\nTFLOP/s", "GB", "images/s", "time", "GPU-hours", "energy", "CO2"),
+        f"micro-batch\n({plan.asked.chosen.strategy})",
     )
-    for row in found.rows:
-        table.add_row(*_compared(row))
+    for each in plan.comparison:
+        cost, gpu, best = each.cost, each.gpu, each.chosen.best
+        kind = "" if best.activation_checkpointing == "none" else f", {best.activation_checkpointing}"
+        table.add_row(
+            gpu.name,
+            f"{gpu.bf16_tflops:g}",
+            f"{gpu.fp8_tflops:g}" if gpu.fp8_tflops else "none",
+            f"{gpu.memory_gb:g}",
+            f"{cost.images_per_second:,.0f}",
+            _time(cost.days),
+            "" if cost.device_hours is None else f"{cost.device_hours:,.0f}",
+            _scaled(cost.site_mwh, "MWh", "kWh"),
+            _scaled(cost.tonnes, "t", "kg"),
+            f"{best.micro} x {best.micro_batches}{kind}" if best.micro else "does not fit",
+        )
     return table
 
 
-def _compared(row: "Row") -> tuple[str, ...]:
-    run, gpu, best = row.course, row.gpu, row.chosen.best
-    kind = "" if best.checkpointing == "none" else f", {best.checkpointing}"
-    return (
-        gpu.name,
-        f"{gpu.bf16_tflops:g}",
-        f"{gpu.fp8_tflops:g}" if gpu.fp8_tflops else "none",
-        f"{gpu.memory_gb:g}",
-        f"{run.images_per_second:,.0f}",
-        _time(run.days),
-        "" if run.device_hours is None else f"{run.device_hours:,.0f}",
-        _energy(run.site_mwh),
-        _mass(run.tonnes),
-        f"{best.micro} x {best.micro_batches}{kind}" if best.micro else "does not fit",
-    )
-
-
-def _basis(found: "Outlook") -> Table:
-    tables = grids()
+def _assumptions(plan: Plan) -> Table:
+    assumed = "an assumption, --share-of-peak; `ijepa bench step` measures a machine"
     return _pairs(
-        "What this rests on",
-        [
-            (
-                "speed",
-                "your figure"
-                if found.given
-                else "an assumption, --share-of-peak; `ijepa bench step` measures a machine",
-            ),
-            (
-                "memory",
-                "counted from what layers save, with FlashAttention, plus 4 standard deviations of the masks' tokens; "
-                f"{1 - USABLE:.0%} is left for CUDA, NCCL and fragmentation",
-            ),
-            ("GPU", found.row.gpu.source),
-            ("electricity", tables.source),
-            ("PUE", tables.pue_source),
-        ],
+        "Assumptions and sources",
+        {
+            "speed": "your figure" if plan.rate_given else assumed,
+            "memory": "counted from what layers save, with FlashAttention, plus 4 standard deviations of the tokens; "
+            f"{1 - USABLE:.0%} is left for CUDA, NCCL and fragmentation",
+            "GPU": plan.asked.gpu.source,
+            "electricity": grids().source,
+            "PUE": grids().pue_source,
+        },
     )
 
 
@@ -236,9 +228,5 @@ def _time(days: float | None) -> str:
     return f"{days:.1f} days" if days >= 1 else f"{24 * days:.1f} hours" if days >= 1 / 24 else f"{1440 * days:.1f} min"
 
 
-def _energy(mwh: float | None) -> str:
-    return "" if mwh is None else f"{mwh:.1f} MWh" if mwh >= 1 else f"{1e3 * mwh:.1f} kWh"
-
-
-def _mass(tonnes: float | None) -> str:
-    return "" if tonnes is None else f"{tonnes:.1f} t" if tonnes >= 1 else f"{1e3 * tonnes:.1f} kg"
+def _scaled(value: float | None, unit: str, thousandth: str) -> str:
+    return "" if value is None else f"{value:.1f} {unit}" if value >= 1 else f"{1e3 * value:.1f} {thousandth}"

@@ -14,13 +14,13 @@ from collections import Counter
 from pathlib import Path
 
 from ijepa.checkpoint.run_dir import Run
-from ijepa.interop.exchange import written
+from ijepa.interop.exchange import check_output
 from ijepa.interop.tensors import write_tensors
 from ijepa.interop.weights import Weights, resolve_weights
 from ijepa.release.model_card import About, model_card
 from ijepa.report.page import write_report
 from ijepa.utils.errors import RunError, UserError
-from ijepa.utils.files import irregular, read_json, sha256_of, write_text
+from ijepa.utils.files import atomic_dir, irregular, read_json, sha256_of, write_errors, write_text
 from ijepa.utils.progress import Progress, no_progress
 
 SUMS = "SHA256SUMS"
@@ -56,8 +56,8 @@ def write_archive(
     for path in (run.evaluations, *(run.folder / name for name in _COPIED), *results):
         _is_own_file(path)
     has_report = _update_report(found, run, progress)
-    with written(out) as partial:
-        partial.mkdir()
+    check_output(out)
+    with write_errors(out), atomic_dir(out) as partial:
         for part in found.parts:
             progress(f"writing {part.replace('_', ' ')}")
             write_tensors(partial, part, found.tensors(part))

@@ -1,4 +1,4 @@
-"""Checkpoints as the original's training writes them, made here key by key, and what else may come under their name."""
+"""Checkpoints as the original code writes them, made here key by key, and damaged or malicious files."""
 
 import collections
 import pickle
@@ -13,7 +13,7 @@ from ijepa.config.recipe import EncoderSection, PredictorSection
 from ijepa.interop.exchange import export_weights, import_weights
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.utils.errors import UserError
-from tests.helpers.libraries import PARTS, eager, pixels, theirs_of
+from tests.helpers.libraries import PARTS, eager, features_of_library, pixels
 from tests.reference.dense import positions
 
 ENCODER = {
@@ -85,7 +85,7 @@ MORE = {"opt": {"state": {}, "param_groups": [{"lr": 1e-3}]}, "scaler": None, "e
 
 
 def original_file(path: Path, *, prefix: str = "module.", predictor: bool = True, **more) -> Path:
-    """A checkpoint as the original's training writes it, of a small ViT of patches of 16 at 96 pixels."""
+    """Write a checkpoint as the original code does, of a small ViT with patches of 16 at 96 pixels."""
     content = {name: {prefix + key: value for key, value in state.items()} for name, state in states().items()}
     if not predictor:
         del content["predictor"]
@@ -94,7 +94,7 @@ def original_file(path: Path, *, prefix: str = "module.", predictor: bool = True
 
 
 @pytest.mark.parametrize(("prefix", "predictor"), [("module.", True), ("", True), ("module.", False)])
-def test_an_original_checkpoint_is_weights(tmp_path, prefix, predictor):
+def test_read_official_gives_encoders_and_predictor(tmp_path, prefix, predictor):
     file = original_file(tmp_path / "vits.16.pth.tar", prefix=prefix, predictor=predictor)
     found = resolve_weights(file)
     assert found.parts == sorted(PARTS if predictor else PARTS[:2])
@@ -104,15 +104,15 @@ def test_an_original_checkpoint_is_weights(tmp_path, prefix, predictor):
         assert found.recipe.model.predictor == PredictorSection(width=96, depth=2, heads=6)
     for which, name in (("target", "target_encoder"), ("context", "encoder")):
         encoder = load_encoder(file, which)
-        raw, normalised = pixels(encoder)
-        wanted = eager(states()[name], 6, normalised, "transformers")
+        raw, normalized = pixels(encoder)
+        wanted = eager(states()[name], 6, normalized, "transformers")
         torch.testing.assert_close(encoder(raw), wanted, rtol=1e-5, atol=2e-5)
         out = export_weights(file, tmp_path / which, "transformers", which=which)
-        assert torch.equal(theirs_of(out, "transformers", normalised), wanted)
+        assert torch.equal(features_of_library(out, "transformers", normalized), wanted)
 
 
-def test_the_original_reads_back_what_it_wrote(tmp_path):
-    """Key by key and bit by bit, through a weights folder of ours."""
+def test_write_official_gives_the_original_file_back(tmp_path):
+    """The same keys and bits, after a weights folder of this package."""
     import_weights(original_file(tmp_path / "first.pth.tar"), tmp_path / "ours")
     file = export_weights(tmp_path / "ours", tmp_path / "again.pth.tar", "official")
     content = torch.load(file, weights_only=True)
@@ -126,12 +126,12 @@ def test_the_original_reads_back_what_it_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [np.float64(0.3), np.float32(0.3), np.int64(3), np.float16(1), np.bool_(True)])
-def test_a_number_of_numpy_is_a_number(tmp_path, loss):
+def test_read_official_accepts_numbers_of_numpy(tmp_path, loss):
     assert resolve_weights(original_file(tmp_path / "a.pth.tar", loss=loss, epoch=np.int64(3))).parts == sorted(PARTS)
 
 
 class Malicious:
-    """Runs when it is unpickled, if it may."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -140,30 +140,25 @@ class Malicious:
         return Path.touch, (self.mark,)
 
 
-def test_code_in_a_checkpoint_is_not_run_and_nothing_else_is_said(tmp_path, capfd):
+def test_read_official_does_not_run_code_and_prints_nothing(tmp_path, capfd):
     mark = tmp_path / "run"
     torch.save({"encoder": Malicious(mark)}, tmp_path / "bad.pth.tar")
     for protocol in (0, 2, 4):
         (tmp_path / f"old{protocol}.pth").write_bytes(pickle.dumps({"encoder": Malicious(mark)}, protocol=protocol))
-    code, alien = (
-        r"holds code or objects \((getattr|\w*\.?getattr|pathlib.*)\)",
-        "is no whole file that torch.save wrote",
-    )
-    for name, said in (("bad.pth.tar", code), ("old2.pth", code), ("old0.pth", alien), ("old4.pth", alien)):
-        with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError, match=f"{name}: {said}"):
+    for name, word in (("bad.pth.tar", "code"), ("old2.pth", "code"), ("old0.pth", "torch"), ("old4.pth", "torch")):
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(UserError) as err:
             warnings.simplefilter("always")
             import_weights(tmp_path / name, tmp_path / "out")
-        assert not warned
+        assert err.value.where == str(tmp_path / name) and word in err.value.problem and not warned
     assert not mark.exists() and not (tmp_path / "out").exists()
     assert capfd.readouterr().err == ""
 
 
-def test_an_object_is_named(tmp_path):
+def test_read_official_names_a_forbidden_object(tmp_path):
     file = original_file(tmp_path / "a.pth.tar", opt=collections.defaultdict(dict))
-    with pytest.raises(
-        UserError, match=r"objects \(collections.defaultdict\), not only .*save the models' state dicts"
-    ):
+    with pytest.raises(UserError) as err:
         resolve_weights(file)
+    assert "collections.defaultdict" in err.value.problem and "state dicts" in err.value.hint
 
 
 def _changed(path: Path, part: str, key: str, value: object) -> Path:
@@ -178,32 +173,32 @@ TABLE = positions(384, (6, 6)).float()[None]
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value", "message"),
+    ("part", "key", "value", "word"),
     [
-        ("predictor", "predictor_embed.weight", torch.ones(384), r"predictor_embed.weight has shape \(384,\)"),
-        ("encoder", "blocks.0.mlp.fc1.weight", ONE, r"fc1.weight has shape \(\)"),
-        ("target_encoder", "blocks.0.mlp.fc1.weight", ONE, r"fc1.weight has shape \(\)"),
-        ("encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "is 34 wide, not a multiple of 4"),
-        ("target_encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), r"weight has shape \(34, 3, 8, 8\)"),
-        ("encoder", "patch_embed.proj.weight", torch.ones(384, 3), r"weight has shape \(384, 3\)"),
-        ("target_encoder", "pos_embed", torch.zeros(1, 0, 384), r"pos_embed has shape \(1, 0, 384\)"),
-        ("target_encoder", "pos_embed", ONE, r"pos_embed has shape \(\)"),
-        ("encoder", "pos_embed", TABLE * torch.nan, "not the sin-cos table of 36 patches"),
-        ("encoder", "pos_embed", -TABLE, "not the sin-cos table of 36 patches"),
-        ("encoder", "pos_embed", torch.randn(1, 36, 384), "not the sin-cos table of 36 patches"),
-        ("target_encoder", "pos_embed", TABLE * torch.nan, "not the sin-cos table of 6 x 6 patches"),
-        ("target_encoder", "pos_embed", TABLE + 0.01 * torch.randn(1, 36, 384), "not the sin-cos table of 6 x 6"),
-        ("target_encoder", "pos_embed", TABLE / 2, "the two encoders have different positions"),
-        ("encoder", "pos_embed", 1.01 * TABLE, "the two encoders have different positions"),
-        ("predictor", "predictor_pos_embed", torch.randn(1, 36, 96), "predictor_pos_embed is not the sin-cos table"),
-        ("predictor", "predictor_pos_embed", torch.randn(1, 25, 96), "predictor_pos_embed has 25 positions"),
-        ("target_encoder", "norm.bias", torch.ones(384).to(torch.float8_e4m3fn), "norm.bias of target_encoder is no"),
-        ("target_encoder", "blocks.0.pos_embed", TABLE, "blocks.0.pos_embed is unknown"),
-        ("encoder", "norm.bias", torch.ones(385), r"norm.bias has shape \(385,\)"),
+        ("predictor", "predictor_embed.weight", torch.ones(384), "predictor_embed.weight"),
+        ("encoder", "blocks.0.mlp.fc1.weight", ONE, "fc1.weight"),
+        ("target_encoder", "blocks.0.mlp.fc1.weight", ONE, "fc1.weight"),
+        ("encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "34 wide"),
+        ("target_encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "(34, 3, 8, 8)"),
+        ("encoder", "patch_embed.proj.weight", torch.ones(384, 3), "(384, 3)"),
+        ("target_encoder", "pos_embed", torch.zeros(1, 0, 384), "(1, 0, 384)"),
+        ("target_encoder", "pos_embed", ONE, "pos_embed"),
+        ("encoder", "pos_embed", TABLE * torch.nan, "sin-cos table of 36"),
+        ("encoder", "pos_embed", -TABLE, "sin-cos table of 36"),
+        ("encoder", "pos_embed", torch.randn(1, 36, 384), "sin-cos table of 36"),
+        ("target_encoder", "pos_embed", TABLE * torch.nan, "sin-cos table of 6 x 6"),
+        ("target_encoder", "pos_embed", TABLE + 0.01 * torch.randn(1, 36, 384), "sin-cos table of 6 x 6"),
+        ("target_encoder", "pos_embed", TABLE / 2, "different positions"),
+        ("encoder", "pos_embed", 1.01 * TABLE, "different positions"),
+        ("predictor", "predictor_pos_embed", torch.randn(1, 36, 96), "predictor_pos_embed"),
+        ("predictor", "predictor_pos_embed", torch.randn(1, 25, 96), "25 positions"),
+        ("target_encoder", "norm.bias", torch.ones(384).to(torch.float8_e4m3fn), "norm.bias of target_encoder"),
+        ("target_encoder", "blocks.0.pos_embed", TABLE, "blocks.0.pos_embed"),
+        ("encoder", "norm.bias", torch.ones(385), "(385,)"),
     ],
 )
-def test_what_is_no_checkpoint_is_one_line(tmp_path, part, key, value, message):
+def test_read_official_refuses_damaged_checkpoints(tmp_path, part, key, value, word):
     file = _changed(tmp_path / "a.pth.tar", part, key, value)
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UserError) as err:
         import_weights(file, tmp_path / "out")
-    assert str(file) in str(error.value) and list(tmp_path.iterdir()) == [file]
+    assert err.value.where == str(file) and word in err.value.problem and list(tmp_path.iterdir()) == [file]

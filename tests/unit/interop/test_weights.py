@@ -1,3 +1,5 @@
+"""What WEIGHTS may be, and the encoder that it gives."""
+
 import shutil
 
 import pytest
@@ -21,7 +23,7 @@ def run(scenes, tmp_path_factory):
     return folder, model
 
 
-def test_a_run_a_checkpoint_and_a_plain_folder_are_the_same_encoder(run, tmp_path):
+def test_load_encoder_of_a_run_a_checkpoint_and_a_plain_folder(run, tmp_path):
     folder, model = run
     checkpoint = folder / "checkpoints" / "step-00000008"
     plain = tmp_path / "plain"
@@ -38,8 +40,8 @@ def test_a_run_a_checkpoint_and_a_plain_folder_are_the_same_encoder(run, tmp_pat
     assert resolve_weights(checkpoint).run == folder and resolve_weights(plain).run is None
 
 
-def test_features_do_not_depend_on_where_weights_lie_in_their_file(run, tmp_path):
-    """A header of another length moves the tensors that are mapped from the file; one patch is the touchiest input."""
+def test_features_do_not_depend_on_the_alignment_of_weights_in_their_file(run, tmp_path):
+    """A longer header moves the tensors that are mapped from the file; a single patch is the most sensitive input."""
     checkpoint = run[0] / "checkpoints" / "step-00000008"
     pixels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     content = (checkpoint / "target_encoder.safetensors").read_bytes()
@@ -54,7 +56,7 @@ def test_features_do_not_depend_on_where_weights_lie_in_their_file(run, tmp_path
     assert all(torch.equal(each, found[0]) for each in found)
 
 
-def test_weights_that_we_write_are_aligned_in_their_file(run, tmp_path):
+def test_exported_weights_are_aligned_in_their_file(run, tmp_path):
     export_weights(run[0], tmp_path / "out", "safetensors")
     (file,) = (tmp_path / "out").rglob("*.safetensors")
     encoder = load_encoder(file.parent)
@@ -63,18 +65,18 @@ def test_weights_that_we_write_are_aligned_in_their_file(run, tmp_path):
     assert int.from_bytes(content[:8], "little") % 64 == 56  # with the eight bytes before it
 
 
-def test_an_encoder_says_what_it_is_and_takes_other_sizes(run):
+def test_load_encoder_has_attributes_and_accepts_other_sizes(run):
     encoder = load_encoder(run[0])
     assert (encoder.embed_dim, encoder.patch_size, encoder.grid) == (32, 8, (6, 6))
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     assert encoder(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape == (1, 96, 32)
-    with pytest.raises(ValueError, match="do not divide"):
+    with pytest.raises(ValueError):
         encoder(torch.zeros(1, 3, 50, 48, dtype=torch.uint8))
     blocks = encoder.forward_blocks(torch.zeros(1, 3, 48, 48, dtype=torch.uint8), last=2)
     assert len(blocks) == 2 and torch.equal(blocks[-1], encoder(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)))
 
 
-def test_what_is_no_weights_is_one_line(run, tmp_path):
+def test_resolve_weights_refuses_everything_else(run, tmp_path):
     file = tmp_path / "weights.bin"
     file.write_bytes(b"x")
     (tmp_path / "empty").mkdir()
@@ -82,25 +84,22 @@ def test_what_is_no_weights_is_one_line(run, tmp_path):
     young.mkdir()
     shutil.copy(run[0] / "recipe.yaml", young)
     shutil.copy(run[0] / "run.json", young)
-    for weights, message in (
-        ("nowhere", "no such run"),
-        (file, "is no file of weights"),
-        (tmp_path / "empty", "holds no run"),
-        (young, "no checkpoint yet"),
-    ):
-        with pytest.raises(UserError, match=message):
+    for weights in ("nowhere", file, tmp_path / "empty", young):
+        with pytest.raises(UserError) as err:
             resolve_weights(weights)
+        assert err.value.where == str(weights)
 
 
-def test_weights_of_another_shape_are_refused(run, tmp_path):
+def test_load_encoder_refuses_weights_of_another_shape(run, tmp_path):
     shutil.copy(run[0] / "checkpoints/step-00000008/target_encoder.safetensors", tmp_path)
     (tmp_path / "recipe.yaml").write_text(Recipe.load(run[0], {"model.encoder.width": "64"}).dump())
-    with pytest.raises(UserError, match="has shape .* the recipe's model"):
+    with pytest.raises(UserError) as err:
         load_encoder(tmp_path)
+    assert err.value.where == str(tmp_path / "target_encoder.safetensors") and "shape" in err.value.problem
 
 
 @pytest.mark.parametrize("name", shipped_weights())
-def test_weights_that_come_along_load(name):
+def test_shipped_weights_load(name):
     encoder = load_encoder(name)
     recipe = resolve_weights(name).recipe
     features = encoder(torch.zeros(1, 3, *recipe.model.image_size, dtype=torch.uint8))

@@ -1,51 +1,39 @@
-"""A whole step's peak beside the plan's: on one process, and on one rank of two whose collectives do nothing."""
+"""Planned memory, compared with the peak of a whole step and with the shards of ViT-H/16 on the meta device.
+
+The ranks are simulated: this process is one rank of a group whose collectives do nothing.
+"""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from ijepa.config.recipe import Recipe
+from ijepa.distributed.local_tensors import to_local
 from ijepa.distributed.process_group import World
 from ijepa.masking.batch import Batch
+from ijepa.model.float8 import frozen_layers, to_float8
+from ijepa.model.ijepa import IJEPA
 from ijepa.planning.activations import activations
 from ijepa.planning.memory import STRATEGIES, State, divisors, fit, state
 from ijepa.planning.size import count_parameters
-from ijepa.training.optimizer import apply_step, make_optimizer
-from ijepa.training.parallelize import DistributedModel, parallelize
-from tests.helpers.plans import batch, model
+from ijepa.training.optimizer import apply_step, make_optimizer, trained
+from ijepa.training.parallelize import DistributedModel, parallelize, shard
+from tests.helpers.plans import batch, model, simulated_rank
 from tests.reference.memory import Alive
+
+RANKS = 8
 
 
 def recipe() -> Recipe:
     return Recipe.read({"steps": 10, "schedule": {"warmup": "1 steps"}, "model": model().model_dump()}, "test")
 
 
-@contextmanager
-def world(strategy: str) -> Iterator[World]:
-    if strategy == "none":
-        yield World()
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    try:
-        yield World(strategy, 0, 2, 0, init_device_mesh("cpu", (2,), mesh_dim_names=("shards",)))
-    finally:
-        dist.destroy_process_group()
-
-
-def measured(spread: DistributedModel, packed: Batch, micro_batches: int, autocast: bool) -> int:
-    """Bytes at the peak of the second step, in which moments are there."""
-    chosen = recipe()
-    optimizer = make_optimizer(spread.model, chosen.optimizer)
-    start = sum(p.numel() * p.element_size() for p in spread.model.parameters())
-    if spread.world.mesh is not None:
-        start = sum(p.to_local().numel() * p.element_size() for p in spread.model.parameters())
+def peak_of_second_step(spread: DistributedModel, packed: Batch, micro_batches: int, autocast: bool) -> int:
+    """Peak bytes of the second step, which has the moments of the first."""
+    optimizer = make_optimizer(spread.model, recipe().optimizer)
+    start = sum(to_local(p).numel() * p.element_size() for p in spread.model.parameters())
     with Alive() as alive:
         for _ in range(2):
             alive.peak = 0
@@ -60,35 +48,96 @@ def measured(spread: DistributedModel, packed: Batch, micro_batches: int, autoca
     ("strategy", "micro_batches", "autocast"),
     [("none", 1, True), ("none", 2, False), ("zero2", 1, True), ("zero2", 2, True), ("zero3", 2, True)],
 )
-def test_the_peak_of_a_step(strategy, micro_batches, autocast):
-    chosen = recipe()
+def test_state_peak_is_the_peak_of_a_step(strategy, micro_batches, autocast):
+    chosen, ranks = recipe(), 1 if strategy == "none" else 2
     packed, tokens = batch(chosen.model)
-    with world(strategy) as here, warnings.catch_warnings():
+    with simulated_rank(0, ranks), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        spread = parallelize(chosen, torch.device("cpu"), here, autocast=autocast)
-        found = measured(spread, packed, micro_batches, autocast)
-    held = state(count_parameters(chosen), strategy, 1 if strategy == "none" else 2, autocast=autocast)
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("shards",)) if ranks > 1 else None
+        world = World(strategy, 0, 2, 0, mesh) if ranks > 1 else World()
+        spread = parallelize(chosen, torch.device("cpu"), world, autocast=autocast)
+        found = peak_of_second_step(spread, packed, micro_batches, autocast)
+    held = state(count_parameters(chosen), strategy, ranks, autocast=autocast)
     each = activations(chosen.model, tokens, "none", autocast=autocast, with_scores=True)
     planned = held.peak(each.peak(len(tokens.context)), several=micro_batches > 1)
     assert planned == pytest.approx(found, rel=0.05)
 
 
-def test_what_is_shared_is_divided_and_the_rest_is_not():
+def test_state_divides_what_ranks_share():
     parameters = count_parameters(recipe())
-    rows = {name: state(parameters, name, 8) for name in STRATEGIES}
-    assert rows["none"].kept == rows["ddp"].kept == 16 * parameters.trained + 4 * parameters.encoder
-    assert rows["zero2"].kept == rows["zero3"].kept == pytest.approx(rows["none"].kept / 8, rel=1e-3)
-    assert rows["zero3"].gathered < rows["zero2"].gathered
-    assert state(parameters, "zero2", 1) == rows["none"]
+    states = {name: state(parameters, name, 8) for name in STRATEGIES}
+    assert states["none"].kept == states["ddp"].kept == 16 * parameters.trained + 4 * parameters.encoder
+    assert states["none"].kept == parameters.state_bytes
+    assert states["zero2"].kept == states["zero3"].kept == pytest.approx(states["none"].kept / 8, rel=1e-3)
+    assert states["zero3"].gathered < states["zero2"].gathered
+    assert state(parameters, "zero2", 1) == states["none"]
 
 
-def test_the_largest_micro_batch_is_a_divisor_that_just_fits():
-    held = State(*[1000] * 5, added=500, added_once=0, ended=500, ended_once=0)
+def test_fit_is_the_largest_divisor_that_fits():
+    held = State(
+        *[1000] * 5,
+        early_gradients=500,
+        early_gradients_single=0,
+        late_gradients=500,
+        late_gradients_single=0,
+    )
     shape = model()
     each = activations(shape, batch(shape)[1], "none")
     one = each.peak(1)
-    assert sorted(divisors(48)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]
+    assert list(divisors(48)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 48]
     assert fit(held, "none", each, 48, 13 * one).micro == 12
     assert fit(held, "none", each, 48, 49 * one).micro_batches == 1
     none = fit(held, "none", each, 48, one / 2)
     assert none.micro == none.micro_batches == 0 and none.peak > one / 2
+
+
+def bytes_of_rank(chosen: Recipe, strategy: str, rank: int) -> dict[str, int]:
+    """Bytes of one rank's weights, target encoder, gradients and moments, after a step of the optimizer."""
+    shape, names = ((2, 4), ("copies", "shards")) if strategy == "hsdp" else ((RANKS,), ("shards",))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    with torch.device("meta"):
+        whole = IJEPA(chosen.model, chosen.seed)
+    shard(whole, World(strategy, rank, RANKS, rank, mesh), True)
+    optimizer = make_optimizer(whole, chosen.optimizer, fused=False)
+    own = [tensor for _, _, tensor in trained(whole, optimizer)]
+    for tensor in own:
+        tensor.grad = torch.empty_like(tensor)
+    optimizer.step()
+    moments = [optimizer.state[tensor][key] for tensor in own for key in ("exp_avg", "exp_avg_sq")]
+    target = [to_local(parameter) for parameter in whole.target_encoder.parameters()]
+    parts = {"weights": own, "target": target, "gradients": [t.grad for t in own], "moments": moments}
+    return {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in parts.items()}
+
+
+@pytest.mark.parametrize(("strategy", "shards", "ranks"), [("zero2", 8, range(8)), ("hsdp", 4, [5])])
+def test_state_is_the_sum_of_the_shards(strategy, shards, ranks):
+    chosen = Recipe.load("vit-huge-16-in22k")
+    planned = state(count_parameters(chosen), strategy, shards)
+    sums = dict.fromkeys(("weights", "target", "gradients", "moments"), 0)
+    for rank in ranks:
+        with simulated_rank(rank, RANKS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = bytes_of_rank(chosen, strategy, rank)
+        for name, size in found.items():
+            sums[name] += size
+            assert getattr(planned, name) == pytest.approx(size, rel=0.02)
+    for name, size in sums.items():
+        assert len(ranks) * getattr(planned, name) == pytest.approx(size, rel=0.02)
+    assert len(ranks) * planned.kept == pytest.approx(sum(sums.values()), rel=0.02)
+
+
+def test_state_counts_the_float8_copy_and_shares_its_float32_weights():
+    pytest.importorskip("torchao")
+    chosen = Recipe.load("vit-huge-16-in22k")
+    parameters = count_parameters(chosen)
+    with_float8, without = (state(parameters, "zero2", RANKS, float8=float8) for float8 in (True, False))
+    with simulated_rank(3, RANKS):
+        with torch.device("meta"):
+            whole = IJEPA(chosen.model, chosen.seed)
+        to_float8(whole)
+        mesh = init_device_mesh("cpu", (RANKS,), mesh_dim_names=("shards",))
+        shard(whole, World("zero2", 3, RANKS, 3, mesh), True)
+        copies = sum(layer.weight8.numel() for layer in frozen_layers(whole.target_encoder))
+        own = sum(4 * to_local(parameter).numel() for parameter in whole.target_encoder.parameters())
+    assert with_float8.gathered - without.gathered == pytest.approx(copies, rel=0.02)
+    assert with_float8.target == pytest.approx(own, rel=0.02)

@@ -72,12 +72,12 @@ def test_resolve_divides_cores_among_local_ranks(monkeypatch):
 
 
 def test_micro_batch_size_agrees_with_the_plan(monkeypatch):
-    from ijepa.planning.outlook import outlook
+    from ijepa.planning.plan import make_plan
 
     recipe = Recipe.load("vit-huge-16-in22k")
     set_memory(monkeypatch, 80e9 * USABLE / USABLE_ON_CPU)
     flash = find_micro_batch_size(recipe, torch.device("meta"), share=256, ranks=8, autocast=True)
-    planned = outlook(recipe, gpu="h100", devices=8).row.chosen.fits[0].micro
+    planned = make_plan(recipe, gpu="h100", devices=8).asked.chosen.fits[0].micro
     # A CPU's attention saves its probabilities, and FlashAttention does not.
     assert flash <= planned <= 4 * flash
 

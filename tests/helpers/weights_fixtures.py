@@ -1,4 +1,4 @@
-"""Weights folders of ours that several modules send through an exchange."""
+"""Weights folders that several test modules export and import."""
 
 from pathlib import Path
 

@@ -164,7 +164,7 @@ def knn_at(share: float) -> dict[str, Any]:
 
 
 def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64)) -> dict[str, Any]:
-    """Return what an image's patches cost to look up in a bank, exactly and by an inverted index, and its recall."""
+    """Return the time to search a bank for the patches of an image, exactly and by a faiss index, and its recall."""
     patches, width, k = max(1024, round(share * BANK["patches"])), BANK["width"], BANK["k"]
     before = _reset_peak()
     keys = torch.empty(patches, width)
@@ -188,10 +188,11 @@ def bank_at(share: float, repeats: int, probes: Sequence[int] = (8, 16, 32, 64))
         begun = time.perf_counter()
         way()
         wall[name] = time.perf_counter() - begun
-    recalls = {}
+    exact, recalls = search(queries, keys, k, "cosine"), {}
     for count in probes:
         index.nprobe = count
-        recalls[str(count)] = bank.recall(queries, k, "cosine")["recall"]
+        found = bank.nearest(queries, k, "cosine")
+        recalls[str(count)] = float((exact[:, :, None] == found[:, None, :]).any(2).double().mean())
     return {
         "patches": patches,
         "width": width,

@@ -23,7 +23,7 @@ def main() -> None:
     output = Output(sys.stdout, raises=True)
     try:
         with redirect_stdout(output):
-            code = cli.main(standalone_mode=False)
+            code = cli.main(prog_name="ijepa", standalone_mode=False)
         output.finish()
     except RunError as error:
         if "--debug" in sys.argv:

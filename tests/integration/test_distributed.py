@@ -9,18 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
 from ijepa.checkpoint.format import list_checkpoints, load_checkpoint
 from ijepa.config.recipe import OptimizerSection, Recipe
 from ijepa.data.open import open_dataset
-from ijepa.distributed.launch import join_training
 from ijepa.interop.weights import load_encoder
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
-from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.errors import UserError
 from tests.conftest import TINY
 from tests.helpers.ranks import environment, run, run_jobs, spawn
 from tests.helpers.waiting import LIMIT, count_lines, wait_until
@@ -250,33 +248,6 @@ def test_initial_rows_equal_rows_of_the_whole_weight():
             assert torch.equal(initial_rows(name, shape, (start, stop), 3, scheme="xavier"), whole[start:stop])
 
 
-@pytest.mark.parametrize(
-    ("strategy", "world", "line"),
-    [
-        ("zero2", None, "parallel.strategy = zero2: needs processes to share the work; start with torchrun"),
-        ("none", "2", "parallel.strategy = none: 2 processes would train the same"),
-        ("zero2", "3", "batch.global = 8: is not divisible by 3 processes; start 2, for example"),
-        ("zero2", "8", "batch.micro = 2: does not divide the 1 images of each of 8 processes"),
-    ],
-)
-def test_choose_strategy_refuses_what_does_not_fit_the_ranks(scenes, tmp_path, monkeypatch, strategy, world, line):
-    if world:
-        monkeypatch.setenv("RANK", "0")
-        monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UserError) as caught:
-        run({"recipe": recipe(scenes, strategy), "output": str(tmp_path / "run")})
-    assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
-
-
-def test_join_training_refuses_more_ranks_than_gpus(scenes, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="2 GPUs"):
-        join_training(Recipe.read(recipe(scenes), "test"), {}).__enter__()
-
-
 def command(scenes: Path, run: Path, *more: str) -> list[str]:
     file = run.parent / f"{run.name}.yaml"
     file.write_text(Recipe.read(recipe(scenes, steps=3000, checkpoint={"every": 3}), "test").dump())
@@ -376,16 +347,3 @@ def test_killed_rank_is_named_and_the_run_resumes(scenes, tmp_path):
     step = int(last(out).name[-8:])
     run({"recipe": recipe(scenes, steps=3000), "output": str(out), "stop_after": 2})
     assert len(rows(out)) == int(last(out).name[-8:]) > step
-
-
-def test_saver_on_a_full_disk_leaves_nothing(scenes, tmp_path, monkeypatch):
-    from ijepa.checkpoint.saver import Saver
-    from ijepa.distributed.process_group import World
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(RunError, match="No space left"):
-        Saver(tmp_path, 2, World()).save(1, *built(scenes), {})
-    assert not any(tmp_path.iterdir())

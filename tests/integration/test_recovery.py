@@ -35,7 +35,7 @@ def refusal(scenes: Path, run: Path, **how) -> str:
     return str(caught.value)
 
 
-def said(capsys) -> list[str]:
+def messages(capsys) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("step ")]
 
 
@@ -48,7 +48,7 @@ def test_damaged_checkpoint_is_refused_and_last_good_resumes(scenes, whole, run,
         "use an earlier checkpoint, in pretraining by --resume last-good"
     )
     pretrain(recipe(scenes), source(scenes), run, resume="last-good")
-    assert said(capsys) == [
+    assert messages(capsys) == [
         "skipped step-00000008, which is now damaged-step-00000008: optimizer.safetensors is damaged: its content does "
         "not match its checksum in state.json",
         f"resuming {run} after step 6",
@@ -156,10 +156,10 @@ def unfinished(run: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "problem"),
     [([0, 1, 2], "steps 4 to 6 are missing"), ([], "steps 1 to 6 are missing"), (None, "steps 1 to 6")],
 )
-def test_missing_rows_of_metrics_are_reported_on_resume(scenes, whole, run, capsys, lines, told):
+def test_missing_rows_of_metrics_are_reported_on_resume(scenes, whole, run, capsys, lines, problem):
     metrics = unfinished(run) / "metrics.jsonl"
     there = metrics.read_bytes().splitlines(keepends=True)
     if lines is None:
@@ -167,8 +167,8 @@ def test_missing_rows_of_metrics_are_reported_on_resume(scenes, whole, run, caps
     else:
         metrics.write_bytes(b"".join(there[n] for n in lines))
     pretrain(recipe(scenes), source(scenes), run)
-    first, last = said(capsys)
-    assert first == f"resuming {run} after step 6" and last.startswith(f"{metrics}: {told}")
+    first, last = messages(capsys)
+    assert first == f"resuming {run} after step 6" and last.startswith(f"{metrics}: {problem}")
     kept = b"".join(there[n] for n in lines or [])
     assert metrics.read_bytes() == kept + b"".join((whole / "metrics.jsonl").read_bytes().splitlines(keepends=True)[6:])
 
@@ -182,7 +182,7 @@ def test_damaged_line_of_a_log_is_removed_on_resume(scenes, whole, run, capsys, 
     there = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([there[0], damage, *there[1:]]))
     pretrain(recipe(scenes), source(scenes), run)
-    assert said(capsys)[1:] == [f"{log}: 1 damaged or misplaced line taken out"]
+    assert messages(capsys)[1:] == [f"{log}: 1 damaged or misplaced line taken out"]
     assert bytes_of(run) == bytes_of(whole)
     kept = log.read_bytes().splitlines(keepends=True)
     assert kept[: len(there)] == there if name != "timings" else kept[:3] == there[:3]

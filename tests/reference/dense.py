@@ -26,8 +26,8 @@ def linear(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def norm(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    scaled = centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6)
+    centered = x - x.mean(-1, keepdim=True)
+    scaled = centered / torch.sqrt(centered.pow(2).mean(-1, keepdim=True) + 1e-6)
     return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
@@ -65,7 +65,7 @@ def encode(
     kept: list[bool] | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Encode the patches `keep` of one normalised image (3, H, W) by a strided convolution: (len(keep), D)."""
+    """Encode the patches `keep` of one normalized image (3, H, W) by a strided convolution: (len(keep), D)."""
     tokens = F.conv2d(image[None], weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=patch)
     grid = (tokens.shape[2], tokens.shape[3])
     x = tokens[0].flatten(1).T
@@ -103,21 +103,21 @@ def smooth_l1(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(gap < 1, 0.5 * gap * gap, gap - 0.5)
 
 
-def normalised(image: Tensor) -> Tensor:
-    """An image (3, H, W) uint8 by ImageNet's mean and deviation, float64."""
+def normalized(image: Tensor) -> Tensor:
+    """Normalize an image (3, H, W) uint8 by the mean and standard deviation of ImageNet, in float64."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)[:, None, None]
     return (image.double() / 255 - mean) / std
 
 
 @torch.no_grad()
-def goal_of(target: dict[str, Tensor], shape, image: Tensor) -> Tensor:
-    """What is to be predicted of every patch of one normalised image (3, H, W): (N, D)."""
+def target_of(target: dict[str, Tensor], shape, image: Tensor) -> Tensor:
+    """Return the normalized targets (N, D) of all patches of one normalized image (3, H, W)."""
     sizes = {"patch": shape.patch_size, "depth": shape.encoder.depth, "heads": shape.encoder.heads}
     everything = list(range(shape.grid[0] * shape.grid[1]))
     goal = encode(target, image, everything, scale=shape.encoder.position_scale, **sizes)
-    centred = goal - goal.mean(-1, keepdim=True)
-    return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+    centered = goal - goal.mean(-1, keepdim=True)
+    return centered / torch.sqrt(centered.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
 def baseline_of(model, shape, pixels, targets, global_batch: int) -> Tensor:
@@ -125,7 +125,7 @@ def baseline_of(model, shape, pixels, targets, global_batch: int) -> Tensor:
     weights = dict(model.target_encoder.named_parameters())
     total = torch.zeros((), dtype=model.position_mean.dtype)
     for image, wanted in zip(pixels, targets, strict=True):
-        goal = goal_of(weights, shape, normalised(image).to(total.dtype))
+        goal = target_of(weights, shape, normalized(image).to(total.dtype))
         blocks = [b.nonzero()[0].tolist() for b in wanted if b.any()]
         for asked in blocks:
             total += smooth_l1(model.position_mean[asked], goal[asked]).mean() / len(blocks) / global_batch
@@ -141,8 +141,8 @@ def loss_of(model, shape, pixels, context, targets, kept, global_batch: int) -> 
     total = torch.zeros((), dtype=dtype)
     sizes = {"patch": shape.patch_size, "depth": shape.encoder.depth, "heads": shape.encoder.heads}
     for number in range(len(pixels)):
-        image = normalised(pixels[number]).to(dtype)
-        goal = goal_of(target, shape, image)
+        image = normalized(pixels[number]).to(dtype)
+        goal = target_of(target, shape, image)
         seen = context[number].nonzero()[0].tolist()
         layers = None if kept is None else kept[number].tolist()
         z = encode(

@@ -1,4 +1,4 @@
-"""The obvious versions of what segmentation computes in bulk: one patch, one permutation, one pixel at a time."""
+"""Slow, obvious versions of what segmentation computes: one patch, one permutation, one pixel at a time."""
 
 from collections import Counter
 from itertools import permutations
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def retrieve(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int, distance: str) -> np.ndarray:
-    """Predict each pixel of each query patch: the commonest label there among the k nearest, the lowest of equals."""
+    """Return the most frequent label of the k nearest keys at each pixel of each query, the lowest of equals."""
     predicted = np.empty((len(queries), labels.shape[1]), dtype=np.int64)
     for i, query in enumerate(queries):
         if distance == "l2":
@@ -23,7 +23,7 @@ def retrieve(queries: np.ndarray, keys: np.ndarray, labels: np.ndarray, k: int, 
 
 
 def best_assignment(counts: np.ndarray) -> float:
-    """Return the largest sum of IoU any one-to-one match of clusters (columns) to classes (rows) reaches."""
+    """Return the largest sum of IoU of all one-to-one matches of clusters (columns) to classes (rows)."""
     iou = np.zeros(counts.shape)
     for row, column in np.ndindex(*counts.shape):
         union = counts[row].sum() + counts[:, column].sum() - counts[row, column]
@@ -33,27 +33,27 @@ def best_assignment(counts: np.ndarray) -> float:
     )
 
 
-def lloyd(points: np.ndarray, centres: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
-    """Return which centre each point belongs to, and the sum of squared distances to them, after k-means' steps."""
-    centres = centres.astype(np.float64)
+def lloyd(points: np.ndarray, centers: np.ndarray, iterations: int) -> tuple[np.ndarray, float]:
+    """Return the nearest center of each point and the sum of squared distances, after iterations of k-means."""
+    centers = centers.astype(np.float64)
     for _ in range(iterations):
-        nearest = np.array([np.argmin([((point - centre) ** 2).sum() for centre in centres]) for point in points])
-        moved = np.array([points[nearest == number].mean(0) for number in range(len(centres))])
-        if (moved == centres).all():
+        nearest = np.array([np.argmin([((point - center) ** 2).sum() for center in centers]) for point in points])
+        moved = np.array([points[nearest == number].mean(0) for number in range(len(centers))])
+        if (moved == centers).all():
             break
-        centres = moved
-    return nearest, float(((points - centres[nearest]) ** 2).sum())
+        centers = moved
+    return nearest, float(((points - centers[nearest]) ** 2).sum())
 
 
 def position_r2(features: np.ndarray) -> float:
-    """Return one minus the share of the variance that is left after taking each position's mean away."""
+    """Return one minus the share of the variance that is left after the mean of each position is subtracted."""
     left = features - features.mean(0, keepdims=True)
     whole = features - features.mean((0, 1), keepdims=True)
     return float(1 - (left**2).sum() / (whole**2).sum())
 
 
 def soft_labels(queries, keys, labels, k, temperature):
-    """Return each query's mean of its k nearest keys' labels by cosine, weighted by softmax(cosine / temperature)."""
+    """Return the mean of the labels of the k nearest keys of each query, weighted by softmax(cosine / temperature)."""
     found = []
     for query in np.asarray(queries, dtype=np.float64):
         cosine = [float(key @ query / np.linalg.norm(key) / np.linalg.norm(query)) for key in keys.astype(np.float64)]
@@ -64,7 +64,7 @@ def soft_labels(queries, keys, labels, k, temperature):
 
 
 def rare_patches(classes: list[set[int]], uniforms: list[float], count: int) -> list[int]:
-    """Return which patches of an image are taken: the lowest frequencies of the classes in a patch times a draw."""
+    """Return the selected patches of an image: those with the lowest class frequency times a random number."""
     holding = Counter(label for found in classes for label in found)
     scores = [
         u * sum(holding[label] for label in found) if found else float("inf")

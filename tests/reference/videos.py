@@ -1,4 +1,4 @@
-"""The obvious versions of what is measured in videos: one pixel, one patch at a time."""
+"""Slow, obvious versions of what is measured in videos: one pixel, one patch at a time."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def contour_f(predicted: np.ndarray, truth: np.ndarray, tolerance: float) -> float:
-    """F of two masks' contours, by the distance of every contour pixel to every other."""
+    """Return F of the contours of two masks, by the distances between all pairs of contour pixels."""
 
     def points(mask: np.ndarray) -> list[tuple[int, int]]:
         found = []
@@ -31,7 +31,7 @@ def contour_f(predicted: np.ndarray, truth: np.ndarray, tolerance: float) -> flo
 
 
 def take(queries, frames, labels, grid, neighbours, radius, temperature):
-    """Labels (N, C) that patches take from the most similar patches nearby, `frames` and `labels` one a frame."""
+    """Return labels (N, C) from the most similar patches nearby; `frames` and `labels` have an entry for each frame."""
     rows, columns = grid
     out = []
     for place, query in enumerate(queries):

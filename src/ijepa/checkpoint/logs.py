@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ijepa.utils.files import write_parts
+from ijepa.utils.files import atomic_file
 
 _SAMPLED = 2**22
 """Bytes up to which `spread_rows` returns every row; of longer files it reads about as many."""
@@ -44,7 +44,8 @@ def truncate_log(file: Path, step: int, *, every_step: bool = False, repeats: bo
             # Either lines in between are damaged, or the sound rows are exactly the beginning of the file.
             if kept < lines.end:
                 log.seek(0)
-                write_parts(file, (line for line, _ in _in_order(_Lines(log, step), repeats)))
+                with atomic_file(file) as out:
+                    out.writelines(line for line, _ in _in_order(_Lines(log, step), repeats))
             elif kept < lines.size:
                 # A crash leaves the old length or the new one, and the next resume truncates again.
                 log.truncate(kept)

@@ -15,7 +15,8 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,20 +110,24 @@ def verify_file(folder: Path, state: Mapping[str, Any], name: str) -> None:
         UserError: it is missing, unreadable, or has other bytes.
     """
     file, listed = folder / name, state["files"][name]
-    try:
-        check_size(file, listed)
+    with _checked(file, listed):
         if sha256_of(file) != listed["sha256"]:
             raise UserError(file, "is damaged: its content does not match its checksum in state.json", EARLIER)
+
+
+@contextmanager
+def _checked(file: Path, listed: Mapping[str, Any]) -> Iterator[None]:
+    """Compare the size of a file with its entry in `state.json`, and turn errors of reading it into a UserError."""
+    try:
+        if (size := file.stat().st_size) != listed["bytes"]:
+            raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
+        yield
     except FileNotFoundError:
         raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+    except SafetensorError as error:
+        raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
     except OSError as error:
         raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
-
-
-def check_size(file: Path, listed: Mapping[str, Any]) -> None:
-    """Compare the size of a file with its entry in `state.json`."""
-    if (size := file.stat().st_size) != listed["bytes"]:
-        raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
 
 
 def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> dict[str, Any]:
@@ -228,8 +233,7 @@ class CheckpointReader:
         return file if file.exists() else self.path
 
     def _open(self, file: Path, prefix: str, listed: Mapping[str, Any]) -> None:
-        try:
-            check_size(file, listed)
+        with _checked(file, listed):
             content = safe_open(file, framework="pt")
             # torch.distributed.checkpoint writes the first row of each shard into the file's metadata.
             about = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
@@ -237,10 +241,6 @@ class CheckpointReader:
                 starts = about.get(key, {}).get("saved_offsets") or [0]
                 shape = tuple(content.get_slice(key).get_shape())
                 self._slices[prefix + key].append(TensorSlice(file, content, key, starts[0], shape))
-        except FileNotFoundError:
-            raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
 
 
 def _whole_shape(slices: list[TensorSlice]) -> tuple[int, ...]:

@@ -126,7 +126,7 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
     if not _holds_run(run):
         return run, False
     if not resume:
-        raise UserError(folder, "already holds a run", "give another --output, or --resume auto to go on with it")
+        raise UserError(folder, "already holds a run", "give another --output, or --resume auto to resume it")
     saved, given = fixed_settings(run.recipe()), fixed_settings(recipe)
     for key in sorted({*saved, *given}):
         if saved.get(key) != given.get(key):

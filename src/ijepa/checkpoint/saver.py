@@ -1,4 +1,4 @@
-"""Saving a run's state from all of its ranks while training goes on.
+"""Saves a run's state from all of its ranks during training.
 
 Weights that every rank holds are written by rank 0, as one process writes them. Sharded weights are written by
 torch.distributed.checkpoint into its safetensors storage, each rank its own part, without gathering anything. Training

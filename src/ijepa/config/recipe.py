@@ -73,9 +73,7 @@ class ModelSection(BaseConfig, ModelConfig):
     """Rows and columns of the grid that position embeddings were made for; they are interpolated from it. none: the
     grid of model.image_size. init.from sets it if the weights come from a different resolution."""
     encoder: EncoderSection = EncoderSection()
-    """The encoders."""
     predictor: PredictorSection = PredictorSection()
-    """The predictor."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -280,30 +278,20 @@ class Recipe(BaseConfig):
     steps: int | None = Field(None, ge=1)
     """Length of the run in steps; overrides epochs and images."""
     model: ModelSection = ModelSection()
-    """The model."""
     init: InitSection = InitSection()
-    """The initial weights."""
     mask: MaskSection = MaskSection()
-    """The masks."""
     data: DataSection = DataSection()
-    """The data."""
     batch: BatchSection = BatchSection()
-    """The batch."""
     optimizer: OptimizerSection = OptimizerSection()
-    """The optimizer."""
     schedule: ScheduleSection = ScheduleSection()
-    """The schedules."""
     precision: PrecisionSection = PrecisionSection()
-    """The precision."""
     parallel: ParallelSection = ParallelSection()
-    """The distribution over devices."""
     compile: bool | Auto = False
     """Compile each transformer block with torch.compile; auto: on a GPU only."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """Activations that the backward pass recomputes instead of storing. none: none of them; selective: all but the
     outputs of matrix products and attention; full: all of them."""
     checkpoint: CheckpointSection = CheckpointSection()
-    """The checkpoints."""
     log_every: int = Field(10, ge=1)
     """Number of steps between reads of metrics from the device; metrics are recorded for every step."""
     deterministic: bool = True

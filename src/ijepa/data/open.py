@@ -15,6 +15,7 @@ from ijepa.data.sources.remote import download, find_remote, is_remote
 from ijepa.data.sources.subset import select
 from ijepa.data.split import Split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 _PROTOCOL = re.compile(r"[a-z0-9]{2,}:")
 
@@ -88,8 +89,8 @@ def detect_known_dataset(
     """
     if not str(path) or _PROTOCOL.match(str(path)):
         return None
-    try:
-        given = Path(path).expanduser().absolute()
+    given = Path(path).expanduser().absolute()
+    with read_errors(where, given):
         if not given.exists():
             return None
         if not given.is_dir():
@@ -100,8 +101,6 @@ def detect_known_dataset(
             source = _detect_at(place, where, split, devkit, require_labels)
             if source is not None:
                 return source
-    except OSError as error:
-        raise UserError(where, f"{error.filename or path} cannot be read: {error.strerror}") from error
     return None
 
 

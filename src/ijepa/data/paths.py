@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ijepa.data.split import Split, choose_split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -43,8 +44,8 @@ def find_files(path: str | Path, where: str, split: str | None = None) -> Shards
     """
     if not str(path):
         raise UserError(where, "no path given", _HINT)
-    try:
-        given = Path(path).expanduser().absolute()
+    given = Path(path).expanduser().absolute()
+    with read_errors(where, given):
         if given.is_dir():
             return _find_in_folder(given, where, split)
         # An existing file is taken as it is, even if its name contains braces or wildcards.
@@ -58,8 +59,6 @@ def find_files(path: str | Path, where: str, split: str | None = None) -> Shards
                 return _shards(found, where)
             raise UserError(where, f"{given} matches nothing", _HINT)
         raise UserError(where, f"{given} does not exist", _HINT)
-    except OSError as error:
-        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
 
 
 def expand_braces(text: str) -> list[str]:

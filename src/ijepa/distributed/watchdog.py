@@ -136,7 +136,7 @@ class Watchdog:
         heartbeats: list[tuple[Heartbeat, bool]] = []
         with suppress(Exception):
             heartbeats = self._read_twice()
-        who = "other ranks, of which the launcher's store knows nothing any more"
+        who = "other ranks, about which the launcher's store has no information"
         saved = self._latest()
         self._exit(
             f"step {self._step} waits for {describe_stall(heartbeats) if heartbeats else who}; "

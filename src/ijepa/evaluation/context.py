@@ -20,7 +20,7 @@ class EvaluationContext:
     """Folder of cached features of whole images; None: nothing is cached."""
     progress: Progress | None = None
     """Called with a line of text about the progress."""
-    ranks: World = SINGLE_PROCESS
+    world: World = SINGLE_PROCESS
     """The processes that share the forward passes."""
     device: torch.device = field(default_factory=local_device)
     """Device of the encoders."""

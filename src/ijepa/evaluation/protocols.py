@@ -141,12 +141,14 @@ class LinearProtocol(ImageProtocol):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.standardise and not self.pools and set(self.norms) != {"none"}:
-            raise UserError("standardise = true", f"and norms = {list(self.norms)}", "set standardise: false")
+            problem = "cannot be combined with `standardise: true`"
+            raise UserError(f"norms = {list(self.norms)}", problem, "set `standardise: false`")
         if self.pools and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
-            raise UserError(f"head = {self.head}", "reads the last block by AdamW", "drop blocks, norms and optimizer")
+            problem = "reads the last block without norms, and is trained by AdamW"
+            raise UserError(f"head = {self.head}", problem, "remove blocks, norms and optimizer")
         for name in ("clip", "final_weight_decay"):
             if not self.pools and getattr(self, name) is not None:
-                raise UserError(f"{name} = {getattr(self, name)}", "and head = linear, which has none", f"drop {name}")
+                raise UserError(f"{name} = {getattr(self, name)}", "a linear head does not use it", f"remove {name}")
         return self
 
 
@@ -168,7 +170,7 @@ class KnnProtocol(ImageProtocol):
     @model_validator(mode="after")
     def _k_is_scored(self) -> Self:
         if self.k not in self.neighbours:
-            raise UserError(f"k = {self.k}", f"is not one of neighbours = {list(self.neighbours)}", "add it there")
+            raise UserError(f"k = {self.k}", f"is not in `neighbours`, {list(self.neighbours)}", "add it to them")
         return self
 
 

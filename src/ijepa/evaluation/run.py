@@ -153,7 +153,7 @@ def _prepare(kind: str, weights: str | Mapping[str, str], world: World, options:
         seed=options.get("seed", 0),
         cache=folder / ".features",
         progress=options.get("progress") if world.rank == 0 else None,
-        ranks=world,
+        world=world,
         device=device,
         precision=resolved(protocol.autocast, device),
     )
@@ -203,7 +203,7 @@ def _save(
     # A result of the context encoder must not replace that of the target encoder.
     stem = f"{kind}-{task.protocol.name}" + ("" if task.which == "target" else f"-{task.which}")
     file = task.folder / f"{stem}.json"
-    if task.context.ranks.rank:
+    if task.context.world.rank:
         return result, file
     try:
         task.folder.mkdir(parents=True, exist_ok=True)

@@ -24,20 +24,13 @@ class Sequences:
 
     Padding to a budget (`ijepa.masking.token_budget`) appends sequences that hold padding or nothing. `index` and
     `cu_seqlens` include them, `lengths` does not.
-
-    Attributes:
-        index: (T,) int64, the row that each token is read from.
-        cu_seqlens: (S + 1,) int32, where each sequence starts; starts with 0 and ends with T.
-        lengths: the S lengths as Python integers, so that no code has to read them back from a device.
-        limit: upper bound on every length, the same for every batch, so that shapes are constant; 0 for none.
-        real: (T,) bool, False for padding; None if there is none.
     """
 
-    index: Tensor
-    cu_seqlens: Tensor
-    lengths: tuple[int, ...]
-    limit: int = 0
-    real: Tensor | None = None
+    index: Tensor  # (T,) int64, the row that each token is read from
+    cu_seqlens: Tensor  # (S + 1,) int32, where each sequence starts; from 0 to T
+    lengths: tuple[int, ...]  # the S lengths as Python integers, so that no code has to read them back from a device
+    limit: int = 0  # upper bound on every length, the same for every batch, so that shapes are constant; 0 for none
+    real: Tensor | None = None  # (T,) bool, False for padding; None if there is none
 
     @property
     def longest(self) -> int:

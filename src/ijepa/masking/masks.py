@@ -67,17 +67,11 @@ class MaskRule:
 
 @dataclass(frozen=True)
 class Masks:
-    """Masks of B images on a grid of N patches.
+    """Masks of B images with T target blocks each, on a grid of N patches that are numbered row by row."""
 
-    Attributes:
-        context: (B, N) bool, True where a patch is context.
-        targets: (B, T, N) bool, True where a patch belongs to a target block; all False for a removed block.
-        grid: rows and columns of patches; N is their product, and patches are numbered row by row.
-    """
-
-    context: Booleans
-    targets: Booleans
-    grid: Grid
+    context: Booleans  # (B, N), True where a patch is context
+    targets: Booleans  # (B, T, N), True where a patch belongs to a target block; all False for a removed block
+    grid: Grid  # rows and columns of patches
 
 
 def draw_masks(rule: MaskRule, grid: Grid, seed: int, positions: npt.ArrayLike) -> Masks:

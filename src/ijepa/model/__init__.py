@@ -1,1 +1,1 @@
-"""The mathematics: encoders, predictor and loss; tensors only, no files, no other ranks, no recipe."""
+"""Encoders, predictor and loss: tensors and plain dataclasses, without files, other ranks and recipes."""

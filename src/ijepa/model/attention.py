@@ -52,7 +52,7 @@ def attention(
         qkv: (T, 3, H, d) queries, keys and values of all tokens; the last rows may belong to no sequence.
         queries: where the queries of each sequence start; S sequences.
         keys: where the keys of each sequence start; the same S sequences.
-        rows: (Tq,) tokens whose queries are used, the last of which may belong to no sequence; None for all tokens.
+        rows: (Tq,) tokens whose queries are used, the last ones may belong to no sequence; None for all tokens.
         backend: `flash` is FlashAttention-2 over packed sequences, in 16 bits on CUDA only. `cudnn`, `efficient` and
             `math` are torch's kernels over padded ones. `auto` is `flash` in 16 bits on CUDA, or `math` if only the
             head width rules out flash; elsewhere buckets.
@@ -85,11 +85,11 @@ def attention(
 
 @dataclass(frozen=True)
 class Bucket:
-    """S sequences of the same padded lengths."""
+    """S sequences of the same padded lengths Lq and Lk."""
 
     queries: slice  # of the padded query rows, S * Lq of them
     keys: slice  # of the padded key rows, S * Lk of them
-    shape: tuple[int, int, int]  # S, Lq, Lk
+    sequences: int  # S
     bias: Tensor | None  # (S, 1, 1, Lk): 0 for a key, -inf for padding; None if nothing is padded
 
 
@@ -130,7 +130,7 @@ def make_layout(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], gr
             ends = (done[0] + size * long_queries, done[1] + size * long_keys)
             mask = bias[done[1] : ends[1]].view(size, 1, 1, long_keys)  # (S * Lk,) -> (S, 1, 1, Lk)
             rows = slice(done[0], ends[0]), slice(done[1], ends[1])
-            buckets.append(Bucket(*rows, (size, long_queries, long_keys), mask if mask.any() else None))
+            buckets.append(Bucket(*rows, size, mask if mask.any() else None))
             done = ends
     return Layout(
         gather_queries=torch.from_numpy(queries.clip(min=0)),
@@ -219,7 +219,7 @@ def _unpad(rows: Tensor, inverse: Tensor, out: Tensor) -> Tensor:
 
 def _heads_view(rows: Tensor, part: Bucket) -> Tensor:
     """(S * L, H, d) -> (S, H, L, d), a view."""
-    return rows.unflatten(0, (part.shape[0], -1)).transpose(1, 2)
+    return rows.unflatten(0, (part.sequences, -1)).transpose(1, 2)
 
 
 def _heads(rows: Tensor, part: Bucket) -> Tensor:

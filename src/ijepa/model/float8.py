@@ -88,7 +88,7 @@ def to_float8(model: IJEPA, scaling: Scaling = "tensorwise", weight_gradient: We
         setattr(parent, name, trained)
     for parent, name, layer in _layers(model.target_encoder):
         setattr(parent, name, FrozenLinear(layer, scaling))
-    model.target_encoder.register_forward_pre_hook(lambda encoder, arguments: refresh_float8(encoder))
+    model.target_encoder.register_forward_pre_hook(_refresh)
 
 
 class FrozenLinear(nn.Module):
@@ -151,13 +151,12 @@ def to_e4m3(x: Tensor, scaling: Scaling, largest: Tensor | None = None) -> tuple
     return scaled.clamp(-_LARGEST, _LARGEST).to(_E4M3), largest / _LARGEST
 
 
-def frozen_layers(encoder: VisionTransformer) -> list[FrozenLinear]:
+def frozen_layers(encoder: nn.Module) -> list[FrozenLinear]:
     """Return the `FrozenLinear` layers of the encoder, in the order of its layers; none before `to_float8`."""
     return [module for module in encoder.modules() if isinstance(module, FrozenLinear)]
 
 
-def refresh_float8(encoder: VisionTransformer) -> None:
-    """Cast the weights of every `FrozenLinear` that have changed. The forward pass of the encoder does so itself."""
+def _refresh(encoder: nn.Module, _: Any) -> None:
     for layer in frozen_layers(encoder):
         layer.refresh()
 

@@ -1,7 +1,8 @@
-"""Floating-point operations of a step, counted from its sequences: a multiply-add is 2, backward twice forward.
+"""Floating-point operations of a step, counted from its sequences.
 
-Linear layers cost 2 x weights x tokens, attention 4 x L^2 x D for each sequence and layer. Norms, activations and
-softmax are left out, as is usual.
+A multiply-add counts as 2 operations, and the backward pass as twice the forward pass. Linear layers cost
+2 x weights x tokens, and attention costs 4 x L^2 x D per sequence of length L and layer. Norms, activations and softmax
+are not counted, as is usual.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ijepa.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations by part: `target` is forward only, the others forward and backward."""
+    """Operations of each part: `target` is the forward pass only, the others forward and backward."""
 
     target: float
     context: float
@@ -23,37 +24,41 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All three parts."""
+        """Operations of all three parts."""
         return self.target + self.context + self.predictor
 
 
 def layers_flops(lengths: npt.ArrayLike, width: int, mlp_ratio: float) -> float:
-    """Forward operations of one transformer layer over sequences of these lengths."""
+    """Return the forward operations of one transformer layer for sequences (S,) of these lengths."""
     long = np.asarray(lengths, dtype=np.float64)
+    # Weights: 3 D^2 in qkv, D^2 in proj, and 2 r D^2 in the MLP.
     return float(2 * (4 + 2 * mlp_ratio) * width**2 * long.sum() + 4 * width * (long**2).sum())
 
 
-def batch_flops(shape: ModelConfig, batch: Batch) -> Flops:
-    """Operations that one micro-batch executes, layers dropped by stochastic depth left out."""
-    encoder, predictor = shape.encoder, shape.predictor
-    patch = 3 * shape.patch_size**2
-    height, width = shape.image_size
-    patches = height * width // shape.patch_size**2
-    whole = [patches] * len(batch.context.lengths)
-    context, queries = sum(batch.context.lengths), sum(batch.targets.lengths)
-    target = encoder.depth * layers_flops(whole, encoder.width, encoder.mlp_ratio)
-    target += 2 * patch * encoder.width * sum(whole)
-    kept = batch.drop_path_rows or (None,) * encoder.depth
-    seen = 2.0 * patch * encoder.width * context
-    for layer in kept:
-        lengths = batch.context.lengths if layer is None else layer.lengths
-        seen += layers_flops(lengths, encoder.width, encoder.mlp_ratio)
-    # Of the last predictor layer only queries and values are asked of all tokens, and the rest of the queries.
-    d, whole_layer = predictor.width, layers_flops(batch.predictor.lengths, predictor.width, predictor.mlp_ratio)
-    tokens = sum(batch.predictor.lengths)
+def batch_flops(config: ModelConfig, batch: Batch) -> Flops:
+    """Return the operations that one micro-batch executes; layers that stochastic depth drops are not counted."""
+    encoder = config.encoder
+    embedding = 2 * 3 * config.patch_size**2 * encoder.width  # operations for one patch
+    whole = [config.grid[0] * config.grid[1]] * len(batch.context.lengths)
+    target = encoder.depth * layers_flops(whole, encoder.width, encoder.mlp_ratio) + embedding * sum(whole)
+    context = float(embedding * sum(batch.context.lengths))
+    for rows in batch.drop_path_rows or (None,) * encoder.depth:
+        lengths = batch.context.lengths if rows is None else rows.lengths
+        context += layers_flops(lengths, encoder.width, encoder.mlp_ratio)
+    return Flops(target, 3 * context, 3 * _predictor_flops(config, batch))
+
+
+def _predictor_flops(config: ModelConfig, batch: Batch) -> float:
+    """Return the forward operations of the predictor."""
+    width, ratio, depth = config.predictor.width, config.predictor.mlp_ratio, config.predictor.depth
+    queries, tokens = sum(batch.targets.lengths), sum(batch.predictor.lengths)
+    distinct = sum(batch.context.lengths) + queries  # tokens before the context is repeated for each block
     pairs = sum(q * k for q, k in zip(batch.targets.lengths, batch.predictor.lengths, strict=True))
-    first = whole_layer - 6 * d * d * (tokens - context - queries)
-    last = 6 * d * d * tokens + 2 * (1 + 2 * predictor.mlp_ratio) * d * d * queries + 4 * d * pairs
-    guess = max(predictor.depth - 2, 0) * whole_layer + (first + last if predictor.depth > 1 else last)
-    guess += 2 * encoder.width * d * (context + queries)
-    return Flops(target, 3 * seen, 3 * guess)
+    layer = layers_flops(batch.predictor.lengths, width, ratio)
+    # The first layer computes qkv (3 D^2 weights) once per distinct token.
+    first = layer - 6 * width**2 * (tokens - distinct)
+    # The last layer computes qkv for all tokens and everything else for the queries.
+    last = 6 * width**2 * tokens + 2 * (1 + 2 * ratio) * width**2 * queries + 4 * width * pairs
+    blocks = (depth - 2) * layer + (first + last) if depth > 1 else last
+    # The projections: from the encoder's width for context tokens, and back to it for queries.
+    return blocks + 2 * config.encoder.width * width * distinct

@@ -24,6 +24,7 @@ from ijepa.evaluation.segmentation.dataset import Labels, SegmentationDataset, f
 from ijepa.evaluation.segmentation.label_map import Rgb
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
 from ijepa.evaluation.segmentation.retrieval import Distance
+from ijepa.report.run_images import SEED
 from ijepa.utils.errors import UserError
 from ijepa.utils.random import Stream, random_bits
 
@@ -81,6 +82,8 @@ class SegmentationSettings:
         classes: number of mask labels; `find_classes` counts them if None.
         ignore: labels that are not scored.
         labels: label map of the masks; the sets' own if None.
+        support: number of annotated images that are searched.
+        others: number of images to which the clusters are fitted, in addition to those shown.
     """
 
     image_size: int
@@ -90,6 +93,8 @@ class SegmentationSettings:
     classes: int | None = None
     ignore: tuple[int, ...] = (255,)
     labels: str | None = None
+    support: int = 200
+    others: int = 100
 
 
 @dataclass(frozen=True)
@@ -114,26 +119,9 @@ class SegmentedImages:
 
 
 def segment(
-    encoder: Encoder,
-    train: Source,
-    test: Source,
-    shown: Sequence[int],
-    settings: SegmentationSettings,
-    *,
-    support: int = 200,
-    others: int = 100,
-    seed: int = 0,
+    encoder: Encoder, train: Source, test: Source, shown: Sequence[int], settings: SegmentationSettings
 ) -> SegmentedImages:
-    """Segment the images `shown` of `test` by both methods that train nothing.
-
-    Args:
-        encoder: makes the patch features.
-        train: `support` of its images, chosen by `seed`, are searched.
-        test: clusters are fitted to the images shown and to `others` more, chosen by `seed`.
-        shown: sample numbers in `test`.
-        settings: image size, distance and classes.
-        support, others: numbers of images.
-        seed: chooses images and the start of k-means.
+    """Segment the images `shown` of `test` by both methods that train nothing; masks of `train` are searched.
 
     Raises:
         UserError: a mask is missing or has a label out of range, or the patch size does not divide the image size.
@@ -147,20 +135,20 @@ def segment(
     sources = {"--train": train, "--test": test}
     known = find_classes(sources, settings.classes, settings.ignore, settings.labels)
     wanted = np.asarray(shown, dtype=np.int64)
-    more = np.setdiff1d(choose(len(test), others, seed), wanted)
+    more = np.setdiff1d(choose(len(test), settings.others, SEED), wanted)
     bank_images, fitted, pictured = (
         SegmentationDataset(source, chosen, flag, known, size, size, settings.interpolation)
         for source, chosen, flag in (
-            (train, choose(len(train), support, seed), "--train"),
+            (train, choose(len(train), settings.support, SEED), "--train"),
             (test, np.concatenate([wanted, more]), "--test"),
             (test, wanted, "--test"),
         )
     )
     features, truth = collect(encoder, fitted, 32)
-    bank = PatchBank(encoder, bank_images, images=len(bank_images), seed=seed)
+    bank = PatchBank(encoder, bank_images, images=len(bank_images), seed=SEED)
     retrieved = bank.masks(features[: len(wanted)], settings.k, settings.distance)
     side = size // encoder.patch_size
-    state = int(random_bits(seed, Stream.EVALUATION, [0], 1)[0, 0])
+    state = int(random_bits(SEED, Stream.EVALUATION, [0], 1)[0, 0])
     assigned = kmeans(reduce_features(features, 50), known.scored, restarts=2, iterations=100, state=state)
     clustered = assign_classes(assigned.reshape(-1, side, side), truth, known, hungarian)[: len(wanted)]
     pixels = next(pictured.batches(len(wanted)))[0]

@@ -1,4 +1,4 @@
-"""Changes to a model's blocks that leave what they compute: attention kernel, activation checkpointing, compilation.
+"""Changes how a model's blocks compute, and not their results: attention kernel, activation checkpointing, compilation.
 
 Each acts on every block separately, in place, and keeps parameters and their names. The order is
 `checkpoint_activations`, then `compile_blocks`, then sharding. A compiled block is one graph for all layers of a width:

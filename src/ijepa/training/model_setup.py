@@ -77,9 +77,8 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
         hint = "add --precision.autocast bf16, or use auto"
         raise UserError("precision.attention = flash", "computes in 16 bits only", hint)
     if not (on_gpu and autocast):
-        return (
-            "math" if compiles(recipe, device) else "auto"
-        )  # the shapes of auto's buckets differ at every step, and each would be compiled
+        # auto's buckets have other shapes at every step, and each shape would be compiled.
+        return "math" if compiles(recipe, device) else "auto"
     for name, part in (("encoder", recipe.model.encoder), ("predictor", recipe.model.predictor)):
         width = part.width // part.heads
         if not flash_takes(width):

@@ -1,23 +1,23 @@
-"""What a process keeps on a CPU: the C library's memory between a step's tensors, and oneDNN's kernels.
+"""Memory that a process keeps on a CPU: freed memory in the C library, and compiled kernels in oneDNN.
 
-glibc gives large freed blocks back to the kernel at once and asks for them again a moment later; every page then has
-to be mapped and zeroed anew. A training step frees and takes its activations over and over, and on a CPU a tenth of
-it goes into that. Told to keep what it has, the process stays at its peak size until it ends, and no more.
+glibc returns large freed blocks to the kernel at once and requests them again a moment later; the kernel then has to
+map and zero every page again. A training step frees and allocates its activations repeatedly, and on a CPU this is a
+tenth of its time. With `keep_freed_memory`, the process stays at its peak size until it ends, and does not exceed it.
 
-oneDNN compiles a kernel for every shape it meets in bfloat16. torch keeps 1024 in each of two caches by default, up to
-a gigabyte that fills over thousands of steps. A quarter of that is enough for a step, and full within a hundred.
+oneDNN compiles a kernel for every shape that it meets in bfloat16. By default torch keeps 1024 of them in each of two
+caches, up to a gigabyte that fills over thousands of steps. A quarter of that is enough for a step.
 """
 
 import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # names of glibc's mallopt, malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # parameters of glibc's mallopt, see malloc.h
 _KERNELS = 256
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep freed memory for its next tensors; False where the C library is not glibc."""
+    """Make this process keep freed memory for its next tensors; return False if the C library is not glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -28,6 +28,6 @@ def keep_freed_memory() -> bool:
 
 
 def bound_kernel_caches() -> None:
-    """Let oneDNN keep few kernels, unless the environment says how many; to be called before the first product."""
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's cache of them, and oneDNN's own
+    """Make oneDNN keep few kernels, unless the environment sets the number. Call it before the first product."""
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's cache, and oneDNN's own
         os.environ.setdefault(name, str(_KERNELS))

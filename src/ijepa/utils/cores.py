@@ -1,10 +1,10 @@
-"""Facts about the machine that a process runs on."""
+"""The number of CPU cores of a process."""
 
 import os
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use: at least 1, and not more than its CPU affinity allows.
+    """Return the number of cores that this process may use, which its CPU affinity limits.
 
     macOS has no CPU affinity; there it is the number of cores of the machine.
     """

@@ -1,4 +1,4 @@
-"""What a file of figures says about where they come from: command, versions, commit, devices, and the CPU's speed."""
+"""The environment of a measurement, which result files state: command, versions, commit, devices, speed of the CPU."""
 
 import platform
 import subprocess
@@ -17,9 +17,9 @@ from ijepa.utils.cores import available_cores
 
 _ROUNDS = 5
 _SECONDS = 0.5
-"""CPU time after which no further round of products begins; a CPU that emulates bfloat16 takes half of it for one."""
+"""CPU time after which no further round starts. A CPU that emulates bfloat16 needs half of it for one product."""
 _INSTRUCTIONS = ("avx", "fma", "amx", "neon", "dot", "fp16", "bf16", "i8mm", "sve", "sme")
-"""How the names of instruction sets begin that products of matrices use."""
+"""First letters of the instruction sets that matrix products use."""
 
 
 def machine() -> dict[str, Any]:
@@ -36,11 +36,11 @@ def machine() -> dict[str, Any]:
 
 
 def cpu() -> dict[str, Any]:
-    """Return what is known of the CPU.
+    """Describe the CPU.
 
     Returns:
-        `name`, its model; `instructions`, the sets that products of matrices use; `torch`, the set that torch's own
-        kernels use; and, where no GPU computes, `gemm`, what `gemm_rates` found.
+        `name`, its model; `instructions`, the instruction sets that matrix products use; `torch`, the set that torch's
+        own kernels use; and without a GPU `gemm`, the result of `gemm_rates`.
     """
     has = torch.cpu.get_capabilities()
     found: dict[str, Any] = {
@@ -53,15 +53,15 @@ def cpu() -> dict[str, Any]:
 
 @cache
 def gemm_rates() -> Mapping[str, float]:
-    """Return GFLOP per CPU-second of a product of matrices in `float32` and `bfloat16`, measured once in a process."""
+    """Return GFLOP per CPU-second of a matrix product in `float32` and `bfloat16`, measured once per process."""
     return measured_rates(_product_seconds)
 
 
 def measured_rates(seconds: Callable[[torch.dtype], float]) -> dict[str, float]:
-    """Return the best rate of both dtypes, measured in turns; the first round, which compiles, does not count.
+    """Return the best rate of both dtypes, which take turns; the first round, which compiles, is left out.
 
     Args:
-        seconds: CPU time of one product in a dtype.
+        seconds: measures the CPU time of one product in a dtype.
     """
     rounds: list[tuple[float, float]] = []
     while len(rounds) < 2 or (len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _SECONDS):
@@ -71,18 +71,18 @@ def measured_rates(seconds: Callable[[torch.dtype], float]) -> dict[str, float]:
 
 
 _M, _K, _N = 1024, 384, 1536
-"""The product that is measured: tokens, width and hidden width of an MLP in ViT-S."""
+"""Sizes of the measured product: tokens, width and hidden width of an MLP in ViT-S."""
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
     x, weight = torch.ones(_M, _K, dtype=dtype), torch.ones(_K, _N, dtype=dtype)
-    begun = time.process_time()
+    start = time.process_time()
     x @ weight
-    return time.process_time() - begun
+    return time.process_time() - start
 
 
 def _name() -> str:
-    """Return the CPU's model, with its family where Linux says it: some clouds hide which "AMD EPYC" theirs is."""
+    """Return the CPU's model, and on Linux its family: the names of some cloud machines do not tell the model."""
     named: dict[str, str] = {}
     try:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
@@ -98,7 +98,7 @@ def _name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that numbers may depend on."""
+    """Return the versions that results may depend on."""
     return {
         "ijepa": __version__,
         "python": platform.python_version(),
@@ -108,10 +108,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout this package runs from, None where it is installed from elsewhere.
-
-    None too where git cannot be run.
-    """
+    """Return the commit of the checkout that contains this package; None without a checkout or without git."""
     here = Path(__file__).resolve().parent
     if not (here.parents[2] / ".git").exists():
         return None

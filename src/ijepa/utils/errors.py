@@ -1,8 +1,8 @@
-"""The two ways a command ends badly on purpose, and what it warns of, each as one line for the person who typed it.
+"""The two kinds of deliberate errors of a command, and warnings, each as one line for the user.
 
-`UserError` is bad input, found before anything was written: exit code 2. `RunError` is something that went wrong
-in running (a full disk, too many unreadable images): exit code 1. Everything else is a defect of ours:
-one line too, exit code 1, and `--debug` shows its traceback. `Notice` is a warning: the command goes on.
+`UserError` is bad input, found before anything was written: exit code 2. `RunError` is a failure while running, such as
+a full disk or too many unreadable images: exit code 1. Every other exception is a bug in ijepa: also one line and exit
+code 1, and `--debug` shows its traceback. `Notice` is a warning: the command continues.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from ijepa.utils.names import printable
 
 
 class RunError(Exception):
-    """Something went wrong in running; `str()` is one printable line. Exit code 1."""
+    """A failure while running; `str()` is one printable line. Exit code 1."""
 
     exit_code = 1
 
@@ -23,8 +23,10 @@ class RunError(Exception):
 class UserError(RunError):
     """Bad input; `str()` is one line of the form `where: problem; hint`. Exit code 2.
 
-    `where` names the file, key or flag at fault, `problem` says what is wrong with its value, and `hint`
-    what to do about it.
+    Attributes:
+        where: the file, key or flag with the error.
+        problem: what is wrong with its value.
+        hint: what to do about it; may be empty.
     """
 
     exit_code = 2
@@ -35,16 +37,16 @@ class UserError(RunError):
         super().__init__(" ".join(line.split()))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
-        """Rebuild from the three parts, not from the line: errors cross process borders."""
+        """Pickle the three parts, not the line: errors are sent between processes."""
         return type(self), (self.where, self.problem, self.hint)
 
 
 class Notice(UserWarning):
-    """Something that the user should know about a result; `str()` is one line. The command line prints it once."""
+    """A warning about a result; `str()` is one line. The command line prints it once."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean X?` for the closest known word, or the whole list where none is close."""
+    """Return `did you mean X?` with the closest known word, or a list of all known words if none is close."""
     known = list(known)
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "known: " + ", ".join(known)

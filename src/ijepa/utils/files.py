@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,19 +15,14 @@ from ijepa.utils.errors import RunError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is complete or absent. What UTF-8 cannot hold is written as an escape."""
+    """Write a file so that it is complete or absent. Characters that are not valid in UTF-8 become escapes."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is complete or absent."""
-    write_parts(path, [data])
-
-
-def write_parts(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file from parts, which need not all be in memory, so that it is complete or absent."""
     with atomic_file(path) as file:
-        file.writelines(parts)
+        file.write(data)
 
 
 @contextmanager
@@ -89,13 +84,22 @@ def write_errors(where: object) -> Iterator[None]:
         raise RunError(f"{where}: cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def read_errors(where: object, path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a UserError at `where` that says that `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(where, f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
 _KINDS = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def irregular(mode: int) -> str | None:
-    """Return what `st_mode` says a file is, as "a FIFO", and None for a regular file.
+    """Return the kind of a file by its `st_mode`, such as "a FIFO", and None for a regular file.
 
-    Only regular files are read: opening a FIFO waits until somebody writes to it, and a device may never end.
+    Only regular files are read: opening a FIFO waits for a writer, and reading a device may never end.
     """
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a device")
 
@@ -124,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UserError: where the file is missing or no JSON object.
+        UserError: the file is missing or not a JSON object.
     """
     try:
         values = json.loads(path.read_text())

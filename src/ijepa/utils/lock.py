@@ -1,38 +1,32 @@
-"""A lock that ends with its owner: the kernel releases it when the process ends, however it ends.
+"""A lock that the kernel releases when its process ends, in any way.
 
-The file says who holds the lock, as JSON: host and pid. The lock itself is the kernel's (flock), so a file that a
-killed process has left behind locks nothing. On NFS the lock holds across machines; on a file system that has no locks
-nothing is locked. Programs that the owner starts do not inherit the lock: Python opens files close-on-exec.
+The file states the owner of the lock, as JSON: host and pid. The lock itself is flock, so a file that a killed process
+left behind does not lock anything. On NFS the lock holds across machines. On a file system without locks nothing is
+locked. Child programs do not inherit the lock, because Python opens files close-on-exec.
 """
 
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from ijepa.utils.errors import UserError
 
 _ATTEMPTS = 10
-"""How often to open the file again after its last owner has removed it."""
+"""Number of times to open the file again after its last owner has removed it."""
 
 
-@contextmanager
-def exclusive(file: Path, where: Path, state: str, hint: str) -> Iterator[None]:
-    """Hold the lock on `file`, in a folder that exists; the owner may remove the file while it holds the lock.
+def exclusive(file: Path, where: Path, state: str, hint: str) -> TextIO:
+    """Lock `file`, in an existing folder, until the returned file is closed; use it in a `with` statement.
+
+    The owner may remove the file while it holds the lock.
 
     Raises:
         UserError: another process holds the lock: `where: state by process N on host H; hint`. Or `file` cannot be
-            written. What the file says is then as it was.
+            written. The content of the file is then unchanged.
     """
-    with _acquire(file, where, state, hint):
-        yield
-
-
-def _acquire(file: Path, where: Path, state: str, hint: str) -> TextIO:
     for _ in range(_ATTEMPTS):
         try:
             stream = file.open("a+")
@@ -59,7 +53,7 @@ def _acquire(file: Path, where: Path, state: str, hint: str) -> TextIO:
 
 
 def _removed(file: Path, stream: TextIO) -> bool:
-    """Whether the open file is no longer the one of that name: its owner removed it after we had opened it."""
+    """Whether the owner has removed the file after we opened it, so that `file` is now another file or none."""
     try:
         return not os.path.samestat(file.stat(), os.fstat(stream.fileno()))
     except OSError:

@@ -1,4 +1,4 @@
-"""Standard output that may end before the command does: a full disk, or a pipe that nobody reads any more."""
+"""Standard output that may end before the command: a full disk, or a pipe whose reader has ended."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from ijepa.utils.errors import RunError
 
 
 class OutputLost(RunError):
-    """Standard output cannot be written any more. `number` is the errno."""
+    """Standard output can no longer be written. `number` is the errno."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"standard output cannot be written: {os.strerror(number)}")
@@ -17,14 +17,14 @@ class OutputLost(RunError):
 
 
 class Output:
-    """A text stream that takes everything until a write fails, and drops everything after that.
+    """A text stream that writes everything until a write fails, and drops everything after that.
 
     Attributes:
         lost: the errno of the failed write; 0 before.
     """
 
     def __init__(self, stream: TextIO | None, *, raises: bool = False) -> None:
-        """Write to `stream`, or nowhere if it is None; with `raises` the write that fails raises `OutputLost`."""
+        """Write to `stream`, or nowhere if it is None. With `raises`, the failing write raises `OutputLost`."""
         self._stream: Any = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115, PTH123
         self._raises, self.lost = raises, 0
 
@@ -49,19 +49,19 @@ class Output:
         """Flush.
 
         Raises:
-            OutputLost: something has not been written, now or earlier.
+            OutputLost: this or an earlier write failed.
         """
         self.flush()
         if self.lost:
             raise OutputLost(self.lost)
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in everything else."""
+        """Delegate everything else to the stream."""
         return getattr(self._stream, name)
 
     def _lose(self, error: OSError | OutputLost) -> None:
         self.lost = error.number if isinstance(error, OutputLost) else error.errno or errno.EIO
-        # What the stream still buffers would fail again when Python exits, which would change the exit code.
+        # The rest of the stream's buffer would fail again when Python exits, which would change the exit code.
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

@@ -54,7 +54,7 @@ def tree(tmp_path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_folder_with_an_irregular_file_is_refused(tree, kind, name):
     make(tree / "a" / name, kind)
-    with pytest.raises(UserError, match=f"tree/a/{name} is {kind}, not a regular file; remove it"):
+    with pytest.raises(UserError, match=f"tree/a/{name} is {kind}"):
         open_dataset(tree)
 
 

@@ -54,8 +54,8 @@ DAMAGE |= {"a damaged number": line(5), "beyond": line(10**9), "deep": b"[" * 10
 @pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE)
 def test_truncate_log_removes_and_reports_a_damaged_line(file, damaged):
     file.write_bytes(line(1) + damaged + rows(3, 4, 5))
-    told = truncate_log(file, 4, **METRICS)
-    assert told == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
+    problem = truncate_log(file, 4, **METRICS)
+    assert problem == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
     assert steps_in(file) == [1, 3, 4] and not list(file.parent.glob(".*"))
 
 
@@ -67,7 +67,7 @@ def test_truncate_log_reports_a_damaged_last_line_as_missing(file, damaged):
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("there", "problem"),
     [
         ((1, 2, 3), "steps 4 to 6 are missing"),
         ((1, 3, 4, 6), "steps 2, 5 are missing"),
@@ -75,9 +75,9 @@ def test_truncate_log_reports_a_damaged_last_line_as_missing(file, damaged):
         ((), "steps 1 to 6 are missing"),
     ],
 )
-def test_truncate_log_names_missing_rows_and_keeps_the_others(file, there, told):
+def test_truncate_log_names_missing_rows_and_keeps_the_others(file, there, problem):
     file.write_bytes(rows(*there))
-    assert truncate_log(file, 6, **METRICS) == f"{file}: {told}"
+    assert truncate_log(file, 6, **METRICS) == f"{file}: {problem}"
     assert steps_in(file) == list(there)
 
 

@@ -1,8 +1,9 @@
-"""A sharded checkpoint is written while training goes on, and holds the weights of the moment when it was asked for."""
+"""A sharded checkpoint is written during the next steps, and has the weights of its own step."""
 
 from threading import Event
 
 import pytest
+import safetensors.torch
 import torch
 from torch.distributed.checkpoint import state_dict_saver
 
@@ -49,4 +50,14 @@ def test_save_raises_the_error_of_the_checkpoint_before(tmp_path, monkeypatch):
     saver.save(5, *built(), {})
     with pytest.raises(RunError, match="No space left"):
         saver.save(6, *built(), {})
+    assert not any(tmp_path.iterdir())
+
+
+def test_saver_on_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(RunError, match="No space left"):
+        Saver(tmp_path, 2, World()).save(1, *built(), {})
     assert not any(tmp_path.iterdir())

@@ -24,9 +24,9 @@ def test_refuse_overlap_of_subsets_of_one_folder(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "set", FILES)
     a, b, c = (listed(root, tmp_path, *names) for names in (("n1_0", "n1_1"), ("n1_2", "n2_0"), ("n1_1", "n2_0")))
     refuse_overlap(a, b)
-    with pytest.raises(UserError, match="--test: 1 of its 2 images are in the train set, the first is n1/n1_1.JPEG"):
+    with pytest.raises(UserError, match="1 of its 2 .*n1/n1_1.JPEG"):
         refuse_overlap(a, c)
-    with pytest.raises(UserError, match="--test: 2 of its 6 images"):
+    with pytest.raises(UserError, match="2 of its 6 .*"):
         refuse_overlap(a, open_dataset(root))
     refuse_overlap(a, open_dataset(write_tree(tmp_path / "other", FILES)))
 
@@ -35,9 +35,9 @@ def test_refuse_overlap_of_nested_and_linked_folders(tmp_path: Path) -> None:
     root = write_tree(tmp_path / "set", FILES)
     (tmp_path / "link").symlink_to(root / "n2")
     for inner in (root / "n2", tmp_path / "link"):
-        with pytest.raises(UserError, match="--test: 3 of its 3 images are in the train set, the first is n2_0.JPEG"):
+        with pytest.raises(UserError, match="3 of its 3 .*n2_0.JPEG"):
             refuse_overlap(open_dataset(root), open_dataset(inner))
-    with pytest.raises(UserError, match="--test: 3 of its 6 images .* the first is n2/n2_0.JPEG"):
+    with pytest.raises(UserError, match="3 of its 6 .*n2/n2_0.JPEG"):
         refuse_overlap(open_dataset(root / "n2"), open_dataset(root))
     refuse_overlap(open_dataset(root / "n1"), open_dataset(root / "n2"))
 
@@ -46,24 +46,22 @@ def test_refuse_overlap_of_shards(tmp_path: Path) -> None:
     """A pattern and one of its shards."""
     root = write_shards(tmp_path / "shards", [3, 4, 2])
     train, one = open_dataset(f"{root}/train-*.tar"), open_dataset(sorted(root.glob("*.tar"))[1])
-    with pytest.raises(
-        UserError, match=r"--test: 4 of its 4 images are in the train set, the first is train-0+1\.tar/"
-    ):
+    with pytest.raises(UserError, match=r"4 of its 4 .*train-0+1\.tar/"):
         refuse_overlap(train, one)
-    with pytest.raises(UserError, match="--test: 4 of its 9 images"):
+    with pytest.raises(UserError, match="4 of its 9 .*"):
         refuse_overlap(one, train)
     refuse_overlap(open_dataset(sorted(root.glob("*.tar"))[0]), one)
     (tmp_path / "links").mkdir()
     for shard in root.glob("*.tar"):
         (tmp_path / "links" / f"again-{shard.name}").symlink_to(shard)
-    with pytest.raises(UserError, match="--test: 9 of its 9 images"):
+    with pytest.raises(UserError, match="9 of its 9 .*"):
         refuse_overlap(train, open_dataset(f"{tmp_path / 'links'}/*.tar"))
 
 
 def test_refuse_overlap_of_subsets_of_one_shard(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", [(f"{name}.jpg", b"1") for name in "uvwx"])
     refuse_overlap(listed(tar, tmp_path, "u", "v"), listed(tar, tmp_path, "w", "x"))
-    with pytest.raises(UserError, match=r"1 of its 2 images are in the train set, the first is a\.tar/v\.jpg"):
+    with pytest.raises(UserError, match=r"1 of its 2 .*a\.tar/v\.jpg"):
         refuse_overlap(listed(tar, tmp_path, "u", "v"), listed(tar, tmp_path, "v", "w"))
     refuse_overlap(listed(tar, tmp_path, "u"), open_dataset(write_tree(tmp_path / "folder", {"u.jpg": b"1"})))
 
@@ -87,12 +85,12 @@ def test_refuse_overlap_of_parquet_rows(tmp_path: Path) -> None:
         write(tmp_path / f"pq/{name}.parquet", rows)
     every, train, val = (open_dataset(f"{tmp_path}/pq/{name}.parquet") for name in ("*", "train-*", "val-0"))
     refuse_overlap(train, val)
-    with pytest.raises(UserError, match=r"--test: 9 of its 9 images .* the first is val-0\.parquet/row-0000000"):
+    with pytest.raises(UserError, match=r"9 of its 9 .*val-0\.parquet/row-0000000"):
         refuse_overlap(every, val)
-    with pytest.raises(UserError, match=r"--test: 9 of its 24 images .* the first is val-0\.parquet/row-0000000"):
+    with pytest.raises(UserError, match=r"9 of its 24 .*val-0\.parquet/row-0000000"):
         refuse_overlap(val, every)
     row = "val-0.parquet/row-000000{}"
     few = listed(f"{tmp_path}/pq/*.parquet", tmp_path, row.format(6), "train-1.parquet/row-0000004")
-    with pytest.raises(UserError, match=r"--test: 1 of its 3 images .* the first is val-0\.parquet/row-0000006"):
+    with pytest.raises(UserError, match=r"1 of its 3 .*val-0\.parquet/row-0000006"):
         refuse_overlap(few, listed(tmp_path / "pq/val-0.parquet", tmp_path, *map(row.format, (2, 6, 7))))
     refuse_overlap(few, listed(tmp_path / "pq/val-0.parquet", tmp_path, row.format(4)))

@@ -49,23 +49,23 @@ def test_describe_stall_names_silent_ranks_then_those_behind():
 
 
 SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
-TOLD = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
-UNKNOWN = "other ranks, of which the launcher's store knows nothing any more"
+CAUSE = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
+UNKNOWN = "other ranks, about which the launcher's store has no information"
 
 
 @pytest.mark.parametrize(
     ("body", "waits_for", "cause"),
     [
         ("Event().wait()", SILENT, ""),
-        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, TOLD),
+        (r"raise RuntimeError('[gloo] Timed out waiting 300ms for recv\nand where')", SILENT, CAUSE),
         ("del store; Event().wait()", UNKNOWN, ""),
     ],
-    ids=["stuck", "told", "without a store"],
+    ids=["stuck", "error of gloo", "without a store"],
 )
 def test_watchdog_exits_while_the_device_hangs(body, waits_for, cause):
     """After a timeout or an error of gloo, the process prints one line and ends before anything is closed.
 
-    What gloo has told comes after that line.
+    The error of gloo comes after that line.
     """
     port = free_port()
     script = [sys.executable, "-c", WAITS.replace("BODY", body), str(port)]

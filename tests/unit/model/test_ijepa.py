@@ -8,7 +8,7 @@ from ijepa.masking.masks import MaskRule, draw_masks
 from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from ijepa.model.ijepa import IJEPA, skill_of
-from tests.reference.dense import baseline_of, goal_of, loss_of, normalised
+from tests.reference.dense import baseline_of, loss_of, normalized, target_of
 
 
 def shape_of(**changes) -> ModelConfig:
@@ -112,8 +112,8 @@ def test_baseline_agrees_with_the_reference(dtype):
     wanted = baseline_of(model, shape, pixels, masks.targets, global_batch=8)
     assert output.baseline.item() == pytest.approx(wanted.item(), rel=1e-5 if dtype == torch.float32 else 1e-6)
     weights = dict(model.target_encoder.named_parameters())
-    goals = [goal_of(weights, shape, normalised(image).to(dtype)) for image in pixels]
-    torch.testing.assert_close(output.position_sums, torch.stack(goals).sum(0), rtol=1e-4, atol=1e-5)
+    targets = [target_of(weights, shape, normalized(image).to(dtype)) for image in pixels]
+    torch.testing.assert_close(output.position_sums, torch.stack(targets).sum(0), rtol=1e-4, atol=1e-5)
 
 
 class Fixed(torch.nn.Module):
@@ -133,7 +133,7 @@ def test_skill_of_the_position_mean_is_zero_and_of_the_targets_one():
     masks, keep, pixels = case(shape)
     model = randomized(shape)
     weights = dict(model.target_encoder.named_parameters())
-    targets = torch.stack([goal_of(weights, shape, normalised(image)) for image in pixels])
+    targets = torch.stack([target_of(weights, shape, normalized(image)) for image in pixels])
     mean = targets.mean(0)
     model.position_mean = mean
     batch = pack(masks, pixels, 5, keep)

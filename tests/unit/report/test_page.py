@@ -200,7 +200,7 @@ def test_write_report_names_the_extra_of_a_missing_matplotlib(run: Path, monkeyp
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError) as err:
         write_report(run)
-    assert err.value.where == "matplotlib" and "ijepa-pretrain[report]" in err.value.hint
+    assert "matplotlib" in err.value.problem and "ijepa-pretrain[report]" in err.value.hint
 
 
 def test_write_report_fails_if_the_page_cannot_be_written(run: Path) -> None:

@@ -23,7 +23,7 @@ from ijepa.training.runtime import resolve
 from ijepa.utils.errors import RunError
 from tests.conftest import TINY
 from tests.helpers.runs import bytes_of, recipe, source
-from tests.reference.dense import goal_of, normalised, smooth_l1
+from tests.reference.dense import normalized, smooth_l1, target_of
 
 GROWTH = 8 * 2**20
 
@@ -70,9 +70,9 @@ def test_skill_in_metrics_equals_its_definition(scenes, tmp_path):
     batches = list(make_loader(chosen, images, order, resolve(chosen), SINGLE_PROCESS).iterate(0, 2))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
-    def goals(model, batch):
+    def targets(model, batch):
         weights = dict(model.target_encoder.named_parameters())
-        return torch.cat([goal_of(weights, chosen.model, normalised(image).float()) for image in batch.pixels])
+        return torch.cat([target_of(weights, chosen.model, normalized(image).float()) for image in batch.pixels])
 
     model = IJEPA(chosen.model, chosen.seed)
     mean = torch.zeros_like(model.position_mean)
@@ -85,11 +85,11 @@ def test_skill_in_metrics_equals_its_definition(scenes, tmp_path):
         loss = sum(model(batch).loss.item() for batch in micros)
         baseline = 0.0
         for batch in micros:
-            gap = smooth_l1(mean[batch.targets.index % len(mean)], goals(model, batch)[batch.targets.index]).mean(1)
+            gap = smooth_l1(mean[batch.targets.index % len(mean)], targets(model, batch)[batch.targets.index]).mean(1)
             baseline += float(gap @ batch.loss_weight)
         assert row["loss"] == pytest.approx(loss, rel=1e-4)
         assert row["skill"] == pytest.approx(1 - loss / baseline, abs=1e-4)
-        mean = torch.cat([goals(model, batch) for batch in micros]).unflatten(0, (8, -1)).mean(0)
+        mean = torch.cat([targets(model, batch) for batch in micros]).unflatten(0, (8, -1)).mean(0)
 
 
 @pytest.mark.parametrize("change", [{"data__workers": 1}, {"data__workers": 3}, {"log_every": 5}], ids=str)

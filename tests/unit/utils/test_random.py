@@ -14,27 +14,27 @@ from tests.reference.philox import philox_slow
     ],
     ids=["zeros", "ones", "pi"],
 )
-def test_known_answers(counter, key, expected):
+def test_philox_known_answers(counter, key, expected):
     """The three vectors that the authors of Philox publish."""
     found = philox(np.array([counter], dtype=np.uint32), key)[0]
     assert " ".join(f"{word:08x}" for word in found) == expected
 
 
-def test_agrees_with_the_slow_reference():
+def test_philox_agrees_with_the_slow_reference():
     counters = np.random.default_rng(0).integers(0, 2**32, (50, 4), dtype=np.uint32)
     for seed in (0, 1, 2**63 - 1):
         for counter, found in zip(counters, philox(counters, seed), strict=True):
             assert philox_slow(counter.tolist(), seed) == found.tolist()
 
 
-def test_a_draw_depends_on_its_own_place_alone():
+def test_random_bits_of_a_position_do_not_depend_on_the_others():
     many = random_bits(3, Stream.CROP, np.arange(100), 10)
     assert np.array_equal(random_bits(3, Stream.CROP, [57], 10)[0], many[57])
     assert np.array_equal(random_bits(3, Stream.CROP, [57, 3], 7), many[[57, 3], :7])
     assert np.array_equal(random_bits(3, Stream.CROP, [57], 2, skip=8)[0], many[57, 8:])
 
 
-def test_seed_stream_and_position_all_matter():
+def test_random_bits_depend_on_seed_stream_and_position():
     one = random_bits(0, Stream.MASK, [5], 8)
     for other in (
         random_bits(1, Stream.MASK, [5], 8),
@@ -42,19 +42,19 @@ def test_seed_stream_and_position_all_matter():
         random_bits(0, Stream.MASK, [6], 8),
     ):
         assert not (one == other).any()
-    assert not (random_bits(0, Stream.MASK, [2**32 + 5], 8) == one).any()  # the position's high half counts
-    assert not (random_bits(2**32, Stream.MASK, [5], 8) == one).any()  # and so does the seed's
+    assert not (random_bits(0, Stream.MASK, [2**32 + 5], 8) == one).any()  # the high half of the position
+    assert not (random_bits(2**32, Stream.MASK, [5], 8) == one).any()  # and of the seed
 
 
-def test_recorded_draws_stay_what_they_are():
-    """A change here changes every recipe's run: raise VERSION."""
+def test_random_bits_do_not_change():
+    """A change here changes the run of every recipe: raise VERSION."""
     assert random_bits(42, Stream.ORDER, [0, 1], 3).tolist() == RECORDED
 
 
 RECORDED = [[541301508, 2550652962, 1410988607], [1168770333, 1185912656, 2719628040]]
 
 
-def test_below_is_uniform_and_in_range():
+def test_randint_is_uniform_and_in_range():
     draw = random_bits(0, Stream.CROP, np.arange(7000), 1)[:, 0]
     found = randint(draw, 7)
     assert found.min() == 0 and found.max() == 6
@@ -62,7 +62,7 @@ def test_below_is_uniform_and_in_range():
     assert randint(np.array([0, 2**32 - 1], dtype=np.uint32), [10, 10]).tolist() == [0, 9]
 
 
-def test_uniform_lies_in_the_half_open_interval():
+def test_uniform_is_in_the_half_open_interval():
     edge = uniform(np.array([0, 2**32 - 1], dtype=np.uint32))
     assert edge[0] == 0 and edge[1] < 1
     draw = uniform(random_bits(1, Stream.DROP_PATH, np.arange(20000), 2))
@@ -70,7 +70,7 @@ def test_uniform_lies_in_the_half_open_interval():
     assert abs(np.corrcoef(draw.T)[0, 1]) < 0.02
 
 
-def test_names_have_their_own_positions():
+def test_name_position_differs_between_names():
     names = [f"encoder.blocks.{i}.attn.qkv.weight" for i in range(1000)]
     places = {name_position(name) for name in names}
     assert len(places) == 1000 and all(0 <= p < 2**62 for p in places)

@@ -13,6 +13,7 @@ from ijepa.data.sources.base import Source, read_file
 from ijepa.data.sources.index import FileDigest, Index
 from ijepa.data.split import Split
 from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.extras import require_extra
 from ijepa.utils.files import read_json
 
 PREFIX = "hf:"
@@ -97,10 +98,9 @@ def _choose(folder: Path, where: str, split: str | None) -> str:
 
 
 def _table(folder: Path, files: list[str], where: str) -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError:
-        raise UserError(where, f"{PREFIX} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
+    require_extra("pyarrow", "huggingface", where)
+    import pyarrow as pa
+
     try:
         tables = [pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all() for name in files]
         return pa.concat_tables(tables)

@@ -16,6 +16,7 @@ from ijepa.data.sources.base import OpenFiles, Source
 from ijepa.data.sources.index import Arrays, FileDigest, Index
 from ijepa.data.split import Split, choose_split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 SIDE = 32
 PIXEL_BYTES = 3 * SIDE * SIDE
@@ -109,11 +110,9 @@ def _index(edition: _Edition, root: Path, files: tuple[str, ...], where: str) ->
     labels: list[npt.NDArray[np.uint8]] = []
     digest = FileDigest("cifar", [edition.folder, *classes])
     for name in files:
-        try:
+        with read_errors(where, root / name):
             data = np.fromfile(root / name, dtype=np.uint8)
             digest.add(name, (root / name).stat())
-        except OSError as error:
-            raise UserError(where, f"{root / name} cannot be read: {error.strerror}") from error
         if len(data) == 0 or len(data) % row_bytes:
             raise UserError(where, f"{root / name} does not consist of rows of {row_bytes} bytes", _HINT)
         labels.append(data.reshape(-1, row_bytes)[:, edition.labels - 1].copy())

@@ -19,6 +19,7 @@ from ijepa.data.paths import Folder
 from ijepa.data.sources.index import Index, build, derived_header, text_arrays
 from ijepa.data.split import Split, choose_split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 LABELS = "labels.yaml"
 _CAMVID = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_")
@@ -152,13 +153,13 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         names = [stem for stem in files if stem in masks]
     else:
         file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        try:
+        with read_errors(where, file):
             names = file.read_text(encoding="utf-8").split()
-        except OSError as error:
-            raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
         made_of.extend(names)
     if not names:
-        raise UserError(where, f"{root}: empty")
+        raise UserError(
+            where, f"{root} holds no images of the split" if split else f"{root} holds no masks of its images"
+        )
     missing = [name for name in names if name not in files]
     if missing:
         problem = f"{len(missing)} of {len(names)} images are missing, the first is {missing[0]}"

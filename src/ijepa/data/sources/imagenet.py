@@ -24,6 +24,7 @@ from ijepa.data.sources.index import Index, build, with_labels
 from ijepa.data.sources.nested_tar import first_name, nested_index
 from ijepa.data.split import Split
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 _NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _TARS = {Split.TRAIN: "ILSVRC2012_img_train.tar", Split.VAL: "ILSVRC2012_img_val.tar"}
@@ -176,11 +177,9 @@ def _read_kit_file(kit: Path, name: str, where: str) -> bytes:
 def _read_table(file: Path, where: str) -> GroundTruth:
     """Read Kaggle's table: lines `ILSVRC2012_val_00000001,n01751748 110 ...`, in any order."""
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
+        with read_errors(where, file), file.open(newline="", encoding="utf-8") as lines:
             rows = dict(row[:2] for row in list(csv.reader(lines))[1:])
         names = [rows[f"ILSVRC2012_val_{number:08d}"].split()[0] for number in range(1, len(rows) + 1)]
-    except OSError as error:
-        raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, csv.Error) as error:
         raise UserError(where, f"{file} is not the table of the validation images: {error}", _HINT) from error
     return GroundTruth.of(names, set(names))

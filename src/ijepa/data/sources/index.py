@@ -36,7 +36,7 @@ from ijepa.data.paths import Folder, Shards
 from ijepa.data.sources.tar_index import Shard, TarError, scan_tar
 from ijepa.utils.cores import available_cores
 from ijepa.utils.errors import UserError
-from ijepa.utils.files import atomic_dir, irregular
+from ijepa.utils.files import atomic_dir, irregular, read_errors
 
 VERSION = 2
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -164,10 +164,8 @@ def _shard_index(files: Shards, where: str) -> Index:
     # Only stat calls: if the cached index is valid, no shard is opened.
     digest = FileDigest("shards", classes)
     for path, name in zip(files.paths, names, strict=True):
-        try:
+        with read_errors(where, path):
             stat = path.stat()
-        except OSError as error:
-            raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
         require_regular(path, stat, where)
         digest.add(name, stat)
 
@@ -199,11 +197,10 @@ def _scan_all(paths: tuple[Path, ...], where: str) -> list[Shard]:
 
 def _scan(path: Path, where: str) -> Shard:
     try:
-        return scan_tar(path)
+        with read_errors(where, path):
+            return scan_tar(path)
     except TarError as error:
         raise UserError(where, f"{path} {error}", error.hint) from error
-    except OSError as error:
-        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
 
 
 def _join(shards: list[Shard]) -> Arrays:
@@ -277,7 +274,7 @@ def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
         folder, ancestors = pending.pop()
-        try:
+        with read_errors(where, root / folder):
             stat = (root / folder).stat()
             identity = (stat.st_dev, stat.st_ino)
             if identity in ancestors:
@@ -290,8 +287,6 @@ def _walk(root: Path, where: str) -> Iterator[tuple[str, os.stat_result]]:
                     yield folder + entry.name, entry.stat()
             # Reversed, because `pending` is a stack: folders are visited in the order of their names.
             pending.extend((name, ancestors | {identity}) for name in reversed(inner))
-        except OSError as error:
-            raise UserError(where, f"{error.filename or root / folder} cannot be read: {error.strerror}") from error
 
 
 def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:

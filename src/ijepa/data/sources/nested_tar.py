@@ -14,6 +14,7 @@ import numpy as np
 from ijepa.data.sources.index import Arrays, FileDigest, Index, cached_index
 from ijepa.data.sources.tar_index import BLOCK, IMAGE_FIELDS, TarError, open_tar, walk
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 
 def first_name(path: Path) -> str:
@@ -62,7 +63,7 @@ def _image_rows(path: Path, where: str, progress: Callable[[int], None]) -> list
     rows: list[tuple[str, int, int]] = []
     inner_name = ""  # for errors
     try:
-        with open_tar(path) as reader:
+        with read_errors(where, path), open_tar(path) as reader:
             for outer in walk(reader):
                 progress(outer.offset)
                 if not outer.name.endswith(b".tar"):
@@ -75,8 +76,6 @@ def _image_rows(path: Path, where: str, progress: Callable[[int], None]) -> list
     except TarError as error:
         place = f", in it {inner_name}," if inner_name else ""
         raise UserError(where, f"{path}{place} {error}", error.hint) from error
-    except OSError as error:
-        raise UserError(where, f"{path} cannot be read: {error.strerror}") from error
     if not rows:
         raise UserError(where, f"{path} holds no images in its tars")
     return rows

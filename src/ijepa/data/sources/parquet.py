@@ -20,6 +20,7 @@ from ijepa.data.sources.arrow import image_bytes
 from ijepa.data.sources.base import Source
 from ijepa.data.sources.index import Arrays, FileDigest, Index, cached_index, require_regular
 from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.extras import require_extra
 
 _CACHE_BYTES, _MAX_OPEN_FILES = 2**28, 16
 _MAX_GROUP_BYTES = 2**30
@@ -164,11 +165,10 @@ def open_file(path: Path, where: str) -> Any:
     Raises:
         UserError: no pyarrow, or not a parquet file.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise UserError(where, f"{path} needs pyarrow", "pip install 'ijepa-pretrain[huggingface]'") from None
+    require_extra("pyarrow", "huggingface", where)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ijepa.data.sources.base import Source
 from ijepa.data.sources.index import SUFFIXES, Index, derived_header
 from ijepa.utils.errors import UserError
+from ijepa.utils.files import read_errors
 
 
 class Subset(Source):
@@ -59,9 +60,8 @@ def select(source: Source, file: Path, where: str) -> Subset:
         UserError: the file cannot be read or is empty, a line names no image, or a line names several.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(where, f"{file} cannot be read: {error.strerror}") from error
+        with read_errors(where, file):
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise UserError(where, f"{file} is not a list of names: {error}") from error
     wanted: dict[str, int] = {}  # a name, and its line
@@ -80,8 +80,8 @@ def select(source: Source, file: Path, where: str) -> Subset:
         if line_number is None:
             continue
         if line_number in sample_of:
-            both = f"{source.name(sample_of[line_number])} and {source.name(index)}"
-            problem = f"{file}, line {line_number + 1}: {lines[line_number]} is {both}"
+            both = f"both {source.name(sample_of[line_number])} and {source.name(index)}"
+            problem = f"{file}, line {line_number + 1}: {lines[line_number]} names {both}"
             raise UserError(where, problem, "give more of the path")
         sample_of[line_number] = index
     missing = sorted(set(wanted.values()) - sample_of.keys())

@@ -111,7 +111,7 @@ def compare(
     size = common_size(encoders, protocol)
     rows = []
     for name, encoder in encoders.items():
-        origin = Origin(encoder, train, test, train_used, test_used, size, context.ranks)
+        origin = Origin(encoder, train, test, train_used, test_used, size, context.world)
         train_x, test_x = _features(name, origin, method, protocol, context)
         split = Split(train_x, torch.from_numpy(train_y), test_x, torch.from_numpy(test_y), classes, origin)
         row = ResultRow(encoder=name, **method.evaluate(split))
@@ -155,55 +155,52 @@ def _features(
             interpolation=protocol.interpolation,
             batch_size=protocol.forward_batch,
             progress=context.progress,
-            ranks=context.ranks,
+            ranks=context.world,
         )
         features.append(found.x)
     return features
 
 
 def matched_labels(train: Source, test: Source, train_used: Indices, test_used: Indices) -> tuple[Labels, Labels, int]:
-    """Return the used images' classes (n,) and (m,) by the train set's numbers, and how many numbers there are.
+    """Return the classes (n,) and (m,) of the used images in the numbering of the train set, and the number of classes.
 
     Raises:
-        UserError: an empty set, labels missing, the same set twice, or a test class that the train images lack.
+        UserError: an empty set, labels missing, the same set twice, or a test class without train images.
     """
     for flag, source in (("--train", train), ("--test", test)):
         if not len(source):
-            raise UserError(flag, "holds no images")
+            raise UserError(flag, "has no images")
     train_y = train.require_labels("--train")[train_used].astype(np.int64)
     test_y = test.require_labels("--test")[test_used].astype(np.int64)
     if train.fingerprint == test.fingerprint:
-        raise UserError("--test", "is the train set", "give images that are not trained on")
+        raise UserError("--test", "is the train set", "give other images")
     count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
-    if train.classes is None and count > MOST_UNNAMED:  # heads and votes have a column for every number
+    if train.classes is None and count > MOST_UNNAMED:
         first = train.name(int(train_used[train_y.argmax()]))
         problem = f"label {count - 1} of {first} is too large for a class without a name"
-        raise UserError("--train", problem, f"number classes below {MOST_UNNAMED}, or name each in classes.txt")
+        raise UserError("--train", problem, f"use numbers below {MOST_UNNAMED}, or name the classes in classes.txt")
     known = set(np.unique(train_y).tolist())
     if train.classes is not None and test.classes is not None:
         numbers = {name: number for number, name in enumerate(train.classes)}
         to_train = np.array([numbers.get(name, -1) for name in test.classes], dtype=np.int64)
-        strange = [test.classes[label] for label in np.unique(test_y) if int(to_train[label]) not in known]
+        missing = [test.classes[label] for label in np.unique(test_y) if int(to_train[label]) not in known]
         test_y = to_train[test_y]
     else:
-        strange = [str(label) for label in np.unique(test_y) if int(label) not in known]
-    if strange:
-        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
-        raise UserError(
-            "--test",
-            f"{len(strange)} of its classes are not in the train set: {shown}",
-            "give two sets of the same classes",
-        )
+        missing = [str(label) for label in np.unique(test_y) if int(label) not in known]
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        problem = f"{len(missing)} of its classes are not in the train set: {names}"
+        raise UserError("--test", problem, "give two sets with the same classes")
     if len(known) < 2:
-        raise UserError("--train", "all images are of one class", "give at least 2 classes")
+        raise UserError("--train", "all images have one class", "give at least 2 classes")
     return train_y, test_y, count
 
 
 def common_size(encoders: Mapping[str, Encoder], protocol: ImageProtocol) -> tuple[int, int]:
-    """Return height and width in pixels at which all encoders see the images: the protocol's, else the first's native.
+    """Return height and width of the input in pixels: those of the protocol, or the native ones of the first encoder.
 
     Raises:
-        UserError: an encoder's patch does not divide it.
+        UserError: the size is not divisible by the patch of an encoder.
     """
     first = next(iter(encoders.values()))
     native = first.grid[0] * first.patch_size, first.grid[1] * first.patch_size
@@ -212,7 +209,7 @@ def common_size(encoders: Mapping[str, Encoder], protocol: ImageProtocol) -> tup
         if any(side % encoder.patch_size for side in size):
             raise UserError(
                 f"protocol {protocol.name}: image size {size[0]} x {size[1]}",
-                f"the patches of {name}, {encoder.patch_size} pixels, do not divide it",
-                f"give an image_size that is a multiple of {encoder.patch_size}",
+                f"is not divisible by the patches of {name}, {encoder.patch_size} pixels",
+                f"set image_size to a multiple of {encoder.patch_size}",
             )
     return size

@@ -2,7 +2,7 @@
 
 The index divides the bank into lists by k-means; a query is compared only with the rows of the `probes` lists whose
 centers are nearest. Neighbors in other lists are missed, so that results state the recall. The index holds a float32
-copy of the bank.
+copy of the bank. faiss is the extra `faiss`.
 """
 
 from typing import Any
@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.segmentation.protocol import Searched
 from ijepa.evaluation.segmentation.retrieval import Distance, search
-from ijepa.utils.extras import require_extra
 
 _ITERATIONS = 10
 """Iterations of k-means; more of them change the recall in the third digit only."""
@@ -32,16 +31,12 @@ class BankSearch:
         keys: the rows (m, D), float16 or float32. They must not change afterwards.
         rule: method of the search.
         seed: of k-means.
-
-    Raises:
-        UserError: the search needs faiss, and it is not installed.
     """
 
     def __init__(self, keys: Tensor, rule: Searched, seed: int) -> None:
-        if rule.search == "faiss":
-            require_extra("faiss", "faiss", "search = faiss")
         self.keys, self.rule, self.seed = keys, rule, seed
         self._indexes: dict[Distance, Any] = {}
+        self._recall: dict[str, float | int] | None = None
 
     def nearest(self, queries: Tensor, k: int, distance: Distance) -> Tensor:
         """Return the numbers (q, k) of the k nearest rows for queries (q, D) float32, nearest first.
@@ -52,17 +47,18 @@ class BankSearch:
         if self.rule.search == "exact":
             return search(queries, self.keys, k, distance)
         found = torch.from_numpy(self.index(distance).search(_prepared(queries, distance), k)[1])
-        return torch.where(found < 0, found[:, :1], found).clamp_(min=0)
+        found = torch.where(found < 0, found[:, :1], found).clamp_(min=0)
+        if self._recall is None:
+            asked = queries[:_RECALL_QUERIES]
+            exact = search(asked, self.keys, k, distance)
+            recall = float((exact[:, :, None] == found[: len(asked), None, :]).any(2).double().mean())
+            lists = self.index(distance).nlist
+            self._recall = {"lists": lists, "probes": self.rule.probes, "recall": recall, "queries": len(asked)}
+        return found
 
-    def recall(self, patches: Tensor, k: int, distance: Distance) -> dict[str, float | int]:
-        """Return what a result states about an approximate search, measured on queries (q, D); empty if it is exact."""
-        if self.rule.search == "exact":
-            return {}
-        queries = patches[:_RECALL_QUERIES]
-        found, exact = self.nearest(queries, k, distance), search(queries, self.keys, k, distance)
-        recall = float((exact[:, :, None] == found[:, None, :]).any(2).double().mean())
-        lists = self.index(distance).nlist
-        return {"lists": lists, "probes": self.rule.probes, "recall": recall, "queries": len(queries)}
+    def recall(self) -> dict[str, float | int]:
+        """Return the share of the exact neighbors that the first search found, and its settings; empty if exact."""
+        return self._recall or {}
 
     def index(self, distance: Distance) -> Any:
         """Return the index for a distance, which is built at its first use."""

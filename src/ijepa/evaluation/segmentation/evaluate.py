@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
@@ -31,7 +32,7 @@ from ijepa.evaluation.segmentation.clustering import (
     reduce_features,
     require_clustering,
 )
-from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset, find_classes
+from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset, find_classes
 from ijepa.evaluation.segmentation.hummingbird import SoftBank
 from ijepa.evaluation.segmentation.linear import train_layer
 from ijepa.evaluation.segmentation.memory import describe_memory, planned_memory
@@ -41,6 +42,7 @@ from ijepa.evaluation.segmentation.retrieval import vote, whole_masks
 from ijepa.evaluation.segmentation.tokencut import cut_set
 from ijepa.utils.environment import versions
 from ijepa.utils.errors import UserError
+from ijepa.utils.extras import require_extra
 from ijepa.utils.random import Stream, random_bits
 
 
@@ -136,6 +138,9 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
 def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, Source], protocol: SegmentationProtocol) -> None:
     if protocol.level == 0:
         require_clustering(f"protocol {protocol.name}")
+    searched = {"retrieval": protocol.retrieval, "hummingbird": protocol.hummingbird}.get(protocol.method)
+    if searched is not None and searched.search == "faiss":
+        require_extra("faiss", "faiss", f"protocol {protocol.name}: search = faiss")
     for flag, source in sets.items():
         if not len(source):
             raise UserError(flag, "has no images")
@@ -178,7 +183,7 @@ def _select(
             protocol.image_size,
             mask_size,
             protocol.interpolation,
-            context.ranks,
+            context.world,
         )
     return used
 
@@ -191,6 +196,14 @@ def _described(used: Mapping[str, SegmentationDataset], classes: Classes, protoc
         labels={flag.lstrip("-"): labels.name for flag, labels in classes.maps.items()},
         labels_sha256={flag.lstrip("-"): labels.sha256 for flag, labels in classes.maps.items()},
     )
+
+
+def _segment(task: Task, predict: Callable[[Tensor], Labels]) -> Confusion:
+    """Return the confusion matrix of the test set, for predicted masks of patches (B, N, D)."""
+    confusion = task.confusion()
+    for patches, masks in task.samples.patch_features(task.encoder, task.protocol.batch):
+        confusion.add(masks, predict(patches))
+    return confusion
 
 
 def _retrieval(task: Task) -> Row:
@@ -208,22 +221,19 @@ def _retrieval(task: Task) -> Row:
     tried = {(k, distance): task.confusion() for distance in rule.distances for k in rule.neighbours}
     for patches, masks in support.select(held_out).patch_features(task.encoder, protocol.batch):
         for distance in rule.distances:
-            near = bank.neighbours(patches, max(rule.neighbours), distance)
+            near = bank.neighbor_labels(patches, max(rule.neighbours), distance)
             for k in rule.neighbours:
                 voted = vote(near[:, :k], bank.classes.count).unflatten(0, patches.shape[:2])
                 tried[k, distance].add(masks, whole_masks(voted, task.encoder.patch_size).numpy())
     k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals
     bank.extend(support.select(held_out))
-    confusion, recall = task.confusion(), None
-    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
-        recall = bank.recall(patches, k, distance) if recall is None else recall
-        confusion.add(masks, bank.masks(patches, k, distance))
+    confusion = _segment(task, lambda patches: bank.masks(patches, k, distance))
     row = {
         **_scores([confusion], task.seed),
         "miou_held_out": tried[k, distance].miou,
         "k": k,
         "distance": distance,
-        "bank": {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})},
+        "bank": {"patches": len(bank), "bytes": bank.nbytes, **bank.search.recall()},
     }
     return row, confusion
 
@@ -253,20 +263,15 @@ def _kmeans(task: Task) -> Row:
 def _hummingbird(task: Task) -> Row:
     protocol = task.protocol
     bank = SoftBank(task.encoder, task.support, protocol.hummingbird, batch=protocol.batch, seed=task.seed)
-    confusion, recall = task.confusion(), None
-    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
-        recall = bank.recall(patches) if recall is None else recall
-        confusion.add(masks, bank.masks(patches, protocol.image_size))
-    size = {"patches": len(bank), "bytes": bank.nbytes, **(recall or {})}
+    confusion = _segment(task, lambda patches: bank.masks(patches, protocol.image_size))
+    size = {"patches": len(bank), "bytes": bank.nbytes, **bank.search.recall()}
     return {**_scores([confusion], task.seed), "bank": size}, confusion
 
 
 def _linear(task: Task) -> Row:
     protocol = task.protocol
     layer = train_layer(task.encoder, task.support, protocol.linear, seed=task.seed, batch=protocol.batch)
-    confusion = task.confusion()
-    for patches, masks in task.samples.patch_features(task.encoder, protocol.batch):
-        confusion.add(masks, layer.masks(patches, protocol.image_size))
+    confusion = _segment(task, lambda patches: layer.masks(patches, protocol.image_size))
     return _scores([confusion], task.seed), confusion
 
 

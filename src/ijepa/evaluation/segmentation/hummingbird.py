@@ -77,10 +77,6 @@ class SoftBank:
             found.append(torch.einsum("qk,qkc->qc", weights, self.labels[near].float()))
         return torch.cat(found)
 
-    def recall(self, patches: Tensor) -> dict[str, float | int]:
-        """Return the recall of the search for patches (B, N, D), see `BankSearch.recall`."""
-        return self.search.recall(normalize(patches.flatten(0, 1), dim=1), self.rule.neighbours, "cosine")
-
     def masks(self, patches: Tensor, size: int) -> Labels:
         """Return predicted masks (B, size, size) for patches (B, N, D)."""
         return largest(self.shares(patches.flatten(0, 1)).unflatten(0, patches.shape[:2]), size)

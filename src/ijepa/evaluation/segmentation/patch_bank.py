@@ -95,21 +95,15 @@ class PatchBank:
         self._keys[before : self._count].sub_(self.mean).mul_(self.scale)
         self.search = BankSearch(self.keys, self.rule, self.seed)
 
-    def neighbours(self, patches: Tensor, k: int, distance: Distance) -> Tensor:
+    def neighbor_labels(self, patches: Tensor, k: int, distance: Distance) -> Tensor:
         """Return the labels (B * N, k, L) of the k nearest patches of the bank, nearest first, for (B, N, D)."""
-        return self.labels[self.search.nearest(self._standardize(patches), k, distance)]
-
-    def recall(self, patches: Tensor, k: int, distance: Distance) -> dict[str, float | int]:
-        """Return the recall of the search for patches (B, N, D), see `BankSearch.recall`."""
-        return self.search.recall(self._standardize(patches), k, distance)
+        queries = patches.flatten(0, 1).sub(self.mean).mul_(self.scale)
+        return self.labels[self.search.nearest(queries, k, distance)]
 
     def masks(self, patches: Tensor, k: int, distance: Distance) -> Labels:
         """Return predicted masks (B, S, S) for patches (B, N, D)."""
-        voted = vote(self.neighbours(patches, k, distance), self.classes.count)
+        voted = vote(self.neighbor_labels(patches, k, distance), self.classes.count)
         return whole_masks(voted.unflatten(0, patches.shape[:2]), self.encoder.patch_size).numpy()
-
-    def _standardize(self, patches: Tensor) -> Tensor:
-        return patches.flatten(0, 1).sub(self.mean).mul_(self.scale)
 
     def _add(self, support: SegmentationDataset, scaler: RunningMeanStd | None = None) -> None:
         """Add the labeled patches of images; `scaler` is given all patches."""

@@ -22,7 +22,7 @@ Distance = Literal["cosine", "l2"]
 QUERIES, KEYS = 1024, 16384
 
 BLOCK = 64
-"""Number of scores of which only the maximum is compared first."""
+"""Number of scores in a block; only the maximum of each block is compared first."""
 
 
 def search(queries: Tensor, keys: Tensor, k: int, distance: Distance) -> Tensor:

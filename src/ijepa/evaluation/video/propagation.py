@@ -65,7 +65,7 @@ def evaluate_propagation(
     rows = []
     for name, encoder in encoders.items():
         scores: list[Scores] = []
-        for (pairs,) in context.ranks.map_in_turns(len(videos), partial(_score_videos, encoder, videos, protocol)):
+        for (pairs,) in context.world.map_in_turns(len(videos), partial(_score_videos, encoder, videos, protocol)):
             scores.append([(float(j), float(f)) for j, f in pairs])
             context.report(f"propagation: {name}, {len(scores)} of {len(videos)} videos")
         rows.append(ResultRow(encoder=name, **_summary(scores, context.seed)))

@@ -9,15 +9,15 @@ from ijepa.evaluation.segmentation.clustering import require_clustering
 from ijepa.report.feature_figures import SegmentationSettings, segment
 from ijepa.report.images import THUMBNAIL, Grid, class_legend, class_map, picture
 from ijepa.report.run_data import MissingInput, RunData
-from ijepa.report.run_images import SEED, ImageSets, RunImages, affordable_images, choose_varied, sample_name
+from ijepa.report.run_images import ImageSets, RunImages, affordable_images, choose_varied, sample_name
 from ijepa.utils.errors import RunError, UserError
 
-_IMAGES, _SUPPORT, _CLUSTERED = 6, 200, 100
+_IMAGES = 6
 
 
 @dataclass(frozen=True)
 class SegmentationSection:
-    """Images and masks; `settings` by encoder name, `support` annotated images, `clusters` clusters."""
+    """Images and masks; `settings` by encoder name; `support` annotated images were searched."""
 
     masks: Grid
     legend: list[tuple[str, str]]
@@ -32,16 +32,10 @@ def segmentation_section(run: RunData, images: RunImages) -> SegmentationSection
     sets = images.sets(result or run.result("linear", "knn"))
     _check_sets(run, sets)
     settings = _settings(run, result)
-    size = settings["trained"].image_size
-    affordable = affordable_images(run.recipe.model, (size // run.recipe.model.patch_size) ** 2) // 2
-    support, others = min(_SUPPORT, affordable), min(_CLUSTERED, affordable)
     chosen = choose_varied(sets.test, _IMAGES).tolist()
     try:
         segmented = {
-            name: segment(
-                encoder, sets.train, sets.test, chosen, settings[name], support=support, others=others, seed=SEED
-            )
-            for name, encoder in encoders.items()
+            name: segment(encoder, sets.train, sets.test, chosen, settings[name]) for name, encoder in encoders.items()
         }
     except RunError as error:
         raise MissingInput(str(error), _command(run)) from error
@@ -64,7 +58,7 @@ def segmentation_section(run: RunData, images: RunImages) -> SegmentationSection
         Grid("Images, true masks and predictions", rows),
         class_legend(seen, classes, palette),
         settings,
-        support=min(support, len(sets.train)),
+        support=min(settings["trained"].support, len(sets.train)),
         clusters=len(classes) - sum(label < len(classes) for label in settings["trained"].ignore),
     )
 
@@ -88,21 +82,21 @@ def _check_sets(run: RunData, sets: ImageSets) -> None:
 
 def _settings(run: RunData, result: EvaluationResult | None) -> dict[str, SegmentationSettings]:
     """Return the settings of an evaluation by encoder, with the k and the distance that it selected for each."""
-    if result is None:
-        return dict.fromkeys(("trained", "random"), SegmentationSettings(run.recipe.model.image_size[0]))
-    protocol = result.protocol
+    model, protocol = run.recipe.model, {} if result is None else result.protocol
+    size = int(protocol.get("image_size", model.image_size[0]))
+    affordable = affordable_images(model, (size // model.patch_size) ** 2) // 2
     shared = SegmentationSettings(
-        image_size=int(protocol["image_size"]),
+        image_size=size,
         interpolation=protocol.get("interpolation", "bilinear"),
         classes=protocol.get("classes"),
-        ignore=tuple(protocol["ignore"]),
+        ignore=tuple(protocol.get("ignore", [255])),
         labels=protocol.get("labels"),
+        support=min(200, affordable),
+        others=min(100, affordable),
     )
-    rows = {name: result.row(name) for name in ("trained", "random")}
+    rows = {name: result and result.row(name) for name in ("trained", "random")}
     return {
-        name: shared
-        if row is None
-        else replace(shared, k=int(row.get("k", 10)), distance=row.get("distance", "cosine"))
+        name: replace(shared, k=int(row.get("k", 10)), distance=row.get("distance", "cosine")) if row else shared
         for name, row in rows.items()
     }
 

@@ -124,7 +124,7 @@ def test_config_positions_and_errors():
     plan = config(global_batch=12, micro_batch=2, rank=1, world_size=3)
     assert plan.micro_batches == 2
     assert [plan.positions(k).tolist() for k in (0, 1, 2)] == [[4, 5], [6, 7], [16, 17]]
-    with pytest.raises(UserError, match=r"batch.global: 12 is not divisible by 5 ranks x 2 images; change"):
+    with pytest.raises(UserError, match="5 ranks"):
         config(global_batch=12, world_size=5)
     with pytest.raises(ValueError, match="rank 3 of 3"):
         config(global_batch=12, rank=3, world_size=3)

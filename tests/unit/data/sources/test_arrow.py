@@ -50,7 +50,7 @@ def test_open_saved_rows_without_a_label(tmp_path):
     assert source.labels.tolist() == [1, -1, 0, -1, 1] and source.labels.dtype == np.int32
     assert [source.label(i) for i in (0, 1)] == [1, None]
     write_saved(tmp_path / "large", images, [1, 2**40, 0, 0, 1])
-    with pytest.raises(UserError, match="large: its column label holds no labels: .*1099511627776"):
+    with pytest.raises(UserError, match="1099511627776"):
         open_dataset(f"hf:{tmp_path}/large")
 
 

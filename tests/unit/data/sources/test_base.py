@@ -144,7 +144,7 @@ def test_files_that_shrink_or_disappear_are_run_errors(tmp_path):
     source = open_dataset(write_shards(tmp_path / "shards", [3]))
     path = tmp_path / "shards/train-0000.tar"
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(RunError, match=r"train-0000.tar has shrunk since it was indexed: \d+ of \d+ bytes at 2560"):
+    with pytest.raises(RunError, match=r"train-0000.tar has shrunk .*2560"):
         source[1]
     path.unlink()
     with pytest.raises(RunError, match=r"train-0000.tar: No such file"):

@@ -71,7 +71,7 @@ def test_row_group_cache_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CACHE_BYTES", 1)
     assert source.image(4) == jpeg(4) and len(source._groups) == 1
     monkeypatch.setattr(module, "_MAX_GROUP_BYTES", 100)
-    with pytest.raises(UserError, match="too much to be read at once; write it with row_group_size=100"):
+    with pytest.raises(UserError, match="row_group_size"):
         open_dataset(write(tmp_path / "y.parquet", range(12)))
 
 
@@ -90,7 +90,7 @@ def test_changed_file_is_an_error(published):
     assert open_dataset(published, split="train").image(0) == jpeg(0)
     source = open_dataset(published, split="train")
     (published / "data/train-00001-of-00002.parquet").unlink()
-    with pytest.raises(RunError, match="train-00001-of-00002.parquet: row group 0 cannot be read"):
+    with pytest.raises(RunError, match="train-00001-of-00002.parquet: row group 0"):
         source.image(11)
 
 
@@ -107,7 +107,7 @@ def test_open_parquet_refuses_files_without_images(tmp_path, monkeypatch):
     file = write(tmp_path / "x.parquet", range(3))
     open_dataset(file)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'ijepa-pretrain\[huggingface\]'"):
+    with pytest.raises(UserError, match="pyarrow"):
         open_dataset(file)
 
 
@@ -119,7 +119,7 @@ def test_open_parquet_refuses_damaged_labels(tmp_path):
     with file.open("rb+") as opened:
         opened.seek(start)
         opened.write(b"\xff" * column.total_compressed_size)
-    with pytest.raises(UserError, match="x.parquet: its column label cannot be read: .*") as error:
+    with pytest.raises(UserError, match="column label") as error:
         open_dataset(file)
     assert "\n" not in str(error.value)
 

@@ -101,7 +101,7 @@ def test_find_remote_splits_of_a_folder(server, cache):
     url, _, far = server
     write_shards(far, [2, 2], prefix="val")
     assert len(open_dataset(url + "/", split="train")) == 12 and len(open_dataset(url + "/", split="val")) == 4
-    with pytest.raises(UserError, match=r"holds several splits: train, val; give one, as http://.*/train-\*.tar"):
+    with pytest.raises(UserError, match="several splits"):
         open_dataset(url + "/")
 
 
@@ -118,7 +118,7 @@ def test_download_shards_of_one_name_in_several_folders(server, cache, monkeypat
         assert [source.image(i) for i in range(len(source))] == wanted and source.classes == ("x", "y")
     assert [open_dataset(f"{url}/b/train-0.tar").image(i) for i in range(3)] == wanted[3:]
     assert len([name for name in asked if name.endswith(".tar")]) == 2  # each is downloaded once, for all three
-    with pytest.raises(UserError, match="--test: 3 of its 3 images are in the train set"):
+    with pytest.raises(UserError, match="3 of its 3"):
         refuse_overlap(open_dataset(url + "/{a,b}/train-0.tar"), open_dataset(url + "/b/train-0.tar"))
 
 
@@ -222,7 +222,7 @@ def test_download_from_a_bucket_again_after_a_change_of_equal_size(bucket, cache
     data = (far / "train-0000.tar").read_bytes().replace(before, before[::-1])
     system.pipe_file("bucket/shards/train-0000.tar", data)
     assert open_dataset("s3://bucket/shards/train-{0000..0001}.tar").image(0) == before[::-1]
-    with pytest.raises(UserError, match=r"train-0002.tar does not exist.*1 of 3 files are missing"):
+    with pytest.raises(UserError, match=r"train-0002.tar .*1 of 3"):
         open_dataset("s3://bucket/shards/train-{0000..0002}.tar")
     with pytest.raises(UserError, match="s3://bucket/nothing/ matches nothing"):
         open_dataset("s3://bucket/nothing/")

@@ -243,6 +243,13 @@ def test_faiss_search_reports_its_recall(pairs: Any, base: dict[str, Any]) -> No
     assert "recall" not in exact["bank"]
 
 
+def test_faiss_search_names_the_extra_that_is_missing(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ijepa.utils.extras.find_spec", lambda name: None)
+    with pytest.raises(UserError) as err:
+        evaluate(pairs, protocol(RETRIEVAL, retrieval={"search": "faiss"}))
+    assert "search = faiss" in err.value.where and "[faiss]" in err.value.hint
+
+
 def test_k_and_distance_are_chosen_on_the_held_out_part_only(pairs: Any, tmp_path: Path) -> None:
     """Wrong masks of the test set change the score, but not the choice."""
     wrong = [(block_mask(100 + i) + 1) % 4 for i in range(20)]

@@ -51,7 +51,7 @@ def theirs_of(ours: FrozenEncoder, shape: ModelConfig):
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_features_agree(tmp_path, size):
+def test_frozen_encoder_agrees_with_transformers(tmp_path, size):
     from safetensors.torch import save_file
 
     shape = ModelConfig(
@@ -75,10 +75,10 @@ def test_features_agree(tmp_path, size):
     )
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     pixels = torch.randint(0, 256, (3, 3, size, size), generator=draw, dtype=torch.uint8)
-    normalised = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
+    normalized = (pixels / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor(
         [0.229, 0.224, 0.225]
     )[:, None, None]
     with torch.no_grad():
-        wanted = theirs.eval()(normalised).last_hidden_state
+        wanted = theirs.eval()(normalized).last_hidden_state
     torch.testing.assert_close(ours(pixels), wanted, rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours(normalised), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours(normalized), wanted, rtol=0, atol=1e-5)

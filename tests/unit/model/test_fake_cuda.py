@@ -1,8 +1,8 @@
-"""What can be said of the CUDA path without a GPU: tensors that pretend to lie on one go through a whole forward pass.
+"""The CUDA path without a GPU: a whole forward pass on fake tensors, whose device is CUDA.
 
-torch's fake tensors know shape, dtype and device and compute nothing. They refuse operands on two devices, and every
-value that the host would have to wait for: `float()` and `item()` raise DataDependentOutputException. Kernels and the
-backward pass remain for a GPU to show.
+torch's fake tensors have a shape, dtype and device, and compute nothing. They refuse operands on different devices, and
+every value that the host would have to wait for: `float()` and `item()` raise DataDependentOutputException. Kernels and
+the backward pass can only be tested on a GPU.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _indexing(monkeypatch):
-    """Indexing and `~`, without the device guard that a torch built for CPUs has only for CPUs."""
+    """Indexing and `~` without the device guard, which a torch built for CPUs has only for CPUs."""
 
     def part(self: Tensor, key: Any) -> Tensor:
         keys = list(key) if isinstance(key, tuple) else [key]
@@ -52,7 +52,7 @@ def _indexing(monkeypatch):
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations, and holds that all they make lies on the GPU, except numbers."""
+    """Counts operations, and asserts that all their results except numbers are on the GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Operations(TorchDispatchMode):
 
 
 def fake(tensor: Tensor) -> Tensor:
-    """Of the same shape, on the GPU; bfloat16 for whatever autocast, which needs a GPU, would make of it."""
+    """Return a tensor of the same shape on the GPU; floating-point ones in bfloat16, because autocast needs a GPU."""
     return torch.empty(tensor.shape, dtype=torch.bfloat16 if tensor.is_floating_point() else tensor.dtype, device=CUDA)
 
 
 def prepared(kernel: str) -> tuple[IJEPA, Batch]:
     values = {"model.image_size": 64, "model.patch_size": 8, "mask.min_context": 4, "precision.attention": kernel}
     values |= {"precision.autocast": "bf16", "batch.global": 4, "model.encoder.drop_path": 0.4}
-    values["compile"] = False  # Inductor asks for a driver where torch is built for CUDA
+    values["compile"] = False  # Inductor needs a driver if torch is built for CUDA
     for part, heads in (("encoder", 1), ("predictor", 1)):
         values |= {f"model.{part}.depth": 3, f"model.{part}.heads": heads}
     recipe = Recipe.load("vit-small-16", {**values, "model.encoder.width": 80, "model.predictor.width": 24})
@@ -101,20 +101,20 @@ needs_driver = pytest.mark.skipif(
         "math",
     ],
 )
-def test_a_forward_pass_stays_on_the_device_and_waits_for_nothing(kernel):
+def test_forward_stays_on_the_device_without_synchronization(kernel):
     model, batch = prepared(kernel)
     with torch.no_grad(), FakeTensorMode():
         model._apply(fake)
         batch = batch.map(fake)
         with Operations() as operations:
-            outcome = model(batch)
-    assert outcome.loss.is_cuda and outcome.loss.shape == () and outcome.position_sums.shape == (64, 80)
+            output = model(batch)
+    assert output.loss.is_cuda and output.loss.shape == () and output.position_sums.shape == (64, 80)
     flash = sum(count for name, count in operations.count.items() if "_varlen_attn" in name)
     assert flash == (9 if kernel in ("auto", "flash") else 0)  # three layers in each of three parts
 
 
 @pytest.mark.parametrize("name", ["position_mean", "pixel_norm.mean", "context_encoder.pos_embed"])
-def test_a_constant_left_on_the_host_would_be_noticed(name):
+def test_forward_fails_if_a_constant_is_on_the_host(name):
     model, batch = prepared("auto")
     with torch.no_grad(), FakeTensorMode():
         model._apply(fake)
@@ -126,7 +126,7 @@ def test_a_constant_left_on_the_host_would_be_noticed(name):
 
 
 def attended(width: int, asked: int | None, backend: str) -> tuple[torch.Tensor, list[str]]:
-    """The attention of `asked` of 100 tokens, or of all, on a GPU that is not there, and the operations called."""
+    """Return the attention for `asked` of 100 tokens, or for all, on a fake GPU, and the operations called."""
     with torch.no_grad(), FakeTensorMode():
         qkv = torch.empty(100, 3, 4, width, dtype=torch.bfloat16, device=CUDA)
         starts = torch.empty(5, dtype=torch.int32, device=CUDA)
@@ -139,8 +139,8 @@ def attended(width: int, asked: int | None, backend: str) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("width", [80, 24])
 @pytest.mark.parametrize("asked", [None, 12])
-def test_flash_attention_takes_the_heads_of_both_parts_with_and_without_rows(width, asked):
-    """Whatever the mission asks of it: 80 wide in its encoders, 24 in its predictor, and the last layer's queries."""
+def test_flash_attention_takes_the_head_widths_of_the_mission(width, asked):
+    """80 in the encoders, 24 in the predictor, with rows as in the last layer of the predictor."""
     out, called = attended(width, asked, "flash")
     assert out.shape == (asked or 100, 4, width) and out.dtype == torch.bfloat16 and out.is_cuda
     assert [name for name in called if "_varlen_attn" in name]
@@ -148,13 +148,13 @@ def test_flash_attention_takes_the_heads_of_both_parts_with_and_without_rows(wid
 
 @pytest.mark.parametrize("width", [12, 264])
 @pytest.mark.parametrize("asked", [None, 12])
-def test_heads_that_flash_attention_does_not_take_are_attended_to_without_it(width, asked):
+def test_attention_without_flash_for_other_head_widths(width, asked):
     out, called = attended(width, asked, "auto")
     assert out.shape == (asked or 100, 4, width) and out.is_cuda
     assert not [name for name in called if "_varlen_attn" in name or "_flash_attention" in name]
 
 
-def test_flash_attention_refuses_what_it_would_round():
+def test_flash_attention_refuses_float32():
     with FakeTensorMode(), pytest.raises(ValueError, match="16 bits on CUDA, not torch.float32"):
         keys = Sequences(torch.empty(4), torch.empty(2), (4,))
         attention(torch.empty(4, 3, 1, 8, device=CUDA), keys, keys, None, "flash")

@@ -25,8 +25,8 @@ from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.classification.knn import knn_ranks, planned_memory
-from ijepa.evaluation.classification.linear_heads import Heads
-from ijepa.evaluation.features.loaders import Augmented
+from ijepa.evaluation.classification.linear_heads import LinearHeads
+from ijepa.evaluation.features.loaders import AugmentedLoader
 from ijepa.evaluation.protocols import LinearProtocol
 from ijepa.evaluation.segmentation.bank_search import BankSearch
 from ijepa.evaluation.segmentation.protocol import Searched
@@ -64,22 +64,22 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
     empty = torch.empty(images, 0, 0)
     split = Split(empty, torch.zeros(images), empty, torch.zeros(images), classes, origin)
     four, last = (
-        Augmented(split, LinearProtocol(name="bench", blocks=(blocks,), lrs=(1.0,), weight_decays=(0.0,)), 0)
+        AugmentedLoader(split, LinearProtocol(name="bench", blocks=(blocks,), lrs=(1.0,), weight_decays=(0.0,)), 0)
         for blocks in (4, 1)
     )
     y = torch.randint(classes, (images,), generator=_draw(1))
-    groups = {1: Heads(width, classes, GRID[::2]), 4: Heads(4 * width, classes, GRID[1::2])}
-    one = Heads(width, classes, GRID[:1])
+    groups = {1: LinearHeads(width, classes, GRID[::2]), 4: LinearHeads(4 * width, classes, GRID[1::2])}
+    one = LinearHeads(width, classes, GRID[:1])
 
     @torch.no_grad()
     def many() -> None:
-        x = four.training(places, places)
+        x = four.train_batch(places, places)
         for blocks, heads in groups.items():
             heads.step(x[:, -blocks:].flatten(1), y, 1.0)
 
     @torch.no_grad()
     def single() -> None:
-        one.step(last.training(places, places).flatten(1), y, 1.0)
+        one.step(last.train_batch(places, places).flatten(1), y, 1.0)
 
     seconds = interleaved({"one": single, "many": many}, repeats)
     settings = {"recipe": name, "images": images, "classes": classes, "heads": len(GRID)}
@@ -95,8 +95,8 @@ def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps
     x = _features(8 * batch, width, 0).half()
     y = torch.randint(classes, (len(x),), generator=_draw(1))
     fixed = (torch.zeros(width), torch.ones(width))
-    together = Heads(width, classes, GRID, fixed=fixed)
-    alone = [Heads(width, classes, [point], fixed=fixed) for point in GRID]
+    together = LinearHeads(width, classes, GRID, fixed=fixed)
+    alone = [LinearHeads(width, classes, [point], fixed=fixed) for point in GRID]
     modules = [_module(width, classes, *point) for point in GRID]
     batches = torch.randint(len(x), (steps, batch), generator=_draw(2))
     left = torch.randn(width, len(GRID) * classes)

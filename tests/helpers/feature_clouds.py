@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Split
 
@@ -38,4 +38,4 @@ def write_colours(root: Path, each: int, *, names=tuple(COLOURS), size=32, first
 def colour_sets(root: Path, **options) -> tuple[Source, Source]:
     train = write_colours(root / "train", 20, **options)
     test = write_colours(root / "val", 8, first=100, **options)
-    return open_source(train), open_source(test)
+    return open_dataset(train), open_dataset(test)

@@ -208,8 +208,8 @@ def diagnose(
     """
     import json
 
-    from ijepa.evaluation.diagnostics.by_layer import diagnose_fully as run
-    from ijepa.evaluation.diagnostics.warnings import run_warnings
+    from ijepa.evaluation.diagnostics.per_layer import diagnose as run
+    from ijepa.evaluation.diagnostics.warnings import training_warnings
     from ijepa.interop.weights import resolve_weights
 
     resolved = resolve_weights(weights, heads=heads)
@@ -223,7 +223,7 @@ def diagnose(
         views=views,
         layers=layers,
     )
-    found["warnings"] = run_warnings(resolved.run) if resolved.run else []
+    found["warnings"] = training_warnings(resolved.run) if resolved.run else []
     click.echo(json.dumps(found, indent=1))
 
 

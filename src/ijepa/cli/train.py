@@ -110,7 +110,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
     """Return the callback that measures the target encoder on fixed images during the run, and warns of problems."""
     from ijepa.data.open import open_dataset
     from ijepa.evaluation.diagnostics.online import online_diagnosis
-    from ijepa.evaluation.diagnostics.warnings import new_warnings
+    from ijepa.evaluation.diagnostics.warnings import new_training_warnings
     from ijepa.training.loop import Callback
 
     where = "data.path" if data is None else "--diagnose-data"
@@ -124,7 +124,9 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             click.echo(f"measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
-    return [Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_warnings(folder))]
+    return [
+        Callback(every or total, online_diagnosis(held_out, recipe.model.image_size), new_training_warnings(folder))
+    ]
 
 
 @click.command(cls=RecipeCommand, epilog=_EPILOG)

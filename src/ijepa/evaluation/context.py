@@ -7,7 +7,7 @@ import torch
 
 from ijepa.distributed.launch import local_device
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.evaluation.features.extract import Progress
+from ijepa.utils.progress import Progress
 
 
 @dataclass(frozen=True)

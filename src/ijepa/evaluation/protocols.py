@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ijepa.config.files import preset_names, read_yaml
 from ijepa.data.loading.crop import Interpolation
 from ijepa.evaluation.classification.linear_heads import Norm
-from ijepa.evaluation.classification.optimizers import Name
+from ijepa.evaluation.classification.optimizers import OptimizerName
 from ijepa.evaluation.features.precision import Autocast
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.evaluation.video.protocol import PropagationProtocol
@@ -78,7 +78,7 @@ class LinearProtocol(ImageProtocol):
     """Weight decays, decoupled for AdamW. Norms have no weight decay."""
     decay_bias: bool = False
     """Apply weight decay to the biases of linear heads as well."""
-    optimizer: Name = "adamw"
+    optimizer: OptimizerName = "adamw"
     """Optimizer: adamw, sgd or lars."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the two moment estimates of AdamW."""

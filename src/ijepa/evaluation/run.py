@@ -20,7 +20,7 @@ from ijepa.distributed.launch import join_evaluation, local_device
 from ijepa.distributed.process_group import World
 from ijepa.evaluation.classification import knn, linear_probe
 from ijepa.evaluation.context import EvaluationContext
-from ijepa.evaluation.features.extract import Encoder, PixelEncoder, Progress, weights_hash
+from ijepa.evaluation.features.extract import PatchEncoder, PixelEncoder, weights_hash
 from ijepa.evaluation.features.precision import Autocast, name_of, resolved
 from ijepa.evaluation.protocols import load_protocol
 from ijepa.evaluation.results.schema import EvaluationResult
@@ -34,6 +34,7 @@ from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.environment import machine
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_json
+from ijepa.utils.progress import Progress
 
 _EVALUATIONS: dict[str, Callable[..., EvaluationResult]] = {
     "linear": linear_probe.evaluate_linear,
@@ -135,7 +136,7 @@ class _Task:
     which: Which
     protocol: Any
     folder: Path
-    encoders: dict[str, Encoder]
+    encoders: dict[str, PatchEncoder]
     context: EvaluationContext
 
 
@@ -157,7 +158,7 @@ def _prepare(kind: str, weights: str | Mapping[str, str], world: World, options:
         device=device,
         precision=resolved(protocol.autocast, device),
     )
-    encoders: dict[str, Encoder] = {name: each.encoder(which) for name, each in found.items()}
+    encoders: dict[str, PatchEncoder] = {name: each.encoder(which) for name, each in found.items()}
     if options.get("baselines", True):
         shape = first.recipe.model
         encoders["random"] = FrozenEncoder.initial(shape, first.recipe.seed)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ijepa.data.loading.crop import Interpolation
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.segmentation.clustering import assign_classes, collect, hungarian, kmeans, reduce_features
 from ijepa.evaluation.segmentation.dataset import Labels, SegmentationDataset, find_classes
@@ -119,7 +119,7 @@ class SegmentedImages:
 
 
 def segment(
-    encoder: Encoder, train: Source, test: Source, shown: Sequence[int], settings: SegmentationSettings
+    encoder: PatchEncoder, train: Source, test: Source, shown: Sequence[int], settings: SegmentationSettings
 ) -> SegmentedImages:
     """Segment the images `shown` of `test` by both methods that train nothing; masks of `train` are searched.
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from ijepa.config.recipe import Recipe
 from ijepa.data.loading.decode import decode
 from ijepa.data.open import open_dataset
-from ijepa.evaluation.features.extract import central_view
+from ijepa.evaluation.features.extract import center_view
 from ijepa.evaluation.run import evaluate
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.heads import Head
@@ -182,7 +182,7 @@ def test_saved_head_has_the_accuracy_of_the_row(weights: Path, scenes: Path, tmp
     result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
     head, encoder = Head.read(file), load_encoder(weights)
     source = open_dataset(f"{scenes}/val-*.tar")
-    view = central_view((48, 48), 1.0)
+    view = center_view((48, 48), 1.0)
     pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])
     right = (encoder(pixels).mean(1) @ head.weight.T + head.bias).argmax(1).numpy() == source.labels
     assert right.mean() == pytest.approx(result.rows[0]["top1"], abs=1 / len(source))  # features rounded to float16

@@ -194,10 +194,10 @@ def test_failed_callback_loses_no_step_and_is_repeated_on_resume(scenes, whole, 
 
 def test_callback_remarks_are_shown_after_the_measurement(scenes, tmp_path, capsys):
     """A RankMe that falls all the time is reported once."""
-    from ijepa.evaluation.diagnostics.warnings import new_warnings
+    from ijepa.evaluation.diagnostics.warnings import new_training_warnings
 
     ranks = iter(range(100, 0, -10))
-    call = Callback(1, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_warnings(tmp_path))
+    call = Callback(1, lambda model: {"rankme_centred": float(next(ranks, 1))}, new_training_warnings(tmp_path))
     pretrain(recipe(scenes, steps=8), source(scenes), tmp_path, callbacks=[call])
     warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("watch: ")]
     assert len(warned) == 1 and "rank falls: centered RankMe went from 60.0 to 30.0" in warned[0]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ijepa.data.sources.base import Source
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
 from ijepa.evaluation.context import EvaluationContext
-from ijepa.evaluation.features.extract import Encoder, Indices, device_of, extract
+from ijepa.evaluation.features.extract import Indices, PatchEncoder, device_of, extract
 from ijepa.evaluation.features.sampling import choose
 from ijepa.evaluation.metrics.accuracy import describe
 from ijepa.evaluation.protocols import ImageProtocol
@@ -35,7 +35,7 @@ MOST_UNNAMED = 100_000
 class Origin:
     """One encoder, both sets, the numbers of the used images in them, and the height and width of its input."""
 
-    encoder: Encoder
+    encoder: PatchEncoder
     train: Source
     test: Source
     train_used: Indices
@@ -83,7 +83,7 @@ class Method:
 
 def compare(
     method: Method,
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, PatchEncoder],
     train: Source,
     test: Source,
     protocol: ImageProtocol,
@@ -157,7 +157,7 @@ def _features(
             progress=context.progress,
             ranks=context.world,
         )
-        features.append(found.x)
+        features.append(found)
     return features
 
 
@@ -196,7 +196,7 @@ def matched_labels(train: Source, test: Source, train_used: Indices, test_used: 
     return train_y, test_y, count
 
 
-def common_size(encoders: Mapping[str, Encoder], protocol: ImageProtocol) -> tuple[int, int]:
+def common_size(encoders: Mapping[str, PatchEncoder], protocol: ImageProtocol) -> tuple[int, int]:
     """Return height and width of the input in pixels: those of the protocol, or the native ones of the first encoder.
 
     Raises:

@@ -1,131 +1,78 @@
-"""AdamW and SGD for many heads at once, with a rate and a decay for each; LARS stands in `lars`.
+"""Optimizers of the heads of a probe: one or two parameter groups per head, so that each has its own rate and decay."""
 
-Layout as there: heads on the second axis from the end. The first parameter is the matrix, the second the bias. The
-first `decayed` parameters decay: 1 is the matrix alone, 2 is matrix and bias.
-
-An update goes over many heads' weights several times, operation by operation. It does so slab by slab, so that a slab
-and its moments stay in the cache meanwhile, and what is computed on the way has one place: taking fresh memory for
-every operation cost more than all of them.
-"""
-
-from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ijepa.evaluation.classification.lars import Lars, spread
+OptimizerName = Literal["adamw", "sgd", "lars"]
 
-EPS = 1e-8
-
-Name = Literal["adamw", "sgd", "lars"]
-
-
-SLAB = 1 << 15
-"""Numbers that are updated at once; with their gradient, two moments and what is between, half a megabyte."""
+TRUST = 0.001
+"""LARS: length of an update relative to that of the weights, at a learning rate of 1."""
 
 
-class HeadOptimizer(Protocol):
-    """What updates heads."""
+class LARS(torch.optim.Optimizer):
+    """SGD whose update of a matrix is scaled to the length of that matrix.
 
-    def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
-        """Update the parameters by gradients of their shapes at rates (H, 1)."""
-        ...
+    You et al., "Large batch training of convolutional networks" (arXiv 1708.03888), in the form of MAE's and VISSL's
+    linear probes: the gradient plus weight decay is scaled by trust * |w| / |gradient + decay * w|, then momentum is
+    applied, then the learning rate. Vectors (biases, gains and offsets) are not scaled.
 
-
-class AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): decay beside the update, not within it.
-
-    torch's fused kernel goes over gradient and moments once, but knows one rate for all heads: it updates zeros at a
-    rate of 1, and what it leaves there joins the weights at each head's own.
+    Args:
+        groups: parameter groups with `params`, `lr` and `weight_decay`.
+        momentum: share of the last update that is kept.
+        trust: factor on the scale.
     """
 
-    def __init__(
-        self, parameters: Sequence[Tensor], decay: Tensor, *, betas: tuple[float, float], decayed: int = 1
-    ) -> None:
-        self.parameters, self.decay, self.betas, self.decayed = parameters, decay, betas, decayed
-        self._moments = [(torch.zeros_like(values), torch.zeros_like(values)) for values in parameters]
-        self._between = parameters[0].new_empty(max(_slab(values) for values in parameters))
-        self._steps = parameters[0].new_zeros(())
+    def __init__(self, groups: list[dict[str, Any]], *, momentum: float = 0.9, trust: float = TRUST) -> None:
+        super().__init__(groups, {"momentum": momentum, "trust": trust})
 
-    def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
-        """Update the parameters by gradients of their shapes at rates (H, 1)."""
-        self._steps += 1
-        for place, (values, gradient, moments) in enumerate(
-            zip(self.parameters, gradients, self._moments, strict=True)
-        ):
-            rates, kept = spread(rate, values), spread(1 - rate * self.decay, values)
-            for part, slope, mean, square in slabs(values, gradient, *moments):
-                change = self._between[: part.numel()].view_as(part).zero_()
-                torch._fused_adamw_(
-                    [change],
-                    [slope],
-                    [mean],
-                    [square],
-                    [],
-                    [self._steps],
-                    lr=1.0,
-                    beta1=self.betas[0],
-                    beta2=self.betas[1],
-                    weight_decay=0.0,
-                    eps=EPS,
-                    amsgrad=False,
-                    maximize=False,
-                )
-                flat = part.flatten(-2)
-                if place < self.decayed:
-                    flat.mul_(kept)
-                flat.addcmul_(change.flatten(-2), rates)
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters by their gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if parameter.ndim > 1:
+                    length, step = parameter.norm(), update.norm()
+                    # Weights that start at zero need a scale that is not zero to leave it.
+                    scale = torch.where((length > 0) & (step > 0), group["trust"] * length / step, 1.0)
+                    update.mul_(scale)
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.mul_(group["momentum"]).add_(update)
+                parameter.sub_(momentum, alpha=group["lr"])
 
 
-class Sgd:
-    """Stochastic gradient descent with momentum, the decay joining the gradient."""
-
-    def __init__(self, parameters: Sequence[Tensor], decay: Tensor, *, momentum: float, decayed: int = 1) -> None:
-        self.parameters, self.decay, self.momentum, self.decayed = parameters, decay, momentum, decayed
-        self._gathered = [torch.zeros_like(values) for values in parameters]
-
-    def step(self, gradients: Sequence[Tensor], rate: Tensor) -> None:
-        """Update the parameters by gradients of their shapes at rates (H, 1)."""
-        for place, (values, gradient, gathered) in enumerate(
-            zip(self.parameters, gradients, self._gathered, strict=True)
-        ):
-            rates, decays = spread(rate, values), spread(self.decay, values)
-            for parts in slabs(values, gradient, gathered):
-                some, change, kept = (part.flatten(-2) for part in parts)
-                kept.mul_(self.momentum).add_(change)
-                if place < self.decayed:
-                    kept.addcmul_(some, decays)
-                some.addcmul_(kept, rates, value=-1)
+Setting = tuple[Tensor, float, float]
+"""A parameter, its learning rate at the peak, and its weight decay."""
 
 
-def slabs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield tensors of one shape in parts of about `SLAB` numbers along the first axis.
-
-    Those of two axes come whole, and so do those on a device, which would wait for each part's start.
-    """
-    if tensors[0].ndim < 3 or tensors[0].device.type != "cpu":
-        return iter([tensors])
-    rows = max(1, SLAB // tensors[0][0].numel())
-    return zip(*(values.split(rows) for values in tensors), strict=True)
-
-
-def _slab(values: Tensor) -> int:
-    return next(slabs(values))[0].numel()
+def parameter_groups(settings: Iterable[Setting]) -> list[dict[str, Any]]:
+    """Return one parameter group for each pair of learning rate and weight decay; see `set_rates`."""
+    groups: defaultdict[tuple[float, float], list[Tensor]] = defaultdict(list)
+    for parameter, lr, weight_decay in settings:
+        groups[lr, weight_decay].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay, "lr": lr, "peak_lr": lr}
+        for (lr, weight_decay), parameters in groups.items()
+    ]
 
 
-def head_optimizer(
-    name: Name,
-    parameters: Sequence[Tensor],
-    decay: Tensor,
-    *,
-    betas: tuple[float, float],
-    momentum: float,
-    decayed: int = 1,
-) -> HeadOptimizer:
-    """Return the optimizer of that name."""
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each learning rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def make_optimizer(
+    name: OptimizerName, groups: list[dict[str, Any]], *, betas: tuple[float, float], momentum: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer of that name; `betas` are for AdamW, `momentum` for SGD and LARS."""
+    # fused: one pass over gradient, moments and weights of a group; the loops over groups take most of the time.
     if name == "adamw":
-        return AdamW(parameters, decay, betas=betas, decayed=decayed)
+        return torch.optim.AdamW(groups, betas=betas, fused=True)
     if name == "sgd":
-        return Sgd(parameters, decay, momentum=momentum, decayed=decayed)
-    return Lars(parameters, decay, momentum=momentum, decayed=decayed)
+        return torch.optim.SGD(groups, momentum=momentum, fused=True)
+    return LARS(groups, momentum=momentum)

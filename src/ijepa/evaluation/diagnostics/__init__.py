@@ -1,1 +1,1 @@
-"""Figures without labels, and warnings."""
+"""Measures of feature quality without labels, and warnings about a run."""

@@ -1,10 +1,10 @@
-"""How healthy features are, without labels: rank, spread, and what position alone explains.
+"""Quality of features without labels: rank, spread, and the share that position alone explains.
 
-Functions take features as they are, (n, D) of images or (n, N, D) of patches, and compute in float64: the figures
-come from small differences of large sums. Patch features of many images are never held together: `Moments` takes
-them a batch at a time and keeps one pooled vector an image and one sum a position.
+Functions take features (n, D) of images or (n, N, D) of patches and compute in float64, because the results are small
+differences of large sums. `Moments` reads patch features in batches and keeps one pooled vector per image and one sum
+per position, so that features of many images are never in memory together.
 
-No figure here needs a label, and none is a score: each shows one way in which self-supervised features go wrong.
+None of these numbers is a score: each shows one way in which self-supervised features fail.
 """
 
 import math
@@ -15,38 +15,43 @@ import torch
 from torch import Tensor
 
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder, require_finite
 from ijepa.evaluation.features.sampling import choose, crops, encoded, pair
-from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.errors import UserError
 
 RANKME_EPS = 1e-7
-_BATCH = 64
+BATCH = 64
+"""Images per forward pass."""
+
+
+def entropy_rank(values: Tensor, eps: float) -> float:
+    """Return e to the entropy of non-negative `values` (k,) normalized to sum 1; `eps` keeps the logarithm finite."""
+    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + eps
+    return float(torch.exp(-(p * p.log()).sum()))
 
 
 def rankme(features: Tensor, *, centred: bool = False) -> float:
-    """Return the effective rank of features (n, D): e to the entropy of their normalised singular values.
+    """Return the effective rank of features (n, D): e to the entropy of their normalized singular values.
 
-    Garrido et al., arXiv 2210.02885, equation 1. The paper takes the features as they are, so that a large common
-    mean counts as one dominant direction; `centred` subtracts it first and is blind to it. At most min(n, D), to
-    be compared between encoders only for equal n.
+    RankMe, Garrido et al., arXiv 2210.02885, equation 1. There the features are not centered, so that a large common
+    mean counts as one dominant direction; `centred` subtracts it first. The result is at most min(n, D). Compare
+    encoders only at equal n.
     """
     wide = features.double()
     if centred:
         wide = wide - wide.mean(0)
-    values = torch.linalg.svdvals(wide)
-    p = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + RANKME_EPS
-    return float(torch.exp(-(p * p.log()).sum()))
+    return entropy_rank(torch.linalg.svdvals(wide), RANKME_EPS)
 
 
 def alpha_req(features: Tensor, *, first: int = 1, last: int | None = None) -> float:
-    """Return alpha of the covariance's eigenvalues l_j ~ j^-alpha, by least squares on logarithms, j = first..last.
+    """Return alpha of the eigenvalues l_j ~ j^-alpha of the covariance of features (n, D), j = first..last.
 
-    Agrawal et al., "alpha-ReQ", NeurIPS 2022. Eigenvalues below 1e-10 of the largest are rounding and left out.
-    About 1 is what the paper found to go with good features; far above it, few directions carry all. `nan` where
-    fewer than two eigenvalues are left.
+    alpha-ReQ, Agrawal et al., NeurIPS 2022: least squares on logarithms. In the paper good features have about 1; far
+    above it, few directions have all variance. `nan` if fewer than two eigenvalues are left.
     """
     wide = features.double()
     values = torch.linalg.svdvals(wide - wide.mean(0)).square()
+    # Eigenvalues that are this small are rounding errors; their logarithms would dominate the fit.
     values = values[values > 1e-10 * values.amax()] if float(values.amax()) > 0 else values[:0]
     rank = torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
     x, y = rank[first - 1 : last].log(), values[first - 1 : last].log()
@@ -57,7 +62,7 @@ def alpha_req(features: Tensor, *, first: int = 1, last: int | None = None) -> f
 
 
 def feature_std(features: Tensor) -> float:
-    """Return the standard deviation of features (n, D) over the samples, mean over channels."""
+    """Return the standard deviation of each channel of features (n, D), mean over channels."""
     return float(features.double().std(0, correction=0).mean())
 
 
@@ -65,16 +70,17 @@ def mean_cosine(features: Tensor) -> float:
     """Return the mean cosine between two different rows of features (n, D); 1 for a single row."""
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     n = len(unit)
+    # The squared length of the sum is the sum of all n^2 products; n of them are those of a row with itself.
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else 1.0
 
 
-def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
-    """Return the accuracy of leave-one-out kNN on features (n, D): cosine, votes weighing exp(s / temperature).
+def leave_one_out_knn(features: Tensor, labels: Tensor, k: int = 10, temperature: float = 0.07) -> float:
+    """Return the accuracy of leave-one-out kNN on features (n, D): cosine similarity s, votes exp(s / temperature).
 
-    `labels` (n,) are any integers: memory depends on how many differ, not on the largest.
+    `labels` (n,) are any integers: memory depends on the number of different ones, not on the largest.
     """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
-    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    similarity = (unit @ unit.T).fill_diagonal_(-torch.inf)  # an image is not its own neighbor
     near, index = similarity.topk(min(k, len(unit) - 1), dim=1)
     present, labels = labels.unique(return_inverse=True)
     votes = unit.new_zeros(len(unit), len(present))
@@ -83,7 +89,7 @@ def nearest_vote(features: Tensor, labels: Tensor, k: int = 10, temperature: flo
 
 
 class Moments:
-    """Running sums over batches of patch features (B, N, D); everything below is a figure of all batches so far."""
+    """Running sums over batches of patch features (B, N, D); all properties are those of all batches so far."""
 
     def __init__(self) -> None:
         self._pooled: list[Tensor] = []
@@ -98,39 +104,37 @@ class Moments:
         return moments
 
     def add(self, features: Tensor) -> None:
-        """Take a batch (B, N, D) into account.
+        """Add a batch (B, N, D).
 
         Raises:
-            RunError: features that are no finite numbers, of which no figure could be made.
+            RunError: features that are not finite numbers.
         """
-        wide = features.double()
-        square = float(wide.square().sum())
-        if not math.isfinite(square):
-            raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
+        wide = require_finite(features).double()
         mean = wide.mean(1)
         total = wide.sum(0)
         self._pooled.append(mean)
         self._position_sum = total if self._position_sum is None else self._position_sum + total
-        self._square += square
+        self._square += float(wide.square().sum())
         self._length += float(wide.norm(dim=2).sum())
         self._distance += float((wide - mean[:, None]).norm(dim=2).sum())
 
     @property
     def pooled(self) -> Tensor:
-        """Each image's mean over patches, (n, D) float64."""
+        """Mean over the patches of each image, (n, D) float64."""
         return torch.cat(self._pooled)
 
     @property
     def position_r2(self) -> float:
-        """See the function of this name."""
+        """Share of the variance of patch features that the mean of each position explains, in [0, 1]."""
         images, sums = len(self.pooled), self._sums
+        # Sums of squares: of the common mean, between positions, and in total, the last two around the common mean.
         common = images * len(sums) * float(sums.mean(0).square().sum()) / images**2
-        between, whole = float(sums.square().sum()) / images - common, self._square - common
-        return min(1.0, max(0.0, between / whole)) if whole > 1e-12 * self._square else 0.0
+        between, total = float(sums.square().sum()) / images - common, self._square - common
+        return min(1.0, max(0.0, between / total)) if total > 1e-12 * self._square else 0.0
 
     @property
     def patch_spread(self) -> float:
-        """See the function of this name."""
+        """Mean distance of a patch from the mean patch of its image, relative to the mean length of a patch."""
         return self._distance / self._length if self._length else 0.0
 
     @property
@@ -140,13 +144,14 @@ class Moments:
 
     @property
     def _sums(self) -> Tensor:
+        """Sum of the features of each position, (N, D)."""
         if self._position_sum is None:
             raise ValueError("no features yet")
         return self._position_sum
 
 
-def figures(moments: Moments) -> dict[str, float]:
-    """Return the figures that are cheap enough to watch during training."""
+def feature_metrics(moments: Moments) -> dict[str, float]:
+    """Return the metrics that are cheap enough to compute during training."""
     pooled = moments.pooled
     return {
         "rankme": rankme(pooled),
@@ -161,9 +166,9 @@ def figures(moments: Moments) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Health:
-    """What the verdict is read from. Deviations and lengths are relative to the features' root mean square.
+    """Input of the verdict. Standard deviations are relative to the root mean square of the features.
 
-    What stands before the final norm and LiDAR are None where they were not measured.
+    `std_before_norm` and `lidar` are None if they were not measured.
     """
 
     images: int
@@ -177,18 +182,18 @@ class Health:
 
     @property
     def attainable(self) -> int:
-        """The largest centred rank these many images can show."""
+        """The largest centered rank that is possible with this number of images."""
         return max(1, min(self.images - 1, self.width))
 
 
 CONSTANT = 0.01
-"""Pooled features whose deviation is below this share of their size say nothing about the image."""
+"""Pooled features whose relative standard deviation is below this do not depend on the image."""
 FLAT = 0.05
-"""Patches that are closer than this to the mean of their image, relative to their length, say nothing about places."""
+"""Patches with a spread below this do not depend on the place in the image."""
 NARROW = 0.02
 """A centered RankMe below this share of the attainable one is suspicious."""
 POSITIONAL = 0.7
-"""Above this share of the variance, features are mostly the position embedding."""
+"""If position explains more than this share of the variance, features are mostly the position embedding."""
 
 _RESTART = (
     "lower optimizer.lr_encoder, raise schedule.momentum_start or lengthen schedule.warmup, and start again from "
@@ -197,10 +202,10 @@ _RESTART = (
 
 
 def verdict(health: Health) -> str:
-    """Return one sentence that begins with "collapsed", "watch" or "healthy", with figures and what to change.
+    """Return one sentence that begins with "collapsed", "watch" or "healthy", with numbers and what to change.
 
-    "collapsed" is what training does not recover from: features that are constant, or have one direction. Anything
-    else can also be seen in a healthy run on its way, so it is "watch".
+    "collapsed" is a state from which training does not recover: features are constant, or have one direction. All else
+    also occurs temporarily in healthy runs, so it is "watch".
     """
     rank = f"centered RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
     if health.relative_std < CONSTANT:
@@ -243,32 +248,19 @@ def verdict(health: Health) -> str:
     )
 
 
-def diagnose(
-    encoder: Encoder,
-    source: Source,
-    *,
-    images: int = 1024,
-    image_size: int | tuple[int, int],
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Diagnose an encoder on `images` images of a source, chosen by `seed`.
+def measure_features(
+    encoder: PatchEncoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int = 0
+) -> tuple[dict[str, Any], Health]:
+    """Measure the features of an encoder on `images` images of a source, selected by `seed`.
 
     Returns:
-        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}, "verdict": str}`; a number is None where the
-        features leave it undefined, as constant ones do `alpha_req`.
+        `{"kind": "diagnosis", "data": {...}, "numbers": {name: float}}`, and the input of `verdict`. A number is None
+        if it is undefined, as `alpha_req` is for constant features.
 
     Raises:
         UserError: an image size that the patch does not divide, or fewer than two images.
         RunError: an image cannot be decoded, or features are not finite.
     """
-    found, health = measured(encoder, source, images=images, image_size=image_size, seed=seed)
-    return {**found, "verdict": verdict(health)}
-
-
-def measured(
-    encoder: Encoder, source: Source, *, images: int, image_size: int | tuple[int, int], seed: int
-) -> tuple[dict[str, Any], Health]:
-    """Return `diagnose`'s answer without its verdict, and what that is read from. Raises as it."""
     size = pair(image_size)
     if any(side % encoder.patch_size for side in size):
         raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
@@ -276,10 +268,10 @@ def measured(
     if len(chosen) < 2:
         raise UserError("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
     moments = Moments()
-    for start in range(0, len(chosen), _BATCH):
-        moments.add(encoded(encoder, crops(source, chosen[start : start + _BATCH], size)))
+    for start in range(0, len(chosen), BATCH):
+        moments.add(encoded(encoder, crops(source, chosen[start : start + BATCH], size)))
     pooled = moments.pooled
-    numbers = figures(moments) | {"relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0}
+    numbers = feature_metrics(moments) | {"relative_std": feature_std(pooled) / moments.rms if moments.rms else 0.0}
     health = Health(
         images=len(pooled),
         width=pooled.shape[1],
@@ -289,9 +281,9 @@ def measured(
         patch_spread=numbers["patch_spread"],
     )
     data = {"fingerprint": source.fingerprint, "images": len(pooled), "image_size": list(size), "seed": seed}
-    return {"kind": "diagnosis", "data": data, "numbers": defined(numbers)}, health
+    return {"kind": "diagnosis", "data": data, "numbers": nan_to_none(numbers)}, health
 
 
-def defined(numbers: dict[str, float]) -> dict[str, float | None]:
-    """Return numbers with None for those that features leave undefined: JSON has no NaN."""
+def nan_to_none(numbers: dict[str, float]) -> dict[str, float | None]:
+    """Return numbers with None for those that are not finite, because JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

@@ -1,8 +1,7 @@
-"""Which images of a source are looked at, and how they become pixels: the ground of everything here without training.
+"""Selection of images from a source, their pixels, and their patch features: evaluation without training.
 
-Images are chosen by (seed, Stream.EVALUATION), so that two encoders, or one encoder at two steps, see the same ones.
-`crops` takes the largest central box of the wanted shape: nothing of the image's middle is lost, and an image that
-already has the wanted size goes in untouched.
+Images are selected by (seed, Stream.EVALUATION), so that two encoders, or one encoder at two steps, see the same ones.
+`crops` takes the largest center box of the required shape. An image that already has the required size is not changed.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ijepa.data.loading.crop import center_crop_box, crop_resize
 from ijepa.data.loading.decode import DecodeError, decode
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder, device_of, require_finite
 from ijepa.utils.errors import RunError
 from ijepa.utils.random import Stream, randint, random_bits, uniform
 
@@ -24,11 +23,12 @@ Indices = npt.NDArray[np.int64]
 
 
 def choose(total: int, count: int, seed: int) -> Indices:
-    """Return `count` sample numbers below `total`, ascending, without repetition; all of them where count >= total."""
+    """Return `count` different sample numbers below `total`, ascending; all numbers if count >= total."""
     if count >= total:
         return np.arange(total)
     drawn = 2 * count
     while True:
+        # The first `count` different numbers of one sequence: drawing more of it changes none of them.
         numbers = randint(random_bits(seed, Stream.EVALUATION, np.arange(drawn), 1)[:, 0], total)
         distinct, first = np.unique(numbers, return_index=True)
         if len(distinct) >= count:
@@ -64,12 +64,12 @@ def hold_out(
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) of a size given as one side or both."""
+    """Return (height, width) of a size that is given as one side of a square or as both sides."""
     return (size, size) if isinstance(size, int) else size
 
 
 def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> Tensor:
-    """Return the images' central crops (n, 3, h, w) uint8.
+    """Return center crops (n, 3, h, w) uint8 of images.
 
     Raises:
         RunError: an image cannot be decoded; the line names it.
@@ -84,13 +84,13 @@ def crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int
 
 
 def readable_crops(source: Source, indices: Sequence[int] | Indices, size: tuple[int, int]) -> tuple[Tensor, Indices]:
-    """Return central crops (n, 3, h, w) uint8 of what can be read, and the sample numbers (n,) they are of.
+    """Return center crops (n, 3, h, w) uint8 of images that can be decoded, and their numbers (n,).
 
-    An image that cannot be decoded gives way to the next one of the source that can, and that nobody has taken: none
-    is there twice. Where none is left, n is smaller.
+    An image that cannot be decoded is replaced by the next one of the source that can be, and that is not in the batch
+    yet. If none is left, n is smaller than the number of `indices`.
 
     Raises:
-        RunError: none of the source's images can be decoded.
+        RunError: no image of the source can be decoded.
     """
     taken, found = {int(index) for index in indices}, {}
     for first in map(int, indices):
@@ -113,16 +113,10 @@ def _crop(source: Source, index: int, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Return patch features (B, N, D) float32 in main memory of pixels (B, 3, H, W), made where the encoder lies.
+def encoded(encoder: PatchEncoder, pixels: Tensor) -> Tensor:
+    """Return patch features (B, N, D) float32 on the CPU of pixels (B, 3, H, W), computed on the encoder's device.
 
     Raises:
-        RunError: features that are no finite numbers. Left alone they would not fail everywhere: a search among them
-            still finds "neighbours", and scores.
+        RunError: features that are not finite numbers.
     """
-    weights = encoder.parameters() if isinstance(encoder, nn.Module) else iter(())
-    device = next((weight.device for weight in weights), pixels.device)
-    features = encoder(pixels.to(device)).float().cpu()
-    if not bool(features.isfinite().all()):
-        raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
-    return features
+    return require_finite(encoder(pixels.to(device_of(encoder))).float().cpu())

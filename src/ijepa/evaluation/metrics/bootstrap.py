@@ -1,10 +1,10 @@
-"""Intervals of a mean IoU, and of a mean: percentile bootstrap over test images.
+"""Intervals of a mean IoU and of a mean: percentile bootstrap over test images (Efron, 1979).
 
-An image is the unit that is drawn: pixels of one image are no independent witnesses. IoU over a data set needs of each
-image three counts a class, not its whole confusion matrix: hits, true pixels, predicted pixels. So an interval takes
-12 n C bytes for n images of C classes (3.6 MB for ADE20K's 2,000 and 150) and one product of (resamples, n) with them.
+Images are drawn, not pixels, because pixels of one image are not independent. IoU over a data set needs three counts
+per image and class: correct, true and predicted pixels. So an interval takes 12 n C bytes for n images and C classes
+(3.6 MB for ADE20K with 2,000 and 150) and one matrix product with (resamples, n).
 
-Which images a resample holds is drawn by (seed, Stream.BOOTSTRAP): encoders that are compared meet the same ones.
+The images of a resample are drawn by (seed, Stream.BOOTSTRAP), so that compared encoders have the same resamples.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from ijepa.utils.random import Stream, randint, random_bits
 RESAMPLES = 1000
 
 LEVEL = 0.95
-"""How often an interval of this method is meant to hold the truth."""
+"""Share of such intervals that contain the true value."""
 
 _AT_ONCE = 64
+"""Resamples per matrix product."""
 
 
 def miou_interval(
@@ -29,10 +30,10 @@ def miou_interval(
     """Return the interval of the mean over `confusions` of their mIoU, as shares.
 
     Args:
-        confusions: runs over the same images in the same order; each resample is drawn for all of them.
-        seed: of the draw.
-        resamples: how many.
-        level: the share of resamples that lies within.
+        confusions: runs on the same images in the same order, which share the resamples.
+        seed: seed of the draw.
+        resamples: number of resamples.
+        level: share of the resamples inside the interval.
     """
     counts = np.stack([confusion.of_images for confusion in confusions])  # (runs, n, 3, C)
     runs, n = counts.shape[:2]
@@ -40,7 +41,8 @@ def miou_interval(
     found = []
     for start in range(0, resamples, _AT_ONCE):
         weights = times_drawn(np.arange(start, min(start + _AT_ONCE, resamples)), n, seed)
-        hit, true, predicted = (weights @ flat).reshape(-1, runs, *counts.shape[2:]).transpose(2, 0, 1, 3)
+        sums = (weights @ flat).reshape(-1, runs, *counts.shape[2:])  # (R, runs, 3, C)
+        hit, true, predicted = sums.transpose(2, 0, 1, 3)
         found.append(_means(iou_of(hit, true, predicted, confusions[0].scored)).mean(axis=1))
     low, high = np.quantile(np.concatenate(found), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -54,12 +56,12 @@ def mean_interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Return the interval of a mean over what is drawn independently.
+    """Return the interval of a mean over independent units.
 
     Args:
-        sums: a value of each image, or the sum of several of each video.
-        seed: of the draw.
-        counts: how many values are in each sum; one if None.
+        sums: value of each image, or sum of the values of each video.
+        seed: seed of the draw.
+        counts: number of values in each sum; 1 if None.
         resamples, level: as in `miou_interval`.
     """
     values, each = np.asarray(sums, dtype=np.float64), np.asarray(counts or np.ones(len(sums)), dtype=np.float64)
@@ -72,12 +74,12 @@ def mean_interval(
 
 
 def times_drawn(resamples: npt.NDArray[np.int64], n: int, seed: int) -> npt.NDArray[np.float64]:
-    """Return how often each of n images is in each resample (R, n): n draws with replacement a row."""
+    """Return how often each of n images is in each resample, (R, n): n draws with replacement per row."""
     drawn = randint(random_bits(seed, Stream.BOOTSTRAP, resamples, n), n)
     return np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
 
 
 def _means(iou: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the mean over the last axis of what is not NaN, 0 where all is."""
+    """Return the mean over the last axis without NaN, 0 if all values are NaN."""
     there = ~np.isnan(iou)
     return np.nan_to_num(iou).sum(-1) / np.maximum(there.sum(-1), 1)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.standardize import RunningMeanStd
 from ijepa.evaluation.metrics.iou import Confusion, Counts, tabulate
 from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset, nearest_resize
@@ -29,7 +29,7 @@ def require_clustering(what: str) -> None:
         require_extra(module, "evaluation", what)
 
 
-def collect(encoder: Encoder, samples: SegmentationDataset, batch: int) -> tuple[Tensor, Labels]:
+def collect(encoder: PatchEncoder, samples: SegmentationDataset, batch: int) -> tuple[Tensor, Labels]:
     """Return all patch features (n, N, D) float32 and masks (n, M, M) uint8 or int32."""
     patches = (samples.image_size // encoder.patch_size) ** 2
     features = torch.empty(len(samples), patches, encoder.embed_dim)

@@ -20,7 +20,7 @@ from ijepa.data.loading.crop import Box, Interpolation, crop_resize
 from ijepa.data.loading.decode import DecodeError, decode, decode_mask
 from ijepa.data.sources.base import Source
 from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import Indices, encoded
 from ijepa.evaluation.segmentation.label_map import IGNORED, LabelError, LabelMap, load_label_map
 from ijepa.utils.errors import RunError, UserError
@@ -104,7 +104,7 @@ class SegmentationDataset:
                 masks[row] = nearest_resize(mask, (self.mask_size, self.mask_size))
             yield pixels, masks
 
-    def patch_features(self, encoder: Encoder, batch: int) -> Iterator[tuple[Tensor, Labels]]:
+    def patch_features(self, encoder: PatchEncoder, batch: int) -> Iterator[tuple[Tensor, Labels]]:
         """Yield patch features (B, N, D) float32 and masks (B, M, M) on every process, in order. Raises as `read`."""
 
         def compute(numbers: Iterable[int]) -> Iterator[tuple[Tensor, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import choose, hold_out
 from ijepa.evaluation.metrics.bootstrap import miou_interval
 from ijepa.evaluation.metrics.iou import Confusion
@@ -50,7 +50,7 @@ from ijepa.utils.random import Stream, random_bits
 class Task:
     """The evaluation of one encoder. At level 0, `support` is the test set."""
 
-    encoder: Encoder
+    encoder: PatchEncoder
     support: SegmentationDataset
     samples: SegmentationDataset
     protocol: SegmentationProtocol
@@ -66,7 +66,7 @@ Row = tuple[dict[str, Any], Confusion]
 
 
 def evaluate_segmentation(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, PatchEncoder],
     train: Source | None,
     test: Source,
     protocol: SegmentationProtocol,
@@ -135,7 +135,7 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
     return {"--train": train, "--test": test}
 
 
-def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, Source], protocol: SegmentationProtocol) -> None:
+def _check(encoders: Mapping[str, PatchEncoder], sets: Mapping[str, Source], protocol: SegmentationProtocol) -> None:
     if protocol.level == 0:
         require_clustering(f"protocol {protocol.name}")
     searched = {"retrieval": protocol.retrieval, "hummingbird": protocol.hummingbird}.get(protocol.method)
@@ -159,7 +159,7 @@ def _check(encoders: Mapping[str, Encoder], sets: Mapping[str, Source], protocol
 
 
 def _select(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, PatchEncoder],
     sets: Mapping[str, Source],
     classes: Classes,
     protocol: SegmentationProtocol,

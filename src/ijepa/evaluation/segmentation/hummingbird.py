@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import Indices
 from ijepa.evaluation.segmentation.bank_search import BankSearch
 from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset
@@ -38,7 +38,13 @@ class SoftBank:
     """
 
     def __init__(
-        self, encoder: Encoder, support: SegmentationDataset, rule: SoftRetrieval, *, batch: int = 32, seed: int = 0
+        self,
+        encoder: PatchEncoder,
+        support: SegmentationDataset,
+        rule: SoftRetrieval,
+        *,
+        batch: int = 32,
+        seed: int = 0,
     ) -> None:
         self.rule = rule
         whole = (support.image_size // encoder.patch_size) ** 2

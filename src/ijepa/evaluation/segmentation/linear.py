@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from ijepa.data.loading.shuffle import sample_indices
 from ijepa.evaluation.classification.linear_heads import normal
-from ijepa.evaluation.features.extract import Encoder, device_of
+from ijepa.evaluation.features.extract import PatchEncoder, device_of
 from ijepa.evaluation.features.sampling import Indices
 from ijepa.evaluation.segmentation.dataset import Classes, Labels, SegmentationDataset
 from ijepa.evaluation.segmentation.hummingbird import largest
@@ -57,7 +57,7 @@ class Layer(nn.Module):
 
 
 def train_layer(
-    encoder: Encoder, support: SegmentationDataset, rule: LinearHead, *, seed: int, batch: int = 32
+    encoder: PatchEncoder, support: SegmentationDataset, rule: LinearHead, *, seed: int, batch: int = 32
 ) -> Layer:
     """Return the layer trained on a labeled set, in eval mode, on the device of the encoder.
 
@@ -108,7 +108,7 @@ class _TrainingImages:
     Patches are rounded to float16 even if they are not kept, so that the size of a set does not change results.
     """
 
-    def __init__(self, encoder: Encoder, support: SegmentationDataset, batch: int) -> None:
+    def __init__(self, encoder: PatchEncoder, support: SegmentationDataset, batch: int) -> None:
         self.encoder, self.support, self.batch = encoder, support, batch
         patches, masks = self._compute(np.arange(1))
         self._kept: tuple[Tensor, ...] | None = None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import Indices
 from ijepa.evaluation.features.standardize import RunningMeanStd
 from ijepa.evaluation.segmentation.bank_search import BankSearch
@@ -44,7 +44,7 @@ class PatchBank:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: PatchEncoder,
         support: SegmentationDataset,
         *,
         images: int,

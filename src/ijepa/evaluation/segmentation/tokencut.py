@@ -22,7 +22,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.metrics.accuracy import interval
 from ijepa.evaluation.metrics.bootstrap import mean_interval
 from ijepa.evaluation.metrics.iou import Confusion
@@ -66,7 +66,7 @@ class Found:
         }
 
 
-def cut_set(encoder: Encoder, samples: SegmentationDataset, rule: TokenCut, batch: int) -> Found:
+def cut_set(encoder: PatchEncoder, samples: SegmentationDataset, rule: TokenCut, batch: int) -> Found:
     """Segment every image of a set and score it. All labels except the ground's and ignored ones are foreground.
 
     Raises:

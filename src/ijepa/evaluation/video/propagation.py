@@ -25,7 +25,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from ijepa.data.loading.crop import Box, crop_resize
 from ijepa.evaluation.context import DEFAULT_CONTEXT, EvaluationContext
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import encoded
 from ijepa.evaluation.metrics.bootstrap import mean_interval
 from ijepa.evaluation.metrics.region_contour import contour, region
@@ -45,7 +45,7 @@ Scores = list[tuple[float, float]]
 
 
 def evaluate_propagation(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, PatchEncoder],
     videos: tuple[Video, ...],
     protocol: PropagationProtocol,
     context: EvaluationContext = DEFAULT_CONTEXT,
@@ -84,7 +84,7 @@ def evaluate_propagation(
 
 
 def _score_videos(
-    encoder: Encoder, videos: tuple[Video, ...], protocol: PropagationProtocol, numbers: Iterable[int]
+    encoder: PatchEncoder, videos: tuple[Video, ...], protocol: PropagationProtocol, numbers: Iterable[int]
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield J and F (objects, 2) of videos."""
     for number in numbers:
@@ -93,7 +93,7 @@ def _score_videos(
 
 
 @torch.no_grad()
-def propagate(encoder: Encoder, video: Video, protocol: PropagationProtocol) -> list[Labels]:
+def propagate(encoder: PatchEncoder, video: Video, protocol: PropagationProtocol) -> list[Labels]:
     """Return the masks (H, W) of all frames; the first is the given one."""
     first = _first_mask(video)
     size = input_size(first.shape, protocol.short_side, encoder.patch_size)
@@ -196,7 +196,7 @@ def _first_mask(video: Video) -> Labels:
     return mask
 
 
-def _features(encoder: Encoder, frame: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+def _features(encoder: PatchEncoder, frame: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     """Return patch features (N, D) of length 1."""
     pixels = crop_resize(frame, Box(0, 0, *frame.shape[:2]), size)
     return normalize(encoded(encoder, pixels[None])[0], dim=1)

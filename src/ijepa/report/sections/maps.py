@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity
 
 from ijepa.checkpoint.format import load_part
 from ijepa.data.sources.base import Source
-from ijepa.evaluation.features.extract import Encoder
+from ijepa.evaluation.features.extract import PatchEncoder
 from ijepa.evaluation.features.sampling import choose, crops, encoded
 from ijepa.model.ijepa import IJEPA, layer_norm
 from ijepa.model.vision_transformer import patchify
@@ -42,7 +42,7 @@ def map_section(run: RunData, images: RunImages) -> MapSection:
     return MapSection(similarity, prediction, _spectrum(pixels, encoders), len(pixels))
 
 
-def _similarity(run: RunData, test: Source, encoders: Mapping[str, Encoder]) -> Grid:
+def _similarity(run: RunData, test: Source, encoders: Mapping[str, PatchEncoder]) -> Grid:
     model, chosen = run.recipe.model, choose_varied(test, _IMAGES)
     pixels = crops(test, chosen, model.image_size)
     rows, columns = model.grid
@@ -100,7 +100,7 @@ def _prediction(run: RunData, images: RunImages) -> Grid | None:
     return Grid("Prediction against target", [("crop", plain), ("cosine", painted)])
 
 
-def _spectrum(pixels: torch.Tensor, encoders: Mapping[str, Encoder]) -> Picture:
+def _spectrum(pixels: torch.Tensor, encoders: Mapping[str, PatchEncoder]) -> Picture:
     spectra = {}
     for name, encoder in encoders.items():
         features = torch.cat([encoded(encoder, part) for part in pixels.split(32)]).flatten(0, 1).double()

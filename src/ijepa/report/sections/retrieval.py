@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ijepa.evaluation.features.extract import Encoder, extract
+from ijepa.evaluation.features.extract import PatchEncoder, extract
 from ijepa.evaluation.features.sampling import Indices, choose, crops
 from ijepa.evaluation.features.standardize import mean_and_std
 from ijepa.evaluation.segmentation.retrieval import search
@@ -59,12 +59,12 @@ def retrieval_section(run: RunData, images: RunImages) -> RetrievalSection:
 
 
 def _nearest(
-    encoder: Encoder, sets: ImageSets, pool: Indices, queries: Indices, size: tuple[int, int], standardized: bool
+    encoder: PatchEncoder, sets: ImageSets, pool: Indices, queries: Indices, size: tuple[int, int], standardized: bool
 ) -> Indices:
     """Return which of the pool's images are nearest to each query (q, k), by cosine of mean patch features."""
     options: dict[str, Any] = {"last": 1, "cache": None, "label": "images of the report", "crop_fraction": 1.0}
     x, y = (
-        extract(encoder, source, chosen, image_size=size, **options).x[:, 0]  # (images, D)
+        extract(encoder, source, chosen, image_size=size, **options)[:, 0]  # (images, D)
         for source, chosen in ((sets.train, pool), (sets.test, queries))
     )
     if standardized:

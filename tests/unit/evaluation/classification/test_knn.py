@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ijepa.evaluation.classification import knn
-from ijepa.evaluation.classification.knn import evaluate_knn, knn_accuracy, knn_ranks
+from ijepa.evaluation.classification.knn import evaluate_knn, knn_ranks
 from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import KnnProtocol
 from tests.helpers.encoders import MeanColour
@@ -10,22 +10,28 @@ from tests.helpers.feature_clouds import clouds, colour_sets
 from tests.reference import classifiers
 
 
+def knn_accuracy(train_x, train_y, test_x, test_y, **settings):
+    """Top-1 accuracy by k."""
+    ranks = knn_ranks(train_x, train_y, test_x, test_y, **{"temperature": 0.07, **settings})
+    return {k: float((rank == 0).double().mean()) for k, rank in ranks.items()}
+
+
 def flat(split):
     return split.train_x.flatten(1), split.train_y, split.test_x.flatten(1), split.test_y
 
 
 @pytest.mark.parametrize("chunks", [(16384, 1024), (97, 13)])
-def test_equal_to_brute_force(monkeypatch, chunks):
+def test_knn_ranks_agree_with_the_reference(monkeypatch, chunks):
     monkeypatch.setattr(knn, "TRAIN_CHUNK", chunks[0])
     monkeypatch.setattr(knn, "TEST_CHUNK", chunks[1])
     split = clouds(n=400, m=150, spread=0.35)
     found = knn_accuracy(*flat(split), neighbours=(1, 7, 50, 200), classes=5)
     expected = {k: classifiers.knn_accuracy(*flat(split), k, 0.07, 5) for k in (1, 7, 50, 200)}
     assert found == pytest.approx(expected, abs=1e-12)
-    assert 0.3 < expected[50] < 0.99, "neither trivial nor hopeless"
+    assert 0.3 < expected[50] < 0.99, "neither trivial nor at chance"
 
 
-def test_standardising_is_done_by_the_train_set():
+def test_knn_ranks_standardizes_by_the_train_set():
     split = clouds(n=300, m=100, spread=0.5)
     scale = torch.logspace(-2, 2, 24)
     stretched = [x.flatten(1).float() * scale + 7 if x.is_floating_point() else x for x in flat(split)]
@@ -37,12 +43,12 @@ def test_standardising_is_done_by_the_train_set():
     assert knn_accuracy(*stretched, neighbours=(10,), classes=5) != expected
 
 
-def test_k_above_the_train_set_is_all_of_it():
+def test_knn_ranks_limits_k_to_the_train_set():
     split = clouds(n=30, m=20)
     assert set(knn_ranks(*flat(split), neighbours=(10, 200), temperature=0.07, classes=5)) == {10, 30}
 
 
-def test_result_says_what_was_clipped(tmp_path):
+def test_evaluate_knn_notes_a_k_above_the_train_set(tmp_path):
     train, test = colour_sets(tmp_path)
     protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5, 20, 100), image_size=32)
     result = evaluate_knn({"colour": PooledColour()}, train, test, protocol)
@@ -54,7 +60,7 @@ def test_result_says_what_was_clipped(tmp_path):
     assert result.chance == pytest.approx(1 / 3)
 
 
-def test_shuffled_labels_are_at_chance():
+def test_knn_ranks_of_shuffled_labels_are_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
     shuffled = split.train_y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     train_x, _, test_x, test_y = flat(split)
@@ -64,7 +70,7 @@ def test_shuffled_labels_are_at_chance():
 
 
 @pytest.mark.parametrize("without", ["features", "labels"])
-def test_noise_is_at_chance_within_the_interval_of_the_result(without):
+def test_interval_of_noise_contains_chance(without):
     split = clouds(n=2000, m=2000, classes=4)
     train_x, train_y, test_x, test_y = flat(split)
     generator = torch.Generator().manual_seed(3)
@@ -85,8 +91,8 @@ class PooledColour(MeanColour):
         return [self(pixels) - 128.0]
 
 
-def test_no_vote_overflows_at_a_low_temperature():
-    """exp(s / T) is beyond float32 from T = .011 on, and all classes would tie."""
+def test_knn_ranks_votes_do_not_overflow_at_a_low_temperature():
+    """exp(s / T) overflows float32 at T = .011, and all classes would have the same score."""
     split = clouds(n=400, m=150, spread=0.35)
     nearest = knn_accuracy(*flat(split), neighbours=(1,), classes=5)[1]
     cold = knn_accuracy(*flat(split), neighbours=(150,), temperature=1e-4, classes=5)[150]

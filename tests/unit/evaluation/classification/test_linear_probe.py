@@ -12,7 +12,8 @@ from ijepa.data.loading.shuffle import sample_indices
 from ijepa.evaluation.classification.compare import Origin, Split
 from ijepa.evaluation.classification.linear_probe import (
     FLATTERED,
-    Walk,
+    LabeledImages,
+    StepPlan,
     edge_notes,
     edge_of,
     evaluate_linear,
@@ -21,8 +22,7 @@ from ijepa.evaluation.classification.linear_probe import (
     rate_factor,
     train_heads,
 )
-from ijepa.evaluation.classification.optimizers import EPS
-from ijepa.evaluation.features.loaders import Cached
+from ijepa.evaluation.features.loaders import CachedLoader
 from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.evaluation.results.schema import ResultRow
 from ijepa.model.encoder import FrozenEncoder
@@ -36,26 +36,26 @@ def protocol(**fields):
     return LinearProtocol(**{**defaults, **fields})
 
 
-def test_heads_together_as_each_by_hand():
+def test_train_heads_agrees_with_the_reference():
     split = clouds(n=90, m=10, width=6, classes=3)
     rule = protocol(
         batch=32, steps=25, epochs=99, warmup=0.2, standardise=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
     )
     kept = np.arange(90)
     (group,) = groups = make_groups(split, kept, rule, seed=4)
-    for _ in train_heads(groups, Cached(split), split.train_y, kept, rule, seed=4):
+    for _ in train_heads(groups, CachedLoader(split), LabeledImages.of(split, "train"), rule, seed=4):
         pass
     order = sample_indices(4, np.arange(25 * 32), 90).reshape(25, 32)
     factors = [min(step / 5, (1 + np.cos(np.pi * (step - 6) / 20)) / 2 if step > 5 else 1) for step in range(1, 26)]
     x, y = split.train_x[:, 0].double().numpy(), split.train_y.numpy()
     for head, (lr, decay) in enumerate([(1e-3, 0.0), (1e-3, 0.3), (5e-2, 0.0), (5e-2, 0.3)]):
         rates = [lr * 32 / 256 * factor for factor in factors]
-        weight, bias = classifiers.adamw_head(x, y, 3, order, rates, decay, rule.betas, EPS)
-        np.testing.assert_allclose(group.heads.weight[:, head].T.numpy(), weight, atol=2e-5)
-        np.testing.assert_allclose(group.heads.bias[head].numpy(), bias, atol=2e-5)
+        weight, bias = classifiers.adamw_head(x, y, 3, order, rates, decay, rule.betas, eps=1e-8)
+        np.testing.assert_allclose(group.heads.weight[head].detach().numpy(), weight, atol=2e-5)
+        np.testing.assert_allclose(group.heads.bias[head].detach().numpy(), bias, atol=2e-5)
 
 
-def test_agrees_with_logistic_regression():
+def test_probe_agrees_with_logistic_regression():
     split = clouds(n=4000, m=4000, width=16, spread=0.5)
     rule = protocol(batch=500, epochs=60, lrs=(3e-3, 3e-2))
     found = probe(split, rule, seed=0)
@@ -70,8 +70,8 @@ def test_agrees_with_logistic_regression():
     assert found["top5"] == 1.0
 
 
-def test_agrees_with_logistic_regression_of_the_same_penalty():
-    """On the same rows: with a decay that joins the gradient, both minimise mean loss + decay / 2 |W|^2."""
+def test_probe_with_weight_decay_agrees_with_penalized_logistic_regression():
+    """Weight decay of SGD is part of the gradient, so both minimize mean loss + decay / 2 |W|^2."""
     split, decay = clouds(n=400, m=4000, width=64, spread=0.2), 0.02
     rule = protocol(
         optimizer="sgd", batch=200, epochs=200, lrs=(0.5,), weight_decays=(decay,), warmup=0.02, selection="test"
@@ -84,13 +84,13 @@ def test_agrees_with_logistic_regression_of_the_same_penalty():
         LogisticRegression(C=c, max_iter=2000, tol=1e-8).fit(train, split.train_y) for c in (1 / (400 * decay), 1e4)
     )
     assert found["top1"] == pytest.approx(expected.score(test, split.test_y), abs=0.003)
-    assert expected.score(test, split.test_y) > loose.score(test, split.test_y) + 0.02, "the penalty decides"
-    weight = kept[0].numpy() * scaler.scale_  # as it reads standardised features; logits are free up to a constant
+    assert expected.score(test, split.test_y) > loose.score(test, split.test_y) + 0.02, "the penalty matters"
+    weight = kept[0].numpy() * scaler.scale_  # on standardized features; logits have a free constant
     assert np.abs(weight - weight.mean(0) - expected.coef_).max() < 0.02 * np.abs(expected.coef_).max()
 
 
-def test_chooses_on_held_out_images_alone():
-    """Test labels that are all wrong change the reported accuracy, never the chosen head."""
+def test_probe_chooses_the_head_on_held_out_images_only():
+    """Wrong test labels change the accuracy, but not the chosen head."""
     split = clouds(n=600, m=200, blocks=4, spread=0.2)
     rule = protocol(blocks=(1, 4), lrs=(1e-5, 1e-2), weight_decays=(0.0, 0.1))
     row = probe(split, rule, seed=0)
@@ -101,9 +101,9 @@ def test_chooses_on_held_out_images_alone():
     assert row["head"]["blocks"] == 4, "four blocks hold four times as much here"
 
 
-def test_shuffled_labels_and_noise_are_at_chance():
+def test_probe_of_shuffled_labels_and_of_noise_is_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
-    # Of both sets: by a cloud's commonest false label alone all of its test images would be right or wrong together.
+    # Labels of both sets: else all test images of a cloud would be correct or wrong together.
     mixed, other = (torch.randperm(2000, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     shuffled = replace(split, train_y=split.train_y[mixed], test_y=split.test_y[other])
     noise = torch.randn(4000, 1, 24, generator=torch.Generator().manual_seed(2))
@@ -116,14 +116,14 @@ def test_shuffled_labels_and_noise_are_at_chance():
     assert probe(split, protocol(), seed=0)["top1"] > 0.95
 
 
-def test_seed_decides():
+def test_probe_depends_on_the_seed_only():
     split = clouds(n=500, m=300, spread=0.25)
     assert probe(split, protocol(), seed=1) == probe(split, protocol(), seed=1)
     assert probe(split, protocol(), seed=1) != probe(split, protocol(), seed=2)
 
 
-def test_the_best_of_a_grid_on_the_test_set_flatters():
-    """With labels that are noise, the best of many heads on the test set lies above the honest choice."""
+def test_selection_on_the_test_set_gives_better_results():
+    """Labels are noise: the best of many heads on the test set is better than a held-out choice."""
     noise = torch.randn(600, 1, 24, generator=torch.Generator().manual_seed(2)).half()
     y = torch.arange(600) % 4
     split = Split(noise[:400], y[:400], noise[400:], y[400:], 4, None)
@@ -138,21 +138,21 @@ def test_the_best_of_a_grid_on_the_test_set_flatters():
     assert rows["test"]["heads"] == 24
 
 
-def test_rates_fall_at_milestones():
+def test_rate_factor_falls_at_milestones():
     rule = protocol(warmup=0, milestones=(15, 30, 45))
     factors = [rate_factor(1 + epoch, 50, rule, epoch=epoch) for epoch in (0, 14, 15, 29, 30, 45, 49)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.001, 0.001])
 
 
-def test_rates_of_capi_are_two_linspaces():
-    """As eval_classification.py has them: warm-up from 0 to the peak, cosine from the peak to 0, both ends included."""
+def test_rate_factor_of_capi_is_two_linspaces():
+    """As in eval_classification.py: warm-up from 0 to the peak, cosine from the peak to 0, both ends included."""
     rule, steps, warmup = load_protocol("linear", "capi"), 12500, 1250
     found = [rate_factor(step, steps, rule, epoch=0) for step in range(1, steps + 1)]
     cosine = (1 + np.cos(np.linspace(0, np.pi, steps - warmup))) / 2
     np.testing.assert_allclose(found, np.concatenate([np.linspace(0, 1, warmup), cosine]), atol=1e-12)
 
 
-def test_rates_of_mae_rise_from_zero_by_the_epoch():
+def test_rate_factor_of_mae_depends_on_the_epoch():
     rule, epoch = load_protocol("linear", "mae"), 78
     for step in (1, 2, 400, 780, 781, 3000, 7020):
         done = (step - 1) / epoch  # epochs before the step
@@ -160,7 +160,7 @@ def test_rates_of_mae_rise_from_zero_by_the_epoch():
         assert rate_factor(step, 90 * epoch, rule, epoch=done) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_shortest_schedules_have_a_rate():
+def test_rate_factor_of_very_short_schedules_is_a_share():
     for ramp in ("open", "from-zero", "closed"):
         for steps in (1, 2, 3):
             rule = protocol(ramp=ramp, warmup=0.4)
@@ -175,28 +175,28 @@ def test_the_shortest_schedules_have_a_rate():
         ("drop", [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13], [14, 15, 16, 17]]),
     ],
 )
-def test_the_end_of_an_epoch(last_batch, expected):
-    """Ten images by four, two epochs: the places of the second epoch's images are 10 to 19."""
+def test_step_plan_at_the_end_of_an_epoch(last_batch, expected):
+    """Ten images, batches of four, two epochs: the second epoch has the positions 10 to 19."""
     rule = protocol(batch=4, epochs=2, steps=None, last_batch=last_batch)
-    walk = Walk.of(10, rule)
-    assert [walk.positions(step).tolist() for step in range(1, walk.steps + 1)] == expected
+    plan = StepPlan.of(10, rule)
+    assert [plan.positions(step).tolist() for step in range(1, plan.steps + 1)] == expected
     split = clouds(n=10, m=10)
     groups = make_groups(split, np.arange(10), rule, seed=0)
-    ends = list(train_heads(groups, Cached(split), split.train_y, np.arange(10), rule, seed=0))
+    ends = list(train_heads(groups, CachedLoader(split), LabeledImages.of(split, "train"), rule, seed=0))
     assert ends == [1, 2]
-    assert Walk.of(3, rule).positions(1).tolist() == [0, 1, 2], "a set that is smaller than a batch"
+    assert StepPlan.of(3, rule).positions(1).tolist() == [0, 1, 2], "a set that is smaller than a batch"
 
 
-def test_the_edge_of_a_grid():
+def test_edge_of_a_grid():
     grid = (1e-3, 0.01, 0.1)
     assert edge_of({0.1}, grid) == "highest"
     assert edge_of({1e-3}, grid) == "lowest"
     assert edge_of({0.01}, grid) is None
-    assert edge_of({0.01, 0.1}, grid) is None, "a head within the grid is as good"
-    assert edge_of({0.1}, (0.01, 0.1)) is None, "of two rates, each is an end"
+    assert edge_of({0.01, 0.1}, grid) is None, "a head inside the grid is as good"
+    assert edge_of({0.1}, (0.01, 0.1)) is None, "a grid of two rates has no inside"
 
 
-def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
+def test_edge_notes_name_encoders_and_rate(tmp_path: Path):
     rows = [ResultRow(encoder=name, head={"lr": 0.1, "edge": "highest"}) for name in "ac"]
     rows.insert(1, ResultRow(encoder="b", head={"lr": 0.01}))
     (note,) = edge_notes(rows)
@@ -205,7 +205,7 @@ def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
     )
     split, slow, fits, diverges = clouds(n=600, m=200), (1e-7, 1e-6), (0.3,), (1e38, 2e38)
     for lrs, edge in ((slow + fits, "highest"), (fits + diverges, "lowest"), (slow + fits + diverges, None)):
-        rule = protocol(lrs=lrs, initial_std=1.0)  # what hardly moves answers at random
+        rule = protocol(lrs=lrs, initial_std=1.0)  # the slow heads stay at random
         assert probe(split, rule, seed=0)["head"].get("edge") == edge
     train, test = colour_sets(tmp_path)
     result = evaluate_linear({"toy": Colour()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)))
@@ -213,25 +213,25 @@ def test_heads_at_the_edge_of_their_grid_are_noted(tmp_path: Path):
 
 
 @pytest.mark.parametrize("rule", ["held-out", "test-epochs"])
-def test_random_views_are_read_in_place_of_the_cache(rule):
-    """Views that are the features themselves give the same heads; each place of each epoch asks for its own."""
+def test_probe_reads_train_batches_by_position(rule):
+    """A loader that returns cached features gives the same heads; each position is read once."""
     split = clouds(n=200, m=100, spread=0.3)
     asked: list[np.ndarray] = []
 
-    class Views(Cached):
-        def training(self, positions, chosen):
+    class Views(CachedLoader):
+        def train_batch(self, positions, numbers):
             asked.append(positions)
-            return super().training(positions, chosen).float()
+            return super().train_batch(positions, numbers).float()
 
     settings = protocol(selection=rule, epochs=3)
-    assert probe(split, settings, seed=0) == probe(split, settings, seed=0, reading=Views(split))
+    assert probe(split, settings, seed=0) == probe(split, settings, seed=0, loader=Views(split))
     everything = np.concatenate(asked)
     assert (everything == np.arange(len(everything))).all()
     assert len(everything) >= 3 * 180
 
 
 class Colour:
-    """Mean colour of the image's left and right half, and how often it was asked."""
+    """Mean color of patches; `seen` holds all inputs."""
 
     embed_dim, patch_size, grid = 3, 16, (2, 2)
 
@@ -246,7 +246,7 @@ class Colour:
         return self.forward_blocks(pixels, 1)[0]
 
 
-def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_path: Path):
+def test_augmented_probe_runs_the_encoder_once_for_all_heads(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     few = protocol(augment=True, standardise=False, epochs=4.0, batch=10)
     many = few.model_copy(update={"blocks": (1, 2), "norms": ("none", "batch"), "lrs": (1e-2, 1e-1, 1.0)})
@@ -255,12 +255,12 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
         encoder = Colour()
         result = evaluate_linear({"toy": encoder}, train, test, rule)
         counted.append(sum(map(len, encoder.seen)))
-    assert counted[0] == counted[1], "images the backbone went over"
+    assert counted[0] == counted[1], "images that the encoder processed"
     (row,) = result.rows
     assert row["heads"] == 12
-    assert row["top1"] > 0.8, "three plain colours"
+    assert row["top1"] > 0.8, "three colors"
     views = torch.cat(encoder.seen[2:]).flatten(1)
-    assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "every view is another one"
+    assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "crops differ"
     again = evaluate_linear({"toy": Colour()}, train, test, rule)
     assert again.rows == result.rows
     assert FLATTERED not in result.notes
@@ -268,7 +268,7 @@ def test_one_forward_of_the_backbone_serves_all_heads_under_augmentation(tmp_pat
     assert FLATTERED in evaluate_linear({"toy": Colour()}, train, test, rule).notes
 
 
-def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Path):
+def test_interpolation_applies_to_random_and_center_crops(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     seen = []
     for interpolation in ("bilinear", "bicubic"):
@@ -276,12 +276,14 @@ def test_random_and_central_views_are_resized_as_the_protocol_says(tmp_path: Pat
         rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
         evaluate_linear({"toy": encoder}, train, test, rule)
         seen.append(encoder.seen)
-    assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, "random and central views of train, central ones of test"
+    assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, (
+        "random and center crops of the train set, center crops of the test set"
+    )
     for bilinear, bicubic in zip(*seen, strict=True):
         assert len(bilinear) == 1 or (bilinear.float() - bicubic.float()).abs().mean() > 1
 
 
-def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp_path: Path):
+def test_center_crops_of_the_train_set_are_computed_only_to_choose_a_head(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
     made = {}
@@ -295,28 +297,30 @@ def test_central_views_of_train_are_made_only_where_a_head_is_chosen_on_them(tmp
     assert made["held-out"] == 54 + len(train) + len(test)
 
 
-def test_an_attentive_probe_reads_patches(tmp_path: Path):
+def test_attentive_probe_reads_patches(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     rule = load_protocol("linear", "attentive").model_copy(
         update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
     )
     results = [evaluate_linear({"toy": Colour()}, train, test, rule) for _ in range(2)]
     (row,) = results[0].rows
-    assert row["top1"] > 0.6, "of a width of three, chance is a third"
+    assert row["top1"] > 0.6, "chance is 1 / 3"
     assert results[1].rows == (row,)
-    assert results[0].notes == ()  # with one head, nothing is chosen
+    assert results[0].notes == [], "with one head nothing is chosen"
 
 
-def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match="standardise: false"):
-        protocol(norms=("batch",))
-    with pytest.raises(UserError, match="clip = 1.0"):
-        protocol(clip=1.0)
-    with pytest.raises(UserError, match="head = query"):
-        protocol(head="query", blocks=(1, 4))
+def test_linear_protocol_refuses_settings_that_contradict():
+    for fields, where in (
+        ({"norms": ("batch",)}, "standardise = true"),
+        ({"clip": 1.0}, "clip = 1.0"),
+        ({"head": "query", "blocks": (1, 4)}, "head = query"),
+    ):
+        with pytest.raises(UserError) as err:
+            protocol(**fields)
+        assert err.value.where == where
 
 
-def test_an_attentive_probe_has_the_encoder_s_attention_heads(tmp_path: Path):
+def test_make_groups_takes_the_number_of_attention_heads_from_the_encoder(tmp_path: Path):
     train, test = colour_sets(tmp_path)
     shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
     places = np.arange(len(train))

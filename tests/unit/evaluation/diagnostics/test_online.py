@@ -11,8 +11,8 @@ from ijepa.model.ijepa import IJEPA
 from tests.conftest import TINY
 from tests.helpers.encoders import block_mask, write_pairs
 
-FIGURES = {"rankme", "rankme_centred", "std", "position_r2", "mean_cosine", "alpha_req", "patch_spread"}
-FIGURES |= {"std_before_norm"}
+METRICS = {"rankme", "rankme_centred", "std", "position_r2", "mean_cosine", "alpha_req", "patch_spread"}
+METRICS |= {"std_before_norm"}
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +20,18 @@ def model() -> IJEPA:
     return IJEPA(Recipe.read(TINY, "tiny").model, 0)
 
 
-def test_figures_of_a_labelled_source_have_a_knn(scenes: Path, model: IJEPA) -> None:
+def test_online_diagnosis_of_a_labeled_source_has_knn(scenes: Path, model: IJEPA) -> None:
     measured = online_diagnosis(open_dataset(scenes, split="train"), 48)(model)
-    assert set(measured) == FIGURES | {"knn"}
+    assert set(measured) == METRICS | {"knn"}
     assert all(type(value) is float for value in measured.values())
 
 
-def test_figures_of_an_unlabelled_source_have_none(tmp_path: Path, model: IJEPA) -> None:
+def test_online_diagnosis_of_an_unlabeled_source_has_no_knn(tmp_path: Path, model: IJEPA) -> None:
     source = open_dataset(write_pairs(tmp_path, [block_mask(i, 48) for i in range(12)]))
-    assert set(online_diagnosis(source, (48, 48))(model)) == FIGURES
+    assert set(online_diagnosis(source, (48, 48))(model)) == METRICS
 
 
-def test_repeats_and_leaves_the_model_alone(scenes: Path, model: IJEPA) -> None:
+def test_online_diagnosis_is_repeatable_and_does_not_change_the_model(scenes: Path, model: IJEPA) -> None:
     source = open_dataset(scenes, split="train")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
@@ -47,16 +47,14 @@ def test_repeats_and_leaves_the_model_alone(scenes: Path, model: IJEPA) -> None:
 
 @pytest.mark.parametrize(("steps", "expected"), [(4000, 400), (300, 50), (20, 20)])
 @pytest.mark.parametrize("asked", [None, 0, 7])
-def test_a_run_is_measured_ten_times_if_nothing_is_said(
-    scenes: Path, steps: int, expected: int, asked: int | None
-) -> None:
-    """Often enough for warnings, which take three, and never a large part of a short run."""
+def test_default_interval_measures_a_run_ten_times(scenes: Path, steps: int, expected: int, asked: int | None) -> None:
+    """Warnings need three measurements, and measuring must not be a large part of a short run."""
     recipe = Recipe.read({**TINY, "steps": steps, "data": {"path": f"{scenes}/train-*.tar"}}, "tiny")
     (callback,) = _diagnosis(recipe, 160, asked, None, Path())
     assert callback.every == {None: expected, 0: steps, 7: 7}[asked]
 
 
-def test_sees_a_collapse(scenes: Path) -> None:
+def test_online_diagnosis_shows_a_collapse(scenes: Path) -> None:
     model = IJEPA(Recipe.read(TINY, "tiny").model, 0)
     measure = online_diagnosis(open_dataset(scenes, split="train"), 48)
     alive = measure(model)
@@ -64,8 +62,8 @@ def test_sees_a_collapse(scenes: Path) -> None:
         model.target_encoder.norm.weight.zero_()
         model.target_encoder.norm.bias.fill_(1.0)
     dead = measure(model)
-    assert dead["std_before_norm"] == pytest.approx(alive["std_before_norm"]), "the norm alone has died"
-    assert "alpha_req" not in dead and dead["patch_spread"] == 0, "one is undefined"
+    assert dead["std_before_norm"] == pytest.approx(alive["std_before_norm"]), "only the norm has collapsed"
+    assert "alpha_req" not in dead and dead["patch_spread"] == 0, "alpha_req is undefined"
     assert dead["std"] < 1e-6 < alive["std"]
     assert dead["mean_cosine"] == pytest.approx(1)
     assert dead["rankme"] < 1.01 < alive["rankme"]

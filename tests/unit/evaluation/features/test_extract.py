@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from ijepa.config.recipe import ModelSection
 from ijepa.data.open import open_dataset
-from ijepa.evaluation.features import extract as features
+from ijepa.evaluation.features import extract as extract_module
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import RunError
@@ -31,60 +31,58 @@ def encoder():
 
 def count_forwards(monkeypatch):
     calls = []
-    whole = features.image_features
-    monkeypatch.setattr(features, "image_features", lambda *args: calls.append(len(args[1])) or whole(*args))
+    compute = extract_module.image_features
+    monkeypatch.setattr(extract_module, "image_features", lambda *args: calls.append(len(args[1])) or compute(*args))
     return calls
 
 
-def test_mean_patch_of_each_block_in_order(source, encoder):
+def test_extract_returns_mean_patches_of_blocks_in_order(source, encoder):
     found = extract(encoder, source, cache=None, batch_size=7, **SETTING)
-    assert found.x.shape == (60, 2, 32)
-    assert found.x.dtype == torch.float16
-    assert found.y.tolist() == source.labels.tolist()
+    assert found.shape == (60, 2, 32)
+    assert found.dtype == torch.float16
     image = torch.from_numpy(pixels_of(source, 11)).permute(2, 0, 1)[None]
     expected = torch.stack([block.mean(1) for block in encoder.forward_blocks(image, 2)], 1)[0]
-    torch.testing.assert_close(found.x[11].float(), expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(found[11].float(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_chosen_images_in_their_order(source, encoder):
+def test_extract_keeps_the_order_of_indices(source, encoder):
     whole = extract(encoder, source, cache=None, **SETTING)
     some = extract(encoder, source, np.array([40, 3, 17]), cache=None, **SETTING)
-    torch.testing.assert_close(some.x, whole.x[[40, 3, 17]])
-    assert some.y.tolist() == whole.y[[40, 3, 17]].tolist()
+    torch.testing.assert_close(some, whole[[40, 3, 17]])
 
 
-def test_crop_is_the_middle(source):
+def test_extract_takes_the_center_crop(source):
     found = extract(
         PixelEncoder((8, 8), 4), source, cache=None, **(SETTING | {"image_size": (8, 8), "crop_fraction": 0.25})
     )
     middle = pixels_of(source, 0)[12:20, 12:20].transpose(2, 0, 1).reshape(1, -1) / 255
-    torch.testing.assert_close(found.x[0].double(), torch.from_numpy(middle), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[0].double(), torch.from_numpy(middle), atol=1e-3, rtol=1e-3)
 
 
-def test_cache_hit_is_identical_and_makes_nothing(source, encoder, tmp_path, monkeypatch):
+def test_extract_reads_the_cache(source, encoder, tmp_path, monkeypatch):
     calls = count_forwards(monkeypatch)
     first = extract(encoder, source, cache=tmp_path / "new", **SETTING)
     made = len(calls)
     again = extract(encoder, source, cache=tmp_path / "new", **SETTING)
     assert made
     assert len(calls) == made
-    assert torch.equal(first.x, again.x)
-    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".safetensors"], "no half file is left"
+    assert torch.equal(first, again)
+    assert [file.suffix for file in (tmp_path / "new").iterdir()] == [".safetensors"], "no temporary file is left"
 
 
-def test_cached_blocks_serve_for_fewer(source, encoder, tmp_path, monkeypatch):
+def test_extract_reads_fewer_blocks_from_a_cache_of_more(source, encoder, tmp_path, monkeypatch):
     calls = count_forwards(monkeypatch)
     more = extract(encoder, source, cache=tmp_path, **SETTING)
     made = len(calls)
     fewer = extract(encoder, source, cache=tmp_path, **(SETTING | {"last": 1}))
     assert len(calls) == made
-    assert torch.equal(fewer.x, more.x[:, -1:])
+    assert torch.equal(fewer, more[:, -1:])
     extract(encoder, source, cache=tmp_path, **(SETTING | {"last": 3}))
     assert len(calls) == 2 * made
 
 
 @pytest.mark.parametrize("changed", ["weight", "setting", "buffer", "crop", "interpolation", "images", "data"])
-def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypatch, changed):
+def test_extract_recomputes_if_something_changes_the_features(source, encoder, tmp_path, monkeypatch, changed):
     extract(encoder, source, cache=tmp_path, **SETTING)
     calls = count_forwards(monkeypatch)
     setting, indices = dict(SETTING), None
@@ -107,16 +105,16 @@ def test_cache_misses_what_changes_features(source, encoder, tmp_path, monkeypat
     assert calls
 
 
-def test_hash_is_of_the_weights_not_of_the_object():
+def test_weights_hash_depends_on_weights_and_settings():
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) == weights_hash(FrozenEncoder.initial(SHAPE, 3))
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(SHAPE, 4))
     heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(heads, 3)), (
-        "no weight knows heads"
+        "heads are in no weight"
     )
 
 
-def test_an_encoder_that_is_no_module_is_not_cached(source, tmp_path):
+def test_extract_does_not_cache_an_encoder_that_is_not_a_module(source, tmp_path):
     class Colour(MeanColour):
         grid = (4, 4)
 
@@ -127,7 +125,7 @@ def test_an_encoder_that_is_no_module_is_not_cached(source, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_pixels_are_patches_and_the_reduced_image():
+def test_pixel_encoder_returns_patches_and_the_reduced_image():
     pixels = torch.randint(0, 256, (2, 3, 48, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoder = PixelEncoder((48, 32), 8)
     assert encoder.grid == (6, 4)
@@ -139,19 +137,19 @@ def test_pixels_are_patches_and_the_reduced_image():
     torch.testing.assert_close(found[:, 0], expected)
     small = image_features(encoder, pixels[..., :24, :16], 4)
     torch.testing.assert_close(small[:, 0], pixels[..., :24, :16].flatten(1) / 255)
-    assert weights_hash(encoder) != weights_hash(PixelEncoder((48, 32), 8, reduced=16)), "other features, another file"
+    assert weights_hash(encoder) != weights_hash(PixelEncoder((48, 32), 8, reduced=16)), "other features"
 
 
-def test_unreadable_image_is_named(tmp_path):
+def test_extract_names_an_unreadable_image(tmp_path):
     colour_sets(tmp_path)
     broken = tmp_path / "train" / "green" / "004.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(RunError, match=r"green/004\.png: "):
+    with pytest.raises(RunError, match="green/004"):
         extract(PixelEncoder((32, 32), 8), open_dataset(tmp_path / "train"), cache=tmp_path / "cache", **SETTING)
     assert not (tmp_path / "cache").exists()
 
 
-def test_broken_cache_and_features_out_of_range(source, encoder, tmp_path):
+def test_extract_refuses_a_broken_cache_and_infinite_features(source, encoder, tmp_path):
     extract(encoder, source, cache=tmp_path, **SETTING)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:100])

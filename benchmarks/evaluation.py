@@ -24,7 +24,7 @@ from ijepa.bench.timing import interleaved, medians, ratio
 from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Origin, Split
-from ijepa.evaluation.classification.knn import knn_ranks, planned_memory
+from ijepa.evaluation.classification.knn import TEST_CHUNK, TRAIN_CHUNK, knn_ranks
 from ijepa.evaluation.classification.linear_heads import LinearHeads
 from ijepa.evaluation.features.loaders import AugmentedLoader
 from ijepa.evaluation.protocols import LinearProtocol
@@ -135,6 +135,26 @@ def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps
         "times faster than modules": ratio(seconds, "modules", "together"),
         "share of products": ratio(seconds, "products", "together"),
         "times faster at most": {name: ratio(seconds, name, "products") for name in ("one by one", "modules")},
+    }
+
+
+def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -> dict[str, int]:
+    """Return the peak memory of kNN in bytes, by item. Only the features, in float16, grow with the train set.
+
+    Args:
+        train, test: numbers of images.
+        width: channels of the features.
+        k: largest number of neighbors.
+        classes: number of classes.
+    """
+    chunk, rows = min(TRAIN_CHUNK, train), min(TEST_CHUNK, test)
+    return {
+        "features": 2 * (train + test) * width + 8 * (train + test),
+        "queries": 3 * 4 * test * width,  # float32: as they are, standardized, and normalized
+        "chunk": 4 * 4 * chunk * width,  # the same, and the chunk before, which is freed after the next one exists
+        "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
+        "neighbours": 20 * test * k,  # similarity, class, and vote twice
+        "votes": 3 * 4 * rows * classes,
     }
 
 

@@ -128,23 +128,3 @@ def nearest(chunks: Iterable[Tensor], train_y: Tensor, queries: Tensor, k: int) 
             label.copy_(torch.cat([label, labels[place]], 1).gather(1, order[:, :k]))
             value.copy_(similarity[:, :k])
     return best, best_y
-
-
-def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -> dict[str, int]:
-    """Return the peak memory of kNN in bytes, by item. Only the features, in float16, grow with the train set.
-
-    Args:
-        train, test: numbers of images.
-        width: channels of the features.
-        k: largest number of neighbors.
-        classes: number of classes.
-    """
-    chunk, rows = min(TRAIN_CHUNK, train), min(TEST_CHUNK, test)
-    return {
-        "features": 2 * (train + test) * width + 8 * (train + test),
-        "queries": 3 * 4 * test * width,  # float32: as they are, standardized, and normalized
-        "chunk": 4 * 4 * chunk * width,  # the same, and the chunk before, which is freed after the next one exists
-        "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
-        "neighbours": 20 * test * k,  # similarity, class, and vote twice
-        "votes": 3 * 4 * rows * classes,
-    }

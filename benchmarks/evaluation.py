@@ -170,7 +170,7 @@ def knn_at(share: float) -> dict[str, Any]:
         rows.copy_(_features(len(rows), width, place))
     y = torch.randint(classes, (len(x),), generator=_draw(1))
     begun, wall = time.process_time(), time.perf_counter()
-    knn_ranks(x[:train], y[:train], x[train:], y[train:], neighbours=ks, temperature=0.07, classes=classes)
+    knn_ranks(x[:train], y[:train], x[train:], y[train:], neighbors=ks, temperature=0.07, classes=classes)
     cpu, wall = time.process_time() - begun, time.perf_counter() - wall
     return {
         "planned bytes at full size": {**whole, "sum": sum(whole.values())},

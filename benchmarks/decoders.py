@@ -1,10 +1,10 @@
-"""What else could decode and resize: other libraries and settings beside `ijepa.data`'s, on the same images and boxes.
+"""Other libraries and settings for decoding and resizing, compared with `ijepa.data` on the same images and boxes.
 
     python benchmarks/decoders.py --data.path IMAGES --output benchmarks/results/cpu-decoders.json
 
-Libraries that are not installed are left out (`pip install imagecodecs kornia-rs` for these two). All ways take turns
-of 16 images in one process; figures are images a CPU-second, times that of `ours`, and the 1st percentile of the PSNR
-against Pillow's exact decode and resize.
+Libraries that are not installed are left out (`pip install imagecodecs kornia-rs` for these two). All methods take
+turns of 16 images in one process. Results are images per CPU-second, relative to `ours`, and the 1st percentile of the
+PSNR to Pillow's exact decode and resize.
 """
 
 import importlib
@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ijepa.bench.data import image_size, our_crop, pillow_crop, psnr
+from ijepa.bench.data import our_crop, pillow_crop, psnr
 from ijepa.data.loading.crop import WORDS, Box, crop_resize, random_resized_crop_box
-from ijepa.data.loading.decode import decode
+from ijepa.data.loading.decode import decode, image_size
 from ijepa.data.open import open_dataset
 from ijepa.utils.environment import machine
 from ijepa.utils.random import Stream, random_bits
@@ -35,7 +35,7 @@ Way = Callable[[bytes, Box], Tensor]
 
 
 def scaled(data: bytes, box: Box) -> Tensor:
-    """Decode at the smallest of libjpeg's scales that leaves the crop as large as the result."""
+    """Decode at the smallest scale of libjpeg at which the crop is at least as large as the result."""
     height, width = image_size(data)
     least = max(SIZE[0] / box.height, SIZE[1] / box.width)
     small = simplejpeg.decode_jpeg(data, "RGB", min_height=int(height * least), min_width=int(width * least))
@@ -59,7 +59,7 @@ def draft(data: bytes, box: Box) -> Tensor:
 
 
 def strided(data: bytes, box: Box) -> Tensor:
-    """The crop resized as a view of the image, which torch takes for planes."""
+    """Resize the crop as a view of the image, which torch treats as planes."""
     top, left, height, width = box
     view = torch.from_numpy(decode(data)[top : top + height, left : left + width]).permute(2, 0, 1)
     return torch.nn.functional.interpolate(view[None], SIZE, mode="bilinear", antialias=True)[0]
@@ -71,7 +71,7 @@ def _by(read: Callable[..., object], more: tuple[str, ...], data: bytes, box: Bo
 
 
 def ways() -> dict[str, Way]:
-    """All that can be measured here."""
+    """Return all methods that can be measured here."""
     found: dict[str, Way] = {
         "ours": lambda data, box: our_crop(data, box, SIZE),
         "ours, of whole images": lambda data, box: crop_resize(decode(data), box, SIZE),
@@ -100,7 +100,7 @@ def ways() -> dict[str, Way]:
 @click.option("--repeats", default=4, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(path: str, repeats: int, output: Path) -> None:
-    """Measure every way."""
+    """Measure every method."""
     torch.set_num_threads(1)
     source = open_dataset(path)
     files = [source.image(index) for index in range(len(source))]

@@ -87,7 +87,7 @@ def heads_behind_a_backbone(name: str, images: int, repeats: int, classes: int =
 
 
 def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps: int = 4) -> dict[str, Any]:
-    """Return what 52 heads cost together, as our heads one by one, and as modules with an optimiser each.
+    """Return what 52 heads cost together, as our heads one by one, and as modules with an optimizer each.
 
     `products` is what a step's two products alone take: no way of training heads can be faster than those, so that
     where each head's own are most of what it costs, `times faster at most` is all that can be had.
@@ -278,7 +278,7 @@ def _patches(count: int, width: int, number: int) -> Tensor:
 
 
 def _reset_peak() -> int:
-    """Begin to measure this process's peak memory anew, where the system allows it; return what it holds now."""
+    """Begin to measure this process's peak memory again, where the system allows it; return what it holds now."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,10 +1,10 @@
-"""A run that is killed on the way beside one that is not, bit for bit, on a data set given by path:
+"""A run that is killed several times, compared bit for bit with one that is not, on a given data set.
 
     python benchmarks/kills.py DATA --steps 200 --output benchmarks/results/kills.json [--FIELD VALUE ...]
 
-`ijepa pretrain vit-tiny-64` runs once without a break. Then, for each number of loader processes, it gets SIGKILL at
-random steps and the same command goes on, to the end. Every file of tensors in the last checkpoint and metrics.jsonl
-must be the same bytes; the exit code is 1 where one is not. Flags that are not this script's are the recipe's.
+`ijepa pretrain vit-tiny-64` runs once without interruption. Then, for each number of loader processes, it gets SIGKILL
+at random steps, and the same command resumes it until the end. Every file of tensors in the last checkpoint and
+metrics.jsonl must be the same bytes; otherwise the exit code is 1. Further flags are those of the recipe.
 """
 
 import random

@@ -1,11 +1,11 @@
-"""The whole test suite under several versions of torch and Python, each in a virtual environment of its own:
+"""The whole test suite under several versions of torch and Python, each in its own virtual environment.
 
     python benchmarks/matrix.py --environments FOLDER [--combination TORCH,TORCHVISION,PYTHON ...]
 
-Each environment has the pins of constraints.txt, except those of torch and torchvision; one that exists is used again.
-PYTHON is an executable. Without --combination, all of DEFAULTS are tested. After each combination the results go to
-benchmarks/results/matrix.json, next to those of other combinations, each with its commit, and to
-docs/compatibility.md. The exit code is 1 where a test failed or the suite did not reach its end.
+Each environment has the pins of constraints.txt, except those of torch and torchvision; an existing one is used again.
+PYTHON is an executable. Without --combination, all of DEFAULTS are tested. After each combination its results are
+written to benchmarks/results/matrix.json, next to those of other combinations, each with its commit, and to
+docs/compatibility.md. The exit code is 1 if a test failed or the suite did not finish.
 """
 
 import json
@@ -46,12 +46,12 @@ print(json.dumps({
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
 }))
 """
-"""What an environment's own Python says of itself."""
+"""Program that prints the versions and the machine, for the Python of an environment."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Versions that are tested together, and the Python executable that they are installed for."""
+    """Versions that are tested together, and the Python executable for which they are installed."""
 
     torch: str
     torchvision: str
@@ -88,7 +88,7 @@ DEFAULTS = (
 
 
 def make_environment(combination: Combination, folder: Path) -> Path:
-    """Install a combination into `folder`, or what is missing there, and return its Python."""
+    """Install a combination, or what is missing of it, into `folder`, and return its Python."""
     python = folder / "bin/python"
     if not python.exists():
         subprocess.run([combination.python, "-m", "venv", str(folder)], check=True)
@@ -106,7 +106,7 @@ def make_environment(combination: Combination, folder: Path) -> Path:
 
 
 def test(python: Path, arguments: Iterable[str]) -> dict[str, Any]:
-    """Run the suite with an environment's Python; return what the machine is and how each test ended."""
+    """Run the suite with the Python of an environment; return the machine and the outcome of each test."""
     environment = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
     told = subprocess.run([str(python), "-c", MACHINE], check=True, capture_output=True, text=True, env=environment)
@@ -196,7 +196,7 @@ def _short(reason: str, most: int = 200) -> str:
 @click.option("--prepare", is_flag=True, help="Only make the environments.")
 @click.argument("arguments", nargs=-1)
 def main(environments: Path, texts: tuple[str, ...], prepare: bool, arguments: tuple[str, ...]) -> None:
-    """Test combinations and write results and page; ARGUMENTS after -- go to pytest, and then nothing is written."""
+    """Test combinations and write results and page. With ARGUMENTS for pytest, after --, nothing is written."""
     combinations = {each.name(): each for each in [Combination.parse(text) for text in texts] or DEFAULTS}
     earlier = read_json(RESULTS) if RESULTS.exists() else {}
     runs: dict[str, Any] = earlier.get("runs", {})

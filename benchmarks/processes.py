@@ -1,4 +1,4 @@
-"""The demo's pretraining in float32 on two processes, by the command a user types, beside one process.
+"""The demo's pretraining in float32 on two processes, by the command that a user types, compared with one process.
 
     python benchmarks/processes.py losses runs/demo-scenes --output benchmarks/results/demo-losses.json
 
@@ -6,9 +6,9 @@ takes 20 steps on one process and on two, and compares their losses.
 
     python benchmarks/processes.py killed runs/demo-scenes --output benchmarks/results/demo-processes.json
 
-goes to the end: one of the two gets SIGKILL after step 700 of 2,000; the run must end by itself, and the same command
-must finish it. The trained encoder's figures then stand beside those of `demo-seeds.json`, which one process gave: for
-the same seed, and over all of them.
+trains to the end: one of the two processes gets SIGKILL after step 700 of 2,000. The run must end by itself, and the
+same command must finish it. The metrics of the trained encoder are then compared with those of one process in
+`demo-seeds.json`, for the same seed and over all seeds.
 """
 
 import json
@@ -27,11 +27,11 @@ SEEDS = Path(__file__).parent / "results" / "demo-seeds.json"
 KINDS = {"linear": "top1", "knn": "top1"}
 KILL_AFTER = 700
 SEED = 0
-"""That of the recipe, which nothing here changes."""
+"""The seed of the recipe, which nothing here changes."""
 
 
 def command(processes: int, scenes: Path, run: Path, *more: str) -> list[str]:
-    """What a user types for so many processes."""
+    """Return the command for a number of processes."""
     launched = (
         () if processes == 1 else ("torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m")
     )
@@ -40,7 +40,7 @@ def command(processes: int, scenes: Path, run: Path, *more: str) -> list[str]:
 
 
 def compare(scenes: Path, folder: Path, count: int) -> dict[str, Any]:
-    """Losses of the first steps on one process and on two; runs are left in `folder`."""
+    """Return the losses of the first steps on one process and on two; the runs stay in `folder`."""
     schedule = ("--steps", str(count), "--schedule.warmup", "50 %")
     found: dict[str, Any] = {"steps": count}
     for processes, name in ((1, "one_process"), (2, "two_processes")):
@@ -52,7 +52,7 @@ def compare(scenes: Path, folder: Path, count: int) -> dict[str, Any]:
 
 
 def train(scenes: Path, run: Path, *, kill: bool) -> dict[str, Any]:
-    """Run or resume on two processes; with `kill`, end rank 1 after a step and say how the rest took it."""
+    """Run or resume on two processes; with `kill`, end rank 1 after a step and return how the other rank ended."""
     began = time.monotonic()
     whole = command(2, scenes, run)
     job = subprocess.Popen(whole, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
@@ -68,7 +68,7 @@ def train(scenes: Path, run: Path, *, kill: bool) -> dict[str, Any]:
 
 
 def beside_seeds(ours: float, kind: str, seeds: dict[str, Any]) -> dict[str, Any]:
-    """Two processes' figure beside one process's, for the same seed and over all seeds."""
+    """Compare the result of two processes with that of one, for the same seed and over all seeds."""
     theirs = seeds[kind]["trained"]
     same = next(value for value, run in zip(theirs, seeds["runs"], strict=True) if run["seed"] == SEED)
     return {
@@ -82,13 +82,13 @@ def beside_seeds(ours: float, kind: str, seeds: dict[str, Any]) -> dict[str, Any
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """A run's metrics, a row a step; none before it has begun."""
+    """Return the metrics of a run, one row per step; none before it has started."""
     file = run / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def rank_one(parent: int) -> int:
-    """The process that torchrun, process `parent`, started as rank 1."""
+    """Return the process that torchrun, process `parent`, started as rank 1."""
     for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         if b"RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK=1\0", b""):
             return int(child)
@@ -105,7 +105,7 @@ def main() -> None:
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def losses(scenes: Path, steps: int, output: Path) -> None:
-    """The first steps on SCENES."""
+    """Compare the losses of the first steps on SCENES."""
     from ijepa.utils.environment import machine
 
     with TemporaryDirectory() as folder:
@@ -119,7 +119,7 @@ def losses(scenes: Path, steps: int, output: Path) -> None:
 @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/processes"), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def killed(scenes: Path, run: Path, output: Path) -> None:
-    """All steps on SCENES, with a kill on the way."""
+    """Train all steps on SCENES, with a kill after some of them."""
     from ijepa.evaluation.run import evaluate
     from ijepa.utils.environment import machine
 

@@ -1,10 +1,10 @@
-"""A whole ViT-H/14 with random weights through every exchange, and the memory that export takes:
+"""A whole ViT-H/14 with random weights through every exchange, and the memory that export needs.
 
     python benchmarks/roundtrip.py --folder DISK --output benchmarks/results/roundtrip.json
 
-Three parts (1.26 B parameters in both encoders) are written as a weights folder, exported in every form, and read
-again; and as a run with its one checkpoint, which is archived. Each export is a process of its own, whose greatest
-resident memory is noted; pages of the mapped weights count in it. Needs 20 GB of disk and 12 GB of memory.
+Three parts (1.26 B parameters in both encoders) are written as a weights folder, exported to every format, and read
+again; and they are written as a run with one checkpoint, which is archived. Each export runs in its own process, whose
+peak resident memory is recorded; it includes pages of the mapped weights. Needs 20 GB of disk and 12 GB of memory.
 """
 
 import json
@@ -43,7 +43,7 @@ import torch, safetensors.torch
 from ijepa.interop.exchange import export_weights
 from ijepa.release.archive import write_archive
 from ijepa.release.model_card import About
-def peak():  # of this program: what the system counts for a process begins with the size of its parent
+def peak():  # of this program: the system's peak of a process starts with the size of its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 before = peak()
@@ -71,7 +71,7 @@ def write_random(folder: Path, recipe: Recipe) -> int:
 
 
 def as_run(folder: Path, weights: Path) -> Path:
-    """Lay weights out as a finished run of one step, without a second copy of them."""
+    """Arrange weights as a finished run of one step, without a second copy of them."""
     step = folder / "checkpoints" / "step-00000001"
     step.mkdir(parents=True)
     for part in PARTS:
@@ -88,7 +88,7 @@ def as_run(folder: Path, weights: Path) -> Path:
 
 @torch.no_grad()
 def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """What another library makes of an export; transformers and timm by eager attention."""
+    """Return the features that another library computes from an export; transformers and timm with eager attention."""
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     normalised = (pixels / 255 - mean) / deviation
     if form == "transformers":
@@ -115,7 +115,7 @@ def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
 def main(name: str, folder: Path | None, output: Path) -> None:
     """Send a random model through every exchange."""
     sys.path.append(str(Path(__file__).resolve().parents[1]))
-    import tests.conftest  # noqa: F401 - it defines what torchvision lacks beside a torch for CPUs
+    import tests.conftest  # noqa: F401 - it defines the operators that torchvision lacks with a torch for CPUs
 
     recipe = Recipe.load(name)
     kept = Path(tempfile.mkdtemp(dir=folder))

@@ -1,8 +1,8 @@
 """Gather the demo over seeds: python benchmarks/seeds.py RUN RUN RUN --output benchmarks/results/demo-seeds.json
 
-Each RUN is the folder of an `ijepa demo --seed N --output RUN`. For every protocol the margin is the trained encoder's
-figure less the better one of the same architecture at random initialisation and raw pixels. The demo's wall time, whole
-and by part, stands beside each run.
+Each RUN is the folder of an `ijepa demo --seed N --output RUN`. For every protocol, the margin is the metric of the
+trained encoder minus the better one of a randomly initialized encoder of the same architecture and raw pixels. The wall
+time of the demo, in total and by part, is recorded for each run.
 """
 
 import json
@@ -20,7 +20,7 @@ def gather(runs: list[Path]) -> dict[str, Any]:
     for run in runs:
         info = json.loads((run / "run.json").read_text())
         about = {key: info[key] for key in ("seed", "versions", "commit", "devices", "cpu") if key in info}
-        times = run / "demo.json"  # there unless the demo was interrupted
+        times = run / "demo.json"  # exists unless the demo was interrupted
         about["wall"] = json.loads(times.read_text()) if times.is_file() else None
         found["runs"].append(about)
     for kind, figure in FIGURES.items():

@@ -1,9 +1,9 @@
-"""Make a run's weights come with the package: python benchmarks/ship.py RUN --train P --test P
+"""Make a run's weights part of the package: python benchmarks/ship.py RUN --train P --test P
 
-Writes src/ijepa/weights/NAME, NAME being the recipe's: recipe.yaml, target_encoder.safetensors of the last checkpoint,
-metrics.jsonl (every 50th step), accuracy.jsonl (linear probe and kNN, protocol `demo`, of every kept checkpoint and of
-the encoder as initialised) and about.json, which says where it comes from. The run is expected to keep its checkpoints
-(`--checkpoint.keep`).
+Writes src/ijepa/weights/NAME, where NAME is that of the recipe: recipe.yaml, target_encoder.safetensors of the last
+checkpoint, metrics.jsonl (every 50th step), accuracy.jsonl (linear probe and kNN by protocol `demo`, for every kept
+checkpoint and for the initial encoder) and about.json, which states its origin. The run should have kept its
+checkpoints (`--checkpoint.keep`).
 """
 
 import json

@@ -1,11 +1,11 @@
-"""Encoders that nobody should expect much of, on small public sets: the tables of docs/evaluation.md.
+"""Evaluations of simple encoders on small public data sets: the tables of docs/evaluation.md.
 
     python benchmarks/tables.py camvid FOLDER --output benchmarks/results/camvid.json
     python benchmarks/tables.py tiny-imagenet FOLDER --output benchmarks/results/tiny-imagenet-100.json
 
-FOLDER holds `train` and `val`, or their shards. Beside the encoder that comes with the package (pretrained on drawn
-scenes of 64 pixels for an hour) stand a ViT-S as initialised and raw pixels. CamVid's frames are squares of 224
-pixels here, and label 11 (void) is not scored.
+FOLDER has `train` and `val`, or their shards. The encoder that is part of the package (pretrained for an hour on drawn
+scenes of 64 pixels) is compared with an initial, untrained ViT-S and with raw pixels. The frames of CamVid are squares
+of 224 pixels here, and label 11 (void) is not scored.
 """
 
 import json
@@ -36,7 +36,7 @@ SMALL = {"camvid": (224, 16), "tiny-imagenet": (64, 8)}
 
 
 def initial_small(folder: Path, image_size: int, patch_size: int) -> Path:
-    """Write a ViT-S as pretraining would start it, as a weights folder."""
+    """Write a ViT-S with its initial weights as a weights folder."""
     sizes = {"model.image_size": str(image_size), "model.patch_size": str(patch_size)}
     recipe = Recipe.load("vit-small-16", sizes)
     folder.mkdir()
@@ -47,14 +47,14 @@ def initial_small(folder: Path, image_size: int, patch_size: int) -> Path:
 
 
 def parts(data: Path) -> tuple[str, str]:
-    """Where the train and the test set lie."""
+    """Return the paths of the train and the test set."""
     if (data / "train").is_dir():
         return str(data / "train"), str(data / "val")
     return f"{data}/train-*.tar", f"{data}/val-*.tar"
 
 
 def kept_protocols(file: Path) -> dict[str, Any]:
-    """Return the protocols that a file holds already, each under the command, commit and versions that it came from.
+    """Return the protocols that a file has already, each with the command, commit and versions of its measurement.
 
     Those that do not say it themselves are left out: another run's must not stand above them.
     """
@@ -68,7 +68,7 @@ def kept_protocols(file: Path) -> dict[str, Any]:
 @click.option("--only", multiple=True, help="Protocols to run; all if not given.")
 @click.option("--output", type=click.Path(path_type=Path), required=True)
 def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
-    """Evaluate on the set NAME, which lies in DATA."""
+    """Evaluate on the data set NAME in the folder DATA."""
     found: dict[str, Any] = {"set": name, "protocols": kept_protocols(output)}
     with tempfile.TemporaryDirectory() as kept:
         weights = {"scenes": "scenes", "random ViT-S": str(initial_small(Path(kept) / "small", *SMALL[name]))}
@@ -80,7 +80,7 @@ def main(name: str, data: Path, only: tuple[str, ...], output: Path) -> None:
                 row["encoder"]: {key: value for key, value in row.items() if key != "per_class"}
                 for row in result.to_json()["rows"]
             }
-            shown.pop("random")  # the demo's small architecture: not asked for
+            shown.pop("random")  # the small architecture of the demo is not part of the table
             found["protocols"][title] = {
                 **machine(),
                 "figure": figure,

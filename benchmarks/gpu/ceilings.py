@@ -1,4 +1,4 @@
-"""What the device can do at best: copy memory, and the encoder's matrix products in bf16 and float8."""
+"""Upper limits of the device: copying memory, and the matrix products of the encoder in bf16 and float8."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ijepa.model.float8 import to_e4m3
 
 
 def ceilings(device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Bytes a second (read and written) of a copy; operations a second of (M, K) x (K, N) by their sizes."""
+    """Measure bytes per second (read and written) of a copy, and operations per second of (M, K) x (K, N) by sizes."""
     size = 1 << (20 if tiny else 30)
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Every fast path against the plain one in float32 on the same device: loss, and the whole gradient's noise."""
+"""Every fast path compared with float32 on the same device: the loss, and the noise of the whole gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +13,13 @@ from ijepa.training.runtime import autocast_context
 LOSS = {"float32": 1e-4, "bf16": 1e-2, "fp8": 3e-2}
 """Relative gap of the loss that counts as agreement."""
 NOISE = {"float32": 60.0, "bf16": 20.0, "fp8": 10.0}
-"""Signal over noise of the gradient, in decibels, that does. A float8 layer has 25; they add up through a model."""
+"""Sufficient signal-to-noise ratio of the gradient in decibels. A float8 layer has 25; noise adds up over layers."""
 
 
 def correctness(
     choices: dict[str, Choice], device: torch.device, *, tiny: bool, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Two layers of the full width, four images; `keep` is told after every choice what has been found so far."""
+    """Two layers of the full width, four images; `keep` receives the results so far after every choice."""
     exact = Choice(autocast=False)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,7 +1,7 @@
-"""The original code's step on the same device, from a checkout of it: its modules are imported, nothing is copied.
+"""The step of the original code on the same device, from a checkout of it: its modules are imported, not copied.
 
-Its own settings cut every sequence to the batch's shortest, so that it learns from fewer tokens; `equal` gives it as
-many context and target tokens as our masks have on average.
+Its own settings cut every sequence to the shortest of the batch, so that it learns from fewer tokens. `equal` gives it
+as many context and target tokens as our masks have on average.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Everything a GPU has to show, in one command: `python benchmarks/gpu/run.py --output FILE`.
+"""Everything that needs a GPU to be measured or checked: `python benchmarks/gpu/run.py --output FILE`.
 
-Ten minutes on one H200 with torch 2.11 or later. Every part runs in a process of its own, which is killed when its time
-is up: an error of the device, which no later call in the same process survives, or a kernel that hangs, costs that part
-alone. The file is written anew after every part; a part that fails leaves its error's first line there, beside what it
-had found. `--device cpu --tiny` runs every part that a CPU can, small.
+Ten minutes on one H200 with torch 2.11 or later. Every part runs in its own process, which is killed when its time is
+over: an error of the device, which no later call in the same process survives, or a kernel that hangs affects only that
+part. The file is written after every part. For a part that fails, it has the first line of the error and the results
+until then. `--device cpu --tiny` runs every part that a CPU can run, with small sizes.
 """
 
 import argparse
@@ -99,11 +99,11 @@ def run_here(name: str, arguments: argparse.Namespace) -> None:
 
 
 def run_beside(name: str, arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Run one part in a process of its own for so many seconds at most, and return what it found."""
+    """Run one part in its own process for at most `seconds`, and return its results."""
     file = arguments.output.with_name(f".{arguments.output.name}.part")
     file.unlink(missing_ok=True)
     command = [sys.executable, __file__, *sys.argv[1:], "--part", name, "--output", str(file)]
-    child = subprocess.Popen(command, start_new_session=True)  # a group of its own: compilers end with it
+    child = subprocess.Popen(command, start_new_session=True)  # its own group, so that compilers end with it
     try:
         code = child.wait(seconds)
         trouble = {"error": f"its process ended with {code}"} if code else {}

@@ -1,7 +1,7 @@
-"""The full training step of a recipe under one choice of kernels, by parts, at the largest micro-batch that fits.
+"""The full training step of a recipe with one choice of kernels, by parts, at the largest micro-batch that fits.
 
-A step is `images` images in as many micro-batches as needed, then optimiser and moving average. Batches lie on the
-device already; how a run brings them there is not measured here.
+A step is `images` images in as many micro-batches as needed, then optimizer and moving average. The batches are already
+on the device; copying them there is not measured.
 """
 
 from contextlib import contextmanager
@@ -136,7 +136,7 @@ def _measure(choice: Choice, device: torch.device, images: int, micro: int, step
                 outcome.loss.backward()
                 clock.mark("context backward")
         apply_step(model, optimizer, 0.996, None)
-        clock.mark("optimiser, EMA")
+        clock.mark("optimizer, EMA")
         parts: dict[str, float] = {}
         for name, seconds in clock.seconds():
             parts[name] = parts.get(name, 0.0) + seconds

@@ -1,4 +1,4 @@
-"""Time and memory of a device: CUDA events on a GPU, so that nothing waits; a clock on a CPU."""
+"""Time and memory of a device: CUDA events on a GPU, which do not block; a clock on a CPU."""
 
 import gc
 import resource
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "B200": 2250e12}
-"""Dense bf16 operations a second by NVIDIA's data sheets (SXM; B200 as in HGX)."""
+"""Dense bf16 operations per second in NVIDIA's data sheets (SXM; B200 as in HGX)."""
 
 
 def published_peak(device: torch.device) -> float | None:

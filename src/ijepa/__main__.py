@@ -1,4 +1,4 @@
-"""`python -m ijepa` and the `ijepa` command: run it, and end with one line and an exit code when it fails."""
+"""`python -m ijepa` and the `ijepa` command: an error ends it with one line and an exit code."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from ijepa.utils.output import Output, OutputLost
 
 
 def main() -> None:
-    """Run the command line; 0 done, 1 failed in running, 2 refused, 130/143 stopped by a signal."""
+    """Run the command line. Exit codes: 0 done, 1 failed while running, 2 bad input, 130/143 stopped by a signal."""
     from ijepa.cli import cli
 
     warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, TextIOWrapper):  # a character that the terminal does not know must not end a run
+    if isinstance(sys.stdout, TextIOWrapper):  # a character that the terminal cannot show must not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     output = Output(sys.stdout, raises=True)
     try:
@@ -37,13 +37,13 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")
         code = 130
-    except Exception as error:  # a defect of ours, or a machine that gave out: still one line
+    except Exception as error:  # a bug, or a failure of the machine: also one line
         if "--debug" in sys.argv:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
         _complain(f"{what}; run again with --debug for the traceback, and please report it")
         code = 1
-    with suppress(OutputLost):  # the error that is told came first
+    with suppress(OutputLost):  # the error that was printed came first
         output.flush()
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -59,7 +59,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Say a notice in one line, from the first of several ranks; show other warnings as Python does."""
+    """Print a notice as one line, on the first rank only; show other warnings as Python does."""
     if not issubclass(category, Notice):
         _python_shows(message, category, filename, lineno, file, line)
     elif os.environ.get("RANK", "0") == "0":
@@ -67,7 +67,7 @@ def _show_warning(
 
 
 def _complain(line: str) -> None:
-    """Say one line; of several ranks that would say it only one does."""
+    """Print one line on the error stream; if several ranks would print it, only one does."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         from ijepa.distributed.watchdog import first_to_print
 

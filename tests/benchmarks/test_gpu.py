@@ -1,4 +1,4 @@
-"""The GPU's command, small and on a CPU: every part ends, agrees with float32, and compiles nothing anew."""
+"""The GPU's command, small and on a CPU: every part ends, agrees with float32, and compiles nothing again."""
 
 import argparse
 import importlib
@@ -68,7 +68,7 @@ def test_the_minutes_hold_by_killing(tmp_path):
     [("os.abort()", "its process ended with -6"), ("time.sleep(60)", "killed after 2 seconds")],
 )
 def test_a_part_that_dies_or_hangs_leaves_what_it_had_found(tmp_path, module, monkeypatch, ending, error):
-    """As an error of the device does, after which nothing can be asked of it, nor synchronised with it."""
+    """As an error of the device does, after which nothing can be asked of it, nor synchronized with it."""
     part = tmp_path / "part.py"
     part.write_text(f"import os, sys, time\nopen(sys.argv[-1], 'w').write('{{\"copy\": 1}}')\n{ending}\n")
     run = module("run")

@@ -156,7 +156,7 @@ def pack(
     settings = Settings(seed, shard_size, hold_out, max_side)
     for path in sources:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise UserError(out, f"lies in {path}, whose images are to be packed", "give a folder outside it")
+            raise UserError(out, f"is inside {path}, whose images are to be packed", "give a folder outside it")
     with progress_lines() as progress:
 
         def opened(spool: Path) -> dict[str, Source]:

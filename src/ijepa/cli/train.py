@@ -9,7 +9,7 @@ import click
 from ijepa.cli.options import NOT_NEGATIVE, PATH, RecipeCommand, debug_option, first_process, load_recipe, open_images
 from ijepa.config.files import RECIPES, preset_names
 from ijepa.config.recipe import Recipe
-from ijepa.utils.errors import RunError, UserError
+from ijepa.utils.errors import UserError
 
 _EPILOG = (
     f"Presets: {', '.join(preset_names(RECIPES))}. The defaults shown apply to an empty recipe. Presets override many "
@@ -97,17 +97,17 @@ def pretrain(
 
 
 def _shown(path: str) -> str:
-    """A data path as a run records it: whole, unless it is no path of this machine."""
+    """Return a data path as a run records it: absolute, except for URLs and `hf:` paths."""
     return path if "://" in path or path.startswith("hf:") else str(Path(path).resolve())
 
 
 _LEAST, _MOST = 50, 5000
-"""Steps between two measurements that nobody asked for: rarely enough to cost little in the shortest runs, and often
-enough to see within the hour that a long one goes wrong."""
+"""Limits of the default number of steps between measurements: short runs must not spend much of their time on them, and
+in long runs a problem should be visible within an hour."""
 
 
 def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None, folder: Path) -> Sequence[Any]:
-    """Return the callback that measures the target encoder on a fixed batch on the way, and warns of what it sees."""
+    """Return the callback that measures the target encoder on fixed images during the run, and warns of problems."""
     from ijepa.data.open import open_dataset
     from ijepa.evaluation.diagnostics.online import online_diagnosis
     from ijepa.evaluation.diagnostics.warnings import new_training_warnings
@@ -168,11 +168,11 @@ def plan(
     """
     from ijepa.planning.plan import make_plan
     from ijepa.planning.text import render_plan
-    from ijepa.utils.files import write_json
+    from ijepa.utils.files import write_errors, write_json
 
     loaded = load_recipe(recipe, fields)
     if file is not None and not file.absolute().parent.is_dir():
-        raise UserError(f"--json {file}", f"{file.parent} is no folder")
+        raise UserError(f"--json {file}", f"{file.parent} is not a folder")
     source = open_images(loaded.data.path) if loaded.data.path else None
     found = make_plan(
         loaded,
@@ -185,10 +185,8 @@ def plan(
     )
     click.echo(render_plan(found), nl=False)
     if file is not None:
-        try:
+        with write_errors(file):
             write_json(file, found.as_json())
-        except OSError as error:
-            raise RunError(f"{file}: cannot be written: {error.strerror}") from None
         click.echo(f"plan: {file}")
 
 

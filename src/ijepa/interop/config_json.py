@@ -48,6 +48,7 @@ class TimmArguments(BaseConfig):
 
     model_config = ConfigDict(extra="ignore")
 
+    # Another activation or norm would load, but compute something else.
     class_token: bool | None = None
     num_heads: Count | None = None
     img_size: PixelSize | None = None

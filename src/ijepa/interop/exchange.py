@@ -46,6 +46,7 @@ def export_weights(
         UserError: `out` exists, or the head does not fit.
         RunError: `out` cannot be written.
     """
+    # First, because an export of a large model takes minutes.
     check_output(out, *([weights_file(out)] if form == "onnx" else []))
     found = resolve_weights(weights, heads=heads)
     if head and form not in ("transformers", "timm"):

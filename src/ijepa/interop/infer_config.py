@@ -43,7 +43,7 @@ def infer_encoder(
         raise UserError(where, "has a class token", "I-JEPA's encoders have none: is it a model of another method?")
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     positions = read_positions(tensors, width, where, grid=grid)
-    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]
+    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]  # (hidden, D)
     notes = _drift_notes(positions, where)
     if heads is None and width not in HEADS:
         heads = _guess_heads(width, where)
@@ -76,7 +76,7 @@ def infer_predictor(model: ModelSection, tensors: Tensors, where: object) -> Mod
     Raises:
         UserError: The tensors are not those of a predictor of this encoder.
     """
-    width, outer = _shape(tensors, "predictor_embed.weight", 2, where)
+    width, outer = _shape(tensors, "predictor_embed.weight", 2, where)  # (predictor width, D)
     heads = model.encoder.heads
     if outer != model.encoder.width:
         raise UserError(where, f"the predictor reads {outer} channels, the encoder has {model.encoder.width}")
@@ -128,7 +128,7 @@ def _guess_heads(width: int, where: object) -> int:
 def _depth(tensors: Tensors, pattern: str, where: object) -> int:
     """Return the number of blocks, whose names match `pattern`."""
     numbers = {int(found[1]) for name in tensors if (found := re.match(pattern, name))}
-    depth = len(numbers)
+    depth = len(numbers)  # blocks are numbered from 0 without gaps
     if not depth or numbers != set(range(depth)):
         missing = min(set(range(depth + 1)) - numbers)
         raise UserError(where, f"block {missing} is missing", _OTHER_MODEL)

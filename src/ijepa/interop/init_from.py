@@ -52,6 +52,7 @@ def initial_weights(recipe: Recipe) -> InitialWeights | None:
         raise _differs(recipe, "model.patch_size", theirs.patch_size, ours.patch_size)
     _compare(recipe, "model.encoder", ours.encoder, theirs.encoder)
     if recipe.init.parts == "encoder":
+        # An encoder alone is what others publish, so that both encoders start from it.
         encoder = weights.tensors("target_encoder" if "target_encoder" in weights.parts else "context_encoder")
         given = {"context_encoder": encoder, "target_encoder": encoder}
     else:
@@ -72,6 +73,7 @@ def initial_weights(recipe: Recipe) -> InitialWeights | None:
 def _compare(recipe: Recipe, section: str, ours: BaseConfig, theirs: BaseConfig) -> None:
     for key in _KEYS:
         mine, other = getattr(ours, key), getattr(theirs, key)
+        # A ratio or factor that was computed from tensors differs from the recipe's by rounding.
         if abs(mine - other) > 1e-6 * abs(other):
             raise _differs(recipe, f"{section}.{key}", other, mine)
 

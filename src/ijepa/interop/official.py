@@ -67,6 +67,7 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_numbers()):
             warnings.simplefilter("ignore")  # torch warns of the pickle protocol before it reports the error
+            # Values stay in the file until they are used; an older plain pickle cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if named := _OBJECT.search(str(error)):

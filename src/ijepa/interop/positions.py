@@ -107,8 +107,9 @@ def _fit(table: Tensor, grid: tuple[int, int], rounding: float) -> Positions | N
     factor = float((table * exact).sum() / exact.square().sum())  # least squares
     if not 0 <= factor < math.inf:
         return None
+    # A factor is known up to the error of the table, and of float32.
     error = max(float((table - factor * exact).abs().max()), torch.finfo(torch.float32).eps * factor)
-    scale = _shortest(factor, error)
+    scale = _shortest(factor, error)  # .25, not .24999994
     off = float((table - scale * exact).abs().max())
     if not off <= max(TOLERANCE, rounding) * scale:  # also refuses NaN
         return None

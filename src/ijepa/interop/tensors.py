@@ -124,6 +124,7 @@ def write_tensors(
         shard: Maximum bytes of tensors per file (a larger tensor has its own file); None: one file.
         about: Metadata of every file.
     """
+    # A file ends where the next tensor would not fit, so that the split depends only on names, order and shapes.
     groups: list[dict[str, LazyTensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -152,6 +153,7 @@ def write_safetensors(file: BinaryIO, tensors: Tensors, about: Mapping[str, str]
 
     The header is padded so that tensors start at a multiple of 64 bytes and are aligned when the file is mapped.
     """
+    # Shapes are known before values: the header comes first, and then one tensor at a time.
     header: dict[str, object] = {"__metadata__": {"format": "pt", **about}}
     end = 0
     for name, tensor in tensors.items():

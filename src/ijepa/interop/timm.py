@@ -45,7 +45,7 @@ def timm_config(model: ModelSection, classes: int = 0) -> dict[str, Any]:
             "tag": "ijepa",
             "custom_load": False,
             "input_size": [3, height, width],
-            "fixed_input_size": True,
+            "fixed_input_size": True,  # timm stretches positions in another way
             "interpolation": "bilinear",
             "crop_pct": 0.875,
             "crop_mode": "center",
@@ -84,6 +84,7 @@ def read_timm(
     has_class_token = "_gap_" not in config.architecture if arguments.class_token is None else arguments.class_token
     if has_class_token:
         raise UserError(folder / "config.json", f"{config.architecture} has a class token", "I-JEPA has none")
+    # A classifier and the norm in front of it are not part of the encoder.
     tensors = {name: t for name, t in open_tensors(file).items() if not name.startswith(("head.", "fc_norm."))}
     model, notes = infer_encoder(tensors, file, heads=arguments.num_heads or heads, image_size=arguments.img_size)
     return model, tensors, notes

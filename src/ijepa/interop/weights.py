@@ -111,7 +111,7 @@ class Weights:
         tensors = self.tensors(f"{which}_encoder")
         with torch.device("meta"):  # no memory for initial weights
             vit = VisionTransformer(self.recipe.model)
-        # Aligned weights give features with the same bits, whatever file they come from.
+        # Aligned weights give features with the same bits, whatever file they come from; `assign` keeps them mapped.
         vit.load_state_dict({name: aligned(tensor.load()) for name, tensor in tensors.items()}, assign=True)
         return FrozenEncoder(vit)
 
@@ -158,6 +158,7 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
         return Weights(path, Recipe.load(path / "recipe.yaml"), f"{name} (comes with the package)")
     if path.is_file():
         return _from_file(path, heads)
+    # A young run has run.json and no checkpoint; an archive has run.json and weights.
     if (path / "checkpoints").is_dir() or ((path / "run.json").is_file() and not _has_weights(path)):
         run = Run(path)
         saved = list_checkpoints(run.checkpoints)
@@ -218,7 +219,7 @@ def _recipe(path: Path, model: ModelSection) -> Recipe:
     values: dict[str, Any] = {
         "name": path.name.split(".")[0],
         "description": f"Imported from {path.name}: only the model section is known, everything else is a default.",
-        "steps": 1,
+        "steps": 1,  # a recipe needs a length
         "schedule": {"warmup": "0 steps"},
         "model": model.model_dump(mode="json", by_alias=True),
     }

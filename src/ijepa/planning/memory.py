@@ -81,16 +81,16 @@ def state(
     """Return the bytes that one of `shards` devices, which share one copy of the model, holds."""
     sharded = strategy in _SHARDED and shards > 1
     full = _FLOAT32 * parameters.trained
-    share = -(-full // shards) if sharded else full
+    share = -(-full // shards) if sharded else full  # rounded up, as FSDP pads the last shard
     linear = _BFLOAT16 if autocast else _FLOAT32  # bytes per weight of a linear layer in an encoder's blocks
     gathered = _BFLOAT16 * parameters.autocast if autocast else 0
-    if sharded:
+    if sharded:  # two blocks at a time: the next one is gathered while a block computes
         context_blocks = 2 * parameters.block if strategy == "zero3" else parameters.encoder_blocks
         outside_blocks = parameters.trained + parameters.encoder - 2 * parameters.encoder_blocks
         gathered += linear * (context_blocks + 2 * parameters.block) + _FLOAT32 * outside_blocks
     elif autocast:
         gathered += _BFLOAT16 * (parameters.encoder_blocks + parameters.block)
-    if float8:
+    if float8:  # one byte per weight
         gathered += parameters.encoder_blocks
     return State(
         weights=share,

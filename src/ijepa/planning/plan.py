@@ -135,6 +135,7 @@ def make_plan(
             f"is {reached:.1f} times the bfloat16 peak of {devices} x {found.name}",
             "a third of the peak is a good rate",
         )
+    # The other GPUs are compared at the share of peak that this one reaches.
     comparison = tuple(asked if key == asked.key else plan_gpu(key, None, reached) for key in gpus())
     total = size.lengths.total * recipe.batch.total if size.lengths else None
     return Plan(recipe, size, devices, total, images_per_second is not None, place, grid, asked, comparison)

@@ -1,11 +1,10 @@
-"""What people have on their disks, as sources to pack: official archives, folders, lists.
+"""Sources of images to pack: official archives, folders, lists.
 
-* ImageNet-22k: `winter21_whole.tar.gz` or `fall11_whole.tar`, a tar of class tars (or of class folders). A compressed
-  archive can only be read from its beginning, so it is expanded once into a plain tar beside the shards to be, whole
-  or not at all; nothing is unpacked into files.
+* ImageNet-22k: `winter21_whole.tar.gz` or `fall11_whole.tar`, a tar of class tars or of class folders. A compressed
+  archive can only be read from its beginning, so it is first expanded into a plain tar. Images are not unpacked.
 * ImageNet-1K: the train tar, the flat validation tar and the development kit.
-* Folders, whatever `--data.path` takes, of one split or of several; parquet files are laid out as one tar first.
-* Lists, see `lists`.
+* Folders: everything that `--data.path` accepts, with one split or several. Parquet files are first converted to a tar.
+* Lists: see `file_lists`.
 """
 
 import bz2
@@ -33,8 +32,6 @@ from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import atomic_file, write_errors
 from ijepa.utils.progress import Progress, ProgressMeter
 
-KINDS = ("imagenet22k", "imagenet1k", "folder", "list")
-
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _CHUNK = 2**24
 
@@ -42,24 +39,31 @@ _CHUNK = 2**24
 def open_archives(
     kind: str, paths: Sequence[Path], spool: Path, devkit: Path | None, progress: Progress, split: str | None = None
 ) -> dict[str, Source]:
-    """Return the sources to pack by split; compressed archives and parquet files are expanded into `spool`.
+    """Return the sources to pack, by split.
 
-    `split` chooses where a folder holds several, and else says what the images are to be called: train, if nothing.
+    Args:
+        kind: imagenet22k, imagenet1k, folder or list.
+        paths: one path, or the train and the validation archive of ImageNet-1K.
+        spool: folder for the plain tars that compressed archives and parquet files are converted to.
+        devkit: development kit of ImageNet-1K.
+        progress: receives progress lines.
+        split: the split to read if a folder has several, otherwise the name of the split to write (default: train).
 
     Raises:
-        UserError: archives that are missing, damaged, or of another kind.
-        RunError: the disk refuses the expanded archive.
+        UserError: archives that are missing, damaged, or of a different kind.
+        RunError: a tar cannot be written.
     """
     for path in paths:
         if not path.exists():
             raise UserError(path, "does not exist")
     if kind == "imagenet1k" and len(paths) == 2:
         if split is not None:
-            raise UserError("--split", "names one set, and there are two archives", "give one of them")
+            raise UserError("--split", "names one set, but there are two archives", "give one of them")
         kit = None if devkit is None else str(devkit)
+        train, val = map(str, paths)
         return {
-            "train": open_dataset(str(paths[0]), where=str(paths[0]), split="train", require_labels=True),
-            "val": open_dataset(str(paths[1]), where=str(paths[1]), split="val", devkit=kit, require_labels=True),
+            "train": open_dataset(train, where=train, split="train", require_labels=True),
+            "val": open_dataset(val, where=val, split="val", devkit=kit, require_labels=True),
         }
     if len(paths) != 1:
         takes = "the train and the validation archive" if kind == "imagenet1k" else "one path"
@@ -69,14 +73,14 @@ def open_archives(
     if kind == "imagenet1k":
         return {name: open_dataset(where, where=where, split="train", require_labels=True)}
     if kind == "folder":
-        held = find_splits(path)
-        if split is None and held:
-            return {each: _folder(path, each, spool, progress) for each in held}
+        splits = find_splits(path)
+        if split is None and splits:
+            return {each: _folder(path, each, spool, progress) for each in splits}
         return {name: _folder(path, split, spool, progress)}
     if kind == "list":
         return {name: FolderSource(list_index(path))}
     require_regular(path, path.stat(), where)
-    plain = expanded(path, spool, progress)
+    plain = expand(path, spool, progress)
     nested = first_name(plain).endswith(".tar") or _holds_tars(plain)
     meter = ProgressMeter(progress, f"indexing {plain.name}", plain.stat().st_size, "GB", 1e9)
     index = nested_index(plain, where, meter.update) if nested else folders_index(plain, where, meter.update)
@@ -85,18 +89,18 @@ def open_archives(
 
 def _folder(path: Path, split: str | None, spool: Path, progress: Progress) -> Source:
     source = open_dataset(path, where=str(path), split=split)
-    return _laid_out(source, spool, progress) if isinstance(source, ParquetSource) else source
+    return _to_tar(source, spool, progress) if isinstance(source, ParquetSource) else source
 
 
-def _laid_out(source: ParquetSource, spool: Path, progress: Progress) -> Source:
-    """Return the images of parquet files from a tar that they are written to once, in their order.
+def _to_tar(source: ParquetSource, spool: Path, progress: Progress) -> Source:
+    """Write the images of parquet files to a tar, unless it exists, and return that as a source.
 
-    Packing reads in a random order, and of parquet every image would cost its row group.
+    Packing reads in random order, and each image of a parquet file would cost reading its row group.
     """
     plain = spool / f"parquet-{source.stamp}.tar"
     if not plain.is_file():
         spool.mkdir(parents=True, exist_ok=True)
-        meter = ProgressMeter(progress, "laying out images", len(source))
+        meter = ProgressMeter(progress, "converting to a tar: images", len(source))
 
         def records() -> Iterator[Record]:
             for index in range(len(source)):
@@ -109,12 +113,12 @@ def _laid_out(source: ParquetSource, spool: Path, progress: Progress) -> Source:
     return TarSource(Index(header, index.arrays))
 
 
-def expanded(path: Path, spool: Path, progress: Progress) -> Path:
-    """Return a plain tar: `path` itself, or the one in `spool` that it is expanded into, once.
+def expand(path: Path, spool: Path, progress: Progress) -> Path:
+    """Return the path of a plain tar: `path` itself, or the tar in `spool` that it is expanded into, unless it exists.
 
     Raises:
         UserError: a damaged archive.
-        RunError: the disk refuses.
+        RunError: the archive cannot be read, or the tar cannot be written.
     """
     with path.open("rb") as file:
         opener = _OPENERS.get(file.read(2))
@@ -133,7 +137,7 @@ def expanded(path: Path, spool: Path, progress: Progress) -> Path:
             except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise RunError(f"{path}: {error.strerror}") from None
-                raise UserError(path, f"is damaged: {error}", "fetch it again") from None
+                raise UserError(path, f"is damaged: {error}", "download it again") from None
             if not block:
                 break
             out.write(block)
@@ -141,8 +145,8 @@ def expanded(path: Path, spool: Path, progress: Progress) -> Path:
     return plain
 
 
-def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda offset: None) -> Index:
-    """Return the index of a tar of class folders: an image's class is its folder; `at` as for `nested_index`.
+def folders_index(path: Path, where: str, progress: Callable[[int], None] = lambda offset: None) -> Index:
+    """Return the index of a tar of class folders; `progress` receives the offsets of the images.
 
     Raises:
         UserError: the file is damaged or holds no images in folders.
@@ -159,7 +163,7 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
                     if member.name.rpartition(b".")[2].lower() in IMAGE_FIELDS:
                         names.append(PurePosixPath(fsdecode(member.name)).parent.name)
                         places.append((member.offset // BLOCK, member.size))
-                        at(member.offset)
+                        progress(member.offset)
         except TarError as error:
             raise UserError(where, f"{path} {error}", error.hint) from error
         classes, labels = np.unique(np.array(names), return_inverse=True)
@@ -179,7 +183,7 @@ def folders_index(path: Path, where: str, at: Callable[[int], None] = lambda off
 
 
 def _holds_tars(path: Path) -> bool:
-    """Whether the first files of a tar are tars: its first entries may be folders."""
+    """Whether one of the first entries of a tar is a tar; folders may come before it."""
     try:
         with open_tar(path) as reader:
             return any(member.name.endswith(b".tar") for member in islice(walk(reader), 10))

@@ -1,7 +1,7 @@
-"""Lists of images: a CSV or a parquet file of paths (absolute, or from the list's folder on), and of labels if any.
+"""Lists of images: a CSV or a parquet file with paths, absolute or relative to the list's folder, and optional labels.
 
-Columns go by their names, path (or filename, file, image) and label (or class); a CSV without such a first line is
-`path,label`.
+Columns are found by name: path (or filename, file, image) and label (or class). A CSV without such a first line has the
+columns path and label.
 """
 
 import csv
@@ -17,14 +17,14 @@ from ijepa.utils.errors import UserError
 
 _PATHS, _LABELS = ("path", "filename", "file", "image"), ("label", "class")
 _Row = tuple[str, str, str | None]
-"""Where it stands, the path, and the label if the list has labels."""
+"""Place in the list, for messages; path; label, None in a list without labels."""
 
 
 def list_index(file: Path) -> Index:
     """Return the index of the images that a file lists.
 
     Raises:
-        UserError: a row that is not so, or an image that is not there.
+        UserError: a bad row, or an image that does not exist.
     """
     root = file.absolute().parent
     names, labels = list[str](), list[str]()
@@ -36,7 +36,7 @@ def list_index(file: Path) -> Index:
             try:
                 digest.add(f"{name}\0{label}", (root / name).stat())
             except (OSError, ValueError):
-                raise UserError(file, f"{place} names {str(root / name)[:200]}, which is not there") from None
+                raise UserError(file, f"{place} names {str(root / name)[:200]}, which does not exist") from None
             names.append(name)
             labels += [] if label is None else [label]
     except (OSError, UnicodeDecodeError) as error:
@@ -44,7 +44,7 @@ def list_index(file: Path) -> Index:
     if not names:
         raise UserError(file, "lists no images", "write one path,label a line")
     arrays = text_arrays("names", names)
-    # Numbers keep their order, words get the alphabet's.
+    # Numbers are sorted as numbers, words by alphabet.
     numbers = all(label.isdecimal() for label in labels)
     classes = sorted(set(labels), key=(lambda label: (int(label), label)) if numbers else None)
     if classes:
@@ -56,7 +56,7 @@ def list_index(file: Path) -> Index:
 
 def _csv(file: Path) -> Iterator[_Row]:
     path, label, width = 0, 1, 2
-    with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets begin with a byte order mark
+    with file.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets write a byte order mark
         rows = csv.reader(lines)
         try:
             for number, row in enumerate(rows, 1):
@@ -69,7 +69,7 @@ def _csv(file: Path) -> Iterator[_Row]:
                 elif row:
                     yield f"line {rows.line_num}", cells[path], cells[label] if label >= 0 else None
         except csv.Error as error:
-            raise UserError(file, f"line {rows.line_num} is no line of a CSV: {error}") from None
+            raise UserError(file, f"line {rows.line_num} is not valid CSV: {error}") from None
 
 
 def _parquet(file: Path) -> Iterator[_Row]:
@@ -77,22 +77,24 @@ def _parquet(file: Path) -> Iterator[_Row]:
     columns = opened.schema_arrow.names
     path, label = _column(columns, _PATHS), _column(columns, _LABELS)
     if path < 0:
-        raise UserError(file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one {_PATHS[0]}")
+        raise UserError(
+            file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one of them {_PATHS[0]}"
+        )
     wanted = [columns[place] for place in (path, label) if place >= 0]
     row = 0
     for batch in _batches(opened, file, wanted):
         paths = batch.column(wanted[0]).to_pylist()
         labels = batch.column(wanted[-1]).to_pylist() if label >= 0 else [None] * len(paths)
-        for name, of in zip(paths, labels, strict=True):
+        for name, value in zip(paths, labels, strict=True):
             row += 1
             if name is not None and not isinstance(name, str):
-                hint = "where it holds the images themselves, `ijepa data pack folder` takes it"
-                raise UserError(file, f"its column {wanted[0]} holds no paths", hint)
-            yield f"row {row}", (name or "").strip(), None if label < 0 else "" if of is None else str(of).strip()
+                hint = "if it holds the images themselves, use `ijepa data pack folder`"
+                raise UserError(file, f"its column {wanted[0]} does not hold paths", hint)
+            yield f"row {row}", (name or "").strip(), None if label < 0 else "" if value is None else str(value).strip()
 
 
 def _batches(opened: Any, file: Path, columns: list[str]) -> Iterator[Any]:
-    """Yield a parquet file's batches of rows; damaged pages are refused."""
+    """Yield the batches of rows of a parquet file; a damaged page is a UserError."""
     import pyarrow as pa
 
     try:
@@ -102,6 +104,6 @@ def _batches(opened: Any, file: Path, columns: list[str]) -> Iterator[Any]:
 
 
 def _column(names: list[str], wanted: tuple[str, ...]) -> int:
-    """Return the place of the first of the wanted names, -1 where there is none."""
+    """Return the number of the first column with one of the wanted names, -1 without one."""
     lower = [name.strip().lower() for name in names]
     return next((lower.index(name) for name in wanted if name in lower), -1)

@@ -3,6 +3,7 @@
 All numbers come from the files of the run or from the tables of `planning`. What is not recorded is stated as unknown.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def model_card(
     seconds = float(np.nansum(read_columns(run.timings_file).get("seconds", 0.0)))
     processes, hardware = int(info.get("ranks", 1)), _hardware(info)
     country, grid = find_country(about.country)
-    energy = _energy(info, seconds / 3600 * processes, about.watts, grid)
+    energy = estimate_energy(info, seconds / 3600 * processes, about.watts, grid)
     released, others = released_results(found, results)
     header: dict[str, Any] = {
         "license": about.license,
@@ -129,21 +130,18 @@ def model_card(
     )
 
 
-def _energy(info: dict[str, Any], hours: float, stated_watts: float | None, grid: Grid) -> Energy | None:
+def estimate_energy(info: dict[str, Any], hours: float, stated_watts: float | None, grid: Grid) -> Energy | None:
     """Return the estimate, or None if the power of the hardware or the time is unknown."""
     devices = " ".join(info.get("devices", [])).lower()
     gpu = next((gpu for key, gpu in gpus().items() if key in devices), None)
-    if not hours or (stated_watts is None and gpu is None):
+    watts = stated_watts or (gpu.server_w if gpu else None)
+    if watts is None or not hours:
         return None
-    if stated_watts is not None:
-        return Energy(hours, stated_watts, "stated", grid, grids().pue)
-    assert gpu is not None
-    return Energy(hours, gpu.server_w, f"maximum power of a {gpu.name} server, per GPU", grid, grids().pue)
+    source = "stated" if stated_watts or gpu is None else f"maximum power of a {gpu.name} server, per GPU"
+    return Energy(hours, watts, source, grid, grids().pue)
 
 
 def _hardware(info: dict[str, Any]) -> str:
     """Return the names of the devices, each with its number."""
-    names = [str(name) for name in info.get("devices", ["unknown"])]
-    return ", ".join(
-        name if names.count(name) == 1 else f"{names.count(name)} x {name}" for name in dict.fromkeys(names)
-    )
+    counts = Counter(map(str, info.get("devices", ["unknown"])))
+    return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())

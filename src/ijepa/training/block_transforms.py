@@ -55,7 +55,7 @@ def compile_blocks(model: IJEPA, backend: str | Callable[..., Any] = "inductor",
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_GRAPHS)
     for block, name in _parts(model, target=True):
         compiled = torch.compile(getattr(block, name), backend=backend, dynamic=dynamic)
-        setattr(block, name, partial(_call, compiled, {}))
+        setattr(block, name, partial(call_compiled, compiled, {}))
 
 
 def _parts(model: IJEPA, *, target: bool) -> Iterator[tuple[Block, str]]:
@@ -69,7 +69,7 @@ def _parts(model: IJEPA, *, target: bool) -> Iterator[tuple[Block, str]]:
         yield block, "forward" if 0 < number < len(blocks) - 1 else "attend_and_mlp"
 
 
-def _call(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *arguments: Any) -> Tensor:
+def call_compiled(compiled: Callable[..., Tensor], numbers: dict[Any, Tensor], *arguments: Any) -> Tensor:
     """Call with numbers as tensors on the device, constant widths, and no lengths of sequences.
 
     The lengths differ at every step. With selective checkpointing, torch 2.11 compiles again for each new length, and

@@ -62,7 +62,7 @@ class _Bar(Display):
         super().__init__()
         columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
         # rich asks for each write whether this is a terminal. Once the terminal is closed, it would stop writing, and
-        # nobody would notice that the output is lost.
+        # the run would not notice that its output is lost.
         console = Console(file=cast(TextIO, self.output), force_terminal=True)
         self._progress = Progress(*columns, console=console, refresh_per_second=4, expand=True)
         self._task = self._progress.add_task("starting", total=total, completed=start)

@@ -48,7 +48,7 @@ def resolve(recipe: Recipe, earlier: dict[str, Any] | None = None, ranks: int = 
 
     Args:
         recipe: what is trained.
-        earlier: what the same run has resolved before; a resume on another number of ranks keeps the micro-batch as
+        earlier: what the same run has resolved before; a resume on a different number of ranks keeps the micro-batch as
             far as it divides a rank's share.
         ranks: processes that share the global batch.
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from ijepa.cli import cli
 from ijepa.data.open import open_dataset
 from ijepa.evaluation.run import evaluate
-from ijepa.planning.hardware import grids
+from ijepa.planning.hardware import find_country, find_gpu, grids
 from ijepa.release.archive import verify_archive, write_archive
-from ijepa.release.model_card import About
+from ijepa.release.model_card import About, estimate_energy
 from ijepa.report.page import write_report
 from tests.helpers.images import write_tree
 
@@ -71,6 +71,16 @@ def test_model_card_does_not_guess_an_unknown_power(finished_run: Path, tmp_path
     assert "Not estimated" in (norway / "README.md").read_text() and "co2_eq_emissions" not in header_of(norway)
     assert facts_of(norway)["country"] == "Norway"
     assert facts_of(write_archive(finished_run, tmp_path / "out", About()))["country"] == "not stated"
+
+
+def test_estimate_energy_uses_the_stated_power_or_the_table_of_gpus() -> None:
+    _, grid = find_country("Sweden")
+    info = {"devices": ["NVIDIA H100 80GB HBM3"] * 8}
+    known, stated = estimate_energy(info, 2.0, None, grid), estimate_energy(info, 2.0, 100.0, grid)
+    assert known is not None and known.watts == find_gpu("h100").server_w and "H100" in known.source
+    assert stated is not None and stated.kilowatt_hours == pytest.approx(0.2 * grids().pue)
+    assert estimate_energy({"devices": ["a CPU"]}, 2.0, None, grid) is None
+    assert estimate_energy(info, 0.0, 100.0, grid) is None
 
 
 def test_model_card_names_evaluations_of_other_weights(run: Path, scenes: Path, tmp_path: Path) -> None:

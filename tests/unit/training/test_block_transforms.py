@@ -9,12 +9,10 @@ from ijepa.masking.batch import Sequences
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer, layer_rates
 from ijepa.masking.token_budget import Budget
-from ijepa.model import padded_attention
 from ijepa.model.attention import attention
 from ijepa.model.ijepa import IJEPA, whole_images
 from ijepa.model.linear import Linear
-from ijepa.training import block_transforms
-from ijepa.training.block_transforms import checkpoint_activations, compile_blocks, set_attention
+from ijepa.training.block_transforms import call_compiled, checkpoint_activations, compile_blocks, set_attention
 from tests.reference.dense import attend
 
 RULE = MaskRule(min_context=4)
@@ -88,7 +86,7 @@ def test_attention_kernels_equal_the_definition(kernel, lengths, empty, limit, b
 
 
 def test_attention_does_not_pad_whole_images(monkeypatch):
-    monkeypatch.setattr(padded_attention, "_places", lambda *given: pytest.fail("padded"))
+    monkeypatch.setattr(torch, "searchsorted", lambda *given, **options: pytest.fail("padded"))
     where = whole_images(torch.empty(21, 5), 3)
     qkv = torch.randn(21, 3, 2, 8, generator=torch.Generator().manual_seed(0))
     out, plain = (attention(qkv, where, where, backend=kernel) for kernel in ("math", "auto"))
@@ -158,7 +156,7 @@ def test_compile_blocks_keeps_results_and_compiles_once(what):
 
 def test_compiled_block_gets_no_lengths_if_it_has_a_limit():
     bounded, unbounded = sequences((3, 2), 0, 4), sequences((3, 2), 0, 0)
-    given = block_transforms._call(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
+    given = call_compiled(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
     assert (given[1].lengths, given[1].longest) == ((), 4) and given[1].cu_seqlens is bounded.cu_seqlens
     assert given[2] is unbounded
 

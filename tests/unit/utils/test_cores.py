@@ -1,4 +1,4 @@
-"""How many cores a process may use, with and without CPU affinity."""
+"""Number of cores that a process may use, with and without CPU affinity."""
 
 import os
 

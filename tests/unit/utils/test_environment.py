@@ -8,8 +8,8 @@ import torch
 from ijepa.utils import environment
 
 
-def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run begins and an evaluation is saved where git is not installed."""
+def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and evaluations also work if git is not installed."""
     (tmp_path / ".git").mkdir()
     (tmp_path / "src/ijepa").mkdir(parents=True)
     (tmp_path / "none").mkdir()
@@ -18,8 +18,8 @@ def test_a_checkout_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytes
     assert environment.commit() is None
 
 
-def test_a_machine_is_named_by_its_cpu() -> None:
-    """By its model, not only by its architecture: figures of one x86_64 CPU say nothing about another's."""
+def test_machine_names_the_cpu() -> None:
+    """By its model, not only by its architecture."""
     found = environment.machine()
     assert json.loads(json.dumps(found)) == found
     cpu = found["cpu"]
@@ -30,7 +30,7 @@ def test_a_machine_is_named_by_its_cpu() -> None:
         assert {"avx2", "avx512_f"} <= set(cpu["instructions"])
 
 
-def test_rates_are_measured_once_and_where_the_cpu_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gemm_rates_are_measured_once_and_without_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     rates = environment.cpu()["gemm"]
     assert set(rates) == {"float32", "bfloat16"} and min(rates.values()) > 0
@@ -41,8 +41,8 @@ def test_rates_are_measured_once_and_where_the_cpu_computes(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("ratio", [4.0, 0.5])
-def test_rates_are_the_best_of_rounds_that_take_turns(ratio: float) -> None:
-    """The first product of a dtype, which compiles, does not count; nor does one that was disturbed."""
+def test_measured_rates_are_the_best_of_several_rounds(ratio: float) -> None:
+    """The first product of a dtype, which compiles, is left out, and a disturbed one does not matter."""
     seconds = [9e-3, 1e-3, 1e-3, 5e-3, 1e-3]
     left = {torch.float32: seconds, torch.bfloat16: [1e-6, *(each / ratio for each in (7e-3, 1e-3, 1e-3, 1e-3))]}
     assert environment.measured_rates(lambda dtype: left[dtype].pop(0)) == {
@@ -52,7 +52,7 @@ def test_rates_are_the_best_of_rounds_that_take_turns(ratio: float) -> None:
     assert not any(left.values())
 
 
-def test_a_cpu_that_emulates_bfloat16_is_measured_in_one_round() -> None:
+def test_measured_rates_of_a_slow_cpu_take_one_round() -> None:
     left = {torch.float32: [0.01, 0.01], torch.bfloat16: [0.5, 0.4]}
     assert environment.measured_rates(lambda dtype: left[dtype].pop(0)) == {"float32": 120.8, "bfloat16": 3.0}
 
@@ -70,10 +70,8 @@ INFO = "processor\t: 0\nmodel name\t: AMD EPYC\ncpu family\t: 26\nmodel\t\t: 2\n
         (None, None, platform.processor() or platform.machine()),
     ],
 )
-def test_what_a_cpu_is_called(
-    by_torch: str | None, info: str | None, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`info` is what Linux says in /proc/cpuinfo; without it the system is another one."""
+def test_cpu_name(by_torch: str | None, info: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`info` is the content of /proc/cpuinfo on Linux; None on other systems."""
 
     def read(path: Path, **more: str) -> str:
         if info is None:

@@ -1,4 +1,4 @@
-"""One process writes a run's folder; another is refused, and a dead one holds nothing."""
+"""One process locks a run folder; a second one fails, and a killed one does not hold the lock."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.slow
-def test_a_second_start_is_refused_and_leaves_the_first_alone(scenes, tmp_path):
+def test_second_start_fails_and_does_not_disturb_the_first(scenes, tmp_path):
     changes = {"steps": 150, "checkpoint__every": 7}
     line = command(scenes, tmp_path / "run", **changes)
     first = started(line, tmp_path / "run", 20)
@@ -71,7 +71,7 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(scenes, tmp_path):
 
 
 def family(pid: int) -> Iterator[int]:
-    """The process ids of all that a process has started, on Linux."""
+    """Return the process ids of all child processes, on Linux."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in map(int, (task / "children").read_text().split()):
             yield child
@@ -80,7 +80,7 @@ def family(pid: int) -> Iterator[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds loader processes in /proc")
-def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(scenes, tmp_path):
+def test_processes_of_a_killed_run_do_not_hold_the_lock(scenes, tmp_path):
     """Its loader processes are stopped here, so that they cannot notice the end of the run and end too."""
     run = tmp_path / "run"
     first = started(command(scenes, run, steps=3000, data__workers=2), run, 2)
@@ -101,7 +101,7 @@ def test_what_a_killed_run_leaves_behind_does_not_hold_its_folder(scenes, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_all_ranks_are_refused_in_one_line(scenes, tmp_path):
+def test_all_ranks_fail_with_one_line(scenes, tmp_path):
     line = command(scenes, tmp_path / "run")
     with claim(tmp_path / "run"):
         found = one_line(spawn(2, line))
@@ -109,7 +109,7 @@ def test_all_ranks_are_refused_in_one_line(scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_start_cut_short_behind_a_lock_is_begun_anew(scenes, tmp_path):
+def test_interrupted_start_with_a_lock_file_starts_again(scenes, tmp_path):
     (tmp_path / "run").mkdir()
     Run(tmp_path / "run").lock_file.write_text('{"host": "gone", "pid": 1}\n')
     (tmp_path / "run/run.json").write_text("{}")
@@ -118,9 +118,9 @@ def test_a_start_cut_short_behind_a_lock_is_begun_anew(scenes, tmp_path):
     assert not list((tmp_path / "run").glob(".*"))
 
 
-def test_a_refused_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
+def test_failed_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
     names = sorted(path.name for path in whole.iterdir())
-    with pytest.raises(UserError, match="started with seed"):
+    with pytest.raises(UserError, match="seed"):
         pretrain(recipe(scenes, seed=9), source(scenes), whole, quiet=True)
     assert sorted(path.name for path in whole.iterdir()) == names
     with pytest.raises(ValueError), claim(tmp_path / "new/run"):
@@ -128,15 +128,15 @@ def test_a_refused_start_leaves_no_folder_and_no_lock(scenes, whole, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_something_else_is_not_touched(tmp_path):
+def test_claim_does_not_touch_a_folder_of_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="is not empty and holds no run"), claim(tmp_path):
+    with pytest.raises(UserError, match="empty"), claim(tmp_path):
         pass
     assert contents(tmp_path) == before
 
 
-def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, monkeypatch):
+def test_exclusive_after_the_owner_removed_the_file(tmp_path, monkeypatch):
     """The second has opened the file when the first removes it: it must lock the new file and not the removed one."""
     import fcntl
 
@@ -150,7 +150,7 @@ def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, 
     real = fcntl.flock
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive(file, tmp_path, "is busy", "wait"):
-        line = rf"is busy by process {os.getpid()} on host .*; wait"
+        line = f"process {os.getpid()}"
         with pytest.raises(UserError, match=line), exclusive(file, tmp_path, "is busy", "wait"):
             pass
         assert file.exists()
@@ -158,10 +158,10 @@ def test_the_owner_may_remove_the_file_while_another_waits_to_open_it(tmp_path, 
         pass
 
 
-def test_a_folder_that_cannot_be_created_or_written_is_refused(tmp_path):
+def test_claim_of_a_folder_that_cannot_be_created_or_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be created \(Not a directory\)"), claim(tmp_path / "file/run"):
+    with pytest.raises(UserError, match="Not a directory"), claim(tmp_path / "file/run"):
         pass
     Run(tmp_path / "run").lock_file.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot be written \(Is a directory\)"), claim(tmp_path / "run"):
+    with pytest.raises(UserError, match="Is a directory"), claim(tmp_path / "run"):
         pass

@@ -167,7 +167,7 @@ def score(video: Video, masks: list[Labels]) -> Scores:
 def input_size(shape: tuple[int, ...], short_side: int, patch: int) -> tuple[int, int]:
     """Return height and width, multiples of the patch, to which frames of `shape` are resized."""
     scale = short_side / min(shape)
-    # round: a side that is a whole number of patches up to rounding must not lose one.
+    # Rounded first, so that rounding errors do not remove a patch from a side that is a multiple of the patch.
     height, width = (max(patch, int(round(scale * side, 6)) // patch * patch) for side in shape)
     return height, width
 

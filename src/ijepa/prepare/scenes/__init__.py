@@ -1,1 +1,1 @@
-"""Drawn scenes."""
+"""The built-in data set of drawn scenes."""

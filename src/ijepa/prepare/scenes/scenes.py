@@ -1,16 +1,16 @@
-"""The built-in drawn data set: several instances of one shape class on a random ground, with masks.
+"""The built-in data set: drawn scenes with several instances of one shape class on a random background, with masks.
 
-A joint-embedding predictive model keeps what is shared across an image and predictable from its parts. So here
-that is the class: every instance of a scene has the same shape, and each its own colour, size and angle, over a
-ground that is random from patch to patch, all under strong grain. Whoever sees some instances can foretell the form
-of the hidden ones and where they may stand, and hardly anything else about them. The shapes match in area and edge
-length (see `shapes`), and colour, place and number are drawn apart from the class, so that pixels alone tell little.
-It was designed so, and docs/scenes.md says why.
+A joint-embedding predictive model keeps what the parts of an image have in common and what can be predicted from them.
+Here, that is the class: all instances of a scene have the same shape, and each has its own color, size and angle, on a
+background that is random from patch to patch, under strong grain. From some instances one can predict the form of the
+hidden ones and their likely places, and hardly anything else. The shapes match in area and edge length (see `shapes`),
+and color, place and number are drawn independently of the class, so that pixel statistics hardly predict the class.
+docs/scenes.md gives the reasons.
 
-A scene is a function of (seed, position) under a `SceneRule`: image (S, S, 3) uint8, mask (S, S) uint8 with 0 for
-ground and class + 1 for a shape, label in [0, 8). It is drawn in float32 on planes (3, S, S); shapes are looked up
-in tables of signed distances, all instances of a scene at once, because a demo draws twelve thousand of them.
-Bytes repeat exactly on one machine and set of library versions; across machines sines and JPEG may round apart.
+A scene is a function of (seed, position) and a `SceneRule`: image (S, S, 3) uint8, mask (S, S) uint8 with 0 for the
+background and class + 1 for a shape, label in [0, 8). It is drawn in float32 on planes (3, S, S). Shapes are read from
+tables of signed distances, for all instances of a scene at once, because a demo draws twelve thousand scenes. Bytes are
+reproducible on one machine with the same library versions; sines and JPEG may be rounded differently on other machines.
 """
 
 import io
@@ -31,19 +31,21 @@ from ijepa.utils import random as randomness
 from ijepa.utils.errors import UserError
 
 VERSION = 2
-"""Raised with any change here or in `shapes` that changes a drawn pixel."""
+"""Increase it with every change here or in `shapes` that changes a drawn pixel."""
 
 SHAREABLE = ("rotation", "size", "color", "polarity")
 _DRAW_OF = {2: "size", 3: "rotation", 4: "polarity", 5: "color", 6: "color", 7: "color"}
 VALIDATION_START = 1 << 40
-"""Validation scenes take their positions from here on: no training set reaches them, whatever its size."""
+"""First position of the validation scenes, beyond the largest training set."""
 
 _AREA = 0.45
-_CLOUDS = 8
-_GRAINS = 64
-_PER_INSTANCE = 8
-_PER_IMAGE = 8
+"""Area of a shape with diameter 1."""
+_CLOUDS, _GRAINS = 8, 64
+"""Cells of the two noise grids along a side."""
+_PER_INSTANCE, _PER_IMAGE = 8, 8
+"""Random numbers for each instance and each image."""
 _BATCH = 64
+"""Scenes whose random numbers are drawn at a time."""
 
 Pixels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.float64]
@@ -51,7 +53,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn scene: `image` (S, S, 3) uint8, `mask` (S, S) uint8 (0 ground, class + 1 shape), `label`."""
+    """One drawn scene: `image` (S, S, 3) uint8, `mask` (S, S) uint8 (0 background, class + 1 shape), `label`."""
 
     image: Pixels
     mask: Pixels
@@ -60,24 +62,24 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneRule:
-    """What may vary in a scene, and how far. Lengths are shares of the image's side unless said otherwise.
+    """The ranges of everything that varies in a scene. Lengths are shares of the image side unless stated otherwise.
 
     Attributes:
-        instances: least and most instances; each has a cell of the layout to itself.
+        instances: minimum and maximum number of instances; each has its own cell of the layout.
         cells: the layout has `cells` x `cells` places.
-        shift: how far the layout as a whole may be shifted, in cells, each way; a cell pushed out on one side
-            comes in on the other. Pixels then have no fixed place to read, yet the places stay foreseeable.
-        jitter: how far an instance may stand from its cell's centre, in cells, each way. Above what the diameter
-            leaves free, instances overlap.
-        diameter: least and most; a shape of diameter d has area .45 d^2, whatever its class.
+        shift: largest shift of the whole layout in each direction, in cells. The layout wraps around, so that no pixel
+            has a fixed meaning, but places stay predictable from each other.
+        jitter: largest distance of an instance from the center of its cell, in cells. Instances overlap if it is larger
+            than the diameter allows.
+        diameter: minimum and maximum; a shape of diameter d has area .45 d^2 in every class.
         rotation: range of angles as a share of a full turn: 0 upright, 1 free.
-        light: share of instances lighter than the ground; the others are darker.
-        shared: what all instances of a scene have in common besides their class, out of `SHAREABLE`.
-        contrast: least and most difference in brightness between instance and ground, of [0, 1].
-        chroma: most strength of colour, of [0, 1].
-        ground: how far the ground's brightness and colour vary from scene to scene: 0 the same gray, 1 far.
-        clouds: standard deviation of the ground's clouds, eight across, of [0, 1].
-        grain: standard deviation of the noise over the whole image, 64 grains across, of [0, 1].
+        light: share of instances that are lighter than the background; the others are darker.
+        shared: attributes that all instances of a scene have in common, out of `SHAREABLE`.
+        contrast: minimum and maximum difference in brightness between instance and background, in [0, 1].
+        chroma: maximum strength of color, in [0, 1].
+        ground: variation of the background's brightness and color between scenes: 0 the same gray, 1 large.
+        clouds: standard deviation of the background noise with eight cells across, in [0, 1].
+        grain: standard deviation of the noise over the whole image with 64 cells across, in [0, 1].
     """
 
     instances: tuple[int, int] = (6, 10)
@@ -112,7 +114,7 @@ class SceneRule:
 
     @property
     def numbers(self) -> int:
-        """How many random numbers one scene takes: a fixed layout, so that no draw depends on another's."""
+        """Number of random numbers of one scene. Each has a fixed place, so that no draw depends on another draw."""
         instances = self.cells**2
         return _PER_IMAGE + instances + instances * _PER_INSTANCE + 3 * (_CLOUDS**2 + _GRAINS**2)
 
@@ -128,7 +130,7 @@ def draw_scene(seed: int, position: int, *, size: int = 64, rule: SceneRule = DE
 def draw_scenes(
     seed: int, positions: Sequence[int], *, size: int = 64, rule: SceneRule = DEFAULT_RULE
 ) -> Iterator[Scene]:
-    """Draw the scenes at `positions`, in that order: the same as `draw_scene` of each, only faster."""
+    """Draw the scenes at `positions`, in that order: the same as `draw_scene` for each, but faster."""
     for start in range(0, len(positions), _BATCH):
         some = np.asarray(positions[start : start + _BATCH], dtype=np.int64)
         words = randomness.random_bits(seed, randomness.Stream.SCENES, some, rule.numbers)
@@ -162,7 +164,7 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
     colors = (level + _tint(hue, chroma * rule.chroma)).astype(np.float32)  # (3, n)
     ground = brightness + _tint(image[3:4], image[4:5] * rule.ground * rule.chroma)
 
-    # Every instance is drawn in a square of `side` pixels on a canvas with a margin, so that nothing is clipped.
+    # Each instance is drawn in a square of `side` pixels, on a canvas with a margin so that nothing is clipped.
     side = int(np.ceil(2 * EXTENT * unit.max())) + 1
     margin = side // 2 + 1 + int(np.ceil(rule.jitter * size / rule.cells))
     canvas = np.zeros((3, size + 2 * margin, size + 2 * margin), dtype=np.float32)
@@ -194,19 +196,19 @@ def _draw(numbers: Numbers, size: int, rule: SceneRule) -> Scene:
 
 
 def _share(draw: Numbers, attribute: str | None, rule: SceneRule) -> Numbers:
-    """Give all instances the first one's draw where the rule shares this attribute."""
+    """Return the first instance's draw for all instances if they share the attribute, otherwise the draws."""
     return np.broadcast_to(draw[:1], draw.shape) if attribute in rule.shared else draw
 
 
 def _tint(hue: Numbers, strength: Numbers) -> Numbers:
-    """Return (3, n) offsets of red, green and blue with sum 0: a colour of that hue without its brightness."""
+    """Return (3, n) offsets of red, green and blue with sum 0: a color of that hue that does not change brightness."""
     angle = 2 * np.pi * (hue + np.array([[0.0], [1 / 3], [2 / 3]]))
     tint: Numbers = strength * np.cos(angle)
     return tint
 
 
 def _cells(u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> npt.NDArray[np.intp]:
-    """Return (n, side, side) cells of the shapes' tables at offsets u, v pixels from instances' centres."""
+    """Return (n, side, side) cells of the distance tables at offsets u, v in pixels from the instances' centers."""
     scale = RESOLUTION / (2 * EXTENT) / unit
     turn = angle - TILT
     cosine = (np.cos(turn) * scale).astype(np.float32)[:, None, None]
@@ -218,14 +220,14 @@ def _cells(u: Plane, v: Plane, unit: Numbers, angle: Numbers) -> npt.NDArray[np.
 
 
 def _coverage(label: int, cell: npt.NDArray[np.intp], unit: Numbers) -> Plane:
-    """Return (n, side, side) coverage in [0, 1]: an edge is one pixel wide."""
+    """Return (n, side, side) coverage of pixels in [0, 1]; edges are one pixel wide."""
     distance = distance_tables()[label].ravel().take(cell)
     coverage: Plane = np.clip(np.float32(0.5) - distance * unit.astype(np.float32)[:, None, None], 0, 1)
     return coverage
 
 
 def _noise(numbers: Numbers, cells: int, size: int, deviation: float) -> Plane:
-    """Return (3, size, size) noise of that deviation: a random grid of `cells` x `cells`, interpolated."""
+    """Return (3, size, size) noise with that standard deviation: a random grid of `cells` x `cells`, interpolated."""
     grid = ((numbers - 0.5) * (deviation * np.sqrt(12))).astype(np.float32).reshape(3, cells, cells)
     if cells == size:
         return grid
@@ -236,7 +238,7 @@ def _noise(numbers: Numbers, cells: int, size: int, deviation: float) -> Plane:
 
 @cache
 def _interpolation(cells: int, size: int) -> Plane:
-    """Return (size, cells) linear interpolation weights, rows of unit norm so that the deviation is kept."""
+    """Return (size, cells) weights of linear interpolation, with rows of unit norm to keep the standard deviation."""
     place = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
     weights = np.maximum(1 - np.abs(place[:, None] - np.arange(cells)), 0)
     scaled: Plane = (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
@@ -244,7 +246,7 @@ def _interpolation(cells: int, size: int) -> Plane:
 
 
 def scene_record(scene: Scene, key: str, *, quality: int = 92) -> Record:
-    """Return a scene as one record of a shard: JPEG without chroma subsampling, label, mask as PNG indices."""
+    """Return a scene as a record of a shard: JPEG without chroma subsampling, label, mask as PNG of indices."""
     jpeg = simplejpeg.encode_jpeg(scene.image, quality=quality, colorspace="RGB", colorsubsampling="444")
     png = io.BytesIO()
     Image.fromarray(scene.mask).save(png, "PNG", compress_level=6)
@@ -252,7 +254,7 @@ def scene_record(scene: Scene, key: str, *, quality: int = 92) -> Record:
 
 
 def _records(plan: ShardPlan, *, seed: int, size: int, rule: SceneRule) -> Iterator[Record]:
-    """Draw one shard's records."""
+    """Yield the records of one shard."""
     offset = VALIDATION_START if plan.split == "val" else 0
     positions = range(offset + plan.start, offset + plan.stop)
     for index, scene in enumerate(draw_scenes(seed, positions, size=size, rule=rule), plan.start):
@@ -270,14 +272,26 @@ def write_scenes(
     rule: SceneRule = DEFAULT_RULE,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Write train-*.tar, val-*.tar, classes.txt and manifest.json under `out`, and return the manifest.
+    """Write train-*.tar, val-*.tar, classes.txt and manifest.json into `out`, and return the manifest.
 
-    `images` counts both splits; `val_share` of them, rounded, are validation, drawn at positions of their own:
-    the first scenes of a split are the same whatever its size. `processes` changes the speed and no byte.
-    Raises `UserError` for numbers out of range and for a folder that is not empty.
+    The first scenes of a split do not depend on its size, and the bytes do not depend on `processes`.
+
+    Args:
+        out: a folder that does not exist or is empty.
+        images: number of scenes, both splits together.
+        seed: seed of all scenes.
+        size: side length of a scene in pixels.
+        val_share: share of the scenes in the validation split.
+        shard_size: scenes per shard.
+        rule: what varies in a scene.
+        processes: number of processes.
+
+    Raises:
+        UserError: a number out of range, or a folder that is not empty.
+        RunError: a file cannot be written.
     """
     if images < 1:
-        raise UserError("--images", f"{images} is no number of images", "give at least 1")
+        raise UserError("--images", f"{images} is out of range", "give at least 1")
     if not 16 <= size <= 1024:
         raise UserError("--size", f"{size} pixels is out of range", "give 16 to 1024")
     if not 0 <= val_share < 1:

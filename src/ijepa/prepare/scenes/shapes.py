@@ -1,11 +1,11 @@
-"""The eight shapes of the built-in scenes, each with the same area and nearly the same length of edge.
+"""The eight shapes of the built-in scenes, with the same area and nearly the same edge length.
 
-A class must be told by its form alone, so the shapes are matched in what simpler statistics see: every shape has
-area 1 and its centroid at the origin, and its perimeter is 6.1 to 6.2 (a disc of area 1 has 3.5, a square
-4: that is why the shapes are pierced, notched or parted).
+Only the form of a shape must predict its class, so simpler statistics are matched: every shape has area 1, its centroid
+at the origin, and a perimeter of 6.1 to 6.2. (A disc of area 1 has 3.5, a square 4, so the shapes have holes, notches
+or several parts.)
 
-Shapes are signed distances, negative inside, in units of the square root of the area. They are evaluated once
-into a table by the plain formulas below and looked up from then on, so that every class costs the same to draw.
+Shapes are signed distances, negative inside, in units of the square root of the area. The plain formulas below are
+evaluated once into a table, so that all classes take the same time to draw.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ Plane = npt.NDArray[np.floating]
 
 CLASSES = ("ring", "frame", "cross", "star", "crescent", "hourglass", "bars", "dots")
 EXTENT = 1.15
-"""No shape reaches farther from its centroid than this, in square roots of its area."""
+"""Largest distance of a shape from its centroid, in square roots of its area."""
 TILT = 0.3
-"""The tables hold the shapes turned by this angle: a straight edge along the cells would be rounded as a whole."""
+"""Angle by which the shapes are turned in the tables: a straight edge along the cells would be rounded as a whole."""
 RESOLUTION = 192
-"""Cells along one side of a table; a cell is a ninth of a pixel for a shape of 14 pixels."""
+"""Cells along one side of a table. For a shape of 14 pixels, a cell is a ninth of a pixel."""
 
 
 @cache
@@ -42,7 +42,7 @@ def signed_distance(name: str, x: Plane, y: Plane) -> Plane:
 
 @cache
 def _measure(name: str) -> tuple[float, float, float]:
-    """Measure a shape as its formula gives it: square root of the area, and the centroid's x and y."""
+    """Return the square root of the area of a shape's formula, and the x and y of its centroid."""
     x, y, cell = _grid(1024, 1.5)
     covered = np.clip(0.5 - _SHAPES[name](x, y) / cell, 0, 1)
     area = float(covered.sum())
@@ -50,7 +50,7 @@ def _measure(name: str) -> tuple[float, float, float]:
 
 
 def _grid(cells: int, extent: float) -> tuple[Plane, Plane, float]:
-    """Return x and y at the centres of `cells` x `cells` over [-extent, extent] squared, and a cell's side."""
+    """Return x and y at the centers of `cells` x `cells` over [-extent, extent] squared, and the side of a cell."""
     cell = 2 * extent / cells
     axis: Plane = (np.arange(cells) + 0.5) * cell - extent
     y, x = np.meshgrid(axis, axis, indexing="ij")
@@ -67,7 +67,7 @@ def _box(x: Plane, y: Plane, half_width: float, half_height: float) -> Plane:
 
 
 def _polygon(x: Plane, y: Plane, corners: npt.NDArray[np.float64]) -> Plane:
-    """Exact signed distance to a simple polygon with corners (n, 2): least edge distance, even-odd sign."""
+    """Return the exact signed distance to a simple polygon with corners (n, 2); the sign follows the even-odd rule."""
     least, inside = np.full(x.shape, np.inf), np.zeros(x.shape, dtype=bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         ex, ey = bx - ax, by - ay

@@ -232,11 +232,6 @@ def test_fingerprint_of_a_copy_and_of_other_data(tmp_path, write):
         assert len(source) == 3 and source.fingerprint != first.fingerprint, name
 
 
-def test_errors_name_the_flag(tmp_path):
-    with pytest.raises(UserError, match=r"^--test: .* does not exist"):
-        open_dataset(tmp_path / "nothing", where="--test")
-
-
 def test_file_closed_by_another_thread_stays_open_until_the_read_ends(tmp_path, monkeypatch):
     write_shards(tmp_path, [2] * 3)
     source = open_dataset(tmp_path)

@@ -306,12 +306,12 @@ def test_attentive_probe_reads_patches(tmp_path: Path):
     (row,) = results[0].rows
     assert row["top1"] > 0.6, "chance is 1 / 3"
     assert results[1].rows == (row,)
-    assert results[0].notes == [], "with one head nothing is chosen"
+    assert results[0].notes == (), "with one head nothing is chosen"
 
 
 def test_linear_protocol_refuses_settings_that_contradict():
     for fields, where in (
-        ({"norms": ("batch",)}, "standardise = true"),
+        ({"norms": ("batch",)}, "norms = ['batch']"),
         ({"clip": 1.0}, "clip = 1.0"),
         ({"head": "query", "blocks": (1, 4)}, "head = query"),
     ):

@@ -88,7 +88,7 @@ def test_refusals(tmp_path):
     one = open_dataset(write_colours(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
     assert "one class" in refusal(one, open_dataset(write_colours(tmp_path / "more", 2, names=("red",), first=400)))
     odd = KNN.model_copy(update={"image_size": 36})
-    assert "patches of pixels, 8 pixels, do not divide it" in refusal(train, test, odd)
+    assert "patches of pixels, 8 pixels" in refusal(train, test, odd)
     assert refusal(train, Empty(test)).startswith("--test: holds no images")
 
 

@@ -34,9 +34,9 @@ class TestRankMe:
         expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
         assert d.rankme(q * torch.tensor([3.0, 1.0])) == pytest.approx(expected, rel=1e-4)
 
-    def test_centred_ignores_a_common_mean(self) -> None:
+    def test_centered_ignores_a_common_mean(self) -> None:
         q, _ = torch.linalg.qr(randn(200, 8) - randn(200, 8).mean(0))
-        assert d.rankme(q + 100, centred=True) == pytest.approx(d.rankme(q, centred=True), rel=1e-6)
+        assert d.rankme(q + 100, centered=True) == pytest.approx(d.rankme(q, centered=True), rel=1e-6)
         assert d.rankme(q + 100) < 1.1
 
     def test_of_zeros_is_one(self) -> None:

@@ -110,7 +110,7 @@ def test_weights_hash_depends_on_weights_and_settings():
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(SHAPE, 4))
     heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(heads, 3)), (
-        "heads are in no weight"
+        "not in the weights"
     )
 
 

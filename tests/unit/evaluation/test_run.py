@@ -21,7 +21,7 @@ from tests.helpers.encoders import block_mask, write_pairs
 
 KINDS = {
     "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
-    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\n",
+    "knn": "base: demo\nname: small\nneighbors: [5]\nk: 5\n",
     "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 12\ntest_images: 6\n",
 }
 

@@ -12,12 +12,12 @@ from ijepa.evaluation.protocols import KnnProtocol, LinearProtocol
 from ijepa.evaluation.results.schema import DataSet
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
-from tests.helpers.feature_clouds import colour_sets, write_colours
+from tests.helpers.feature_clouds import color_sets, write_colors
 from tests.helpers.images import write_tar
 
 SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 2, "heads": 2})
 LINEAR = LinearProtocol(name="toy", crop_fraction=1.0, lrs=(1e-3, 1e-2), weight_decays=(1e-2,), batch=32, epochs=10)
-KNN = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5,), k=5)
+KNN = KnnProtocol(name="toy", crop_fraction=1.0, neighbors=(5,), k=5)
 RUNNERS = {"linear": (evaluate_linear, LINEAR), "knn": (evaluate_knn, KNN)}
 
 
@@ -27,7 +27,7 @@ def encoders():
 
 @pytest.mark.parametrize("kind", RUNNERS)
 def test_same_json_twice_with_and_without_cache(tmp_path, kind):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     run, protocol = RUNNERS[kind]
     told = []
     results = [
@@ -44,21 +44,21 @@ def test_same_json_twice_with_and_without_cache(tmp_path, kind):
     assert [row.encoder for row in result.rows] == ["random", "pixels"]
     for row in result.rows:
         assert row["ci"][0] <= row["top1"] <= row["ci"][1] <= 1
-    assert result.rows[1]["top1"] > 0.9, "the class is the picture's colour"
+    assert result.rows[1]["top1"] > 0.9, "the class is the picture's color"
     assert any("pixels, test: features of 24 of 24 images" in line for line in told)
 
 
 def test_classes_are_matched_by_name(tmp_path):
     """A test set without the first class numbers its own from 0: by number, every image would be wrong."""
-    train, _ = colour_sets(tmp_path)
-    test = open_dataset(write_colours(tmp_path / "two", 8, names=("green", "red"), first=100))
+    train, _ = color_sets(tmp_path)
+    test = open_dataset(write_colors(tmp_path / "two", 8, names=("green", "red"), first=100))
     result = evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, KNN)
     assert test.labels.max() == 1
     assert result.rows[0]["top1"] > 0.9
 
 
 def test_a_part_of_the_sets(tmp_path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     some = KNN.model_copy(update={"train_images": 40, "test_images": 10})
     result = evaluate_knn(
         {"pixels": PixelEncoder((32, 32), 8)}, train, test, some, EvaluationContext(cache=tmp_path / "cache")
@@ -74,19 +74,19 @@ def refusal(train, test, protocol=KNN, encoders=None):
 
 
 def test_refusals(tmp_path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in (tmp_path / "train" / "red").iterdir():
         (flat / file.name).write_bytes(file.read_bytes())
-    unlabelled = open_dataset(flat)
-    assert refusal(unlabelled, test).startswith("--train: the images have no labels")
-    assert refusal(train, unlabelled).startswith("--test: the images have no labels")
-    strange = open_dataset(write_colours(tmp_path / "strange", 2, names=("red", "violet"), first=200))
+    unlabeled = open_dataset(flat)
+    assert refusal(unlabeled, test).startswith("--train: the images have no labels")
+    assert refusal(train, unlabeled).startswith("--test: the images have no labels")
+    strange = open_dataset(write_colors(tmp_path / "strange", 2, names=("red", "violet"), first=200))
     assert refusal(train, strange).startswith("--test: 1 of its classes are not in the train set: violet")
     assert refusal(train, train).startswith("--test: is the train set")
-    one = open_dataset(write_colours(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
-    assert "one class" in refusal(one, open_dataset(write_colours(tmp_path / "more", 2, names=("red",), first=400)))
+    one = open_dataset(write_colors(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
+    assert "one class" in refusal(one, open_dataset(write_colors(tmp_path / "more", 2, names=("red",), first=400)))
     odd = KNN.model_copy(update={"image_size": 36})
     assert "patches of pixels, 8 pixels" in refusal(train, test, odd)
     assert refusal(train, Empty(test)).startswith("--test: holds no images")

@@ -180,7 +180,7 @@ def test_saved_head_has_the_accuracy_of_the_row(weights: Path, scenes: Path, tmp
     file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
     protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
     result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
-    head, encoder = Head.read(file), load_encoder(weights)
+    head, encoder = Head.read(file, Recipe.load(weights / "recipe.yaml").model), load_encoder(weights)
     source = open_dataset(f"{scenes}/val-*.tar")
     view = center_view((48, 48), 1.0)
     pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])

@@ -26,12 +26,12 @@ def encoders():
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_same_json_twice_with_and_without_cache(tmp_path, kind):
+def test_compare_gives_the_same_result_with_and_without_cache(tmp_path, kind):
     train, test = color_sets(tmp_path)
     run, protocol = RUNNERS[kind]
-    told = []
+    lines = []
     results = [
-        run(encoders(), train, test, protocol, EvaluationContext(seed=5, cache=cache, progress=told.append))
+        run(encoders(), train, test, protocol, EvaluationContext(seed=5, cache=cache, progress=lines.append))
         for cache in (None, tmp_path / "cache", tmp_path / "cache")
     ]
     texts = [json.dumps(result.to_json() | {"seconds": 0}, allow_nan=False) for result in results]
@@ -44,12 +44,12 @@ def test_same_json_twice_with_and_without_cache(tmp_path, kind):
     assert [row.encoder for row in result.rows] == ["random", "pixels"]
     for row in result.rows:
         assert row["ci"][0] <= row["top1"] <= row["ci"][1] <= 1
-    assert result.rows[1]["top1"] > 0.9, "the class is the picture's color"
-    assert any("pixels, test: features of 24 of 24 images" in line for line in told)
+    assert result.rows[1]["top1"] > 0.9  # the class is the color of the image
+    assert any("pixels, test: features of 24 of 24 images" in line for line in lines)
 
 
-def test_classes_are_matched_by_name(tmp_path):
-    """A test set without the first class numbers its own from 0: by number, every image would be wrong."""
+def test_matched_labels_matches_classes_by_name(tmp_path):
+    """The test set lacks the first class and numbers its own from 0; by number, all images would be wrong."""
     train, _ = color_sets(tmp_path)
     test = open_dataset(write_colors(tmp_path / "two", 8, names=("green", "red"), first=100))
     result = evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, KNN)
@@ -57,7 +57,7 @@ def test_classes_are_matched_by_name(tmp_path):
     assert result.rows[0]["top1"] > 0.9
 
 
-def test_a_part_of_the_sets(tmp_path):
+def test_compare_uses_a_part_of_the_sets(tmp_path):
     train, test = color_sets(tmp_path)
     some = KNN.model_copy(update={"train_images": 40, "test_images": 10})
     result = evaluate_knn(
@@ -66,41 +66,52 @@ def test_a_part_of_the_sets(tmp_path):
     assert (result.data.train.n, result.data.test.n) == (40, 10)
 
 
-def refusal(train, test, protocol=KNN, encoders=None):
-    with pytest.raises(UserError) as refused:
-        evaluate_knn(encoders or {"pixels": PixelEncoder((32, 32), 8)}, train, test, protocol)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+def refusal(train, test, protocol=KNN) -> UserError:
+    with pytest.raises(UserError) as err:
+        evaluate_knn({"pixels": PixelEncoder((32, 32), 8)}, train, test, protocol)
+    assert "\n" not in str(err.value)
+    return err.value
 
 
-def test_refusals(tmp_path):
+def test_compare_refuses_sets_without_labels(tmp_path):
     train, test = color_sets(tmp_path)
     flat = tmp_path / "flat"
     flat.mkdir()
     for file in (tmp_path / "train" / "red").iterdir():
         (flat / file.name).write_bytes(file.read_bytes())
-    unlabeled = open_dataset(flat)
-    assert refusal(unlabeled, test).startswith("--train: the images have no labels")
-    assert refusal(train, unlabeled).startswith("--test: the images have no labels")
-    strange = open_dataset(write_colors(tmp_path / "strange", 2, names=("red", "violet"), first=200))
-    assert refusal(train, strange).startswith("--test: 1 of its classes are not in the train set: violet")
-    assert refusal(train, train).startswith("--test: is the train set")
+    without_labels = open_dataset(flat)
+    assert refusal(without_labels, test).where == "--train"
+    assert refusal(train, without_labels).where == "--test"
+
+
+def test_compare_refuses_sets_that_do_not_match(tmp_path):
+    train, test = color_sets(tmp_path)
+    other = open_dataset(write_colors(tmp_path / "other", 2, names=("red", "violet"), first=200))
+    error = refusal(train, other)
+    assert error.where == "--test" and "violet" in error.problem
+    assert refusal(train, train).where == "--test"
+    assert refusal(train, Empty(test)).where == "--test"
     one = open_dataset(write_colors(tmp_path / "one" / "train", 2, names=("red",), first=300).parent, split="train")
-    assert "one class" in refusal(one, open_dataset(write_colors(tmp_path / "more", 2, names=("red",), first=400)))
-    odd = KNN.model_copy(update={"image_size": 36})
-    assert "patches of pixels, 8 pixels" in refusal(train, test, odd)
-    assert refusal(train, Empty(test)).startswith("--test: holds no images")
+    error = refusal(one, open_dataset(write_colors(tmp_path / "more", 2, names=("red",), first=400)))
+    assert error.where == "--train" and "one class" in error.problem
 
 
-def test_a_label_that_is_too_large_for_a_table_is_refused(tmp_path):
+def test_compare_refuses_an_image_size_that_is_not_a_multiple_of_the_patch(tmp_path):
+    train, test = color_sets(tmp_path)
+    error = refusal(train, test, KNN.model_copy(update={"image_size": 36}))
+    assert "36" in error.where and "8 pixels" in error.problem
+
+
+def test_compare_refuses_a_label_that_is_too_large(tmp_path):
     members = [
         (f"{n}.{field}", b"%d" % (n % 2 if n < 9 else 999_999_999)) for n in range(10) for field in ("cls", "jpg")
     ]
     train = open_dataset(write_tar(tmp_path / "train.tar", members))
     test = open_dataset(write_tar(tmp_path / "test.tar", members[:6]))
-    line = refusal(train, test)
-    assert line.startswith("--train: label 999999999 of train.tar/9.jpg is too large")
-    assert refusal(test, train).startswith("--test: 1 of its classes are not in the train set: 999999999")
+    error = refusal(train, test)
+    assert error.where == "--train" and "label 999999999 of train.tar/9.jpg" in error.problem
+    error = refusal(test, train)
+    assert error.where == "--test" and "999999999" in error.problem
 
 
 class Empty:

@@ -2,7 +2,7 @@
 
 A path may be a tree of class folders, a flat folder, `images/` next to `masks/`, a folder of tar shards, one tar, a
 brace pattern (`train-{0000..0127}.tar`) or a glob. `sources.parquet` finds parquet files. If a folder holds several
-splits, as shards or as folders (`train`, `validation`, `val2017`), the user has to choose one, so that no user trains on
+splits, as shards or as folders (`train`, `validation`, `val2017`), the user has to choose one, to avoid training on
 a test set by mistake.
 """
 

@@ -153,7 +153,7 @@ def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -
         "queries": 3 * 4 * test * width,  # float32: as they are, standardized, and normalized
         "chunk": 4 * 4 * chunk * width,  # the same, and the chunk before, which is freed after the next one exists
         "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
-        "neighbours": 20 * test * k,  # similarity, class, and vote twice
+        "neighbors": 20 * test * k,  # similarity, class, and vote twice
         "votes": 3 * 4 * rows * classes,
     }
 

@@ -12,7 +12,7 @@ PALETTE = np.array([[20, 20, 20], [230, 40, 40], [40, 230, 40], [40, 40, 230]], 
 """The color of each class in `write_pairs`, which makes its classes easy."""
 
 
-class MeanColour:
+class MeanColor:
     """The mean color of each patch, as features (B, N, 3)."""
 
     embed_dim = 3
@@ -57,8 +57,8 @@ def write_pairs(root: Path, masks: list[np.ndarray], *, noise: float = 6.0) -> P
     (root / "masks").mkdir()
     for number, mask in enumerate(masks):
         rng = np.random.default_rng(1000 + number)
-        colours = np.where(mask[..., None] < len(PALETTE), PALETTE[np.minimum(mask, len(PALETTE) - 1)], 128)
-        image = (colours + rng.normal(0, noise, (*mask.shape, 3))).clip(0, 255).astype(np.uint8)
+        colors = np.where(mask[..., None] < len(PALETTE), PALETTE[np.minimum(mask, len(PALETTE) - 1)], 128)
+        image = (colors + rng.normal(0, noise, (*mask.shape, 3))).clip(0, 255).astype(np.uint8)
         (root / "images" / f"{number:03d}.png").write_bytes(png(image))
         (root / "masks" / f"{number:03d}.png").write_bytes(png(mask))
     return root

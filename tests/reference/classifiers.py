@@ -12,8 +12,8 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k, temperature, classes):
     for x, y in zip(np.asarray(test_x, dtype=np.float64), test_y, strict=True):
         similar = train @ (x / np.linalg.norm(x))
         scores = [0.0] * classes
-        for neighbour in np.argsort(-similar, kind="stable")[:k]:
-            scores[int(train_y[neighbour])] += math.exp(similar[neighbour] / temperature)
+        for neighbor in np.argsort(-similar, kind="stable")[:k]:
+            scores[int(train_y[neighbor])] += math.exp(similar[neighbor] / temperature)
         right += int(np.argmax(scores)) == int(y)
     return right / len(test_y)
 

@@ -50,10 +50,10 @@ def evaluate_knn(
             split.train_y,
             split.test_x[:, -protocol.blocks :].flatten(1),
             split.test_y,
-            neighbors=protocol.neighbours,
+            neighbors=protocol.neighbors,
             temperature=protocol.temperature,
             classes=split.classes,
-            standardize=protocol.standardise,
+            standardize=protocol.standardize,
             device=split.device,
         )
         k = min(protocol.k, len(split.train_y))
@@ -61,8 +61,8 @@ def evaluate_knn(
         return {**accuracies(ranks_by_k[k]), "k": k, "top1_by_k": top1_by_k}
 
     used = min(len(train), protocol.train_images or len(train))
-    clipped = [k for k in protocol.neighbours if k > used]
-    notes = [f"k = {k} is more than the {used} train images, all of which vote" for k in clipped]
+    clipped = [k for k in protocol.neighbors if k > used]
+    notes = [f"k = {k} is more than the {used} train images, so all of them vote" for k in clipped]
     return compare(Method("knn", row, protocol.blocks, notes=notes), encoders, train, test, protocol, context)
 
 

@@ -5,8 +5,8 @@ from ijepa.evaluation.classification import knn
 from ijepa.evaluation.classification.knn import evaluate_knn, knn_ranks
 from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import KnnProtocol
-from tests.helpers.encoders import MeanColour
-from tests.helpers.feature_clouds import clouds, colour_sets
+from tests.helpers.encoders import MeanColor
+from tests.helpers.feature_clouds import clouds, color_sets
 from tests.reference import classifiers
 
 
@@ -49,9 +49,9 @@ def test_knn_ranks_limits_k_to_the_train_set():
 
 
 def test_evaluate_knn_notes_a_k_above_the_train_set(tmp_path):
-    train, test = colour_sets(tmp_path)
-    protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5, 20, 100), image_size=32)
-    result = evaluate_knn({"colour": PooledColour()}, train, test, protocol)
+    train, test = color_sets(tmp_path)
+    protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbors=(5, 20, 100), image_size=32)
+    result = evaluate_knn({"color": PooledColor()}, train, test, protocol)
     (row,) = result.rows
     assert row["top1"] == 1.0
     assert row["k"] == 20
@@ -84,7 +84,7 @@ def test_interval_of_noise_contains_chance(without):
     assert accuracies(knn_ranks(*flat(split), **settings)[20])["ci"][0] > 0.9
 
 
-class PooledColour(MeanColour):
+class PooledColor(MeanColor):
     grid = (4, 4)
 
     def forward_blocks(self, pixels, last):

@@ -27,7 +27,7 @@ from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.evaluation.results.schema import ResultRow
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
-from tests.helpers.feature_clouds import clouds, colour_sets
+from tests.helpers.feature_clouds import clouds, color_sets
 from tests.reference import classifiers
 
 
@@ -39,7 +39,7 @@ def protocol(**fields):
 def test_train_heads_agrees_with_the_reference():
     split = clouds(n=90, m=10, width=6, classes=3)
     rule = protocol(
-        batch=32, steps=25, epochs=99, warmup=0.2, standardise=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
+        batch=32, steps=25, epochs=99, warmup=0.2, standardize=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
     )
     kept = np.arange(90)
     (group,) = groups = make_groups(split, kept, rule, seed=4)
@@ -207,7 +207,7 @@ def test_edge_notes_name_encoders_and_rate(tmp_path: Path):
     for lrs, edge in ((slow + fits, "highest"), (fits + diverges, "lowest"), (slow + fits + diverges, None)):
         rule = protocol(lrs=lrs, initial_std=1.0)  # the slow heads stay at random
         assert probe(split, rule, seed=0)["head"].get("edge") == edge
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     result = evaluate_linear({"toy": Color()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)))
     assert list(result.notes) == edge_notes(result.rows)
 
@@ -247,8 +247,8 @@ class Color:
 
 
 def test_augmented_probe_runs_the_encoder_once_for_all_heads(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
-    few = protocol(augment=True, standardise=False, epochs=4.0, batch=10)
+    train, test = color_sets(tmp_path)
+    few = protocol(augment=True, standardize=False, epochs=4.0, batch=10)
     many = few.model_copy(update={"blocks": (1, 2), "norms": ("none", "batch"), "lrs": (1e-2, 1e-1, 1.0)})
     counted = []
     for rule in (few, many):
@@ -269,11 +269,11 @@ def test_augmented_probe_runs_the_encoder_once_for_all_heads(tmp_path: Path):
 
 
 def test_interpolation_applies_to_random_and_center_crops(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     seen = []
     for interpolation in ("bilinear", "bicubic"):
         encoder = Color()
-        rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
+        rule = protocol(augment=True, standardize=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
         evaluate_linear({"toy": encoder}, train, test, rule)
         seen.append(encoder.seen)
     assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, (
@@ -284,8 +284,8 @@ def test_interpolation_applies_to_random_and_center_crops(tmp_path: Path):
 
 
 def test_center_crops_of_the_train_set_are_computed_only_to_choose_a_head(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
-    rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
+    train, test = color_sets(tmp_path)
+    rule = protocol(augment=True, standardize=False, epochs=1, batch=60)
     made = {}
     for selection in ("held-out", "test", "test-epochs"):
         encoder = Color()
@@ -298,7 +298,7 @@ def test_center_crops_of_the_train_set_are_computed_only_to_choose_a_head(tmp_pa
 
 
 def test_attentive_probe_reads_patches(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     rule = load_protocol("linear", "attentive").model_copy(
         update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
     )
@@ -321,7 +321,7 @@ def test_linear_protocol_refuses_settings_that_contradict():
 
 
 def test_make_groups_takes_the_number_of_attention_heads_from_the_encoder(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
     places = np.arange(len(train))
     origin = Origin(FrozenEncoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))

@@ -56,12 +56,6 @@ def test_evaluate_help_names_the_default_protocol(kind):
     assert re.search(rf"default protocol(,| is) {DEFAULTS[kind]}\b", text)
 
 
-@pytest.mark.parametrize("flag", ["--license", "--licence"])
-def test_archive_accepts_both_spellings_of_license(flag):
-    context = cli.commands["archive"].make_context("archive", ["RUN", "OUT", flag, "mit"])
-    assert context.params["licence"] == "mit"
-
-
 @pytest.mark.parametrize(
     ("flag", "words", "default"),
     [

@@ -162,7 +162,7 @@ def test_kit_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"00000004.JPEG is not one of the 3"):
         open_dataset(root, where="--test")
     write_tree(tmp_path, kit_files("1\n2\n3\n4\n"))
-    with pytest.raises(UserError, match=r"meta.mat: 4"):
+    with pytest.raises(UserError, match=r"meta.mat .*: 4"):
         open_dataset(root, where="--test")
     write_tree(tmp_path, {"ILSVRC2012_devkit_t12/data/meta.mat": b"nonsense"})
     with pytest.raises(UserError, match=r"meta.mat") as caught:

@@ -24,7 +24,7 @@ from ijepa.bench.timing import interleaved, medians, ratio
 from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.evaluation.classification.compare import Origin, Split
-from ijepa.evaluation.classification.knn import knn_ranks, planned_memory
+from ijepa.evaluation.classification.knn import TEST_CHUNK, TRAIN_CHUNK, knn_ranks
 from ijepa.evaluation.classification.linear_heads import LinearHeads
 from ijepa.evaluation.features.loaders import AugmentedLoader
 from ijepa.evaluation.protocols import LinearProtocol
@@ -138,6 +138,26 @@ def cached_heads(width: int, classes: int, repeats: int, batch: int = 256, steps
     }
 
 
+def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -> dict[str, int]:
+    """Return the peak memory of kNN in bytes, by item. Only the features, in float16, grow with the train set.
+
+    Args:
+        train, test: numbers of images.
+        width: channels of the features.
+        k: largest number of neighbors.
+        classes: number of classes.
+    """
+    chunk, rows = min(TRAIN_CHUNK, train), min(TEST_CHUNK, test)
+    return {
+        "features": 2 * (train + test) * width + 8 * (train + test),
+        "queries": 3 * 4 * test * width,  # float32: as they are, standardized, and normalized
+        "chunk": 4 * 4 * chunk * width,  # the same, and the chunk before, which is freed after the next one exists
+        "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
+        "neighbors": 20 * test * k,  # similarity, class, and vote twice
+        "votes": 3 * 4 * rows * classes,
+    }
+
+
 def knn_at(share: float) -> dict[str, Any]:
     """Return the planned memory of kNN at full size, and time and memory of both sets at a share of it."""
     train, test = (max(256, round(share * KNN[key])) for key in ("train", "test"))
@@ -150,7 +170,7 @@ def knn_at(share: float) -> dict[str, Any]:
         rows.copy_(_features(len(rows), width, place))
     y = torch.randint(classes, (len(x),), generator=_draw(1))
     begun, wall = time.process_time(), time.perf_counter()
-    knn_ranks(x[:train], y[:train], x[train:], y[train:], neighbours=ks, temperature=0.07, classes=classes)
+    knn_ranks(x[:train], y[:train], x[train:], y[train:], neighbors=ks, temperature=0.07, classes=classes)
     cpu, wall = time.process_time() - begun, time.perf_counter() - wall
     return {
         "planned bytes at full size": {**whole, "sum": sum(whole.values())},

@@ -90,22 +90,22 @@ def as_run(folder: Path, weights: Path) -> Path:
 def theirs(form: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
     """Return the features that another library computes from an export; transformers and timm with eager attention."""
     mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    normalised = (pixels / 255 - mean) / deviation
+    normalized = (pixels / 255 - mean) / deviation
     if form == "transformers":
         from transformers import AutoModel
 
         model = AutoModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
-        return model.eval()(normalised).last_hidden_state
+        return model.eval()(normalized).last_hidden_state
     if form == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(folder), providers=["CPUExecutionProvider"])
-        return torch.from_numpy(session.run(None, {"pixel_values": normalised.numpy()})[0])
+        return torch.from_numpy(session.run(None, {"pixel_values": normalized.numpy()})[0])
     if form == "program":
-        return torch.export.load(folder).module()(normalised)
+        return torch.export.load(folder).module()(normalized)
     import timm
 
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features(normalised)
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features(normalized)
 
 
 @click.command()

@@ -1,6 +1,6 @@
-"""I-JEPA, pretrained and evaluated: `ijepa.Recipe`, `ijepa.IJEPA`, `ijepa.load_encoder`.
+"""Pretraining and evaluation of I-JEPA: `ijepa.Recipe`, `ijepa.IJEPA`, `ijepa.load_encoder`.
 
-The names below are imported when they are first used, so that importing the package costs nothing.
+These names are imported when they are first used, so that `import ijepa` does not import torch.
 """
 
 from importlib import import_module

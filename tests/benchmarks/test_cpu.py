@@ -7,7 +7,6 @@ from click.testing import CliRunner
 
 from benchmarks import evaluation, index, order
 from ijepa.config.recipe import Recipe
-from ijepa.evaluation.classification.knn import planned_memory
 from ijepa.evaluation.features import loaders
 
 
@@ -42,7 +41,7 @@ def test_evaluation_measures_all_parts(tmp_path, monkeypatch):
 
 
 def test_knn_at_full_size_is_planned_below_eight_gigabytes():
-    assert sum(planned_memory(1_281_167, 50_000, 1280, k=200, classes=1000).values()) < 8e9
+    assert sum(evaluation.planned_memory(1_281_167, 50_000, 1280, k=200, classes=1000).values()) < 8e9
 
 
 def test_index_extrapolates_two_sizes(tmp_path):

@@ -1,4 +1,4 @@
-"""Small encoders and sets with masks for this room's tests."""
+"""Small encoders and image sets with masks, for tests of evaluation."""
 
 import io
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 PALETTE = np.array([[20, 20, 20], [230, 40, 40], [40, 230, 40], [40, 40, 230]], dtype=np.uint8)
-"""The colour of every class in `write_pairs`: what makes its classes easy."""
+"""The color of each class in `write_pairs`, which makes its classes easy."""
 
 
-class MeanColour:
-    """Each patch's mean colour, as features (B, N, 3)."""
+class MeanColor:
+    """The mean color of each patch, as features (B, N, 3)."""
 
     embed_dim = 3
 
@@ -26,7 +26,7 @@ class MeanColour:
 
 
 class Noise:
-    """Features that know nothing: drawn anew for every patch, the same in every run."""
+    """Random features, drawn for each patch, the same in every run."""
 
     embed_dim, patch_size = 16, 8
 
@@ -52,13 +52,13 @@ def png(array: np.ndarray) -> bytes:
 
 
 def write_pairs(root: Path, masks: list[np.ndarray], *, noise: float = 6.0) -> Path:
-    """Write images/ and masks/: each class in its colour of `PALETTE`, with some noise; label 255 is grey."""
+    """Write images/ and masks/: each class in its color of `PALETTE`, with some noise; label 255 is gray."""
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()
     for number, mask in enumerate(masks):
         rng = np.random.default_rng(1000 + number)
-        colours = np.where(mask[..., None] < len(PALETTE), PALETTE[np.minimum(mask, len(PALETTE) - 1)], 128)
-        image = (colours + rng.normal(0, noise, (*mask.shape, 3))).clip(0, 255).astype(np.uint8)
+        colors = np.where(mask[..., None] < len(PALETTE), PALETTE[np.minimum(mask, len(PALETTE) - 1)], 128)
+        image = (colors + rng.normal(0, noise, (*mask.shape, 3))).clip(0, 255).astype(np.uint8)
         (root / "images" / f"{number:03d}.png").write_bytes(png(image))
         (root / "masks" / f"{number:03d}.png").write_bytes(png(mask))
     return root

@@ -8,7 +8,7 @@ from tests.helpers.encoders import PALETTE, png
 
 
 def write_video(
-    root: Path, name: str, *, frames: int = 6, labelled: int | None = None, labels: tuple[int, ...] = (0, 1, 2)
+    root: Path, name: str, *, frames: int = 6, labeled: int | None = None, labels: tuple[int, ...] = (0, 1, 2)
 ) -> None:
     """Write a video of 32 x 56 pixels: a square of class 1 moves right and one of class 2 down, 8 pixels per frame."""
     images, masks = root / "images" / name, root / "masks" / name
@@ -21,5 +21,5 @@ def write_video(
         noise = np.random.default_rng(number).normal(0, 4, (*mask.shape, 3))
         image = (PALETTE[mask] + noise).clip(0, 255).astype(np.uint8)
         (images / f"{number:05d}.png").write_bytes(png(image))
-        if labelled is None or number < labelled:
+        if labeled is None or number < labeled:
             (masks / f"{number:05d}.png").write_bytes(png(np.array(labels, np.uint8)[mask]))

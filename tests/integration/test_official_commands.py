@@ -49,7 +49,7 @@ def rows(folder: Path) -> list[dict]:
 
 PROTOCOLS = {
     "linear": "base: demo\nname: small\nepochs: 1\nlrs: [1e-3]\n",
-    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\n",
+    "knn": "base: demo\nname: small\nneighbors: [5]\nk: 5\n",
     "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 4\ntest_images: 2\n",
     "propagation": "base: demo\nname: small\n",
 }

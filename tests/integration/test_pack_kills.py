@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.prepare import pack_state
 from ijepa.prepare.pack import Settings, pack
 from ijepa.utils.errors import RunError
@@ -127,7 +127,7 @@ def test_pack_on_a_full_disk_at_each_write(tmp_path, monkeypatch, write):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    source = {"train": open_source(root)}
+    source = {"train": open_dataset(root)}
     monkeypatch.setattr(os, "fsync", full)
     name = ["plan.json", "train-0000.tar:", "train-0000.tar.json", "train-0001.tar:"][write - 1]
     with pytest.raises(RunError, match=f"{name}.*No space left"):

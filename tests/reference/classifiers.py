@@ -1,4 +1,4 @@
-"""k nearest neighbours and one AdamW head, image by image and in float64: slow and obvious."""
+"""k nearest neighbors, one AdamW head and LARS, number by number and in float64: slow and obvious."""
 
 import math
 
@@ -12,8 +12,8 @@ def knn_accuracy(train_x, train_y, test_x, test_y, k, temperature, classes):
     for x, y in zip(np.asarray(test_x, dtype=np.float64), test_y, strict=True):
         similar = train @ (x / np.linalg.norm(x))
         scores = [0.0] * classes
-        for neighbour in np.argsort(-similar, kind="stable")[:k]:
-            scores[int(train_y[neighbour])] += math.exp(similar[neighbour] / temperature)
+        for neighbor in np.argsort(-similar, kind="stable")[:k]:
+            scores[int(train_y[neighbor])] += math.exp(similar[neighbor] / temperature)
         right += int(np.argmax(scores)) == int(y)
     return right / len(test_y)
 
@@ -41,9 +41,9 @@ def adamw_head(x, y, classes, batches, rates, weight_decay, betas, eps):
 
 
 def lars_steps(weight, bias, gradients, rates, weight_decay, momentum, trust):
-    """Return weight and bias after steps on given (weight gradient, bias gradient) pairs, number by number."""
+    """Return weight and bias after a step on each of the (weight gradient, bias gradient) pairs."""
     weight, bias = [list(map(float, row)) for row in weight], list(map(float, bias))
-    gathered_w, gathered_b = [[0.0] * len(row) for row in weight], [0.0] * len(bias)
+    momentum_w, momentum_b = [[0.0] * len(row) for row in weight], [0.0] * len(bias)
     for (grad_w, grad_b), rate in zip(gradients, rates, strict=True):
         change = [
             [float(g) + weight_decay * w for g, w in zip(g_row, w_row, strict=True)]
@@ -53,9 +53,9 @@ def lars_steps(weight, bias, gradients, rates, weight_decay, momentum, trust):
         scale = trust * length / step if length > 0 and step > 0 else 1.0
         for i, row in enumerate(change):
             for j, value in enumerate(row):
-                gathered_w[i][j] = momentum * gathered_w[i][j] + scale * value
-                weight[i][j] -= rate * gathered_w[i][j]
+                momentum_w[i][j] = momentum * momentum_w[i][j] + scale * value
+                weight[i][j] -= rate * momentum_w[i][j]
         for j, value in enumerate(grad_b):
-            gathered_b[j] = momentum * gathered_b[j] + float(value)
-            bias[j] -= rate * gathered_b[j]
+            momentum_b[j] = momentum * momentum_b[j] + float(value)
+            bias[j] -= rate * momentum_b[j]
     return weight, bias

@@ -1,6 +1,6 @@
-"""The slow, obvious I-JEPA: one image and one block at a time, every attention matrix written out, nothing packed.
+"""The slow, obvious I-JEPA: one image and one block at a time, with full attention matrices and without packing.
 
-It takes the weights of the fast modules by name and shares none of their code.
+It reads the weights of the fast modules by name and shares none of their code.
 """
 
 import math

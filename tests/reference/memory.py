@@ -1,4 +1,4 @@
-"""What memory really holds: storages saved for a backward pass, and the bytes alive at every operation."""
+"""Measured memory: storages saved for a backward pass, and the bytes in use at every operation."""
 
 import weakref
 from typing import Any
@@ -9,11 +9,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class Saved:
-    """Counts the distinct storages that autograd saves within it, those of `apart` left out."""
+    """Counts the distinct storages that autograd saves inside the block, without those of module `apart`."""
 
     def __init__(self, apart: torch.nn.Module) -> None:
         self._apart = {t.untyped_storage().data_ptr() for t in (*apart.parameters(), *apart.buffers())}
-        self._found: dict[int, tuple[int, torch.Tensor]] = {}  # tensors are kept, so that no address comes twice
+        self._found: dict[int, tuple[int, torch.Tensor]] = {}  # tensors are kept, so that no address is reused
 
     def __enter__(self) -> "Saved":
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
@@ -35,9 +35,9 @@ class Saved:
 
 
 class Alive(TorchDispatchMode):
-    """Follows every storage that operations within it make: bytes alive `now`, and the most there were, `peak`.
+    """Tracks each storage that operations inside the block make: bytes in use `now`, and their maximum, `peak`.
 
-    Sizes are read anew at every operation, since sharding empties and fills storages without one.
+    Sizes are read at every operation, because sharding resizes storages without an operation.
     """
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ def contour_f(predicted: np.ndarray, truth: np.ndarray, tolerance: float) -> flo
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def take(queries, frames, labels, grid, neighbours, radius, temperature):
+def take(queries, frames, labels, grid, neighbors, radius, temperature):
     """Return labels (N, C) from the most similar patches nearby; `frames` and `labels` have an entry for each frame."""
     rows, columns = grid
     out = []
@@ -42,6 +42,6 @@ def take(queries, frames, labels, grid, neighbours, radius, temperature):
                 v, u = divmod(other, columns)
                 if abs(v - y) <= radius and abs(u - x) <= radius:
                     candidates.append((math.exp(float(features[other] @ query) / temperature), known[other]))
-        best = sorted(candidates, key=lambda pair: -pair[0])[:neighbours]
+        best = sorted(candidates, key=lambda pair: -pair[0])[:neighbors]
         out.append(sum(weight * label for weight, label in best) / sum(weight for weight, _ in best))
     return np.array(out)

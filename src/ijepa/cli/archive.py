@@ -15,8 +15,6 @@ from ijepa.utils.errors import UserError
 @click.option("--unfinished", is_flag=True, help="Also accept a run that is not finished.")
 @click.option(
     "--license",
-    "--licence",
-    "licence",
     default="apache-2.0",
     help="License of the weights, by its identifier on the Hugging Face Hub.",
 )
@@ -33,7 +31,7 @@ def archive(
     out: Path | None,
     verify: bool,
     unfinished: bool,
-    licence: str,
+    license: str,
     dataset: str | None,
     country: str,
     watts: float | None,
@@ -56,7 +54,7 @@ def archive(
     if out is None:
         raise UserError("OUT", "is missing", "write `ijepa archive RUN OUT`")
     find_country(country)
-    about = About(license=licence, country=country, watts=watts, dataset=dataset)
+    about = About(license=license, country=country, watts=watts, dataset=dataset)
     with progress_lines() as progress:
         write_archive(run, out, about, unfinished=unfinished, progress=progress)
     click.echo(f"archive: {out}")

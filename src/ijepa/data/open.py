@@ -112,6 +112,3 @@ def _detect_at(place: Path, where: str, split: str | None, devkit: Path | None, 
             return FolderSource(index)
     cifar = find_cifar(place, where, split)
     return find_imagenet(place, where, split, devkit, require_labels) if cifar is None else cifar
-
-
-open_source = open_dataset  # for the tests that still use this name

@@ -2,7 +2,7 @@
 
 A path may be a tree of class folders, a flat folder, `images/` next to `masks/`, a folder of tar shards, one tar, a
 brace pattern (`train-{0000..0127}.tar`) or a glob. `sources.parquet` finds parquet files. If a folder holds several
-splits, as shards or as folders (`train`, `validation`, `val2017`), the user has to choose one, so that nobody trains on
+splits, as shards or as folders (`train`, `validation`, `val2017`), the user has to choose one, to avoid training on
 a test set by mistake.
 """
 
@@ -145,7 +145,7 @@ def _find_in_folder(root: Path, where: str, split: str | None) -> Shards | Folde
 
 
 def _split_folders(folders: list[str]) -> list[str]:
-    """Return the folders that are splits; empty if the folders are classes, one of which may be called train."""
+    """Return the folders that are splits; empty if the folders are classes (a class may be called train)."""
     named = [name for name in folders if Split.of(name)]
     are_splits = len({Split.of(name) for name in named}) > 1 or len(named) == len(folders)
     return named if are_splits else []

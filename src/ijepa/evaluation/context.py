@@ -1,4 +1,4 @@
-"""What every evaluation is given besides encoders, data and a protocol."""
+"""Settings that every evaluation has, in addition to encoders, data and a protocol."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ class EvaluationContext:
     seed: int = 0
     """Seed of everything that is drawn: images, held-out parts, initial weights, starts of k-means, intervals."""
     cache: Path | None = None
-    """Folder of cached features of whole images; None: nothing is cached."""
+    """Folder for cached features of images; None: nothing is cached."""
     progress: Progress | None = None
     """Called with a line of text about the progress."""
     world: World = SINGLE_PROCESS

@@ -115,7 +115,7 @@ class LinearProtocol(ImageProtocol):
     crop_rule: Literal["retry", "clamp"] = "retry"
     """Handling of a random crop that does not fit into the image. retry: draw it again; clamp: cut its sides to
     those of the image."""
-    standardise: bool = True
+    standardize: bool = True
     """Standardize every feature dimension to mean 0 and standard deviation 1 over the train set."""
     selection: Literal["held-out", "test", "test-epochs"] = "held-out"
     """Data on which the best head is chosen. held-out: a part of the train set; test: the test set, at the end;
@@ -140,9 +140,9 @@ class LinearProtocol(ImageProtocol):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.standardise and not self.pools and set(self.norms) != {"none"}:
-            problem = "cannot be combined with `standardise: true`"
-            raise UserError(f"norms = {list(self.norms)}", problem, "set `standardise: false`")
+        if self.standardize and not self.pools and set(self.norms) != {"none"}:
+            problem = "cannot be combined with `standardize: true`"
+            raise UserError(f"norms = {list(self.norms)}", problem, "set `standardize: false`")
         if self.pools and (self.blocks, self.norms, self.optimizer) != ((1,), ("none",), "adamw"):
             problem = "reads the last block without norms, and is trained by AdamW"
             raise UserError(f"head = {self.head}", problem, "remove blocks, norms and optimizer")
@@ -157,20 +157,20 @@ class KnnProtocol(ImageProtocol):
 
     blocks: Count = 1
     """Number of last blocks whose mean patches are concatenated."""
-    neighbours: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1)
+    neighbors: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1)
     """Values of k for which the accuracy is computed."""
     k: Count = 20
     """The k whose accuracy is the result. It is fixed in advance, because a choice on the test set makes results too
     good."""
     temperature: float = Field(0.07, gt=0)
     """Temperature of the vote."""
-    standardise: bool = False
+    standardize: bool = False
     """Standardize every feature dimension to mean 0 and standard deviation 1 over the train set."""
 
     @model_validator(mode="after")
     def _k_is_scored(self) -> Self:
-        if self.k not in self.neighbours:
-            raise UserError(f"k = {self.k}", f"is not in `neighbours`, {list(self.neighbours)}", "add it to them")
+        if self.k not in self.neighbors:
+            raise UserError(f"k = {self.k}", f"is not in `neighbors`, {list(self.neighbors)}", "add it to them")
         return self
 
 

@@ -19,7 +19,7 @@ PROTOCOLS = {
     "cached": ("linear", "base: demo\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01]\nbatch: 16"),
     "augmented": ("linear", "base: dinov2\ntrain_images: 40\nepochs: 2\nforward_batch: 7\nlrs: [0.01, 0.1]\nbatch: 16"),
     "patches": ("linear", "base: attentive\ntrain_images: 30\nepochs: 1\nforward_batch: 7\nbatch: 16"),
-    "neighbours": ("knn", "base: demo\ntrain_images: 60\nforward_batch: 7"),
+    "neighbors": ("knn", "base: demo\ntrain_images: 60\nforward_batch: 7"),
     "bank": ("segmentation", "base: demo\ntrain_images: 20\ntest_images: 7\nbatch: 3"),
     "clusters": (
         "segmentation",
@@ -28,7 +28,7 @@ PROTOCOLS = {
     "trained": ("segmentation", "base: demo-linear\ntrain_images: 9\ntest_images: 7\nbatch: 3\nlinear: {steps: 3}"),
     "videos": ("propagation", "base: demo\nshort_side: 32"),
 }
-FEW = {"neighbours", "videos"}
+FEW = {"neighbors", "videos"}
 """Protocols of the fast tests."""
 EVALUATE = """
 import json, os, sys

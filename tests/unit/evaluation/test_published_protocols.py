@@ -11,10 +11,10 @@ from ijepa.evaluation.classification.linear_probe import FLATTERED, evaluate_lin
 from ijepa.evaluation.features.precision import resolved
 from ijepa.evaluation.protocols import KINDS, load_protocol, presets
 from ijepa.model.encoder import FrozenEncoder
-from tests.helpers.feature_clouds import colour_sets
+from tests.helpers.feature_clouds import color_sets
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-AUGMENTED = {"augment": True, "crop_scale": (0.08, 1.0), "crop_fraction": 0.875, "standardise": False}
+AUGMENTED = {"augment": True, "crop_scale": (0.08, 1.0), "crop_fraction": 0.875, "standardize": False}
 PUBLISHED: dict[str, dict[str, Any]] = {
     # VISSL, vit_h16_no_cls.yaml over eval_resnet_8gpu_transfer_in1k_linear.yaml: 256 images on each of 64 devices, 8 of
     # them a machine, which shares a batch norm's figures; heads scaled by 1 and 0.1; linear layers as torch starts
@@ -150,7 +150,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
         "milestones": (),
         "augment": False,
-        "standardise": True,
+        "standardize": True,
         "selection": "held-out",
         "held_out": 0.1,
     },
@@ -168,7 +168,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "warmup": 0.1,
         "milestones": (),
         "augment": False,
-        "standardise": True,
+        "standardize": True,
         "selection": "held-out",
         "held_out": 0.2,
     },
@@ -248,7 +248,7 @@ SHORT = {"batch": 20, "epochs": 4.0, "forward_batch": 32}
 @pytest.mark.parametrize("name", ["ijepa", "mae", "dinov2", "capi", "attentive", "capi-attentive"])
 def test_published_presets_run_to_their_end(name: str, tmp_path: Path):
     """LARS, batch norms and pooling heads behind a real encoder, with fewer epochs and milestones among them."""
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 4, "heads": 2})
     whole = load_protocol("linear", name)
     short = SHORT | ({"milestones": (1, 2, 3)} if whole.milestones else {})
@@ -257,7 +257,7 @@ def test_published_presets_run_to_their_end(name: str, tmp_path: Path):
     result = evaluate_linear({"toy": FrozenEncoder.initial(shape, 0)}, train, test, whole.model_copy(update=short))
     (row,) = result.rows
     assert row["heads"] == whole.heads
-    assert row["top1"] > 0.5, "three plain colours"
+    assert row["top1"] > 0.5, "three plain colors"
     assert ("held_out" in row) == (whole.selection == "held-out")
     assert (FLATTERED in result.notes) == (name in ("ijepa", "mae", "dinov2"))
     if name == "mae":

@@ -21,7 +21,7 @@ from tests.helpers.encoders import block_mask, write_pairs
 
 KINDS = {
     "linear": "base: demo\nname: small\nepochs: 2\nlrs: [1e-3]\n",
-    "knn": "base: demo\nname: small\nneighbours: [5]\nk: 5\n",
+    "knn": "base: demo\nname: small\nneighbors: [5]\nk: 5\n",
     "segmentation": "base: demo\nname: small\nimage_size: 48\ntrain_images: 12\ntest_images: 6\n",
 }
 
@@ -180,7 +180,7 @@ def test_saved_head_has_the_accuracy_of_the_row(weights: Path, scenes: Path, tmp
     file, protocol = tmp_path / "head.safetensors", tmp_path / "last.yaml"
     protocol.write_text("base: demo\nname: last\nepochs: 3\nblocks: [1]\n")
     result, _ = evaluate("linear", str(weights), *sets(scenes), protocol=str(protocol), output=tmp_path, save_head=file)
-    head, encoder = Head.read(file), load_encoder(weights)
+    head, encoder = Head.read(file, Recipe.load(weights / "recipe.yaml").model), load_encoder(weights)
     source = open_dataset(f"{scenes}/val-*.tar")
     view = center_view((48, 48), 1.0)
     pixels = torch.stack([view(decode(source.image(index)), 0) for index in range(len(source))])

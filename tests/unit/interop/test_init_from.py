@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.init_from import initial_weights
 from ijepa.interop.weights import load_encoder
@@ -23,7 +23,7 @@ from tests.conftest import TINY
 def first(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("first") / "run"
     values = {**TINY, "steps": 3, "data": {**TINY["data"], "path": str(scenes)}}
-    pretrain(Recipe.read(values, "test"), open_source(scenes, split="train"), folder, quiet=True)
+    pretrain(Recipe.read(values, "test"), open_dataset(scenes, split="train"), folder, quiet=True)
     return folder
 
 
@@ -41,7 +41,7 @@ def run_from(recipe: Recipe, scenes, output) -> dict[str, torch.Tensor]:
             seen.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {}
 
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     pretrain(
         recipe, source, output, quiet=True, callbacks=[Callback(99, look)], initial=initial_weights(recipe).tensors
     )
@@ -118,7 +118,7 @@ def test_a_resumed_run_keeps_its_own_weights(first, scenes, tmp_path):
     run_from(short, scenes, tmp_path / "again")
     run = tmp_path / "again"
     (run / "checkpoints/step-00000003").rename(tmp_path / "lost")
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     pretrain(short, source, run, quiet=True, initial=initial_weights(short).tensors)
     assert (run / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 

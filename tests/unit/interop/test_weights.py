@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ijepa.config.recipe import Recipe
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.interop.exchange import export_weights
 from ijepa.interop.weights import load_encoder, resolve_weights, shipped_weights
 from ijepa.model.encoder import FrozenEncoder
@@ -19,7 +19,7 @@ from tests.conftest import TINY
 def run(scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "run"
     values = {**TINY, "data": {**TINY["data"], "path": str(scenes)}}
-    model = pretrain(Recipe.read(values, "test"), open_source(scenes, split="train"), folder, quiet=True)
+    model = pretrain(Recipe.read(values, "test"), open_dataset(scenes, split="train"), folder, quiet=True)
     return folder, model
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.archives import open_archives
 from ijepa.prepare.file_lists import list_index
@@ -116,7 +116,7 @@ def test_pack_list_without_labels(tmp_path):
     tree(tmp_path / "tree")
     (tmp_path / "list.csv").write_text("path\ntree/a/i0.jpg\n")
     run("list", tmp_path / "list.csv", tmp_path / "out")
-    assert open_source(tmp_path / "out").labels is None and "classes.txt" not in content(tmp_path / "out")
+    assert open_dataset(tmp_path / "out").labels is None and "classes.txt" not in content(tmp_path / "out")
 
 
 def test_pack_list_with_absolute_paths(tmp_path):

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import FolderSource
 from ijepa.prepare import pack_state
 from ijepa.prepare.archives import open_archives
@@ -62,7 +62,7 @@ def run(*words: object) -> str:
 
 def held(folder: Path, split: str = "train") -> dict[str, tuple[bytes, str]]:
     """Image bytes and class by the original's name."""
-    source = open_source(folder, split=split)
+    source = open_dataset(folder, split=split)
     return {
         source.name(i).partition("-")[2].partition("-")[2].rpartition(".")[0]: (
             source.image(i),
@@ -137,7 +137,7 @@ def test_pack_list_of_paths_and_labels(tmp_path):
 
 
 def test_pack_bytes_depend_on_the_seed_only(tmp_path):
-    source = {"train": open_source(tree(tmp_path / "tree"))}
+    source = {"train": open_dataset(tree(tmp_path / "tree"))}
     for name, seed, processes in (("one", 0, 1), ("two", 0, 2), ("other", 1, 1)):
         pack(source, tmp_path / name, Settings(seed=seed, shard_size=7), processes=processes)
     one, two, other = (content(tmp_path / name) for name in ("one", "two", "other"))
@@ -145,14 +145,14 @@ def test_pack_bytes_depend_on_the_seed_only(tmp_path):
     sizes = [entry["images"] for entry in json.loads(one["manifest.json"])["splits"]["train"]["shards"]]
     assert sizes == [6, 6, 6, 6, 6]
     # Shuffled: neighbors in the folder are not neighbors in a shard.
-    keys = [int(open_source(tmp_path / "one").name(i).rpartition("/")[2][:9]) for i in range(30)]
+    keys = [int(open_dataset(tmp_path / "one").name(i).rpartition("/")[2][:9]) for i in range(30)]
     assert sorted(keys) == list(range(30)) and np.abs(np.diff(keys)).mean() > 4
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import FolderSource
 from ijepa.prepare.pack import Settings, pack
 left = int(sys.argv[3])
@@ -163,7 +163,7 @@ class Mortal(FolderSource):
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._image(index)
-source = Mortal(open_source(sys.argv[1]).index)
+source = Mortal(open_dataset(sys.argv[1]).index)
 pack({"train": source}, Path(sys.argv[2]), Settings(shard_size=4, hold_out=2))
 """
 
@@ -171,13 +171,13 @@ pack({"train": source}, Path(sys.argv[2]), Settings(shard_size=4, hold_out=2))
 @pytest.mark.slow
 def test_pack_after_five_kills_has_the_same_bytes(tmp_path):
     root = tree(tmp_path / "tree")
-    pack({"train": open_source(root)}, tmp_path / "whole", Settings(shard_size=4, hold_out=2))
+    pack({"train": open_dataset(root)}, tmp_path / "whole", Settings(shard_size=4, hold_out=2))
     kills = np.random.default_rng(7).integers(3, 7, size=5)
     for reads in kills.tolist():
         done = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "out"), str(reads)], check=False)
         assert done.returncode == -signal.SIGKILL
         assert not (tmp_path / "out/manifest.json").exists()
-    pack({"train": open_source(root)}, tmp_path / "out", Settings(shard_size=4, hold_out=2))
+    pack({"train": open_dataset(root)}, tmp_path / "out", Settings(shard_size=4, hold_out=2))
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert not (tmp_path / "out" / pack_state.WORK).exists()
 
@@ -197,7 +197,7 @@ class Interrupted(FolderSource):
 
 
 def test_pack_keeps_finished_shards_and_writes_missing_ones_again(tmp_path):
-    source = {"train": open_source(tree(tmp_path / "tree"))}
+    source = {"train": open_dataset(tree(tmp_path / "tree"))}
     pack(source, tmp_path / "whole", Settings(shard_size=6))
     with pytest.raises(RunError, match="stopped"):
         pack({"train": Interrupted(source["train"], 25)}, tmp_path / "out", Settings(shard_size=6))
@@ -234,7 +234,7 @@ def test_pack_killed_after_the_manifest_only_removes_its_state(tmp_path, monkeyp
 
 
 def test_pack_locks_its_folder(tmp_path):
-    source = {"train": open_source(tree(tmp_path / "tree"))}
+    source = {"train": open_dataset(tree(tmp_path / "tree"))}
     with (
         pack_state.lock(tmp_path / "out"),
         pytest.raises(UserError, match=str(os.getpid())),
@@ -245,7 +245,7 @@ def test_pack_locks_its_folder(tmp_path):
 
 
 def test_pack_removes_partial_files_of_a_killed_packing_first(tmp_path):
-    source = {"train": open_source(tree(tmp_path / "tree"))}
+    source = {"train": open_dataset(tree(tmp_path / "tree"))}
     folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
     folders[-1].mkdir(parents=True)
     for folder in folders:
@@ -263,22 +263,22 @@ def test_pack_checks_class_names_before_it_writes(tmp_path):
     far = write_shards(tmp_path / "shards", [4])
     (far / "classes.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="label 2"):
-        pack({"train": open_source(far)}, tmp_path / "out", Settings())
+        pack({"train": open_dataset(far)}, tmp_path / "out", Settings())
     lines = write_tree(tmp_path / "lines", {"a\nb/i.jpg": jpeg(1)})
     with pytest.raises(UserError, match="classes.txt"):
-        pack({"train": open_source(lines)}, tmp_path / "out", Settings())
+        pack({"train": open_dataset(lines)}, tmp_path / "out", Settings())
     assert not (tmp_path / "out").exists()
     odd = os.fsdecode(b"caf\xe9")
     latin = write_tree(tmp_path / "latin", {f"{odd}/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
-    pack({"train": open_source(latin)}, tmp_path / "out", Settings())
+    pack({"train": open_dataset(latin)}, tmp_path / "out", Settings())
     assert (tmp_path / "out/classes.txt").read_text() == "b\ncaf\\xe9\n"
-    assert open_source(tmp_path / "out").classes == open_source(latin).classes == ("b", "caf\\xe9")
+    assert open_dataset(tmp_path / "out").classes == open_dataset(latin).classes == ("b", "caf\\xe9")
 
 
 def test_pack_splits_with_different_class_numbers(tmp_path):
     sources = {
-        "train": open_source(write_tree(tmp_path / "train", {f"{c}/i.jpg": jpeg(n) for n, c in enumerate("abc")})),
-        "val": open_source(write_tree(tmp_path / "val", {"c/j.jpg": jpeg(7)})),
+        "train": open_dataset(write_tree(tmp_path / "train", {f"{c}/i.jpg": jpeg(n) for n, c in enumerate("abc")})),
+        "val": open_dataset(write_tree(tmp_path / "val", {"c/j.jpg": jpeg(7)})),
     }
     pack(sources, tmp_path / "out", Settings())
     assert held(tmp_path / "out", "val") == {"j": (jpeg(7), "c")}
@@ -308,27 +308,27 @@ def test_pack_lists_bad_images_and_leaves_them_out(tmp_path):
             "b/really.jpg": encoded(picture(3), "PNG"),
         },
     )
-    manifest = pack({"train": open_source(root)}, tmp_path / "out", Settings())
+    manifest = pack({"train": open_dataset(root)}, tmp_path / "out", Settings())
     bad = [json.loads(line) for line in (tmp_path / "out/bad.jsonl").read_text().splitlines()]
     assert {each["name"] for each in bad} == {"a/cut.jpg", "a/empty.jpg", "a/moving.jpg", "a/text.jpg"} and manifest[
         "bad"
     ] == 4
     assert {each["why"] for each in bad if each["name"] == "a/text.jpg"} == {"cannot identify image file"}
     assert manifest["splits"]["train"]["images_per_class"] == {"a": 1, "b": 1}
-    names = [open_source(tmp_path / "out").name(i) for i in range(2)]
+    names = [open_dataset(tmp_path / "out").name(i) for i in range(2)]
     assert any(name.endswith("really.png") for name in names)  # its bytes say what it is
 
 
 def test_pack_resizes_large_images_only_with_max_side(tmp_path):
     root = write_tree(tmp_path / "tree", {"a/large.jpg": jpeg(1, 80, 60), "a/small.jpg": jpeg(2, 30, 20)})
-    pack({"train": open_source(root)}, tmp_path / "out", Settings(max_side=40))
+    pack({"train": open_dataset(root)}, tmp_path / "out", Settings(max_side=40))
     found = {name: Image.open(io.BytesIO(data)) for name, (data, _) in held(tmp_path / "out").items()}
     assert found["large"].size == (30, 40) and held(tmp_path / "out")["small"][0] == jpeg(2, 30, 20)
 
 
 def test_pack_command_with_bad_input(tmp_path):
     root = tree(tmp_path / "tree")
-    source = {"train": open_source(root)}
+    source = {"train": open_dataset(root)}
     pack(source, tmp_path / "done", Settings())
     single = write_tree(tmp_path / "single", {"a/i.jpg": jpeg(1), "b/i.jpg": jpeg(2)})
     (tmp_path / "busy").mkdir()
@@ -349,7 +349,7 @@ def test_pack_command_with_bad_input(tmp_path):
 
 
 def test_pack_with_other_settings_does_not_resume(tmp_path):
-    source = {"train": open_source(tree(tmp_path / "tree"))}
+    source = {"train": open_dataset(tree(tmp_path / "tree"))}
     with pytest.raises(RunError):
         pack({"train": Interrupted(source["train"], 0)}, tmp_path / "out", Settings(shard_size=4))
     with pytest.raises(UserError, match="shard_size"):
@@ -370,15 +370,15 @@ def test_expanded_archive_is_kept(tmp_path):
 
 def test_max_side_with_masks_is_an_error(tmp_path, scenes):
     with pytest.raises(UserError, match="--max-side"):
-        pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
-    pack({"train": open_source(scenes, split="train")}, tmp_path / "out", Settings())
-    again, first = open_source(tmp_path / "out"), open_source(scenes, split="train")
+        pack({"train": open_dataset(scenes, split="train")}, tmp_path / "out", Settings(max_side=24))
+    pack({"train": open_dataset(scenes, split="train")}, tmp_path / "out", Settings())
+    again, first = open_dataset(tmp_path / "out"), open_dataset(scenes, split="train")
     number = int(again.name(0).rpartition("/")[2][:9])
     assert again.mask(0) == first.mask(number) and again.label(0) == first.label(number)
 
 
 def test_pack_cuts_long_names_and_keeps_them_unique(tmp_path):
     root = write_tree(tmp_path / "tree", {f"a/{'é' * 60}{n}.jpg": jpeg(n) for n in range(3)})
-    pack({"train": open_source(root)}, tmp_path / "out", Settings())
-    source = open_source(tmp_path / "out")
+    pack({"train": open_dataset(root)}, tmp_path / "out", Settings())
+    source = open_dataset(tmp_path / "out")
     assert sorted(source.image(i) for i in range(3)) == sorted(jpeg(n) for n in range(3))

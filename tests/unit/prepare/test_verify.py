@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ijepa.cli import cli
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.prepare.scenes.scenes import write_scenes
 from ijepa.prepare.verify import changed_shards, check
 from ijepa.utils.errors import RunError, UserError
@@ -51,7 +51,7 @@ def odd(tmp_path: Path) -> Path:
 
 
 def test_check_lists_bad_images_and_counts_good_ones(odd: Path) -> None:
-    found = check(open_source(odd))
+    found = check(open_dataset(odd))
     assert found.images == 7
     assert [name for name, _ in found.bad] == ["e.jpg", "f.jpg", "g.png"]
     assert "more than 120 megapixels" in dict(found.bad)["g.png"]
@@ -61,12 +61,12 @@ def test_check_lists_bad_images_and_counts_good_ones(odd: Path) -> None:
 
 
 def test_check_finds_duplicates_by_content(odd: Path) -> None:
-    assert check(open_source(odd), duplicates=True).duplicates == [("b.jpg", "a.jpg")]
+    assert check(open_dataset(odd), duplicates=True).duplicates == [("b.jpg", "a.jpg")]
 
 
 def test_check_does_not_depend_on_processes(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ijepa.prepare.verify._RUN", 8)  # several runs, so that the second process has work
-    source = open_source(scenes, split="train")
+    source = open_dataset(scenes, split="train")
     assert check(source, processes=1, duplicates=True) == check(source, processes=2, duplicates=True)
     with pytest.raises(UserError):
         check(source, processes=0)
@@ -75,7 +75,7 @@ def test_check_does_not_depend_on_processes(scenes: Path, monkeypatch: pytest.Mo
 def test_check_mask_of_different_size_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(_encoded((32, 32), "JPEG"))
     (tmp_path / "a.mask.png").write_bytes(_encoded((16, 32), "PNG", "L"))
-    assert check(open_source(tmp_path)).bad == [("a.jpg", "its mask is 32 x 16, the image 32 x 32")]
+    assert check(open_dataset(tmp_path)).bad == [("a.jpg", "its mask is 32 x 16, the image 32 x 32")]
 
 
 def test_data_check_command_fails_with_a_bad_image(odd: Path, scenes: Path) -> None:

@@ -19,7 +19,7 @@ def finished_run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     recipe = Recipe.read({**TINY, "data": {**TINY["data"], "path": str(scenes)}}, "test")
     info = {"data": {"path": str(scenes)}, "init": "earlier (step-00000003)"}
     pretrain(recipe, open_dataset(scenes, split="train"), folder, quiet=True, info=info)
-    (folder / "small.yaml").write_text("base: demo\nname: small\nneighbours: [5]\nk: 5\n")
+    (folder / "small.yaml").write_text("base: demo\nname: small\nneighbors: [5]\nk: 5\n")
     evaluate("knn", str(folder), f"{scenes}/train-*.tar", f"{scenes}/val-*.tar", protocol=str(folder / "small.yaml"))
     return folder
 

@@ -9,7 +9,7 @@ from ijepa.release.evaluations import data_name, released_results
 
 def test_released_results_are_those_of_the_released_weights(run: Path, scenes: Path) -> None:
     sets = (f"{scenes}/train-*.tar", f"{scenes}/val-*.tar")
-    (run / "other.yaml").write_text("base: demo\nname: other\nneighbours: [5]\nk: 5\n")
+    (run / "other.yaml").write_text("base: demo\nname: other\nneighbors: [5]\nk: 5\n")
     folder, earlier = run / "evaluations", min((run / "checkpoints").iterdir())
     assert earlier.name != "step-00000008"
     evaluate("knn", str(earlier), *sets, protocol=str(run / "other.yaml"), output=folder, baselines=False)

@@ -61,7 +61,7 @@ def results(scenes: Path) -> dict[str, dict[str, Any]]:
             **shared,
             "kind": "knn",
             "level": None,
-            "protocol": {"name": "demo", "standardise": True},
+            "protocol": {"name": "demo", "standardize": True},
             "chance": 0.1357,
             "data": {**data, "classes": names[1:]},
             "rows": [top("trained", 0.3333, k=20, top1_by_k={"10": 0.2222}), top("random", 0.4444, k=20)],

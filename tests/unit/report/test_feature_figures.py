@@ -8,7 +8,7 @@ from PIL import Image
 from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.label_map import load_label_map
 from ijepa.report.feature_figures import SegmentationSettings, own_palette, pca_rgb, segment
-from tests.helpers.encoders import PALETTE, MeanColour, block_mask, png, write_pairs
+from tests.helpers.encoders import PALETTE, MeanColor, block_mask, png, write_pairs
 from tests.helpers.images import encoded
 
 
@@ -64,7 +64,7 @@ def test_pca_rgb_of_constant_or_narrow_features_is_finite() -> None:
 def test_segment_finds_classes_that_differ_by_color(tmp_path: Path) -> None:
     train = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(12)]))
     test = open_dataset(write_pairs(tmp_path / "test", [block_mask(100 + i) for i in range(8)]))
-    found = segment(MeanColour(), train, test, [5, 2], SegmentationSettings(32, k=3))
+    found = segment(MeanColor(), train, test, [5, 2], SegmentationSettings(32, k=3))
     assert found.images.shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(found.truth, np.stack([block_mask(105), block_mask(102)]))
     np.testing.assert_array_equal(found.retrieved, found.truth)
@@ -87,12 +87,12 @@ def test_segment_returns_the_palette_of_the_masks_or_of_the_label_map(tmp_path: 
         image.putpalette(PALETTE.tobytes() + bytes(756))
         image.save(file)
     train = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(4)]))
-    assert segment(MeanColour(), train, open_dataset(test), [0], SegmentationSettings(32, k=1)).palette == own
+    assert segment(MeanColor(), train, open_dataset(test), [0], SegmentationSettings(32, k=1)).palette == own
     (tmp_path / "map.yaml").write_text(
-        'name: m\nclasses: {a: [0, "#010203"], b: [1, 2], c: 3}\ncolours: {b: "#FF0000", c: "#00000a"}\n'
+        'name: m\nclasses: {a: [0, "#010203"], b: [1, 2], c: 3}\ncolors: {b: "#FF0000", c: "#00000a"}\n'
     )
     settings = SegmentationSettings(32, k=1, labels=str(tmp_path / "map.yaml"))
-    mapped = segment(MeanColour(), train, open_dataset(test), [0], settings)
+    mapped = segment(MeanColor(), train, open_dataset(test), [0], settings)
     assert mapped.palette == ((1, 2, 3), (255, 0, 0), (0, 0, 10))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.utils.errors import RunError, UserError
 from ijepa.utils.files import write_text
 from ijepa.utils.names import printable
@@ -37,14 +37,14 @@ def test_errors_are_printable():
 
 
 def test_sources_have_printable_names_and_classes(tmp_path):
-    tree = open_source(write_tree(tmp_path / "tree", {f"{ODD}/{ODD}.jpg": jpeg(1), "b/1.jpg": jpeg(2)}))
+    tree = open_dataset(write_tree(tmp_path / "tree", {f"{ODD}/{ODD}.jpg": jpeg(1), "b/1.jpg": jpeg(2)}))
     assert [tree.name(i) for i in range(2)] == ["b/1.jpg", "caf\\xe9/caf\\xe9.jpg"]
     assert tree.file(1) == tree[1].name == tree.name(1) and tree.classes == ("b", "caf\\xe9")
     assert tree.image(1) == jpeg(1)
     shards = write_shards(tmp_path / "shards", [1])
     (shards / "train-0000.tar").rename(shards / f"{ODD}.tar")
     (shards / "classes.txt").write_bytes(b"caf\xe9\n")
-    source = open_source(shards)
+    source = open_dataset(shards)
     assert (source.name(0), source.file(0)) == ("caf\\xe9.tar/s0000.jpg", "caf\\xe9.tar")
     assert source.classes == ("caf\\xe9",) and source.image(0)
 

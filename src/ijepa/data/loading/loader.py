@@ -242,7 +242,7 @@ def _sample_name(source: Source, index: int) -> str:
         with suppress(RunError):
             names.append(source.name(index))
 
-    # A read that hangs cannot be cancelled. A daemon thread does not keep the process from ending.
+    # A read that hangs cannot be canceled. A daemon thread does not keep the process from ending.
     thread = Thread(target=read, daemon=True)
     thread.start()
     thread.join(_NAME_TIMEOUT)

@@ -43,7 +43,7 @@ SUFFIXES = ("jpg", "jpeg", "png", "webp")
 MASK_SUFFIX = ".mask.png"
 
 _PARALLEL_SHARDS, _MAX_SCANNERS = 64, 16
-"""Several processes scan the shards from this number of shards on, and at most so many processes."""
+"""Several processes scan the shards from this number of shards on, and this is the largest number of processes."""
 _MAX_UNUSED_SECONDS = 30 * 86400
 Arrays = dict[str, npt.NDArray[Any]]
 

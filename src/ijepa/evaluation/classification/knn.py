@@ -50,10 +50,10 @@ def evaluate_knn(
             split.train_y,
             split.test_x[:, -protocol.blocks :].flatten(1),
             split.test_y,
-            neighbours=protocol.neighbours,
+            neighbors=protocol.neighbors,
             temperature=protocol.temperature,
             classes=split.classes,
-            standardise=protocol.standardise,
+            standardize=protocol.standardize,
             device=split.device,
         )
         k = min(protocol.k, len(split.train_y))
@@ -61,8 +61,8 @@ def evaluate_knn(
         return {**accuracies(ranks_by_k[k]), "k": k, "top1_by_k": top1_by_k}
 
     used = min(len(train), protocol.train_images or len(train))
-    clipped = [k for k in protocol.neighbours if k > used]
-    notes = [f"k = {k} is more than the {used} train images, all of which vote" for k in clipped]
+    clipped = [k for k in protocol.neighbors if k > used]
+    notes = [f"k = {k} is more than the {used} train images, so all of them vote" for k in clipped]
     return compare(Method("knn", row, protocol.blocks, notes=notes), encoders, train, test, protocol, context)
 
 
@@ -72,10 +72,10 @@ def knn_ranks(
     test_x: Tensor,
     test_y: Tensor,
     *,
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float,
     classes: int,
-    standardise: bool = False,
+    standardize: bool = False,
     device: torch.device | str = "cpu",
 ) -> dict[int, Tensor]:
     """Return the ranks (m,) int64 of the true classes of the test images by k; rank 0 is correct.
@@ -83,14 +83,14 @@ def knn_ranks(
     Args:
         train_x, test_x: features (n, D) and (m, D) of any floating type.
         train_y, test_y: classes (n,) and (m,) int64 in [0, classes).
-        neighbours: values of k; n replaces larger ones.
+        neighbors: values of k; n replaces larger ones.
         temperature: T of the vote exp(s / T).
         classes: C.
-        standardise: bring each channel to mean 0 and standard deviation 1 over the train set first.
+        standardize: bring each channel to mean 0 and standard deviation 1 over the train set first.
         device: device of the computation; features and ranks stay in main memory.
     """
-    wanted = sorted({min(k, len(train_x)) for k in neighbours})
-    statistics = mean_and_std(train_x) if standardise else (torch.zeros(()), torch.ones(()))
+    wanted = sorted({min(k, len(train_x)) for k in neighbors})
+    statistics = mean_and_std(train_x) if standardize else (torch.zeros(()), torch.ones(()))
     mean, std = (values.to(device) for values in statistics)
     train_y, test_y = train_y.to(device), test_y.to(device)
     chunks = (normalize((part.to(device).float() - mean) / std, dim=1) for part in train_x.split(TRAIN_CHUNK))
@@ -128,23 +128,3 @@ def nearest(chunks: Iterable[Tensor], train_y: Tensor, queries: Tensor, k: int) 
             label.copy_(torch.cat([label, labels[place]], 1).gather(1, order[:, :k]))
             value.copy_(similarity[:, :k])
     return best, best_y
-
-
-def planned_memory(train: int, test: int, width: int, *, k: int, classes: int) -> dict[str, int]:
-    """Return the peak memory of kNN in bytes, by item. Only the features, in float16, grow with the train set.
-
-    Args:
-        train, test: numbers of images.
-        width: channels of the features.
-        k: largest number of neighbors.
-        classes: number of classes.
-    """
-    chunk, rows = min(TRAIN_CHUNK, train), min(TEST_CHUNK, test)
-    return {
-        "features": 2 * (train + test) * width + 8 * (train + test),
-        "queries": 3 * 4 * test * width,  # float32: as they are, standardized, and normalized
-        "chunk": 4 * 4 * chunk * width,  # the same, and the chunk before, which is freed after the next one exists
-        "scores": 4 * rows * chunk + 2 * 12 * rows * (chunk + k) // 4,
-        "neighbours": 20 * test * k,  # similarity, class, and vote twice
-        "votes": 3 * 4 * rows * classes,
-    }

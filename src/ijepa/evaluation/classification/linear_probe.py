@@ -78,7 +78,7 @@ def evaluate_linear(
         lambda split: probe(split, protocol, context.seed, keep=keep if split.origin.encoder is first else None),
         last=0 if protocol.pools else max(protocol.blocks),
         # If heads train on random crops, features of center crops only standardize, or score the held-out part.
-        train_features=not protocol.augment or protocol.standardise or protocol.selection == "held-out",
+        train_features=not protocol.augment or protocol.standardize or protocol.selection == "held-out",
         notes=(FLATTERED,) if protocol.flatters else (),
     )
     result = compare(method, encoders, train, test, protocol, context)
@@ -223,7 +223,7 @@ def make_groups(split: Split, train: Indices, protocol: LinearProtocol, seed: in
     groups = []
     for blocks in sorted({min(blocks, split.test_x.shape[1]) for blocks in protocol.blocks}):
         width, fixed = split.test_x[0, -blocks:].numel(), None
-        if protocol.standardise:
+        if protocol.standardize:
             fixed = mean_and_std(split.train_x[torch.from_numpy(train), -blocks:].flatten(1))
         for norm in protocol.norms:
             heads = LinearHeads(

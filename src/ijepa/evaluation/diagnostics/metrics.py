@@ -30,15 +30,15 @@ def entropy_rank(values: Tensor, eps: float) -> float:
     return float(torch.exp(-(p * p.log()).sum()))
 
 
-def rankme(features: Tensor, *, centred: bool = False) -> float:
+def rankme(features: Tensor, *, centered: bool = False) -> float:
     """Return the effective rank of features (n, D): e to the entropy of their normalized singular values.
 
     RankMe, Garrido et al., arXiv 2210.02885, equation 1. There the features are not centered, so that a large common
-    mean counts as one dominant direction; `centred` subtracts it first. The result is at most min(n, D). Compare
+    mean counts as one dominant direction; `centered` subtracts it first. The result is at most min(n, D). Compare
     encoders only at equal n.
     """
     wide = features.double()
-    if centred:
+    if centered:
         wide = wide - wide.mean(0)
     return entropy_rank(torch.linalg.svdvals(wide), RANKME_EPS)
 
@@ -155,7 +155,7 @@ def feature_metrics(moments: Moments) -> dict[str, float]:
     pooled = moments.pooled
     return {
         "rankme": rankme(pooled),
-        "rankme_centred": rankme(pooled, centred=True),
+        "rankme_centred": rankme(pooled, centered=True),
         "std": feature_std(pooled),
         "position_r2": moments.position_r2,
         "mean_cosine": mean_cosine(pooled),
@@ -243,7 +243,7 @@ def verdict(health: Health) -> str:
             "distinguished; use smaller target blocks, or weights from earlier in training"
         )
     return (
-        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these figures do not say "
+        f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these numbers do not say "
         "how useful the features are: run a probe"
     )
 

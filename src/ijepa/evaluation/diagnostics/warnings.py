@@ -130,14 +130,14 @@ def _trends(diagnoses: Rows) -> list[Finding]:
     if rank and rank[-1] < FALL * max(rank):
         text = (
             f"centered RankMe went from {max(rank):.1f} to {rank[-1]:.1f} in the second half of the run so far; "
-            "healthy runs fall early and recover; if it goes on, compare a kNN or linear probe with an earlier "
+            "healthy runs fall early and recover; if it continues, compare a kNN or linear probe with an earlier "
             "checkpoint"
         )
         found.append(Finding("watch", "rank falls", text))
     if std and std[-1] < VANISHED * max(std):
         text = (
             f"the standard deviation between images fell from {max(std):.2g} to {std[-1]:.2g} in the second half of "
-            "the run so far; if it goes on, lower optimizer.lr_encoder or raise schedule.momentum_start"
+            "the run so far; if it continues, lower optimizer.lr_encoder or raise schedule.momentum_start"
         )
         found.append(Finding("watch", "images grow alike", text))
     if cosine and min(cosine[-RECENT:]) > ALIGNED:

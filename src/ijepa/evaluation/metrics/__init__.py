@@ -1,1 +1,1 @@
-"""Figures of a prediction."""
+"""Metrics of predictions."""

@@ -218,11 +218,11 @@ def _retrieval(task: Task) -> Row:
         seed=task.seed,
         rule=rule,
     )
-    tried = {(k, distance): task.confusion() for distance in rule.distances for k in rule.neighbours}
+    tried = {(k, distance): task.confusion() for distance in rule.distances for k in rule.neighbors}
     for patches, masks in support.select(held_out).patch_features(task.encoder, protocol.batch):
         for distance in rule.distances:
-            near = bank.neighbor_labels(patches, max(rule.neighbours), distance)
-            for k in rule.neighbours:
+            near = bank.neighbor_labels(patches, max(rule.neighbors), distance)
+            for k in rule.neighbors:
                 voted = vote(near[:, :k], bank.classes.count).unflatten(0, patches.shape[:2])
                 tried[k, distance].add(masks, whole_masks(voted, task.encoder.patch_size).numpy())
     k, distance = max(tried, key=lambda setting: tried[setting].miou)  # the first of equals

@@ -76,7 +76,7 @@ class SoftBank:
         """Return the weighted mean (q, C) of the labels of the neighbors, for patches (q, D)."""
         found = []
         for some in normalize(patches, dim=1).split(QUERIES):
-            near = self.search.nearest(some, self.rule.neighbours, "cosine")
+            near = self.search.nearest(some, self.rule.neighbors, "cosine")
             # The keys were rounded to float16, so their length is not exactly 1.
             cosine = torch.einsum("qkd,qd->qk", normalize(self.keys[near].float(), dim=2), some)
             weights = (cosine / self.rule.temperature).softmax(1)

@@ -11,7 +11,7 @@ map do not belong together, and without the error pixels would be lost silently.
       vehicle: [26-28, 31]          # several ids; ranges include both ends
       plant: ["#6b8e23", "#98fb98"] # colors of RGB masks
     ignore: [0-6, 255]              # or `rest`: all values that are in no class
-    colours: {road: "#804080"}      # colors in figures; default: the first color among the values of a class
+    colors: {road: "#804080"}      # colors in figures; default: the first color among the values of a class
 
 Presets are in `labels/`.
 """
@@ -79,14 +79,14 @@ class LabelMap(BaseConfig):
     ignore: Annotated[tuple[int | str, ...] | Literal["rest"], BeforeValidator(_values)] = (IGNORED,)
     """Values that are not scored; rest: all values that are in no class."""
 
-    colours: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] = Field(default_factory=dict)
+    colors: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] = Field(default_factory=dict)
     """Colors of classes in figures, by their names."""
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
-        strange = next((name for name in self.colours if name not in self.classes), None)
+        strange = next((name for name in self.colors if name not in self.classes), None)
         if strange is not None:
-            raise UserError(f"colours: {strange}", "is not a class", did_you_mean(strange, self.classes))
+            raise UserError(f"colors: {strange}", "is not a class", did_you_mean(strange, self.classes))
         meaning: dict[int | str, str] = {}
         listed = () if self.ignore == "rest" else self.ignore
         for name, values in [*self.classes.items(), ("ignore", listed)]:
@@ -105,7 +105,7 @@ class LabelMap(BaseConfig):
         """RGB color of each class by number; empty if one has none."""
         colors = []
         for name, values in self.classes.items():
-            code = self.colours.get(name, next((value for value in values if isinstance(value, str)), None))
+            code = self.colors.get(name, next((value for value in values if isinstance(value, str)), None))
             if code is None:
                 return ()
             colors.append((int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)))

@@ -48,7 +48,7 @@ class Searched(BaseConfig):
 class Retrieval(Searched):
     """Level 1: nearest neighbors in a bank of labeled patches."""
 
-    neighbours: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
+    neighbors: tuple[Annotated[int, Field(ge=1, le=255)], ...] = Field((1, 3, 10, 30), min_length=1)
     """Values of k to choose from."""
     distances: tuple[Distance, ...] = Field(("cosine", "l2"), min_length=1)
     """Distances to choose from."""
@@ -62,7 +62,7 @@ class Retrieval(Searched):
 class SoftRetrieval(Searched):
     """Level 1: nearest neighbors with soft labels, as in Hummingbird."""
 
-    neighbours: int = Field(30, ge=1)
+    neighbors: int = Field(30, ge=1)
     """Number of nearest neighbors (k)."""
     temperature: float = Field(0.02, gt=0)
     """Temperature T of the weights of the neighbors, softmax(cosine / T)."""

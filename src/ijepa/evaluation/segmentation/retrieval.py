@@ -70,8 +70,8 @@ def vote(labels: Tensor, classes: int) -> Tensor:
     for some, out in zip(labels.split(QUERIES), voted.split(QUERIES), strict=True):
         counts = torch.zeros(len(some), classes, some.shape[2], dtype=torch.uint8, device=labels.device)
         one = torch.ones((), dtype=torch.uint8, device=labels.device).expand(len(some), 1, some.shape[2])
-        for neighbour in some.unbind(1):
-            counts.scatter_add_(1, neighbour.long()[:, None], one)
+        for neighbor in some.unbind(1):
+            counts.scatter_add_(1, neighbor.long()[:, None], one)
         out.copy_(counts.argmax(1))
     return voted
 

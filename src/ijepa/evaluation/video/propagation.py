@@ -2,7 +2,7 @@
 
 Level 1 in the terms of `segmentation`: nothing is trained, and only the mask of the first frame is given. The rule is
 that of Jabri et al. (arXiv 2006.14613) as DINO uses it (arXiv 2104.14294, eval_video_segmentation.py): a patch gets the
-mean of the labels of its `neighbours` most similar patches, weighted by exp(cosine / temperature). These patches are in
+mean of the labels of its `neighbors` most similar patches, weighted by exp(cosine / temperature). These patches are in
 the first frame or the last `memory` frames, and at most `radius` patches away. The labels are soft; they are upsampled
 bilinearly, the map of each object is scaled to [0, 1], and the largest is the prediction. The long side of a frame is
 cropped to whole patches, in DINO's code to a multiple of 64 pixels.
@@ -132,7 +132,7 @@ def propagate_labels(
     for some, allowed in zip(queries.split(QUERIES), near.split(QUERIES), strict=True):
         cosine = (some @ keys.T).unflatten(1, (frames, -1))  # (q, frames, N)
         cosine = cosine.masked_fill_(~allowed[:, None], -torch.inf).flatten(1)
-        value, place = cosine.topk(min(protocol.neighbours, cosine.shape[1]), dim=1)
+        value, place = cosine.topk(min(protocol.neighbors, cosine.shape[1]), dim=1)
         weights = (value / protocol.temperature).softmax(1)
         found.append(torch.einsum("qk,qkc->qc", weights, labels[place]))
     return torch.cat(found)
@@ -167,7 +167,7 @@ def score(video: Video, masks: list[Labels]) -> Scores:
 def input_size(shape: tuple[int, ...], short_side: int, patch: int) -> tuple[int, int]:
     """Return height and width, multiples of the patch, to which frames of `shape` are resized."""
     scale = short_side / min(shape)
-    # round: a side that is a whole number of patches up to rounding must not lose one.
+    # Rounded first, so that rounding errors do not remove a patch from a side that is a multiple of the patch.
     height, width = (max(patch, int(round(scale * side, 6)) // patch * patch) for side in shape)
     return height, width
 

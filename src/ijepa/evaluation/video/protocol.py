@@ -17,7 +17,7 @@ class PropagationProtocol(BaseConfig):
     """Length in pixels to which the short side of a frame is resized. Both sides are then cropped to whole patches."""
     memory: int = Field(7, ge=0)
     """Number of preceding frames from which labels are propagated, in addition to the first frame."""
-    neighbours: int = Field(5, ge=1)
+    neighbors: int = Field(5, ge=1)
     """Number of nearest patches from which a patch takes its label."""
     radius: int = Field(12, ge=0)
     """Largest distance to those patches, in rows and in columns of patches."""

@@ -44,7 +44,7 @@ def retrieval_section(run: RunData, images: RunImages) -> RetrievalSection:
     pool = choose(len(sets.train), affordable_images(run.recipe.model), SEED)
     pool = np.setdiff1d(pool, queries) if sets.same else pool
     result = run.result("knn")
-    standardized = result is not None and bool(result.protocol.get("standardise"))
+    standardized = result is not None and bool(result.protocol.get("standardize"))
     rows: list[tuple[Picture, dict[str, list[Picture]]]] = [
         (picture(pixels, f"Query: {sample_name(sets.test, query)}", max_side=_SIDE), {})
         for query, pixels in zip(queries, to_arrays(crops(sets.test, queries, size)), strict=True)

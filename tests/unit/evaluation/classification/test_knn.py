@@ -5,8 +5,8 @@ from ijepa.evaluation.classification import knn
 from ijepa.evaluation.classification.knn import evaluate_knn, knn_ranks
 from ijepa.evaluation.metrics.accuracy import accuracies
 from ijepa.evaluation.protocols import KnnProtocol
-from tests.helpers.encoders import MeanColour
-from tests.helpers.feature_clouds import clouds, colour_sets
+from tests.helpers.encoders import MeanColor
+from tests.helpers.feature_clouds import clouds, color_sets
 from tests.reference import classifiers
 
 
@@ -25,7 +25,7 @@ def test_knn_ranks_agree_with_the_reference(monkeypatch, chunks):
     monkeypatch.setattr(knn, "TRAIN_CHUNK", chunks[0])
     monkeypatch.setattr(knn, "TEST_CHUNK", chunks[1])
     split = clouds(n=400, m=150, spread=0.35)
-    found = knn_accuracy(*flat(split), neighbours=(1, 7, 50, 200), classes=5)
+    found = knn_accuracy(*flat(split), neighbors=(1, 7, 50, 200), classes=5)
     expected = {k: classifiers.knn_accuracy(*flat(split), k, 0.07, 5) for k in (1, 7, 50, 200)}
     assert found == pytest.approx(expected, abs=1e-12)
     assert 0.3 < expected[50] < 0.99, "neither trivial nor at chance"
@@ -38,20 +38,20 @@ def test_knn_ranks_standardizes_by_the_train_set():
     train_x, train_y, test_x, test_y = stretched
     mean, deviation = train_x.mean(0), train_x.std(0, correction=0)
     by_hand = (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y
-    expected = knn_accuracy(*by_hand, neighbours=(10,), classes=5)
-    assert knn_accuracy(*stretched, neighbours=(10,), classes=5, standardise=True) == expected
-    assert knn_accuracy(*stretched, neighbours=(10,), classes=5) != expected
+    expected = knn_accuracy(*by_hand, neighbors=(10,), classes=5)
+    assert knn_accuracy(*stretched, neighbors=(10,), classes=5, standardize=True) == expected
+    assert knn_accuracy(*stretched, neighbors=(10,), classes=5) != expected
 
 
 def test_knn_ranks_limits_k_to_the_train_set():
     split = clouds(n=30, m=20)
-    assert set(knn_ranks(*flat(split), neighbours=(10, 200), temperature=0.07, classes=5)) == {10, 30}
+    assert set(knn_ranks(*flat(split), neighbors=(10, 200), temperature=0.07, classes=5)) == {10, 30}
 
 
 def test_evaluate_knn_notes_a_k_above_the_train_set(tmp_path):
-    train, test = colour_sets(tmp_path)
-    protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbours=(5, 20, 100), image_size=32)
-    result = evaluate_knn({"colour": PooledColour()}, train, test, protocol)
+    train, test = color_sets(tmp_path)
+    protocol = KnnProtocol(name="toy", crop_fraction=1.0, neighbors=(5, 20, 100), image_size=32)
+    result = evaluate_knn({"color": PooledColor()}, train, test, protocol)
     (row,) = result.rows
     assert row["top1"] == 1.0
     assert row["k"] == 20
@@ -64,9 +64,9 @@ def test_knn_ranks_of_shuffled_labels_are_at_chance():
     split = clouds(n=2000, m=2000, classes=4)
     shuffled = split.train_y[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
     train_x, _, test_x, test_y = flat(split)
-    accuracy = knn_accuracy(train_x, shuffled, test_x, test_y, neighbours=(20,), classes=4)[20]
+    accuracy = knn_accuracy(train_x, shuffled, test_x, test_y, neighbors=(20,), classes=4)[20]
     assert accuracy == pytest.approx(0.25, abs=0.04)
-    assert knn_accuracy(*flat(split), neighbours=(20,), classes=4)[20] > 0.95
+    assert knn_accuracy(*flat(split), neighbors=(20,), classes=4)[20] > 0.95
 
 
 @pytest.mark.parametrize("without", ["features", "labels"])
@@ -78,13 +78,13 @@ def test_interval_of_noise_contains_chance(without):
         train_x, test_x = (torch.randn(x.shape, generator=generator) for x in (train_x, test_x))
     else:
         train_y, test_y = (y[torch.randperm(len(y), generator=generator)] for y in (train_y, test_y))
-    settings = {"neighbours": (20,), "temperature": 0.07, "classes": 4}
+    settings = {"neighbors": (20,), "temperature": 0.07, "classes": 4}
     low, high = accuracies(knn_ranks(train_x, train_y, test_x, test_y, **settings)[20])["ci"]
     assert low <= 0.25 <= high and high - low < 0.05
     assert accuracies(knn_ranks(*flat(split), **settings)[20])["ci"][0] > 0.9
 
 
-class PooledColour(MeanColour):
+class PooledColor(MeanColor):
     grid = (4, 4)
 
     def forward_blocks(self, pixels, last):
@@ -94,6 +94,6 @@ class PooledColour(MeanColour):
 def test_knn_ranks_votes_do_not_overflow_at_a_low_temperature():
     """exp(s / T) overflows float32 at T = .011, and all classes would have the same score."""
     split = clouds(n=400, m=150, spread=0.35)
-    nearest = knn_accuracy(*flat(split), neighbours=(1,), classes=5)[1]
-    cold = knn_accuracy(*flat(split), neighbours=(150,), temperature=1e-4, classes=5)[150]
+    nearest = knn_accuracy(*flat(split), neighbors=(1,), classes=5)[1]
+    cold = knn_accuracy(*flat(split), neighbors=(150,), temperature=1e-4, classes=5)[150]
     assert cold == pytest.approx(nearest, abs=0.02) and nearest > 0.4

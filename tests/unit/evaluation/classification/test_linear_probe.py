@@ -27,7 +27,7 @@ from ijepa.evaluation.protocols import LinearProtocol, load_protocol
 from ijepa.evaluation.results.schema import ResultRow
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import UserError
-from tests.helpers.feature_clouds import clouds, colour_sets
+from tests.helpers.feature_clouds import clouds, color_sets
 from tests.reference import classifiers
 
 
@@ -39,7 +39,7 @@ def protocol(**fields):
 def test_train_heads_agrees_with_the_reference():
     split = clouds(n=90, m=10, width=6, classes=3)
     rule = protocol(
-        batch=32, steps=25, epochs=99, warmup=0.2, standardise=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
+        batch=32, steps=25, epochs=99, warmup=0.2, standardize=False, lrs=(1e-3, 5e-2), weight_decays=(0.0, 0.3)
     )
     kept = np.arange(90)
     (group,) = groups = make_groups(split, kept, rule, seed=4)
@@ -207,8 +207,8 @@ def test_edge_notes_name_encoders_and_rate(tmp_path: Path):
     for lrs, edge in ((slow + fits, "highest"), (fits + diverges, "lowest"), (slow + fits + diverges, None)):
         rule = protocol(lrs=lrs, initial_std=1.0)  # the slow heads stay at random
         assert probe(split, rule, seed=0)["head"].get("edge") == edge
-    train, test = colour_sets(tmp_path)
-    result = evaluate_linear({"toy": Colour()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)))
+    train, test = color_sets(tmp_path)
+    result = evaluate_linear({"toy": Color()}, train, test, protocol(lrs=(1e-9, 1e-8, 1e-7)))
     assert list(result.notes) == edge_notes(result.rows)
 
 
@@ -230,7 +230,7 @@ def test_probe_reads_train_batches_by_position(rule):
     assert len(everything) >= 3 * 180
 
 
-class Colour:
+class Color:
     """Mean color of patches; `seen` holds all inputs."""
 
     embed_dim, patch_size, grid = 3, 16, (2, 2)
@@ -247,12 +247,12 @@ class Colour:
 
 
 def test_augmented_probe_runs_the_encoder_once_for_all_heads(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
-    few = protocol(augment=True, standardise=False, epochs=4.0, batch=10)
+    train, test = color_sets(tmp_path)
+    few = protocol(augment=True, standardize=False, epochs=4.0, batch=10)
     many = few.model_copy(update={"blocks": (1, 2), "norms": ("none", "batch"), "lrs": (1e-2, 1e-1, 1.0)})
     counted = []
     for rule in (few, many):
-        encoder = Colour()
+        encoder = Color()
         result = evaluate_linear({"toy": encoder}, train, test, rule)
         counted.append(sum(map(len, encoder.seen)))
     assert counted[0] == counted[1], "images that the encoder processed"
@@ -261,19 +261,19 @@ def test_augmented_probe_runs_the_encoder_once_for_all_heads(tmp_path: Path):
     assert row["top1"] > 0.8, "three colors"
     views = torch.cat(encoder.seen[2:]).flatten(1)
     assert len(torch.unique(views, dim=0)) > 0.9 * len(views), "crops differ"
-    again = evaluate_linear({"toy": Colour()}, train, test, rule)
+    again = evaluate_linear({"toy": Color()}, train, test, rule)
     assert again.rows == result.rows
     assert FLATTERED not in result.notes
     rule = rule.model_copy(update={"selection": "test"})
-    assert FLATTERED in evaluate_linear({"toy": Colour()}, train, test, rule).notes
+    assert FLATTERED in evaluate_linear({"toy": Color()}, train, test, rule).notes
 
 
 def test_interpolation_applies_to_random_and_center_crops(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     seen = []
     for interpolation in ("bilinear", "bicubic"):
-        encoder = Colour()
-        rule = protocol(augment=True, standardise=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
+        encoder = Color()
+        rule = protocol(augment=True, standardize=False, epochs=1, batch=60, image_size=48, interpolation=interpolation)
         evaluate_linear({"toy": encoder}, train, test, rule)
         seen.append(encoder.seen)
     assert sum(len(pixels) > 1 for pixels in seen[0]) == 3, (
@@ -284,11 +284,11 @@ def test_interpolation_applies_to_random_and_center_crops(tmp_path: Path):
 
 
 def test_center_crops_of_the_train_set_are_computed_only_to_choose_a_head(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
-    rule = protocol(augment=True, standardise=False, epochs=1, batch=60)
+    train, test = color_sets(tmp_path)
+    rule = protocol(augment=True, standardize=False, epochs=1, batch=60)
     made = {}
     for selection in ("held-out", "test", "test-epochs"):
-        encoder = Colour()
+        encoder = Color()
         settings = rule.model_copy(update={"selection": selection, "norms": ("batch",)})
         result = evaluate_linear({"toy": encoder}, train, test, settings)
         assert result.rows[0]["heads"] == 1
@@ -298,20 +298,20 @@ def test_center_crops_of_the_train_set_are_computed_only_to_choose_a_head(tmp_pa
 
 
 def test_attentive_probe_reads_patches(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     rule = load_protocol("linear", "attentive").model_copy(
         update={"lrs": (0.5,), "batch": 10, "epochs": 10.0, "attention_heads": 1, "selection": "test"}
     )
-    results = [evaluate_linear({"toy": Colour()}, train, test, rule) for _ in range(2)]
+    results = [evaluate_linear({"toy": Color()}, train, test, rule) for _ in range(2)]
     (row,) = results[0].rows
     assert row["top1"] > 0.6, "chance is 1 / 3"
     assert results[1].rows == (row,)
-    assert results[0].notes == [], "with one head nothing is chosen"
+    assert results[0].notes == (), "with one head nothing is chosen"
 
 
 def test_linear_protocol_refuses_settings_that_contradict():
     for fields, where in (
-        ({"norms": ("batch",)}, "standardise = true"),
+        ({"norms": ("batch",)}, "norms = ['batch']"),
         ({"clip": 1.0}, "clip = 1.0"),
         ({"head": "query", "blocks": (1, 4)}, "head = query"),
     ):
@@ -321,7 +321,7 @@ def test_linear_protocol_refuses_settings_that_contradict():
 
 
 def test_make_groups_takes_the_number_of_attention_heads_from_the_encoder(tmp_path: Path):
-    train, test = colour_sets(tmp_path)
+    train, test = color_sets(tmp_path)
     shape = ModelSection(image_size=32, patch_size=8, encoder={"width": 64, "depth": 1, "heads": 4})
     places = np.arange(len(train))
     origin = Origin(FrozenEncoder.initial(shape, 0), train, test, places, np.arange(len(test)), (32, 32))

@@ -9,7 +9,7 @@ from torch import Tensor
 from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics import metrics as d
 from ijepa.utils.errors import RunError, UserError
-from tests.helpers.encoders import MeanColour
+from tests.helpers.encoders import MeanColor
 from tests.reference.segmentation import position_r2 as position_r2_reference
 
 
@@ -34,9 +34,9 @@ class TestRankMe:
         expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
         assert d.rankme(q * torch.tensor([3.0, 1.0])) == pytest.approx(expected, rel=1e-4)
 
-    def test_centred_ignores_a_common_mean(self) -> None:
+    def test_centered_ignores_a_common_mean(self) -> None:
         q, _ = torch.linalg.qr(randn(200, 8) - randn(200, 8).mean(0))
-        assert d.rankme(q + 100, centred=True) == pytest.approx(d.rankme(q, centred=True), rel=1e-6)
+        assert d.rankme(q + 100, centered=True) == pytest.approx(d.rankme(q, centered=True), rel=1e-6)
         assert d.rankme(q + 100) < 1.1
 
     def test_of_zeros_is_one(self) -> None:
@@ -138,11 +138,11 @@ class TestMeasureFeatures:
     def test_collapsed_and_healthy_encoder(self, scenes) -> None:
         source = open_dataset(scenes, split="train")
 
-        class Dead(MeanColour):
+        class Dead(MeanColor):
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.ones(len(pixels), 36, 24) + 1e-5 * randn(len(pixels), 36, 24).float()
 
-        class Alive(MeanColour):
+        class Alive(MeanColor):
             def __call__(self, pixels: Tensor) -> Tensor:
                 return super().__call__(pixels) @ randn(3, 24).float() + 20 * randn(len(pixels), 36, 24).float()
 
@@ -155,7 +155,7 @@ class TestMeasureFeatures:
         assert all(isinstance(value, float) for value in alive["numbers"].values())
 
     def test_constant_features_give_valid_json(self, scenes) -> None:
-        class Constant(MeanColour):
+        class Constant(MeanColor):
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.ones(len(pixels), 36, 24)
 
@@ -167,7 +167,7 @@ class TestMeasureFeatures:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_features_that_are_not_finite_are_refused(self, scenes, value: float) -> None:
-        class Broken(MeanColour):
+        class Broken(MeanColor):
             def __call__(self, pixels: Tensor) -> Tensor:
                 return torch.full((len(pixels), 36, 24), value)
 
@@ -178,10 +178,10 @@ class TestMeasureFeatures:
 
     def test_refuses_a_size_the_patch_does_not_divide(self, scenes) -> None:
         with pytest.raises(UserError) as err:
-            diagnose(MeanColour(), open_dataset(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
+            diagnose(MeanColor(), open_dataset(scenes, split="train"), images=4, image_size=(50, 48), seed=0)
         assert err.value.where == "--image-size"
 
     def test_refuses_a_single_image(self, scenes) -> None:
         with pytest.raises(UserError) as err:
-            diagnose(MeanColour(), open_dataset(scenes, split="train"), images=1, image_size=48, seed=0)
+            diagnose(MeanColor(), open_dataset(scenes, split="train"), images=1, image_size=48, seed=0)
         assert err.value.where == "--data"

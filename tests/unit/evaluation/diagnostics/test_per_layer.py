@@ -32,9 +32,9 @@ def encoder() -> FrozenEncoder:
 def test_lidar_counts_directions_that_differ_between_images() -> None:
     """Images differ in 5 of 20 directions, views of one image in all of them."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.zeros(2000, 1, 20, dtype=torch.float64)
-    centres[..., :5] = torch.randn(2000, 1, 5, generator=generator, dtype=torch.float64) * 30
-    views = centres + torch.randn(2000, 4, 20, generator=generator, dtype=torch.float64)
+    centers = torch.zeros(2000, 1, 20, dtype=torch.float64)
+    centers[..., :5] = torch.randn(2000, 1, 5, generator=generator, dtype=torch.float64) * 30
+    views = centers + torch.randn(2000, 4, 20, generator=generator, dtype=torch.float64)
     assert lidar(views) == pytest.approx(5, rel=0.02)
     assert lidar(views + 1000) == pytest.approx(lidar(views), rel=1e-6)
 

@@ -87,7 +87,7 @@ def test_new_training_warnings_do_not_repeat(tmp_path: Path) -> None:
     assert training_warnings(tmp_path) == [line]
     rows += diagnoses(5)
     write(tmp_path, rows)
-    assert fresh() == [], "the same warning, with other figures"
+    assert fresh() == [], "the same warning, with other numbers"
     rows += diagnoses(1.2, 1.1, 1.0)
     write(tmp_path, rows)
     assert [line.partition(": features")[0] for line in fresh()] == ["collapse"]

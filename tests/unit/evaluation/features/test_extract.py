@@ -12,8 +12,8 @@ from ijepa.evaluation.features import extract as extract_module
 from ijepa.evaluation.features.extract import PixelEncoder, extract, image_features, weights_hash
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.utils.errors import RunError
-from tests.helpers.encoders import MeanColour
-from tests.helpers.feature_clouds import colour_sets
+from tests.helpers.encoders import MeanColor
+from tests.helpers.feature_clouds import color_sets
 
 SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
 SETTING = {"image_size": (32, 32), "last": 2, "label": "toy", "crop_fraction": 1.0}
@@ -21,7 +21,7 @@ SETTING = {"image_size": (32, 32), "last": 2, "label": "toy", "crop_fraction": 1
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return colour_sets(tmp_path_factory.mktemp("colours"))[0]
+    return color_sets(tmp_path_factory.mktemp("colors"))[0]
 
 
 @pytest.fixture
@@ -110,18 +110,18 @@ def test_weights_hash_depends_on_weights_and_settings():
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(SHAPE, 4))
     heads = SHAPE.model_copy(update={"encoder": SHAPE.encoder.model_copy(update={"heads": 4})})
     assert weights_hash(FrozenEncoder.initial(SHAPE, 3)) != weights_hash(FrozenEncoder.initial(heads, 3)), (
-        "heads are in no weight"
+        "not in the weights"
     )
 
 
 def test_extract_does_not_cache_an_encoder_that_is_not_a_module(source, tmp_path):
-    class Colour(MeanColour):
+    class Color(MeanColor):
         grid = (4, 4)
 
         def forward_blocks(self, pixels, last):
             return [self(pixels)]
 
-    extract(Colour(), source, cache=tmp_path, **SETTING)
+    extract(Color(), source, cache=tmp_path, **SETTING)
     assert not list(tmp_path.iterdir())
 
 
@@ -141,7 +141,7 @@ def test_pixel_encoder_returns_patches_and_the_reduced_image():
 
 
 def test_extract_names_an_unreadable_image(tmp_path):
-    colour_sets(tmp_path)
+    color_sets(tmp_path)
     broken = tmp_path / "train" / "green" / "004.png"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(RunError, match="green/004"):

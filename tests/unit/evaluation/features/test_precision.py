@@ -15,7 +15,7 @@ from ijepa.evaluation.results.compare import compare_results
 from ijepa.model.encoder import FrozenEncoder
 from ijepa.model.vision_transformer import VisionTransformer
 from tests.conftest import TINY
-from tests.helpers.feature_clouds import colour_sets
+from tests.helpers.feature_clouds import color_sets
 
 SHAPE = ModelSection(image_size=32, patch_size=8, encoder={"width": 32, "depth": 3, "heads": 2})
 
@@ -51,7 +51,7 @@ def test_compute_in_sets_the_precision_of_an_encoder() -> None:
 
 
 def test_extract_caches_each_precision_separately(tmp_path: Path) -> None:
-    source, _ = colour_sets(tmp_path)
+    source, _ = color_sets(tmp_path)
     encoder = FrozenEncoder.initial(SHAPE, seed=3)
     setting = {"image_size": (32, 32), "last": 1, "label": "toy", "cache": tmp_path / "cache"}
     exact = extract(encoder, source, **setting)
@@ -62,7 +62,7 @@ def test_extract_caches_each_precision_separately(tmp_path: Path) -> None:
 
 def test_result_states_its_precision(tmp_path: Path) -> None:
     """On a CPU the default is float32. Each precision has its own result file."""
-    colour_sets(tmp_path, size=48)
+    color_sets(tmp_path, size=48)
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(TINY))

@@ -7,12 +7,12 @@ from ijepa.evaluation.metrics.accuracy import accuracies, class_ranks, interval
 
 
 @pytest.mark.parametrize(("right", "total"), [(1, 2), (3, 10), (137, 200), (4000, 50000)])
-def test_interval_is_the_bootstraps(right, total):
+def test_interval_agrees_with_the_binomial_distribution(right, total):
     low, high = interval(right, total)
     assert (low * total, high * total) == pytest.approx(binom.ppf([0.025, 0.975], total, right / total))
 
 
-def test_interval_as_resampling_finds_it():
+def test_interval_agrees_with_resampling():
     rng = np.random.default_rng(0)
     answers = np.arange(300) < 210
     means = answers[rng.integers(0, 300, (20000, 300))].mean(1)
@@ -20,11 +20,11 @@ def test_interval_as_resampling_finds_it():
 
 
 @pytest.mark.parametrize(("right", "end"), [(0, 0.0), (7, 1.0)])
-def test_interval_of_none_and_all(right, end):
+def test_interval_of_no_and_of_all_correct(right, end):
     assert interval(right, 7) == (end, end)
 
 
-def test_ranks_break_ties_as_a_stable_sort():
+def test_class_ranks_break_ties_like_a_stable_sort():
     scores = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
     assert class_ranks(scores, torch.tensor([0, 0, 1, 2])).tolist() == [2, 0, 1, 2]
     found = accuracies(torch.tensor([0, 0, 4, 5]))

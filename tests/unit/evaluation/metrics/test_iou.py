@@ -25,7 +25,7 @@ def images(seed: int, classes: int, present: int) -> tuple[np.ndarray, np.ndarra
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 9), st.integers(0, 3))
-def test_against_torchmetrics_and_sklearn(seed: int, present: int, absent: int) -> None:
+def test_confusion_agrees_with_torchmetrics_and_sklearn(seed: int, present: int, absent: int) -> None:
     truth, prediction = images(seed, present + absent, present)
     confusion = confused(truth, prediction, present + absent)
     tensors = torch.from_numpy(prediction), torch.from_numpy(truth)
@@ -40,7 +40,7 @@ def test_against_torchmetrics_and_sklearn(seed: int, present: int, absent: int) 
     assert confusion.pixel_accuracy == pytest.approx(float(accuracy), abs=1e-6)
 
 
-def test_counts_are_torchmetrics_to_the_last_pixel() -> None:
+def test_confusion_counts_agree_with_torchmetrics() -> None:
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     truth, prediction = images(5, 7, 6)
@@ -50,8 +50,8 @@ def test_counts_are_torchmetrics_to_the_last_pixel() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_miou_is_that_of_torchmetrics_counts_in_double_precision(seed: int) -> None:
-    """Its own index is computed in single precision, to 1e-7; its counts are exact."""
+def test_miou_agrees_with_counts_of_torchmetrics(seed: int) -> None:
+    """The counts of torchmetrics are exact; its own IoU is float32."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     truth, prediction = images(seed, 9, 7)
@@ -65,7 +65,7 @@ def test_miou_is_that_of_torchmetrics_counts_in_double_precision(seed: int) -> N
     assert confusion.pixel_accuracy == pytest.approx(float(hit.sum() / counts.sum()), abs=1e-9)
 
 
-def test_both_readings_of_an_absent_class() -> None:
+def test_miou_with_and_without_an_absent_class() -> None:
     truth = np.arange(20).reshape(1, 4, 5)
     confusion = confused(truth, truth, 21)
     assert confusion.miou == 1
@@ -73,13 +73,13 @@ def test_both_readings_of_an_absent_class() -> None:
     assert np.isnan(confusion.iou[20])
 
 
-def test_a_class_predicted_but_not_there_has_iou_zero() -> None:
+def test_iou_of_a_class_that_is_only_predicted_is_zero() -> None:
     confusion = confused(np.zeros((1, 1, 4), int), np.array([[[0, 0, 0, 2]]]), 3)
     np.testing.assert_array_equal(confusion.iou, [0.75, np.nan, 0])
     assert confusion.miou == 0.375
 
 
-def test_ignored_labels_count_nowhere() -> None:
+def test_confusion_leaves_out_ignored_labels() -> None:
     """As ADE20K: 0 is no class, 255 is void."""
     truth = np.array([[[0, 0, 255, 1, 2, 2]]])
     confusion = confused(truth, np.array([[[1, 2, 1, 1, 2, 1]]]), 3, (0, 255))
@@ -88,19 +88,19 @@ def test_ignored_labels_count_nowhere() -> None:
     assert confusion.pixel_accuracy == pytest.approx(2 / 3)
 
 
-def test_is_over_the_data_set_and_not_a_mean_over_images() -> None:
+def test_miou_is_over_the_data_set_and_not_a_mean_over_images() -> None:
     truth = np.array([[[0, 0, 0, 0]], [[0, 1, 1, 1]]])
     prediction = np.array([[[0, 0, 0, 0]], [[1, 1, 1, 1]]])
     assert confused(truth, prediction, 2).miou == pytest.approx((4 / 5 + 3 / 4) / 2)
 
 
-def test_chance_is_what_the_commonest_class_everywhere_scores() -> None:
+def test_miou_constant_is_that_of_the_most_frequent_class() -> None:
     truth = np.array([[[0, 2, 2, 2, 3, 255]]])
     chance = confused(truth, np.random.default_rng(0).integers(0, 5, truth.shape), 5, (255,)).miou_constant
     assert chance == pytest.approx(confused(truth, np.full_like(truth, 2), 5, (255,)).miou) == pytest.approx(0.6 / 3)
     assert all(confused(truth, np.full_like(truth, other), 5, (255,)).miou < chance for other in (0, 1, 3, 4))
 
 
-def test_nothing_scored_is_zero() -> None:
+def test_miou_without_pixels_is_zero() -> None:
     assert Confusion(3).miou == Confusion(3).miou_constant == 0
     assert Confusion(3).pixel_accuracy == 0

@@ -43,7 +43,7 @@ def test_results_of_a_label_map_with_other_classes_have_another_column(tmp_path:
         open_dataset(write_pairs(tmp_path / name, [block_mask(i) for i in (1, 2, 3, 4)[:count]]))
         for name, count in (("a", 4), ("b", 3))
     )
-    rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}
+    rule = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbors": [1]}}
     protocol = SegmentationProtocol.read({**rule, "labels": str(tmp_path / "map.yaml")}, "r")
     files = []
     for number, classes in enumerate(("{a: 0, b: 1, c: 2, d: 3}", "{a: [0, 1], b: [2, 3]}", "{a: [0, 2], b: [1, 3]}")):

@@ -56,8 +56,8 @@ def test_kmeans_agrees_with_lloyd_from_the_same_start(monkeypatch: pytest.Monkey
         monkeypatch.setattr("sklearn.cluster.KMeans", partial(KMeans, init=start, tol=0))
         found = c.kmeans(points, 6, restarts=1, iterations=300, state=0)
         expected, inertia = lloyd(points, start, 300)
-        centres = np.array([points[found == number].mean(0, dtype=np.float64) for number in range(6)])
-        assert ((points - centres[found]) ** 2).sum() == pytest.approx(inertia, rel=1e-4)
+        centers = np.array([points[found == number].mean(0, dtype=np.float64) for number in range(6)])
+        assert ((points - centers[found]) ** 2).sum() == pytest.approx(inertia, rel=1e-4)
         assert (found == expected).mean() > 0.99
         ends.append(inertia)
     assert ends[0] != pytest.approx(ends[1], rel=1e-3)

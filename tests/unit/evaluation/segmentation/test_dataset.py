@@ -11,13 +11,13 @@ from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset, 
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import UserError
-from tests.helpers.encoders import PALETTE, MeanColour, block_mask, png, write_pairs
+from tests.helpers.encoders import PALETTE, MeanColor, block_mask, png, write_pairs
 from tests.helpers.images import encoded
 
 COLORS = ["#{:02x}{:02x}{:02x}".format(*color) for color in PALETTE.tolist()]
 IDS = {"name": "ids", "classes": {"w": 7, "x": 17, "y": 27, "z": 37}, "ignore": [0]}
 SHADES = {"name": "shades", "classes": dict(zip("wxyz", COLORS, strict=True)), "ignore": ["#000000"]}
-SIZE = {"name": "p", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1]}}
+SIZE = {"name": "p", "method": "retrieval", "image_size": 32, "retrieval": {"neighbors": [1]}}
 
 
 def write_map(path: Path, values: dict[str, Any]) -> Path:
@@ -70,7 +70,7 @@ def test_masks_as_indices_ids_and_colors_give_the_same_scores(tmp_path: Path) ->
             if labels is not None:
                 write_map(tmp_path / form / "labels.yaml", labels)
             sets.append(open_dataset(tmp_path / form, split=split))
-        result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
+        result = evaluate_segmentation({"toy": MeanColor()}, *sets, SegmentationProtocol.read(SIZE, "p"))
         rows.append(result.rows)
         if labels is not None:
             assert result.data.classes == tuple("wxyz")
@@ -84,7 +84,7 @@ def test_two_sets_with_the_same_classes_may_have_different_label_maps(tmp_path: 
         write_masks(tmp_path / form, 0 if form == "ids" else 100, 8, form)
         write_map(tmp_path / form / "labels.yaml", labels)
     sets = open_dataset(tmp_path / "ids"), open_dataset(tmp_path / "colors")
-    result = evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
+    result = evaluate_segmentation({"toy": MeanColor()}, *sets, SegmentationProtocol.read(SIZE, "p"))
     assert result.rows[0]["miou"] == pytest.approx(1)
     assert result.data.labels == {"train": "ids", "test": "shades"}
 
@@ -131,7 +131,7 @@ def test_find_classes_refuses_one_stray_label(tmp_path: Path) -> None:
         assert find_classes(sets, classes, ignore).count == 4
     rule = SegmentationProtocol.read({"name": "k", "method": "kmeans", "image_size": 32}, "k")
     with pytest.raises(UserError) as err:
-        evaluate_segmentation({"toy": MeanColour()}, None, open_dataset(stray), rule)
+        evaluate_segmentation({"toy": MeanColor()}, None, open_dataset(stray), rule)
     assert err.value.where == "--test"
 
 
@@ -163,7 +163,7 @@ def test_a_test_set_with_ignored_pixels_only_is_refused(tmp_path: Path) -> None:
     write_map(tmp_path / "labels.yaml", IDS)
     sets = [open_dataset(tmp_path, split=split) for split in ("train", "val")]
     with pytest.raises(UserError) as err:
-        evaluate_segmentation({"toy": MeanColour()}, *sets, SegmentationProtocol.read(SIZE, "p"))
+        evaluate_segmentation({"toy": MeanColor()}, *sets, SegmentationProtocol.read(SIZE, "p"))
     assert err.value.where == "--test" and "scored" in err.value.problem
 
 

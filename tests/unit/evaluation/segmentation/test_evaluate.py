@@ -15,16 +15,16 @@ from ijepa.evaluation.segmentation import evaluate as s
 from ijepa.evaluation.segmentation.memory import planned_memory
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import RunError, UserError
-from tests.helpers.encoders import MeanColour, Noise, block_mask, png, write_pairs
+from tests.helpers.encoders import MeanColor, Noise, block_mask, png, write_pairs
 
-RETRIEVAL: dict[str, Any] = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbours": [1, 5]}}
+RETRIEVAL: dict[str, Any] = {"name": "r", "method": "retrieval", "image_size": 32, "retrieval": {"neighbors": [1, 5]}}
 KMEANS: dict[str, Any] = {
     "name": "k",
     "method": "kmeans",
     "image_size": 32,
     "kmeans": {"overcluster": 12, "restarts": 3, "seeds": 2, "mask_size": 20},
 }
-SOFT: dict[str, Any] = {"name": "h", "method": "hummingbird", "image_size": 32, "hummingbird": {"neighbours": 5}}
+SOFT: dict[str, Any] = {"name": "h", "method": "hummingbird", "image_size": 32, "hummingbird": {"neighbors": 5}}
 LINEAR: dict[str, Any] = {
     "name": "l",
     "method": "linear",
@@ -46,7 +46,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Source]:
 
 
 def evaluate(pairs: tuple[Source, Source], rule: SegmentationProtocol, encoder: Any = None) -> EvaluationResult:
-    return s.evaluate_segmentation({"toy": encoder or MeanColour()}, *pairs, rule)
+    return s.evaluate_segmentation({"toy": encoder or MeanColor()}, *pairs, rule)
 
 
 @pytest.mark.parametrize("base", [RETRIEVAL, KMEANS, SOFT, LINEAR], ids=lambda base: base["method"])
@@ -100,7 +100,7 @@ class TestAllMethods:
     def test_constant_features_score_as_the_most_frequent_class(self, pairs: Any, base: dict[str, Any]) -> None:
         """The prediction of a collapsed encoder is one class everywhere, and no library warns."""
 
-        class Constant(MeanColour):
+        class Constant(MeanColor):
             def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
                 return torch.ones_like(super().__call__(pixels))
 
@@ -113,7 +113,7 @@ class TestAllMethods:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_features_that_are_not_finite_are_refused(self, pairs: Any, base: dict[str, Any], value: float) -> None:
-        class Broken(MeanColour):
+        class Broken(MeanColor):
             def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
                 return torch.full_like(super().__call__(pixels), value)
 
@@ -130,7 +130,7 @@ class TestAllMethods:
 
     def test_refuses_a_patch_that_does_not_divide(self, pairs: Any, base: dict[str, Any]) -> None:
         with pytest.raises(UserError) as err:
-            evaluate(pairs, protocol(base), MeanColour(5))
+            evaluate(pairs, protocol(base), MeanColor(5))
         assert "image_size = 32" in err.value.where
 
     def test_refuses_a_set_without_masks(self, pairs: Any, base: dict[str, Any], tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ class TestAllMethods:
 def test_images_are_resized_by_the_filter_of_the_protocol(pairs: Any) -> None:
     seen: dict[str, list[torch.Tensor]] = {"bilinear": [], "bicubic": []}
 
-    class Watching(MeanColour):
+    class Watching(MeanColor):
         def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
             seen[interpolation].append(pixels)
             return super().__call__(pixels)
@@ -202,7 +202,7 @@ def test_the_number_of_clustered_patches_is_limited(pairs: Any) -> None:
     assert result.data.test.n == 7
     assert result.rows[0]["features"]["patches"] == 16 * 7
     both = s.evaluate_segmentation(
-        {"coarse": MeanColour(8), "fine": MeanColour(4)},
+        {"coarse": MeanColor(8), "fine": MeanColor(4)},
         None,
         pairs[1],
         protocol(KMEANS, kmeans={**KMEANS["kmeans"], "patches": 64 * 7}),
@@ -214,7 +214,7 @@ def test_the_number_of_clustered_patches_is_limited(pairs: Any) -> None:
 def test_planned_memory_is_reported_and_agrees_with_the_result(pairs: Any, base: dict[str, Any]) -> None:
     told: list[str] = []
     rule = protocol(base)
-    row = s.evaluate_segmentation({"toy": MeanColour()}, *pairs, rule, EvaluationContext(progress=told.append)).rows[0]
+    row = s.evaluate_segmentation({"toy": MeanColor()}, *pairs, rule, EvaluationContext(progress=told.append)).rows[0]
     assert told[0].startswith("segmentation: toy: about 0.")
     planned = planned_memory(rule, support=30, samples=20, width=3, patch_size=8, classes=4)
     if base is KMEANS:
@@ -224,7 +224,7 @@ def test_planned_memory_is_reported_and_agrees_with_the_result(pairs: Any, base:
 
 
 def test_a_bank_of_limited_size_scores_as_well(pairs: Any) -> None:
-    (row,) = evaluate(pairs, protocol(RETRIEVAL, retrieval={"neighbours": [1], "bank_patches": 90})).rows
+    (row,) = evaluate(pairs, protocol(RETRIEVAL, retrieval={"neighbors": [1], "bank_patches": 90})).rows
     assert row["bank"]["patches"] == 90
     assert row["miou"] == pytest.approx(1)
 

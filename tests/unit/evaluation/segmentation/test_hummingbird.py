@@ -11,7 +11,7 @@ from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.hummingbird import SoftBank, class_shares, draw_rare, largest
 from ijepa.evaluation.segmentation.protocol import SoftRetrieval
 from ijepa.utils.random import Stream, random_bits, uniform
-from tests.helpers.encoders import MeanColour, block_mask, write_pairs
+from tests.helpers.encoders import MeanColor, block_mask, write_pairs
 from tests.reference.segmentation import rare_patches, soft_labels
 
 CLASSES = Classes(4, ("a", "b", "c", "d"), (255,))
@@ -37,7 +37,7 @@ def test_class_shares_count_scored_pixels() -> None:
 
 
 def test_shares_agree_with_a_slow_version(train: Source) -> None:
-    bank = SoftBank(MeanColour(), dataset(train), SoftRetrieval(neighbours=7, temperature=0.05))
+    bank = SoftBank(MeanColor(), dataset(train), SoftRetrieval(neighbors=7, temperature=0.05))
     assert len(bank) == 8 * 16 - 1, "all pixels of one patch are ignored"
     queries = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 255
     expected = soft_labels(queries.numpy(), bank.keys.numpy(), bank.labels.numpy(), 7, 0.05)
@@ -45,7 +45,7 @@ def test_shares_agree_with_a_slow_version(train: Source) -> None:
 
 
 def test_soft_bank_is_limited(train: Source) -> None:
-    bank = SoftBank(MeanColour(), dataset(train), SoftRetrieval(bank_patches=40))
+    bank = SoftBank(MeanColor(), dataset(train), SoftRetrieval(bank_patches=40))
     assert 8 * 5 - 1 <= len(bank) <= 8 * 5
     assert bank.nbytes == 2 * 40 * (3 + 4)
 
@@ -68,7 +68,7 @@ def test_soft_bank_prefers_rare_classes(tmp_path: Path) -> None:
     mask = np.zeros((32, 32), dtype=np.uint8)
     mask[8:16, 8:16] = 1
     source = open_dataset(write_pairs(tmp_path / "rare", [mask] * 40))
-    bank = SoftBank(MeanColour(), dataset(source, 40), SoftRetrieval(bank_patches=160))
+    bank = SoftBank(MeanColor(), dataset(source, 40), SoftRetrieval(bank_patches=160))
     assert len(bank) == 160
     assert int((bank.labels[:, 1] > 0).sum()) > 30
 
@@ -81,4 +81,4 @@ def test_largest_compares_interpolated_scores() -> None:
 
 def test_soft_bank_of_one_image(tmp_path: Path) -> None:
     one = open_dataset(write_pairs(tmp_path / "one", [block_mask(0)]))
-    assert len(SoftBank(MeanColour(), dataset(one, 1), SoftRetrieval(bank_patches=None))) == 16
+    assert len(SoftBank(MeanColor(), dataset(one, 1), SoftRetrieval(bank_patches=None))) == 16

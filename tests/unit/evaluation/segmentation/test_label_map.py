@@ -39,12 +39,12 @@ def test_numbers_of_ids_and_colors(street: LabelMap) -> None:
     assert street.names == ("road", "vehicle", "plant")
     values = np.array([[7, 26, 27], [31, 0, 255]], dtype=np.uint8)
     assert street.numbers(values).tolist() == [[0, 1, 1], [1, 255, 255]]
-    colours = np.array([[[0x6B, 0x8E, 0x23], [0, 0, 0], [0x98, 0xFB, 0x98]]], dtype=np.uint8)
-    assert street.numbers(colours).tolist() == [[2, 255, 2]]
+    colors = np.array([[[0x6B, 0x8E, 0x23], [0, 0, 0], [0x98, 0xFB, 0x98]]], dtype=np.uint8)
+    assert street.numbers(colors).tolist() == [[2, 255, 2]]
     with pytest.raises(LabelError, match="label 9 .* street"):
         street.numbers(values + np.uint8(2))
     with pytest.raises(LabelError, match="label #6b8e24"):
-        street.numbers(colours + np.array([0, 0, 1], dtype=np.uint8))
+        street.numbers(colors + np.array([0, 0, 1], dtype=np.uint8))
 
 
 @pytest.mark.parametrize("name", label_maps())
@@ -82,8 +82,8 @@ def test_presets_have_the_classes_of_the_benchmarks() -> None:
         "sky-stuff",
         "solid-stuff",
     ]
-    colours = [value for group in maps["camvid"].classes.values() for value in group if isinstance(value, str)]
-    assert len(colours) == len(set(colours)) == 31, "32 colours, one of them void"
+    colors = [value for group in maps["camvid"].classes.values() for value in group if isinstance(value, str)]
+    assert len(colors) == len(set(colors)) == 31, "32 colors, one of them void"
 
 
 def test_ignore_rest_ignores_values_without_a_class() -> None:
@@ -103,8 +103,8 @@ def test_ignore_rest_ignores_values_without_a_class() -> None:
         ("name: x\nclasses: {a: 1, b: 70000}", "70000"),
         ("name: x\nclasses: {a: 1}", "classes"),
         ("name: x\nclases: {a: 1, b: 2}", "classes"),
-        ('name: x\nclasses: {road: 0, tree: 1}\ncolours: {raod: "#ff0000"}', "did you mean road"),
-        ("name: x\nclasses: {road: 0, tree: 1}\ncolours: {tree: red}", "colours"),
+        ('name: x\nclasses: {road: 0, tree: 1}\ncolors: {raod: "#ff0000"}', "did you mean road"),
+        ("name: x\nclasses: {road: 0, tree: 1}\ncolors: {tree: red}", "colors"),
         ("- 1", "mapping"),
     ],
 )
@@ -127,14 +127,14 @@ def test_decode_mask_of_indices_palettes_and_colors() -> None:
     indices = np.array([[0, 1], [2, 255]], dtype=np.uint8)
     palette = Image.fromarray(indices, mode="P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90] + [0] * 759)
-    plain, coloured = encoded(palette, "PNG"), encoded(palette.convert("RGB"), "PNG")
-    for colours in ("refuse", "accept"):
-        assert (decode_mask(plain, colours) == indices).all()
+    plain, colored = encoded(palette, "PNG"), encoded(palette.convert("RGB"), "PNG")
+    for colors in ("refuse", "accept"):
+        assert (decode_mask(plain, colors) == indices).all()
     assert decode_mask(plain, "only")[1, 0].tolist() == [70, 80, 90]
-    assert decode_mask(coloured, "accept")[0, 1].tolist() == [40, 50, 60]
+    assert decode_mask(colored, "accept")[0, 1].tolist() == [40, 50, 60]
     assert decode_mask(encoded(palette.convert("RGBA"), "PNG"), "accept").shape == (2, 2, 3)
     with pytest.raises(DecodeError, match="RGB"):
-        decode_mask(coloured)
+        decode_mask(colored)
 
 
 def test_documentation_has_a_valid_map_and_names_every_preset(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.linear import loss_of, train_layer
 from ijepa.evaluation.segmentation.protocol import LinearHead
-from tests.helpers.encoders import MeanColour, block_mask, write_pairs
+from tests.helpers.encoders import MeanColor, block_mask, write_pairs
 
 
 def test_loss_of_is_the_mean_over_scored_pixels() -> None:
@@ -28,11 +28,11 @@ def test_train_layer_never_predicts_an_ignored_class_and_repeats(
     classes = Classes(4, ("a", "b", "c", "d"), (2, 255))
     train = SegmentationDataset(source, np.arange(8), "--train", classes, 32, 32)
     rule = LinearHead(steps=30, lr=0.05, batch=4)
-    layer = train_layer(MeanColour(), train, rule, seed=0)
+    layer = train_layer(MeanColor(), train, rule, seed=0)
     patches = torch.rand(3, 16, 3, generator=torch.Generator().manual_seed(0)) * 255
     assert 2 not in layer.masks(patches, 32)
-    again = train_layer(MeanColour(), train, rule, seed=0)
+    again = train_layer(MeanColor(), train, rule, seed=0)
     torch.testing.assert_close(layer.state_dict(), again.state_dict(), atol=0, rtol=0)
     monkeypatch.setattr("ijepa.evaluation.segmentation.linear.CACHE_BYTES", 0)
-    without_cache = train_layer(MeanColour(), train, rule, seed=0)
+    without_cache = train_layer(MeanColor(), train, rule, seed=0)
     torch.testing.assert_close(layer.linear.weight, without_cache.linear.weight, atol=1e-4, rtol=0)

@@ -6,7 +6,7 @@ import pytest
 from ijepa.data.open import open_dataset
 from ijepa.evaluation.segmentation.dataset import Classes, SegmentationDataset
 from ijepa.evaluation.segmentation.patch_bank import PatchBank
-from tests.helpers.encoders import MeanColour, block_mask, write_pairs
+from tests.helpers.encoders import MeanColor, block_mask, write_pairs
 
 
 def test_extend_keeps_the_standardization(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_extend_keeps_the_standardization(tmp_path: Path) -> None:
     first, second = (
         SegmentationDataset(train, part, "--train", classes, 32, 32) for part in np.split(np.arange(20), 2)
     )
-    bank = PatchBank(MeanColour(), first, images=20)
+    bank = PatchBank(MeanColor(), first, images=20)
     np.testing.assert_allclose(bank.keys.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(bank.keys.std(0, correction=0), 1, atol=1e-5)
     mean, size = bank.mean.clone(), bank.nbytes
@@ -34,8 +34,8 @@ def test_patch_bank_is_standardized_by_all_patches_of_its_images(tmp_path: Path,
     source = open_dataset(write_pairs(tmp_path / "half", masks))
     classes = Classes(4, ("a", "b", "c", "d"), (255,))
     images = SegmentationDataset(source, np.arange(10), "--train", classes, 32, 32)
-    bank = PatchBank(MeanColour(), images, images=10, patches=patches, batch=3)
-    every = np.concatenate([x.flatten(0, 1) for x, _ in images.patch_features(MeanColour(), 3)])
+    bank = PatchBank(MeanColor(), images, images=10, patches=patches, batch=3)
+    every = np.concatenate([x.flatten(0, 1) for x, _ in images.patch_features(MeanColor(), 3)])
     assert len(bank) < len(every) == 160
     np.testing.assert_allclose(bank.mean, every.mean(0), rtol=1e-5)
     np.testing.assert_allclose(1 / bank.scale, every.std(0), rtol=1e-5)

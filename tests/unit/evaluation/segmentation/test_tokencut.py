@@ -15,12 +15,12 @@ from ijepa.evaluation.segmentation.dataset import Classes
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import UserError
-from tests.helpers.encoders import MeanColour, Noise, write_pairs
+from tests.helpers.encoders import MeanColor, Noise, write_pairs
 
 RULE: dict[str, Any] = {"name": "t", "method": "tokencut", "image_size": 32, "batch": 3}
 
 
-class Signed(MeanColour):
+class Signed(MeanColor):
     """Colors minus gray, so that different colors have a low cosine."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def scene(number: int, void: bool = False) -> np.ndarray:
     return mask
 
 
-def normalised_cut(joined: np.ndarray, side: np.ndarray) -> float:
+def normalized_cut(joined: np.ndarray, side: np.ndarray) -> float:
     across = joined[side][:, ~side].sum()
     return float(across / joined[side].sum() + across / joined[~side].sum())
 
@@ -51,7 +51,7 @@ def test_cut_finds_the_smallest_normalized_cut() -> None:
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     joined = np.where(unit @ unit.T > 0.5, 1.0, 1e-5)
     sides = [np.array(side, bool) for side in product((0, 1), repeat=10) if 0 < sum(side) < 10]
-    best = min(sides, key=lambda side: normalised_cut(joined, side))
+    best = min(sides, key=lambda side: normalized_cut(joined, side))
     assert (found == best).all() or (found == ~best).all()
     assert found[seed] and (found == (groups == 0)).all(), "the smaller group has the larger entries"
 

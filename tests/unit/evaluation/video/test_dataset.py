@@ -27,8 +27,8 @@ def test_find_videos_reads_the_list_of_a_davis_tree(tmp_path: Path) -> None:
 
 
 def test_find_videos_refuses_folders_without_the_masks_that_are_needed(tmp_path: Path) -> None:
-    write_video(tmp_path / "one", "a", labelled=1)
-    write_video(tmp_path / "none", "a", labelled=0)
+    write_video(tmp_path / "one", "a", labeled=1)
+    write_video(tmp_path / "none", "a", labeled=0)
     for folder, word in (("empty", "videos"), ("one", "first frame"), ("none", "first frame")):
         with pytest.raises(UserError) as err:
             find_videos(tmp_path / folder)

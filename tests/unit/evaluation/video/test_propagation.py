@@ -11,14 +11,14 @@ from ijepa.evaluation.video import propagation as p
 from ijepa.evaluation.video.dataset import Video, find_videos
 from ijepa.evaluation.video.protocol import PropagationProtocol
 from ijepa.utils.errors import RunError, UserError
-from tests.helpers.encoders import MeanColour, Noise, png
+from tests.helpers.encoders import MeanColor, Noise, png
 from tests.helpers.videos import write_video
 from tests.reference.videos import take
 
-RULE = PropagationProtocol(name="p", short_side=32, memory=2, neighbours=3, radius=2, temperature=0.05)
+RULE = PropagationProtocol(name="p", short_side=32, memory=2, neighbors=3, radius=2, temperature=0.05)
 
 
-class Signed(MeanColour):
+class Signed(MeanColor):
     """Colors minus gray, so that different colors have a low cosine."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def videos(tmp_path: Path) -> tuple[Video, ...]:
     return find_videos(tmp_path)
 
 
-def evaluate(videos: tuple[Video, ...], encoder: MeanColour | Noise) -> EvaluationResult:
+def evaluate(videos: tuple[Video, ...], encoder: MeanColor | Noise) -> EvaluationResult:
     return p.evaluate_propagation({"toy": encoder}, videos, RULE)
 
 
@@ -43,7 +43,7 @@ def test_propagate_labels_agrees_with_a_slow_version(frames: int, monkeypatch: p
     queries = normalize(torch.randn(20, 6, generator=draw), dim=1)
     keys = normalize(torch.randn(frames, 20, 6, generator=draw), dim=2)
     labels = torch.rand(frames, 20, 3, generator=draw)
-    rule = PropagationProtocol(name="p", neighbours=4, radius=1, temperature=0.1)
+    rule = PropagationProtocol(name="p", neighbors=4, radius=1, temperature=0.1)
     found = p.propagate_labels(queries, keys.flatten(0, 1), labels.flatten(0, 1), p.within(grid, 1), rule)
     slow = take(queries.numpy(), keys.numpy(), labels.numpy(), grid, 4, 1, 0.1)
     np.testing.assert_allclose(found, slow, atol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ijepa.data.loading.decode import decode, decode_mask
-from ijepa.data.open import open_source
+from ijepa.data.open import open_dataset
 from ijepa.prepare.scenes import scenes
 from ijepa.prepare.scenes.scenes import CLASSES, Scene, SceneRule, draw_scene, draw_scenes, write_scenes
 from ijepa.utils.errors import UserError
@@ -241,7 +241,7 @@ def test_write_scenes_content(tmp_path: Path) -> None:
 
 def test_write_scenes_can_be_opened(tmp_path: Path) -> None:
     write_scenes(tmp_path / "set", images=30, seed=9, shard_size=10)
-    source = open_source(tmp_path / "set", split="val")
+    source = open_dataset(tmp_path / "set", split="val")
     assert (len(source), source.classes, source.has_masks) == (5, CLASSES, True)
     expected = list(draw_scenes(9, range(scenes.VALIDATION_START, scenes.VALIDATION_START + 5)))
     for index, scene in enumerate(expected):

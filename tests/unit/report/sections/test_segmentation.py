@@ -12,7 +12,7 @@ from ijepa.report.feature_figures import SegmentationSettings, segment
 from ijepa.report.run_data import read_run_data
 from ijepa.report.run_images import RunImages
 from ijepa.report.sections.segmentation import SegmentationSection, segmentation_section
-from tests.helpers.encoders import MeanColour, block_mask, write_pairs
+from tests.helpers.encoders import MeanColor, block_mask, write_pairs
 
 
 def section(run: Path) -> SegmentationSection:
@@ -62,7 +62,7 @@ def test_segmentation_section_of_an_older_result_without_these_settings(run: Pat
 def test_segment_resizes_images_by_the_interpolation(tmp_path: Path, interpolation: Any) -> None:
     train = open_dataset(write_pairs(tmp_path / "train", [block_mask(i) for i in range(6)]))
     test = open_dataset(write_pairs(tmp_path / "test", [block_mask(100 + i) for i in range(4)]))
-    found = segment(MeanColour(), train, test, [2, 0], SegmentationSettings(48, interpolation, k=3))
+    found = segment(MeanColor(), train, test, [2, 0], SegmentationSettings(48, interpolation, k=3))
     for picture, index in zip(found.images, (2, 0), strict=True):
         wanted = crop_resize(decode(test.image(index)), Box(0, 0, 32, 32), (48, 48), interpolation)
         np.testing.assert_array_equal(picture, wanted.permute(1, 2, 0).numpy())

@@ -160,7 +160,7 @@ def test_plan_writes_json(tmp_path):
     flags = ["--gpu", "H200", "--gpus", "4", "--country", "sweden", "--batch.global", "1024", "--json", "plan.json"]
     found = ijepa("plan", "vit-large-16-in1k", *flags, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "4 x NVIDIA H200" in found.stdout and "(Sweden, " in found.stdout and "256 a GPU" in found.stdout
+    assert "4 x NVIDIA H200" in found.stdout and "(Sweden, " in found.stdout and "256 per GPU" in found.stdout
     values = json.loads((tmp_path / "plan.json").read_text())
     assert values["recipe"]["batch"]["global"] == 1024 and values["devices"] == 4
 

@@ -94,26 +94,26 @@ def _data_lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["jpeg_boxes"]:
         yield "JPEGs are decoded down to the box's last row; with the extra turbojpeg, hardly more than the box"
     rates, (height, width) = result["images_per_cpu_second"], result["image_size"]
-    yield f"{result['images']} images to {height} x {width}, images a CPU-second:"
+    yield f"{result['images']} images to {height} x {width}, images per CPU-second:"
     for name, rate in rates.items():
         yield f"  {name:14s} {rate:8.1f}   {rate / rates['usual']:.2f} x"
     yield f"PSNR to the exact path: {result['psnr_mean']:.1f} dB, 1st percentile {result['psnr_percentile_1']:.1f} dB"
     yield "PSNR by percentile, dB: " + ", ".join(f"{q} %: {result[f'psnr_percentile_{q}']:.1f}" for q in (0, 1, 5, 50))
     by_workers = ", ".join(f"{n}: {rate:.0f}" for n, rate in result["images_per_second_by_workers"].items())
-    yield f"images a second by loader processes (wall time): {by_workers}"
+    yield f"images per second by loader processes (wall time): {by_workers}"
     yield f"loader's overhead over decode and resize: {100 * result['loader_overhead']:.1f} % of decode's time"
     yield f"cores for 4,200 images/s: {result['cores_for_4200_images_per_second']:.1f}"
 
 
 def _step_lines(result: dict[str, Any]) -> Iterator[str]:
     seconds = result["seconds"]
-    yield f"{result['recipe']}, {result['micro']} images a step, {result['threads']} threads, {result['dtype']}:"
-    yield f"  {1e3 * seconds['total']:.2f} ms an image ({result['clock']}), wall {1e3 * result['wall']:.2f} ms"
+    yield f"{result['recipe']}, {result['micro']} images per step, {result['threads']} threads, {result['dtype']}:"
+    yield f"  {1e3 * seconds['total']:.2f} ms per image ({result['clock']}), wall {1e3 * result['wall']:.2f} ms"
     for part, value in seconds.items():
         if part != "total":
             yield f"    {part:18s} {1e3 * value:8.2f} ms  {100 * value / seconds['total']:4.1f} %"
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in result["gemm"].items())
-    yield f"  {result['gflop']:.1f} GFLOP an image, {result['gflops']:.0f} GFLOP/s; matrix products alone: {products}"
+    yield f"  {result['gflop']:.1f} GFLOP per image, {result['gflops']:.0f} GFLOP/s; matrix products alone: {products}"
     yield f"  {100 * result['share']:.0f} % of the matrix products' rate; memory {result['memory'] / 2**30:.2f} GiB"
 
 

@@ -56,7 +56,7 @@ def test_evaluate_knn_notes_a_k_above_the_train_set(tmp_path):
     assert row["top1"] == 1.0
     assert row["k"] == 20
     assert row["top1_by_k"].keys() == {"5", "20", "60"}
-    assert result.notes == ("k = 100 is more than the 60 train images, all of which vote",)
+    assert result.notes == ("k = 100 is more than the 60 train images, so all of them vote",)
     assert result.chance == pytest.approx(1 / 3)
 
 

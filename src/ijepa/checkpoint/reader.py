@@ -33,7 +33,7 @@ PARTS = ("context_encoder", "target_encoder", "predictor")
 FILES = tuple(f"{part}.safetensors" for part in (*PARTS, "optimizer"))
 FORMAT = 2
 
-EARLIER = "use an earlier checkpoint, in pretraining by --resume last-good"
+EARLIER = "use an earlier checkpoint; `ijepa pretrain --resume last-good` does so"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -72,13 +72,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(file, error.problem, EARLIER) from None
     if state.get("format") != FORMAT:
-        raise UserError(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
+        raise UserError(file, f"has format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
     if not _is_sealed(state, file):
         raise UserError(file, "is damaged: its content does not match its checksum", EARLIER)
     if type(state.get("step")) is not int:
-        raise UserError(file, "step is missing", EARLIER)
+        raise UserError(file, "the key step is missing", EARLIER)
     if step_of(folder) not in (None, state["step"]):
-        raise UserError(file, f"is of step {state['step']}, not of the folder's", EARLIER)
+        raise UserError(file, f"has step {state['step']}, but the folder's name has a different step", EARLIER)
     return state
 
 
@@ -123,9 +123,9 @@ def _checked(file: Path, listed: Mapping[str, Any]) -> Iterator[None]:
             raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
         yield
     except FileNotFoundError:
-        raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+        raise UserError(file, "does not exist", f"the checkpoint is incomplete; {EARLIER}") from None
     except SafetensorError as error:
-        raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
+        raise UserError(file, f"is not a complete safetensors file ({error})", EARLIER) from None
     except OSError as error:
         raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
 
@@ -149,7 +149,7 @@ def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> 
     saved = state.get("recipe", {})
     for key in sorted(settings.keys() & saved.keys()):
         if saved[key] != settings[key]:
-            raise UserError(path / "state.json", f"is of a run with {key} = {saved[key]}, not {settings[key]}", EARLIER)
+            raise UserError(path / "state.json", f"has {key} = {saved[key]}, not {settings[key]}", EARLIER)
     world.map_items(sorted(state["files"]), lambda name: verify_file(path, state, name))
     return state
 
@@ -265,10 +265,10 @@ def check_shapes(
     for name in sorted({*wanted, *found}):
         if name not in found or name not in wanted:
             state = "missing" if name in wanted else "unknown"
-            raise UserError(file_of(name), f"{name} is {state}", "the file belongs to another model")
+            raise UserError(file_of(name), f"{name} is {state}", "the file belongs to a different model")
         if found[name] != wanted[name]:
             raise UserError(
                 file_of(name),
-                f"{name} has shape {found[name]}, the recipe's model {wanted[name]}",
-                "use the recipe the file was trained with",
+                f"{name} has shape {found[name]}, but the recipe needs {wanted[name]}",
+                "use the recipe that the file was trained with",
             )

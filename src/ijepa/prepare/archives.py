@@ -58,7 +58,7 @@ def open_archives(
             raise UserError(path, "does not exist")
     if kind == "imagenet1k" and len(paths) == 2:
         if split is not None:
-            raise UserError("--split", "names one set, but there are two archives", "give one of them")
+            raise UserError("--split", "selects one split, but two archives are given", "give one archive, or remove --split")
         kit = None if devkit is None else str(devkit)
         train, val = map(str, paths)
         return {

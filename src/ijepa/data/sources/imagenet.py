@@ -32,7 +32,7 @@ _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE_TABLE = "LOC_val_solution.csv"
 _TINY_ANNOTATIONS = "val_annotations.txt"
 _HINT = (
-    "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put it next to them"
+    "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put it next to the images"
 )
 
 
@@ -107,7 +107,7 @@ def _validation(source: Source, path: Path, where: str, devkit: Path | None, req
         match = _NUMBERED.fullmatch(name.rpartition("/")[2])
         number = int(match[1]) if match else 0
         if not 0 < number <= len(truth.labels):
-            raise UserError(where, f"{name} is not one of the {len(truth.labels)} images whose classes are known")
+            raise UserError(where, f"{name} is not one of the {len(truth.labels)} images with known classes")
         labels.append(truth.labels[number - 1])
     return type(source)(with_labels(source.index, labels, truth.classes))
 
@@ -129,7 +129,7 @@ def find_ground_truth(near: Path, given: Path | None, where: str, required: bool
         if (folder / _KAGGLE_TABLE).is_file():
             return _read_table(folder / _KAGGLE_TABLE, where)
     if required:
-        raise UserError(where, f"{near} holds ImageNet's validation images without their classes", _HINT)
+        raise UserError(where, f"{near} contains the validation images of ImageNet without their classes", _HINT)
     return None
 
 

@@ -173,7 +173,7 @@ def _shard_index(files: Shards, where: str) -> Index:
         shards = _scan_all(files.paths, where)
         if not any(len(shard.block) for shard in shards):
             fields = sorted({field for shard in shards for field in shard.other_fields})
-            hint = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
+            hint = "to read tar files inside tar files, make shards with `ijepa data pack`" if "tar" in fields else ""
             found = f" (found {', '.join('.' + field for field in fields[:4])})" if fields else ""
             several = f" and {len(files.paths) - 1} more" if len(files.paths) > 1 else ""
             raise UserError(where, f"{files.paths[0]}{several} holds no images{found}", hint)

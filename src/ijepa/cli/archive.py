@@ -23,7 +23,7 @@ from ijepa.utils.errors import UserError
 @click.option(
     "--watts",
     type=click.FloatRange(min=0, min_open=True),
-    help="Power per device in watts, including its share of the rest of the machine, if ijepa does not know the device.",
+    help="Power per device in watts, with its share of the rest of the machine. Needed for devices unknown to ijepa.",
 )
 @debug_option
 def archive(

@@ -92,7 +92,7 @@ def _show(result: dict[str, Any], lines: Callable[[dict[str, Any]], Iterator[str
 
 def _data_lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["jpeg_boxes"]:
-        yield "JPEGs are decoded from the top to the last row of the crop; with the extra turbojpeg, little more than the crop"
+        yield "JPEGs are decoded down to the crop's last row; with the extra turbojpeg, little more than the crop"
     rates, (height, width) = result["images_per_cpu_second"], result["image_size"]
     yield f"{result['images']} images to {height} x {width}, images per CPU-second:"
     for name, rate in rates.items():

@@ -144,9 +144,9 @@ class DataSection(BaseConfig):
     """How images are shuffled. global: one shuffle of all images; blocks: in blocks of adjacent images, for disks and
     networks with slow seeks."""
     block: int = Field(256, ge=1)
-    """Number of adjacent images in a block, with data.order blocks."""
+    """Number of adjacent images in a block, if data.order is blocks."""
     window: int = Field(64, ge=1)
-    """Number of blocks whose images are mixed, with data.order blocks."""
+    """Number of blocks whose images are mixed, if data.order is blocks."""
     crops_per_decode: int = Field(1, ge=1)
     """Number of crops per decoded image, at adjacent places in a batch; more than 1 helps if decoding is the
     bottleneck."""
@@ -185,9 +185,9 @@ class OptimizerSection(BaseConfig):
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay at the start; biases, norms and the mask token have no decay."""
     weight_decay_end: float | None = Field(None, ge=0)
-    """Weight decay at the end, which a cosine schedule reaches; none: weight decay stays constant."""
+    """Weight decay at the end of a cosine schedule; none: weight decay stays constant."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient, to which it is clipped; none: no clipping."""
+    """Maximum norm of the whole gradient; larger gradients are scaled down to it. none: no clipping."""
     nonfinite_limit: int = Field(10, ge=0)
     """Largest allowed number of consecutive void steps, whose gradient is not finite and which change nothing. The run
     stops after more."""
@@ -204,7 +204,7 @@ class ScheduleSection(BaseConfig):
     """Learning rate after the warm-up. cosine: cosine decay; wsd: constant, then linear decay over schedule.cooldown
     (warmup-stable-decay)."""
     cooldown: Duration = Duration(amount=20, unit="%")
-    """Length of the linear decay at the end, with schedule.decay wsd."""
+    """Length of the linear decay at the end, if schedule.decay is wsd."""
     lr_end: float = Field(1e-6, ge=0)
     """Learning rate at the end, for encoder and predictor."""
     momentum_start: float = Field(0.996, ge=0, le=1)
@@ -256,8 +256,8 @@ class InitSection(BaseConfig):
     source: str | None = Field(None, alias="from")
     """Weights to start from: a run, a weights folder, or weights of another library; none: random weights."""
     parts: Literal["encoder", "all"] = "encoder"
-    """Parts of the weights to load. encoder: the target encoder, for both encoders, with a random predictor; all: both
-    encoders and the predictor."""
+    """Parts of the weights to load. encoder: both encoders start from the target encoder, with a random predictor;
+    all: both encoders and the predictor."""
 
 
 class Recipe(BaseConfig):
@@ -336,7 +336,9 @@ class Recipe(BaseConfig):
         if warmup + cooldown >= total and warmup + cooldown > 0:
             both = f"{warmup} steps of warm-up" + (f" and {cooldown} of cooldown" if cooldown else "")
             hint = "shorten the warm-up, for example --schedule.warmup '5 %'"
-            raise UserError(f"schedule.warmup = {self.schedule.warmup}", f"{both} do not fit in a run of {total} steps", hint)
+            raise UserError(
+                f"schedule.warmup = {self.schedule.warmup}", f"{both} do not fit in a run of {total} steps", hint
+            )
         return Lengths(total=total, warmup=warmup, cooldown=cooldown)
 
     @classmethod

@@ -140,7 +140,9 @@ def choose_strategy(recipe: Recipe) -> Strategy:
         )
     if wanted == "none" and size > 1:
         raise UserError(
-            "parallel.strategy = none", f"each of {size} processes would train the same model", "add --parallel.strategy zero2"
+            "parallel.strategy = none",
+            f"each of {size} processes would train the same model",
+            "add --parallel.strategy zero2",
         )
     if recipe.batch.total % size:
         fits = max(d for d in range(1, size + 1) if recipe.batch.total % d == 0)

@@ -245,7 +245,8 @@ def describe_stall(heartbeats: list[tuple[Heartbeat, bool]]) -> str:
     silent = [each for each, alive in heartbeats if not alive]
     if silent:
         return ", ".join(
-            f"rank {each.rank}, which does not respond (last seen at step {each.step}, {each.activity})" for each in silent
+            f"rank {each.rank}, which does not respond (last seen at step {each.step}, {each.activity})"
+            for each in silent
         )
     first = min(each.step for each, _ in heartbeats)
     # Among the ranks at the first step, those that compute wait for those that load data or measure.

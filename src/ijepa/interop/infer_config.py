@@ -35,10 +35,14 @@ def infer_encoder(
     """
     kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)  # (D, 3, patch, patch)
     if kernel[1] != 3 or kernel[2] != kernel[3] or 0 in kernel:
-        raise UserError(where, f"patch_embed.proj.weight has shape {kernel}", "only 3 channels and square patches are supported")
+        raise UserError(
+            where, f"patch_embed.proj.weight has shape {kernel}", "only 3 channels and square patches are supported"
+        )
     width, patch = kernel[0], kernel[2]
     if width % 4:
-        raise UserError(where, f"has width {width}, which is not a multiple of 4", "sin-cos positions need a multiple of 4")
+        raise UserError(
+            where, f"has width {width}, which is not a multiple of 4", "sin-cos positions need a multiple of 4"
+        )
     if "cls_token" in tensors:
         raise UserError(where, "has a class token", "I-JEPA encoders have none; is this a model of a different method?")
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None

@@ -81,7 +81,9 @@ def read_positions(
         if (found := _fit(table, candidate, rounding)) is not None:
             return found
     patches = f"{grid[0]} x {grid[1]}" if grid else count
-    raise UserError(where, f"{name} is not the sin-cos table of {patches} patches", "learned positions are not supported")
+    raise UserError(
+        where, f"{name} is not the sin-cos table of {patches} patches", "learned positions are not supported"
+    )
 
 
 def without_positions(tensors: Tensors) -> dict[str, LazyTensor]:

@@ -78,7 +78,9 @@ def _parquet(file: Path) -> Iterator[_Row]:
     path, label = _column(columns, _PATHS), _column(columns, _LABELS)
     if path < 0:
         raise UserError(
-            file, f"has no column of paths; its columns are {', '.join(columns)[:200]}", f"rename one of them to {_PATHS[0]}"
+            file,
+            f"has no column of paths; its columns are {', '.join(columns)[:200]}",
+            f"rename one of them to {_PATHS[0]}",
         )
     wanted = [columns[place] for place in (path, label) if place >= 0]
     row = 0

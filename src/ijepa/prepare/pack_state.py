@@ -65,7 +65,9 @@ def finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | N
         return None
     manifest = read_json(out / "manifest.json")
     if manifest.get("packed") != settings:
-        raise UserError(out, "is already packed, with different settings", "choose a different folder, or remove it first")
+        raise UserError(
+            out, "is already packed, with different settings", "choose a different folder, or remove it first"
+        )
     remove_state(out)
     return manifest
 

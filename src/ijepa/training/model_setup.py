@@ -70,7 +70,9 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
     """
     kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
     if not on_gpu and kernel not in ("auto", "math"):
-        raise UserError(f"precision.attention = {kernel}", f"needs a GPU, but the device is {device.type}", "use auto or math")
+        raise UserError(
+            f"precision.attention = {kernel}", f"needs a GPU, but the device is {device.type}", "use auto or math"
+        )
     if kernel not in ("auto", "flash"):
         return kernel
     if kernel == "flash" and not autocast:

@@ -114,7 +114,9 @@ def _open(recipe: Recipe, source: Source, output: Path, resume: Resume, ranks: i
         return Start(run, exists, resolve(recipe, None, ranks)), []
     info = run.info()
     if not {"images", "resolved"} <= info.keys():
-        raise UserError(run.info_file, "is not a run.json that a run wrote", "restore it, or choose a different --output")
+        raise UserError(
+            run.info_file, "is not a run.json that a run wrote", "restore it, or choose a different --output"
+        )
     if info["images"] != len(source):
         raise UserError(
             run.info_file,
@@ -125,7 +127,7 @@ def _open(recipe: Recipe, source: Source, output: Path, resume: Resume, ranks: i
         raise UserError(
             run.info_file,
             "the run was started on different data: names, sizes or order of its files differ from data.path",
-            "give the same data, or another --output",
+            "give the same data, or choose a different --output",
         )
     found = named_checkpoints(run.checkpoints)[::-1]
     if not found and (first := noted_checkpoint(info)) is not None:

@@ -31,7 +31,7 @@ class ArrowSource(Source):
     def _image(self, index: int) -> bytes:
         data = image_bytes(self._images[index].as_py(), Path())
         if data is None:
-            raise RunError(f"{self._name(index)} holds no image")
+            raise RunError(f"{self._name(index)} contains no image")
         return data
 
     @cached_property

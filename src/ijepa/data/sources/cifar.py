@@ -100,7 +100,9 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
     for folder in folders if path.is_dir() else (path.parent,):
         for meta, other in _PICKLES.items():
             if (folder / meta).is_file() and (folder / other).is_file():
-                raise UserError(where, f"{folder} is the Python version of CIFAR, whose pickle files can run code", _HINT)
+                raise UserError(
+                    where, f"{folder} is the Python version of CIFAR, whose pickle files can run code", _HINT
+                )
     return None
 
 
@@ -117,7 +119,9 @@ def _index(edition: _Edition, root: Path, files: tuple[str, ...], where: str) ->
             raise UserError(where, f"{root / name} does not consist of rows of {row_bytes} bytes", _HINT)
         labels.append(data.reshape(-1, row_bytes)[:, edition.labels - 1].copy())
         if labels[-1].max() >= len(classes):
-            raise UserError(where, f"{root / name}has label {labels[-1].max()}, but there are only {len(classes)} classes", _HINT)
+            raise UserError(
+                where, f"{root / name}has label {labels[-1].max()}, but there are only {len(classes)} classes", _HINT
+            )
     rows = np.concatenate([np.arange(len(part)) for part in labels])
     arrays: Arrays = {
         "label": np.concatenate(labels).astype(np.int32),

@@ -128,7 +128,11 @@ def _pair(layout: Layout, root: Path, split_name: str, where: str) -> Index:
     ]
     if not any(matching):
         example = f"{_stem(names[0]).removesuffix(old)}{new}.png"
-        raise UserError(where, f"{masks} contains no mask of the images in {images}", f"a mask would be named {example}, for example")
+        raise UserError(
+            where,
+            f"{masks} contains no mask of the images in {images}",
+            f"a mask would be named {example}, for example",
+        )
     file = None if layout.labels else _label_file(root)
     label_text = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
     labels = layout.labels or (str(file) if file else None)

@@ -31,9 +31,7 @@ _TARS = {Split.TRAIN: "ILSVRC2012_img_train.tar", Split.VAL: "ILSVRC2012_img_val
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE_TABLE = "LOC_val_solution.csv"
 _TINY_ANNOTATIONS = "val_annotations.txt"
-_HINT = (
-    "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put it next to the images"
-)
+_HINT = "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put it next to the images"
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def find_imagenet(
             if split is None or wanted not in present:
                 names = ", ".join(tar.name for tar in present.values())
                 lacking = f" and no {split} images" if split else ""
-                raise UserError(where, f"{path} holds {names}{lacking}", "give one file")
+                raise UserError(where, f"{path} contains {names}{lacking}", "give one file")
             path = present[wanted]
     if path.is_file() and path.suffix == ".tar":
         # The first member tells what the archive is, whatever its name.
@@ -171,7 +169,7 @@ def _read_kit_file(kit: Path, name: str, where: str) -> bytes:
         raise UserError(where, f"{kit} is neither a folder nor an archive: {error}", _HINT) from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(where, f"{kit} is damaged: {error}", "download it again") from error
-    raise UserError(where, f"{kit} holds no {name}", _HINT)
+    raise UserError(where, f"{kit} contains no {name}", _HINT)
 
 
 def _read_table(file: Path, where: str) -> GroundTruth:

@@ -105,7 +105,9 @@ def find_parquet(path: str | Path, where: str, split: str | None) -> list[Path] 
         names = expand_braces(str(given.relative_to(given.anchor)))
         found = sorted(file for name in names for file in Path(given.anchor).glob(name))
         if len(found) < len(names):
-            raise UserError(where, f"{path} does not exist" if len(names) == 1 else f"some files of {path} do not exist")
+            raise UserError(
+                where, f"{path} does not exist" if len(names) == 1 else f"some files of {path} do not exist"
+            )
         return found
     for folder in (given, given / "data"):
         files = parquet_files(folder)

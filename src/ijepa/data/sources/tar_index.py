@@ -290,7 +290,7 @@ def _parse_size(header: bytes, offset: int) -> int:
 def _truncated(offset: int, length: int) -> TarError:
     return TarError(
         f"is cut short: it ends at byte {length}, within the member at byte {offset}",
-        "copy it again, or pack it again; if you know it is complete, `truncate -s +1024` adds the missing end-of-archive marker",
+        "copy or pack it again; if it is complete, `truncate -s +1024` adds the missing end-of-archive marker",
     )
 
 

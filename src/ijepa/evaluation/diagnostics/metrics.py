@@ -222,8 +222,8 @@ def verdict(health: Health) -> str:
         return f"collapsed into one direction: {rank}; check the masks, then {_RESTART}"
     if health.rankme_centred < NARROW * health.attainable:
         return (
-            f"watch: few directions: {rank}; in healthy runs it falls early and recovers, so compare with earlier and later "
-            "checkpoints and with a kNN or linear probe"
+            f"watch: few directions: {rank}; in healthy runs it falls early and recovers, so compare with earlier and "
+            "later checkpoints and with a kNN or linear probe"
         )
     if health.lidar is not None and health.lidar < 2.0:
         return (
@@ -239,8 +239,8 @@ def verdict(health: Health) -> str:
         )
     if health.patch_spread < FLAT:
         return (
-            f"watch: flat: patches of one image differ by only {health.patch_spread:.2g} of their norm, so places are not "
-            "distinguished; use smaller target blocks, or weights from earlier in training"
+            f"watch: flat: patches of one image differ by only {health.patch_spread:.2g} of their norm, so places "
+            "are not distinguished; use smaller target blocks, or weights from earlier in training"
         )
     return (
         f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these numbers do not say "

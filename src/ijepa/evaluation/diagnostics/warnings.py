@@ -73,8 +73,8 @@ def _levels(steps: Rows, diagnoses: Rows) -> list[Finding]:
     last = targets[-max(1, len(targets) // 10) :]
     if targets and sum(last) / len(last) < CONSTANT:
         text = (
-            f"the standard deviation of the targets is {sum(last) / len(last):.2g}, so there is nothing to predict; start again "
-            "with a higher schedule.momentum_start or a lower optimizer.lr_encoder"
+            f"the standard deviation of the targets is {sum(last) / len(last):.2g}, so there is nothing to predict; "
+            "start again with a higher schedule.momentum_start or a lower optimizer.lr_encoder"
         )
         found.append(Finding("collapse", "targets are constant", text))
     std, rank, position = (_recent(diagnoses, key) for key in ("std", "rankme_centred", "position_r2"))
@@ -92,8 +92,8 @@ def _levels(steps: Rows, diagnoses: Rows) -> list[Finding]:
         found.append(Finding("collapse", "features have one direction", text))
     if position and min(position) > POSITIONAL:
         text = (
-            f"position explains {position[-1]:.0%} of the variance of the features; this is usual in the first steps; if it stays so, "
-            "lower model.encoder.position_scale or raise optimizer.lr_encoder"
+            f"position explains {position[-1]:.0%} of the variance of the features; this is usual in the first "
+            "steps; if it stays so, lower model.encoder.position_scale or raise optimizer.lr_encoder"
         )
         found.append(Finding("watch", "position explains the features", text))
     return found
@@ -130,8 +130,8 @@ def _trends(diagnoses: Rows) -> list[Finding]:
     if rank and rank[-1] < FALL * max(rank):
         text = (
             f"centered RankMe went from {max(rank):.1f} to {rank[-1]:.1f} in the second half of the run so far; "
-            "in healthy runs it falls early and recovers; if it continues, compare a kNN or linear probe with an earlier "
-            "checkpoint"
+            "in healthy runs it falls early and recovers; if it continues, compare a kNN or linear probe with an "
+            "earlier checkpoint"
         )
         found.append(Finding("watch", "rank falls", text))
     if std and std[-1] < VANISHED * max(std):

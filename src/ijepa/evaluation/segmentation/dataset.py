@@ -28,7 +28,9 @@ from ijepa.utils.errors import RunError, UserError
 Labels = npt.NDArray[np.integer]
 
 _SAME_CLASSES = "give a set with the same classes, or a label map by --labels"
-_STRAY_LABEL = "if it is a class, set `classes` in the protocol or use a label map (--labels); if not, add it to `ignore`"
+_STRAY_LABEL = (
+    "if it is a class, set `classes` in the protocol or use a label map (--labels); if not, add it to `ignore`"
+)
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,9 @@ def _count_classes(sources: Mapping[str, Source], ignore: tuple[int, ...]) -> in
         found = _labels_in_masks(other, flag, ignore)
         stray = min(found.keys() - known.keys(), default=None)
         if stray is not None:
-            raise UserError(flag, f"{found[stray]}: its mask has label {stray}, but no mask of {first} has it", _STRAY_LABEL)
+            raise UserError(
+                flag, f"{found[stray]}: its mask has label {stray}, but no mask of {first} has it", _STRAY_LABEL
+            )
     return max(known) + 1
 
 

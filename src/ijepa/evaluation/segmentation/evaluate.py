@@ -131,7 +131,9 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
     if protocol.level == 0:
         return {"--test": test}
     if train is None:
-        raise UserError("--train", f"is missing, but protocol {protocol.name} of level {protocol.level} needs it", "add --train")
+        raise UserError(
+            "--train", f"is missing, but protocol {protocol.name} of level {protocol.level} needs it", "add --train"
+        )
     return {"--train": train, "--test": test}
 
 

@@ -57,7 +57,9 @@ class Video:
         except DecodeError as error:
             raise UserError(file, f"is not a mask: {error}") from error
         if mask.shape != shape:
-            raise UserError(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, but its frame has {shape[1]} x {shape[0]}")
+            raise UserError(
+                file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, but its frame has {shape[1]} x {shape[0]}"
+            )
         return mask
 
 

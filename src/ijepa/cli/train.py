@@ -25,8 +25,8 @@ _EPILOG = (
     type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
     help="What to do if the run folder already contains a run. auto: continue from the latest checkpoint, and stop "
-    "with an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop with "
-    "an error.",
+    "with an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop "
+    "with an error.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost. Write nothing.")
 @click.option(

@@ -70,7 +70,7 @@ class StragglerDetector:
                 lines.append(f"rank {rank} computes {times:.1f} times as long as the other ranks, which wait for it")
             if self._lasts("data-bound", rank, own - others > _DATA_BOUND):
                 lines.append(
-                    f"rank {rank} waits for data {own:.0%} of the time, the others {others:.0%} and then for rank {rank}"
+                    f"rank {rank} waits for data {own:.0%} of the time; the others {others:.0%}, then for rank {rank}"
                 )
         return figures, lines if self._world.rank == 0 else []
 

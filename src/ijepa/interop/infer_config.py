@@ -52,7 +52,7 @@ def infer_encoder(
     if heads is None and width not in HEADS:
         heads = _guess_heads(width, where)
         notes.append(
-            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed, "
+            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed; "
             "--heads N sets a different number"
         )
     heads = heads or HEADS[width]
@@ -117,8 +117,8 @@ def _drift_notes(positions: Positions, where: object) -> list[str]:
     if not positions.drift:
         return []
     return [
-        f"the positions in {where} are up to {positions.drift:.1e} off the sin-cos table, from rounding in the moving "
-        "average of the original; the exact table is used"
+        f"the positions in {where} differ from the sin-cos table by up to {positions.drift:.1e}, because the moving "
+        "average of the original code rounds; the exact table is used"
     ]
 
 

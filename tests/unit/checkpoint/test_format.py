@@ -107,7 +107,7 @@ def test_load_checkpoint_refuses_missing_unknown_and_damaged_tensors(tmp_path):
         load_checkpoint(path, *built())
     file.write_bytes(file.read_bytes()[:100])
     reseal(path)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="safetensors"):
         load_checkpoint(path, *built())
     file.unlink()
     with pytest.raises(UserError, match="does not exist"):
@@ -206,9 +206,11 @@ def test_read_state_refuses_any_flipped_bit(tmp_path):
 def test_verify_checkpoint_refuses_another_step_or_run(tmp_path):
     path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
     verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # versions add and remove keys
-    assert "state.json: is of a run with seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
+    assert "state.json: has seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
     other = path.rename(tmp_path / "step-00000009")
-    assert "state.json: is of step 3, not of the folder's; use an earlier checkpoint" in refusal(other)
+    assert "state.json: has step 3, but the folder's name has a different step; use an earlier checkpoint" in refusal(
+        other
+    )
 
 
 def test_load_part_verifies_the_checksum(tmp_path):

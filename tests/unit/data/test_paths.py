@@ -80,7 +80,7 @@ def test_find_files_splits_of_shards(tmp_path):
         "train-0000.tar",
         "train-0001.tar",
     ]  # as it was typed
-    assert "holds no test, only train, val" in refusal(tmp_path, split="test")
+    assert "has no split test, only train, val" in refusal(tmp_path, split="test")
 
 
 def test_find_files_names_without_a_split(tmp_path):

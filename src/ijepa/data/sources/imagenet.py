@@ -31,7 +31,7 @@ _TARS = {Split.TRAIN: "ILSVRC2012_img_train.tar", Split.VAL: "ILSVRC2012_img_val
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE_TABLE = "LOC_val_solution.csv"
 _TINY_ANNOTATIONS = "val_annotations.txt"
-_HINT = "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put one next to the images"
+_HINT = "give --devkit ILSVRC2012_devkit_t12 (folder or .tar.gz) or LOC_val_solution.csv, or put it next to the images"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ijepa.checkpoint.format import (
     load_part,
     save_checkpoint,
 )
-from ijepa.checkpoint.reader import describe, read_state, seal, verify_checkpoint
+from ijepa.checkpoint.state import describe, read_state, seal
+from ijepa.checkpoint.verify import verify_checkpoint
 from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA

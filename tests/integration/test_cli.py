@@ -137,7 +137,7 @@ def test_pretrain_with_a_damaged_validation_split(tmp_path, scenes):
     found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", str(tmp_path), "--steps", "2", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     (line,) = (line for line in found.stdout.splitlines() if "training images" in line)
-    assert line.startswith("measured on training images: data.path: ") and "val-00000.tar" in line
+    assert line.startswith("diagnostics are measured on training images: data.path: ") and "val-00000.tar" in line
     damaged = ["--data.path", str(tmp_path), "--diagnose-data", str(tmp_path)]
     is_user_error(ijepa("pretrain", "vit-tiny-64", *SMALL, *damaged, cwd=tmp_path), "--diagnose-data", "val-00000.tar")
 

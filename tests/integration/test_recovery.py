@@ -91,7 +91,7 @@ def another_step(checkpoints: Path) -> str:
 def test_last_good_skips_any_damaged_checkpoint(scenes, whole, run, harm):
     problem = harm(run / "checkpoints")
     line = refusal(scenes, run)
-    assert problem in line and line.endswith("--resume last-good")
+    assert problem in line and "--resume last-good" in line
     pretrain(recipe(scenes), source(scenes), run, quiet=True, resume="last-good")
     assert bytes_of(run) == bytes_of(whole)
     names = [path.name for path in list_checkpoints(run / "checkpoints")]

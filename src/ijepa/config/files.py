@@ -56,7 +56,7 @@ def read_yaml(name_or_path: str | Path, folder: str, kind: str, *, _seen: tuple[
     """
     name = str(name_or_path)
     if name in _seen:
-        raise UserError(name, "its `base` leads back to the file itself", "remove one `base` of the circle")
+        raise UserError(name, "its `base` leads back to the file itself", "remove one `base` of the cycle")
     where, text = _read(name, folder, kind)
     try:
         own = yaml.safe_load(text) or {}

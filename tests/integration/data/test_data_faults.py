@@ -49,7 +49,7 @@ def test_shard_shrinks(shards, workers):
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
         opened.truncate(file.stat().st_size // 3)
-    refused(source, "has shrunk since it was indexed", workers)
+    refused(source, "is shorter than when it was indexed", workers)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")

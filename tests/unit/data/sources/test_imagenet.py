@@ -93,7 +93,7 @@ def test_nested_index_names_a_damaged_inner_tar(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.tar contains no images"):
         open_dataset(tmp_path / "b.tar")
     write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
-    with pytest.raises(UserError, match=r"c\.tar, in it n1\.tar, is compressed \(gzip\)"):
+    with pytest.raises(UserError, match=r"c\.tar, member n1\.tar, is compressed \(gzip\)"):
         open_dataset(tmp_path / "c.tar")
 
 

@@ -1,0 +1,69 @@
+"""Damage in a checkpoint is noticed, and so are other steps and runs."""
+
+from pathlib import Path
+
+import pytest
+
+from ijepa.checkpoint.format import (
+    load_checkpoint,
+    save_checkpoint,
+)
+from ijepa.checkpoint.reader import read_state, seal, verify_checkpoint
+from ijepa.distributed.process_group import World
+from ijepa.utils.errors import UserError
+from tests.helpers.checkpoints import built, flip, reseal
+
+
+def refusal(path: Path, settings: dict | None = None) -> str:
+    """Return the line with which a checkpoint is refused."""
+    with pytest.raises(UserError) as caught:
+        verify_checkpoint(path, settings or {}, World())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_read_state_refuses_another_format(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
+    for changed, word in (({"format": 99}, "format 99"), ({"format": 2, "step": None}, "step is missing")):
+        reseal(path, **changed)
+        with pytest.raises(UserError, match=word) as caught:
+            load_checkpoint(path, *built())
+        assert caught.value.where == str(path / "state.json")
+
+
+def test_read_state_refuses_any_flipped_bit(tmp_path):
+    """Each bit of the text, including spaces, line ends and the checksum itself."""
+    path = tmp_path / "step-00000003"
+    path.mkdir()
+    file = path / "state.json"
+    whole = seal({"format": 2, "step": 3, "share": 1e-05, "files": {}}).encode()
+    for place in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[place] ^= 1 << bit
+            file.write_bytes(data)
+            with pytest.raises(UserError, match=r"^[^\n]*state\.json: "):
+                read_state(path)
+    file.write_bytes(whole)
+    assert read_state(path)["step"] == 3
+
+
+def test_verify_checkpoint_refuses_a_flipped_bit(tmp_path):
+    """In the length of the header, in the header, and in the first and last byte of the data."""
+    path = save_checkpoint(tmp_path, 3, *built(), {"counts": {"seen": 3}}, keep=1)
+    assert verify_checkpoint(path, {}, World())["step"] == 3
+    for file in sorted(path.glob("*.safetensors")):
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        for byte in (0, 20, header, file.stat().st_size - 1):
+            flip(file, byte)
+            assert refusal(path).startswith(f"{file}: is damaged: its content does not match its checksum")
+            flip(file, byte)
+    assert verify_checkpoint(path, {}, World())["step"] == 3
+
+
+def test_verify_checkpoint_refuses_another_step_or_run(tmp_path):
+    path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
+    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # versions add and remove keys
+    assert "state.json: is of a run with seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
+    other = path.rename(tmp_path / "step-00000009")
+    assert "state.json: is of step 3, not of the folder's; use an earlier checkpoint" in refusal(other)

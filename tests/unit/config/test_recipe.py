@@ -49,7 +49,7 @@ def test_the_preset_of_the_mission():
     ("overrides", "where", "word"),
     [
         ({"optimizer.lr_encodr": "1"}, "optimizer.lr_encodr", "lr_encoder?"),
-        ({"optimizer.lr_encoder": "1"}, "optimizer", "optimizer?"),
+        ({"optimizr.lr_encoder": "1"}, "optimizr", "optimizer?"),
         ({"precision.autocast": "bf61"}, "precision.autocast = 'bf61'", "bf16?"),
         ({"precision.autocast": 16}, "precision.autocast = 16", "'auto', 'none' or 'bf16'"),
         ({"optimizer.lr_encoder": "fast"}, "optimizer.lr_encoder = 'fast'", "a number"),

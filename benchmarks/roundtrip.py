@@ -20,8 +20,8 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from ijepa.checkpoint.reader import FORMAT, describe, seal
 from ijepa.checkpoint.run_dir import Run, start_run
+from ijepa.checkpoint.state import FORMAT, describe, seal
 from ijepa.config.recipe import Recipe
 from ijepa.interop.weights import load_encoder, resolve_weights
 from ijepa.model.ijepa import IJEPA

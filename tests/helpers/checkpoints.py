@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ijepa.checkpoint.reader import describe, seal
+from ijepa.checkpoint.state import describe, seal
 from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
 from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import apply_step, make_optimizer

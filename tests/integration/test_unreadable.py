@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.checkpoint.reader import seal
+from ijepa.checkpoint.state import seal
 from ijepa.data.open import open_dataset
 from ijepa.data.sources.base import TarSource
 from ijepa.distributed.process_group import World

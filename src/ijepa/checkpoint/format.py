@@ -23,17 +23,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ijepa.checkpoint.reader import (
-    FILES,
-    FORMAT,
-    PARTS,
-    CheckpointReader,
-    checkpoint_name,
-    describe,
-    seal,
-    step_of,
-    verify_part,
-)
+from ijepa.checkpoint.reader import CheckpointReader
+from ijepa.checkpoint.state import FILES, FORMAT, PARTS, checkpoint_name, describe, seal, step_of
+from ijepa.checkpoint.verify import verify_part
 from ijepa.distributed.local_tensors import as_sharded, local_rows, to_local
 from ijepa.distributed.process_group import SINGLE_PROCESS
 from ijepa.model.ijepa import IJEPA

@@ -1,4 +1,4 @@
-"""Reads a checkpoint: its state, its checksums, and its tensors by rows.
+"""Reads the tensors of a checkpoint by rows.
 
     step-00001000/context_encoder.safetensors  target_encoder.safetensors  predictor.safetensors  optimizer.safetensors
     step-00001000/shard-00001-model-00001-of-00001.safetensors  shard-00002-...
@@ -6,168 +6,21 @@
 The first form is written by one process, the second by several, in the safetensors storage of
 torch.distributed.checkpoint: the header of each file names the first row of each of its tensors. A rank reads only the
 rows that it will hold, from the files that have some of them, so any number of ranks reads what any other has written.
-
-`state.json` lists every file with its size and SHA-256, and ends with the SHA-256 of its own content. One changed bit
-in a checkpoint is therefore noticed.
 """
 
-import hashlib
 import json
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ijepa.distributed.process_group import SINGLE_PROCESS, World
-from ijepa.utils.errors import UserError
-from ijepa.utils.files import read_json, sha256_of
-
-PARTS = ("context_encoder", "target_encoder", "predictor")
-FILES = tuple(f"{part}.safetensors" for part in (*PARTS, "optimizer"))
-FORMAT = 2
-
-EARLIER = "use an earlier checkpoint, in pretraining by --resume last-good"
-_NAME = re.compile(r"step-(\d{8,})")
-
-
-def checkpoint_name(step: int) -> str:
-    """Return the folder name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int | None:
-    """Return the step in a checkpoint's name, None if the name is not that of a checkpoint."""
-    match = _NAME.fullmatch(path.name)
-    step = int(match.group(1)) if match else None
-    # `step-000000007` has nine digits, but the name of step 7 has eight.
-    return step if step is not None and checkpoint_name(step) == path.name else None
-
-
-def seal(state: Mapping[str, Any]) -> str:
-    """Return the text of `state.json`: the state, and the SHA-256 of it as the last value."""
-    digest = hashlib.sha256(json.dumps(state, allow_nan=False).encode()).hexdigest()
-    return json.dumps({**state, "sha256": digest}, indent=1, allow_nan=False) + "\n"
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's `state.json`.
-
-    Raises:
-        UserError: it is missing, damaged, of another format, or of another step than the folder's name says.
-    """
-    file = folder / "state.json"
-    if step_of(folder) is not None and not folder.is_dir():
-        raise UserError(folder, "is not a folder", EARLIER)
-    if not file.is_file():
-        raise UserError(file, "does not exist", EARLIER)
-    try:
-        state = read_json(file)
-    except UserError as error:
-        raise UserError(file, error.problem, EARLIER) from None
-    if state.get("format") != FORMAT:
-        raise UserError(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
-    if not _is_sealed(state, file):
-        raise UserError(file, "is damaged: its content does not match its checksum", EARLIER)
-    if type(state.get("step")) is not int:
-        raise UserError(file, "step is missing", EARLIER)
-    if step_of(folder) not in (None, state["step"]):
-        raise UserError(file, f"is of step {state['step']}, not of the folder's", EARLIER)
-    return state
-
-
-def _is_sealed(state: dict[str, Any], file: Path) -> bool:
-    """Whether a file equals, byte for byte, what `seal` returns for its content."""
-    # Comparing the text, and not the values, notices flipped bits in spaces and line ends as well.
-    content = {key: value for key, value in state.items() if key != "sha256"}
-    try:
-        return seal(content).encode() == file.read_bytes()
-    except ValueError:  # NaN, which `seal` never writes
-        return False
-
-
-def describe(file: Path) -> dict[str, Any]:
-    """Return a file's entry in `state.json`."""
-    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
-
-
-def listed_files(state: Mapping[str, Any], part: str | None = None) -> dict[str, dict[str, Any]]:
-    """Return the entries of a checkpoint's files, or of those that hold a part of the model."""
-    files, own = state["files"], f"{part}.safetensors"
-    return {own: files[own]} if own in files else files
-
-
-def verify_file(folder: Path, state: Mapping[str, Any], name: str) -> None:
-    """Compare a file of a checkpoint with its entry.
-
-    Raises:
-        UserError: it is missing, unreadable, or has other bytes.
-    """
-    file, listed = folder / name, state["files"][name]
-    with _checked(file, listed):
-        if sha256_of(file) != listed["sha256"]:
-            raise UserError(file, "is damaged: its content does not match its checksum in state.json", EARLIER)
-
-
-@contextmanager
-def _checked(file: Path, listed: Mapping[str, Any]) -> Iterator[None]:
-    """Compare the size of a file with its entry in `state.json`, and turn errors of reading it into a UserError."""
-    try:
-        if (size := file.stat().st_size) != listed["bytes"]:
-            raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
-        yield
-    except FileNotFoundError:
-        raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
-    except SafetensorError as error:
-        raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
-    except OSError as error:
-        raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
-
-
-def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> dict[str, Any]:
-    """Compare a checkpoint with its checksums and with the run, and return its state. Every rank calls it.
-
-    The ranks share the files, and each hashes its files in threads. A core computes SHA-256 at 1.9 GB/s (measured on
-    an AMD EPYC, Zen 5, with SHA instructions). ViT-H's checkpoint has 10.4 GB: 0.7 s on eight ranks, or 2.7 s on one
-    process with enough cores, because its largest file has half of the bytes. A slower disk sets the time.
-
-    Args:
-        path: the checkpoint's folder.
-        settings: what determines the run's result, by key; keys that the checkpoint lacks are not compared.
-        world: the ranks.
-
-    Raises:
-        UserError: on every rank, the first file that is missing or damaged, or a checkpoint of another run.
-    """
-    state = world.run_on_rank0(lambda: read_state(path))
-    saved = state.get("recipe", {})
-    for key in sorted(settings.keys() & saved.keys()):
-        if saved[key] != settings[key]:
-            raise UserError(path / "state.json", f"is of a run with {key} = {saved[key]}, not {settings[key]}", EARLIER)
-    world.map_items(sorted(state["files"]), lambda name: verify_file(path, state, name))
-    return state
-
-
-def verify_part(folder: Path, part: str, verified: set[str]) -> None:
-    """Compare the files that hold a part of the model with their checksums, if the folder is a checkpoint.
-
-    Files in `verified` are skipped; the others are added to it.
-
-    Raises:
-        UserError: the first file that is missing or damaged.
-    """
-    if not (folder / "state.json").exists():
-        return
-    state = read_state(folder)
-    new = sorted(listed_files(state, part).keys() - verified)
-    SINGLE_PROCESS.map_items(new, lambda name: verify_file(folder, state, name))
-    verified.update(new)
+from ijepa.checkpoint.state import FILES, PARTS, listed_files, read_state
+from ijepa.checkpoint.verify import check_shapes, check_size
 
 
 @dataclass(frozen=True)
@@ -233,7 +86,7 @@ class CheckpointReader:
         return file if file.exists() else self.path
 
     def _open(self, file: Path, prefix: str, listed: Mapping[str, Any]) -> None:
-        with _checked(file, listed):
+        with check_size(file, listed):
             content = safe_open(file, framework="pt")
             # torch.distributed.checkpoint writes the first row of each shard into the file's metadata.
             about = json.loads((content.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
@@ -247,28 +100,3 @@ def _whole_shape(slices: list[TensorSlice]) -> tuple[int, ...]:
     # Slices are cut along the first dimension; the last one ends where the tensor ends.
     shape = slices[0].shape
     return (max(each.start + each.shape[0] for each in slices), *shape[1:]) if shape else ()
-
-
-def check_shapes(
-    file_of: Callable[[str], Path], wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
-) -> None:
-    """Refuse tensors that are not exactly those wanted.
-
-    Args:
-        file_of: returns the file that holds a tensor, or would hold it, for the message.
-        wanted: shapes by name.
-        found: shapes by name.
-
-    Raises:
-        UserError: the first tensor that is missing, unknown, or of another shape.
-    """
-    for name in sorted({*wanted, *found}):
-        if name not in found or name not in wanted:
-            state = "missing" if name in wanted else "unknown"
-            raise UserError(file_of(name), f"{name} is {state}", "the file belongs to another model")
-        if found[name] != wanted[name]:
-            raise UserError(
-                file_of(name),
-                f"{name} has shape {found[name]}, the recipe's model {wanted[name]}",
-                "use the recipe the file was trained with",
-            )

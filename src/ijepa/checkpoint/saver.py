@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import begin, complete, named_tensors, remove_on_error, save_checkpoint
-from ijepa.checkpoint.reader import describe
+from ijepa.checkpoint.state import describe
 from ijepa.distributed.local_tensors import as_sharded, to_local
 from ijepa.distributed.process_group import World
 from ijepa.model.ijepa import IJEPA

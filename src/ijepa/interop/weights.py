@@ -22,8 +22,9 @@ from typing import Any, Literal
 import torch
 
 from ijepa.checkpoint.format import list_checkpoints
-from ijepa.checkpoint.reader import CheckpointReader, check_shapes, verify_part
+from ijepa.checkpoint.reader import CheckpointReader
 from ijepa.checkpoint.run_dir import Run
+from ijepa.checkpoint.verify import check_shapes, verify_part
 from ijepa.config.recipe import ModelSection, Recipe
 from ijepa.interop.config_json import TimmConfig, TransformersConfig
 from ijepa.interop.infer_config import check_positions, infer_encoder, infer_predictor

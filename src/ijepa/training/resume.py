@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ijepa.checkpoint.format import load_checkpoint, named_checkpoints, set_aside
-from ijepa.checkpoint.reader import verify_checkpoint
 from ijepa.checkpoint.run_dir import Run, fixed_settings, noted_checkpoint, open_run, start_run
+from ijepa.checkpoint.verify import verify_checkpoint
 from ijepa.config.recipe import Recipe
 from ijepa.data.sources.base import Source
 from ijepa.distributed.local_tensors import copy_shards

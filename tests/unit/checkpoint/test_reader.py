@@ -1,69 +1,60 @@
-"""Damage in a checkpoint is noticed, and so are other steps and runs."""
-
-from pathlib import Path
+import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from ijepa.checkpoint.format import (
-    load_checkpoint,
-    save_checkpoint,
-)
-from ijepa.checkpoint.reader import read_state, seal, verify_checkpoint
-from ijepa.distributed.process_group import World
+from ijepa.checkpoint.format import save_checkpoint
+from ijepa.checkpoint.reader import CheckpointReader
+from ijepa.checkpoint.state import FORMAT, describe, seal
 from ijepa.utils.errors import UserError
-from tests.helpers.checkpoints import built, flip, reseal
+from tests.helpers.checkpoints import built
+
+WHOLE = torch.arange(30.0).view(10, 3)
+CUTS = {1: (0, 4), 2: (4, 8), 3: (8, 10)}
 
 
-def refusal(path: Path, settings: dict | None = None) -> str:
-    """Return the line with which a checkpoint is refused."""
-    with pytest.raises(UserError) as caught:
-        verify_checkpoint(path, settings or {}, World())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+@pytest.fixture
+def sharded(tmp_path):
+    """A checkpoint with one tensor of ten rows in three files, each with the number of its first row."""
+    folder = tmp_path / "step-00000003"
+    folder.mkdir()
+    for number, (start, stop) in CUTS.items():
+        about = {"w": {"saved_offsets": [start, 0]}}
+        tensors = {"w": WHOLE[start:stop].clone()} | ({"count": torch.tensor(5)} if number == 1 else {})
+        save_file(tensors, folder / f"shard-{number:05d}.safetensors", {"DCP_SHARDING_INFO": json.dumps(about)})
+    files = {file.name: describe(file) for file in sorted(folder.iterdir())}
+    (folder / "state.json").write_text(seal({"format": FORMAT, "step": 3, "files": files}))
+    return folder
 
 
-def test_read_state_refuses_another_format(tmp_path):
-    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
-    for changed, word in (({"format": 99}, "format 99"), ({"format": 2, "step": None}, "step is missing")):
-        reseal(path, **changed)
-        with pytest.raises(UserError, match=word) as caught:
-            load_checkpoint(path, *built())
-        assert caught.value.where == str(path / "state.json")
+@pytest.mark.parametrize("rows", [(0, 10), (0, 4), (3, 5), (5, 9), (9, 10), (2, 10), (10, 10), (4, 4)])
+def test_rows_are_read_across_files(sharded, rows):
+    reader = CheckpointReader(sharded)
+    assert reader.shapes == {"w": (10, 3), "count": ()}
+    assert torch.equal(reader.rows("w", rows), WHOLE[slice(*rows)])
+    assert torch.equal(reader.rows("w"), WHOLE) and reader.rows("count").item() == 5
 
 
-def test_read_state_refuses_any_flipped_bit(tmp_path):
-    """Each bit of the text, including spaces, line ends and the checksum itself."""
-    path = tmp_path / "step-00000003"
-    path.mkdir()
-    file = path / "state.json"
-    whole = seal({"format": 2, "step": 3, "share": 1e-05, "files": {}}).encode()
-    for place in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[place] ^= 1 << bit
-            file.write_bytes(data)
-            with pytest.raises(UserError, match=r"^[^\n]*state\.json: "):
-                read_state(path)
-    file.write_bytes(whole)
-    assert read_state(path)["step"] == 3
+def test_reader_of_a_part_gives_names_of_the_model(tmp_path):
+    model, optimizer = built()
+    path = save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)
+    reader, tensors = CheckpointReader(path, "target_encoder"), model.state_dict()
+    assert reader.shapes and all(name.startswith("target_encoder.") for name in reader.shapes)
+    assert all(torch.equal(reader.rows(name), tensors[name]) for name in reader.shapes)
 
 
-def test_verify_checkpoint_refuses_a_flipped_bit(tmp_path):
-    """In the length of the header, in the header, and in the first and last byte of the data."""
-    path = save_checkpoint(tmp_path, 3, *built(), {"counts": {"seen": 3}}, keep=1)
-    assert verify_checkpoint(path, {}, World())["step"] == 3
-    for file in sorted(path.glob("*.safetensors")):
-        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-        for byte in (0, 20, header, file.stat().st_size - 1):
-            flip(file, byte)
-            assert refusal(path).startswith(f"{file}: is damaged: its content does not match its checksum")
-            flip(file, byte)
-    assert verify_checkpoint(path, {}, World())["step"] == 3
+def test_reader_refuses_a_file_of_another_size(sharded):
+    file = sharded / "shard-00002.safetensors"
+    file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(UserError) as err:
+        CheckpointReader(sharded)
+    assert err.value.where == str(file)
 
 
-def test_verify_checkpoint_refuses_another_step_or_run(tmp_path):
-    path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
-    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # versions add and remove keys
-    assert "state.json: is of a run with seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
-    other = path.rename(tmp_path / "step-00000009")
-    assert "state.json: is of step 3, not of the folder's; use an earlier checkpoint" in refusal(other)
+@pytest.mark.parametrize("wanted", [{"w": (9, 3), "count": ()}, {"w": (10, 3)}, {"w": (10, 3), "count": (), "b": (1,)}])
+def test_check_refuses_other_names_and_shapes(sharded, wanted):
+    reader = CheckpointReader(sharded)
+    reader.check({"w": (10, 3), "count": ()})
+    with pytest.raises(UserError):
+        reader.check(wanted)

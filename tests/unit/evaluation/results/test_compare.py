@@ -10,7 +10,7 @@ from ijepa.evaluation.results.compare import COMPARED, Comparison, compare_resul
 from ijepa.evaluation.segmentation.evaluate import evaluate_segmentation
 from ijepa.evaluation.segmentation.protocol import SegmentationProtocol
 from ijepa.utils.errors import UserError
-from tests.helpers.encoders import MeanColour, block_mask, write_pairs
+from tests.helpers.encoders import MeanColor, block_mask, write_pairs
 from tests.helpers.results import write_result
 
 
@@ -48,7 +48,7 @@ def test_results_of_a_label_map_with_other_classes_have_another_column(tmp_path:
     files = []
     for number, classes in enumerate(("{a: 0, b: 1, c: 2, d: 3}", "{a: [0, 1], b: [2, 3]}", "{a: [0, 2], b: [1, 3]}")):
         (tmp_path / "map.yaml").write_text(f"name: own\nclasses: {classes}\n")
-        result = evaluate_segmentation({"toy": MeanColour()}, train, test, protocol)
+        result = evaluate_segmentation({"toy": MeanColor()}, train, test, protocol)
         assert set(result.data.labels_sha256) == {"train", "test"}
         files.append(tmp_path / f"{number}.json")
         files[-1].write_text(json.dumps(result.to_json()))

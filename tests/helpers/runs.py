@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from ijepa.checkpoint.format import list_checkpoints
 from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_dataset
+from ijepa.masking.batch import Batch
+from ijepa.masking.packing import Packer
 from tests.conftest import TINY
+from tests.helpers.runs import bytes_of, recipe, source
 
 FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")
 
@@ -31,3 +37,10 @@ def bytes_of(run: Path) -> dict[str, bytes]:
 
 class Kill(Exception):
     pass
+
+
+def batch_of(chosen) -> Batch:
+    shape = chosen.model
+    collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_size), dtype=np.uint8))
+    return collate(np.arange(8), pixels.contiguous(memory_format=torch.channels_last), (), ())

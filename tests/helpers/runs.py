@@ -11,7 +11,6 @@ from ijepa.data.open import open_dataset
 from ijepa.masking.batch import Batch
 from ijepa.masking.packing import Packer
 from tests.conftest import TINY
-from tests.helpers.runs import bytes_of, recipe, source
 
 FILES = ("context_encoder", "target_encoder", "predictor", "optimizer")
 
@@ -39,7 +38,8 @@ class Kill(Exception):
     pass
 
 
-def batch_of(chosen) -> Batch:
+def batch_of(chosen: Recipe) -> Batch:
+    """Return the first batch of a run, with random pixels."""
     shape = chosen.model
     collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_size), dtype=np.uint8))

@@ -12,7 +12,9 @@ from ijepa.evaluation.features.loaders import AugmentedLoader, CachedLoader, Pat
 from ijepa.evaluation.protocols import LinearProtocol
 from tests.helpers.feature_clouds import clouds, color_sets
 
-PROTOCOL = LinearProtocol(name="toy", blocks=(1,), lrs=(1e-3,), augment=True, standardize=False, forward_batch=8)
+PROTOCOL = LinearProtocol(
+    name="toy", blocks=(1,), lrs=(1e-3,), weight_decays=(0.0,), augment=True, standardize=False, forward_batch=8
+)
 
 
 class MeanColor:

@@ -57,6 +57,6 @@ def test_pretrain_with_a_truncated_image(tmp_path, scenes):
         (tmp_path / "images" / f"{index:02d}.jpg").write_bytes(image[: len(image) // 2] if index == 7 else image)
     found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", "images", "--steps", "5", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "unreadable, replaced by the next image of its epoch: 07.jpg" in found.stdout
+    assert "unreadable image, replaced by the next image of its epoch: 07.jpg" in found.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 5] and all(row["rankme"] > 1 for row in rows)

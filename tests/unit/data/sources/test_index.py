@@ -180,12 +180,12 @@ def test_build_refuses_a_truncated_tar(tmp_path):
 
 def test_build_refuses_data_without_images(tmp_path):
     text = write_tree(tmp_path / "text", {"a.txt": b"a", "b.txt": b"b", "c.csv": b"c"})
-    assert "text holds no images (found 2 .txt, 1 .csv); images are .jpg" in refusal(text)
+    assert "text contains no images (found 2 .txt, 1 .csv); images are .jpg" in refusal(text)
     assert "(found 1 without a suffix)" in refusal(write_tree(tmp_path / "bare", {"README": b"a"}))
     (tmp_path / "nested/empty").mkdir(parents=True)
-    assert "nested holds no images;" in refusal(tmp_path / "nested")
+    assert "nested contains no images;" in refusal(tmp_path / "nested")
     write_tar(tmp_path / "a.tar", [("a.txt", b"a")])
-    assert "a.tar holds no images (found .txt)" in refusal(tmp_path / "a.tar")
+    assert "a.tar contains no images (found .txt)" in refusal(tmp_path / "a.tar")
     write_tar(tmp_path / "b.tar", [("n01.tar", b"a")])
     assert "ijepa data pack" in refusal(tmp_path / "b.tar")
 

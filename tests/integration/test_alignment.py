@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ijepa.data.loading.loader import Loader
 from ijepa.masking.batch import Batch
-from ijepa.masking.packing import Packer
 from ijepa.model.ijepa import IJEPA, IJEPAOutput
 from ijepa.training.loop import pretrain
-from tests.helpers.runs import bytes_of, recipe, source
+from tests.helpers.runs import batch_of, bytes_of, recipe, source
 
 SHIFTS = range(4, 64, 4)
 
@@ -29,13 +28,6 @@ def moved(tensor: Tensor, shift: int) -> Tensor:
     copy = torch.from_numpy(raw).view(dense.shape).copy_(dense).permute(np.argsort(order).tolist())
     assert copy.stride() == tensor.stride() and (not copy.numel() or copy.data_ptr() % 64 == shift)
     return copy
-
-
-def batch_of(chosen) -> Batch:
-    shape = chosen.model
-    collate = Packer(chosen.mask, shape.grid, 0, 8, shape.encoder.depth, shape.encoder.drop_path)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, *shape.image_size), dtype=np.uint8))
-    return collate(np.arange(8), pixels.contiguous(memory_format=torch.channels_last), (), ())
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

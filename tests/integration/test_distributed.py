@@ -20,9 +20,9 @@ from ijepa.model.ijepa import IJEPA
 from ijepa.training.optimizer import make_optimizer
 from ijepa.utils.errors import UserError
 from tests.conftest import TINY
+from tests.helpers.checkpoints import flip
 from tests.helpers.ranks import environment, run, run_jobs, spawn
 from tests.helpers.waiting import LIMIT, count_lines, wait_until
-from tests.unit.checkpoint.test_format import flip
 
 DOUBLE = {"double": True}
 CLIP = 1e-3

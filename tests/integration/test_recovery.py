@@ -12,8 +12,8 @@ from ijepa.interop.weights import load_encoder
 from ijepa.prepare.scenes.scenes import write_scenes
 from ijepa.training.loop import Callback, pretrain
 from ijepa.utils.errors import UserError
+from tests.helpers.checkpoints import flip
 from tests.helpers.runs import Kill, bytes_of, recipe, source
-from tests.unit.checkpoint.test_format import flip
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The encoder in a form that other programs run: whole images in, patch features out.
 
 Packed sequences serve training; exported graphs need plain tensors. Weights and function are those of
-`VisionTransformer` at its native size; `tests/unit/interop/test_exchange.py` compares the two.
+`VisionTransformer` at its native size; `tests/unit/interop/test_dense.py` compares the two.
 """
 
 import torch

@@ -1,9 +1,7 @@
 """Checkpoints are complete or absent, and damage is noticed."""
 
-import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,31 +13,9 @@ from ijepa.checkpoint.format import (
     load_part,
     save_checkpoint,
 )
-from ijepa.checkpoint.state import describe, read_state, seal
-from ijepa.checkpoint.verify import verify_checkpoint
-from ijepa.config.recipe import EncoderSection, ModelSection, OptimizerSection, PredictorSection
-from ijepa.distributed.process_group import World
-from ijepa.model.ijepa import IJEPA
-from ijepa.training.optimizer import apply_step, make_optimizer
 from ijepa.utils.errors import RunError, UserError
+from tests.helpers.checkpoints import built, flip, reseal
 from tests.helpers.runs import Kill
-
-
-def built(width: int = 16, seed: int = 0):
-    shape = ModelSection(
-        image_size=48,
-        patch_size=8,
-        encoder=EncoderSection(width=width, depth=1, heads=2),
-        predictor=PredictorSection(width=16, depth=1, heads=2),
-    )
-    model = IJEPA(shape, seed)
-    optimizer = make_optimizer(model, OptimizerSection())
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter)
-    apply_step(model, optimizer, 0.9, None)
-    model.position_mean.fill_(0.5)
-    return model, optimizer
 
 
 def test_load_checkpoint_restores_every_bit(tmp_path):
@@ -140,78 +116,6 @@ def test_kill_while_old_checkpoints_are_removed_leaves_complete_ones(tmp_path, m
     assert all(load_checkpoint(path, *built(seed=9))["step"] for path in there)
     save_checkpoint(tmp_path, 3, model, optimizer, {}, keep=1)  # replaces the checkpoint of the same step
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
-
-
-def test_read_state_refuses_another_format(tmp_path):
-    path = save_checkpoint(tmp_path, 3, *built(), {}, keep=1)
-    for changed, word in (({"format": 99}, "format 99"), ({"format": 2, "step": None}, "step is missing")):
-        reseal(path, **changed)
-        with pytest.raises(UserError, match=word) as caught:
-            load_checkpoint(path, *built())
-        assert caught.value.where == str(path / "state.json")
-
-
-def reseal(path: Path, **changed: object) -> None:
-    """Change a checkpoint's state, and make its sizes and checksums those of its files."""
-    state = json.loads((path / "state.json").read_text()) | changed
-    state["files"] = {name: describe(path / name) for name in state["files"]}
-    del state["sha256"]
-    (path / "state.json").write_text(seal(state))
-
-
-def flip(file: Path, byte: int, bit: int = 0) -> None:
-    """Change one bit of a file."""
-    data = bytearray(file.read_bytes())
-    data[byte] ^= 1 << bit
-    file.write_bytes(data)
-
-
-def refusal(path: Path, settings: dict | None = None) -> str:
-    """Return the line with which a checkpoint is refused."""
-    with pytest.raises(UserError) as caught:
-        verify_checkpoint(path, settings or {}, World())
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_verify_checkpoint_refuses_a_flipped_bit(tmp_path):
-    """In the length of the header, in the header, and in the first and last byte of the data."""
-    path = save_checkpoint(tmp_path, 3, *built(), {"counts": {"seen": 3}}, keep=1)
-    assert verify_checkpoint(path, {}, World())["step"] == 3
-    for file in sorted(path.glob("*.safetensors")):
-        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-        for byte in (0, 20, header, file.stat().st_size - 1):
-            flip(file, byte)
-            assert refusal(path).startswith(f"{file}: is damaged: its content does not match its checksum")
-            flip(file, byte)
-    assert verify_checkpoint(path, {}, World())["step"] == 3
-
-
-def test_read_state_refuses_any_flipped_bit(tmp_path):
-    """Each bit of the text, including spaces, line ends and the checksum itself."""
-    path = tmp_path / "step-00000003"
-    path.mkdir()
-    file = path / "state.json"
-    whole = seal({"format": 2, "step": 3, "share": 1e-05, "files": {}}).encode()
-    for place in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[place] ^= 1 << bit
-            file.write_bytes(data)
-            with pytest.raises(UserError, match=r"^[^\n]*state\.json: "):
-                read_state(path)
-    file.write_bytes(whole)
-    assert read_state(path)["step"] == 3
-
-
-def test_verify_checkpoint_refuses_another_step_or_run(tmp_path):
-    path = save_checkpoint(tmp_path, 3, *built(), {"recipe": {"seed": 1, "gone": 2}}, keep=1)
-    verify_checkpoint(path, {"seed": 1, "new": 3}, World())  # versions add and remove keys
-    assert "state.json: has seed = 1, not 0; use an earlier checkpoint" in refusal(path, {"seed": 0})
-    other = path.rename(tmp_path / "step-00000009")
-    assert "state.json: has step 3, but the folder's name has a different step; use an earlier checkpoint" in refusal(
-        other
-    )
 
 
 def test_load_part_verifies_the_checksum(tmp_path):

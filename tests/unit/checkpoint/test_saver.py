@@ -12,7 +12,7 @@ from ijepa.checkpoint.reader import CheckpointReader
 from ijepa.checkpoint.saver import Saver
 from ijepa.distributed.process_group import World
 from ijepa.utils.errors import RunError
-from tests.unit.checkpoint.test_format import built
+from tests.helpers.checkpoints import built
 
 SHARDED = World("zero2", mesh=object())  # type: ignore[arg-type]
 NAME = "context_encoder.blocks.0.attn.qkv.weight"

@@ -1,13 +1,8 @@
 from pathlib import Path
 
-import pytest
-from click.testing import CliRunner
-
-from ijepa.cli import cli
 from ijepa.cli.tables import comparison_table, result_table
 from ijepa.evaluation.results.compare import compare_results
 from ijepa.evaluation.results.schema import Data, EvaluationResult, ResultRow
-from ijepa.utils.errors import UserError
 from tests.helpers.results import write_result
 
 
@@ -45,19 +40,3 @@ def test_comparison_table_has_intervals_and_published_values(tmp_path: Path) -> 
     (row,) = [line for line in text.splitlines() if "I-JEPA ViT-H/14" in line]
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["-", "-", "79.3"]
     assert "b.json: a note" in text and "arXiv 2301.08243" in text
-
-
-@pytest.mark.parametrize("words", [["compare"], ["--compare"], ["--no-published", "--compare"]])
-def test_evaluate_compare_prints_the_table(tmp_path: Path, words: list[str]) -> None:
-    files = [str(write_result(tmp_path / f"{top}.json", [{"encoder": "mine", "top1": top}])) for top in (0.25, 0.75)]
-    done = CliRunner().invoke(cli, ["evaluate", *words, *files])
-    assert done.exit_code == 0, done.output
-    assert "25.00" in done.output and "75.00" in done.output
-    assert ("I-JEPA ViT-H/14" in done.output) == (len(words) == 1)
-
-
-def test_evaluate_compare_is_in_the_help_and_needs_files() -> None:
-    assert "--compare" in CliRunner().invoke(cli, ["evaluate", "--help"]).output
-    with pytest.raises(UserError) as err:
-        CliRunner().invoke(cli, ["evaluate", "--compare"], catch_exceptions=False)
-    assert err.value.where == "compare"

@@ -213,52 +213,6 @@ def test_pack_keeps_finished_shards_and_writes_missing_ones_again(tmp_path):
     assert "12 of 30" in lines[0] and "30 of 30" in lines[-1]
 
 
-@pytest.mark.parametrize("kept", [["plan.json", "train-0000.tar.json"], []])
-def test_pack_killed_after_the_manifest_only_removes_its_state(tmp_path, monkeypatch, kept):
-    root = tree(tmp_path / "tree")
-
-    def killed(out):
-        for file in (out / pack_state.WORK).iterdir():
-            if file.name not in kept:
-                file.unlink()
-        raise RunError("killed")
-
-    monkeypatch.setattr(pack_state, "remove_state", killed)
-    with pytest.raises(RunError, match="killed"):
-        run("folder", root, tmp_path / "out")
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="settings"):
-        run("folder", root, tmp_path / "out", "--seed", 3)
-    assert "30 train in 1 shards" in run("folder", root, tmp_path / "out")
-    assert not (tmp_path / "out" / pack_state.WORK).exists()
-
-
-def test_pack_locks_its_folder(tmp_path):
-    source = {"train": open_dataset(tree(tmp_path / "tree"))}
-    with (
-        pack_state.lock(tmp_path / "out"),
-        pytest.raises(UserError, match=str(os.getpid())),
-    ):
-        pack(source, tmp_path / "out", Settings())
-    assert not (tmp_path / "out").exists()
-    pack(source, tmp_path / "out", Settings())
-
-
-def test_pack_removes_partial_files_of_a_killed_packing_first(tmp_path):
-    source = {"train": open_dataset(tree(tmp_path / "tree"))}
-    folders = [tmp_path / "out", tmp_path / "out/.packing", tmp_path / "out/.packing/archives"]
-    folders[-1].mkdir(parents=True)
-    for folder in folders:
-        (folder / ".half.tar.77.part").write_bytes(b"half")
-
-    def opened(spool):
-        assert spool == folders[-1] and not list((tmp_path / "out").rglob("*.part"))
-        return source
-
-    pack(opened, tmp_path / "out", Settings())
-    assert (tmp_path / "out/manifest.json").is_file()
-
-
 def test_pack_checks_class_names_before_it_writes(tmp_path):
     far = write_shards(tmp_path / "shards", [4])
     (far / "classes.txt").write_text("a\nb\n")

@@ -5,15 +5,12 @@ import pytest
 import torch
 
 from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
-from ijepa.masking.batch import Sequences
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer, layer_rates
 from ijepa.masking.token_budget import Budget
-from ijepa.model.attention import attention
-from ijepa.model.ijepa import IJEPA, whole_images
-from ijepa.model.linear import Linear
+from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import call_compiled, checkpoint_activations, compile_blocks, set_attention
-from tests.reference.dense import attend
+from tests.helpers.sequences import sequences
 
 RULE = MaskRule(min_context=4)
 SHAPE = ModelSection(
@@ -55,48 +52,6 @@ def agree(model, plain, batches, tolerance=1e-10):
         assert gradients.keys() == expected.keys()
         for name, gradient in gradients.items():
             assert (gradient - expected[name]).abs().max() < tolerance * max(1, expected[name].abs().max()), name
-
-
-def sequences(lengths, empty=0, limit=0):
-    ends = np.concatenate([[0], np.cumsum([*lengths, *[0] * empty])]).astype(np.int32)
-    return Sequences(torch.arange(int(ends[-1])), torch.from_numpy(ends), tuple(lengths), limit)
-
-
-@pytest.mark.parametrize("kernel", ["auto", "math"])
-@pytest.mark.parametrize(
-    ("lengths", "empty", "limit", "beyond"),
-    # The last case has as many rows as two sequences of the longest one's length.
-    [((5, 9, 1), 0, 0, 3), ((7, 7), 0, 7, 0), ((5, 12), 3, 16, 0), ((61, 62), 0, 0, 1)],
-)
-def test_attention_kernels_equal_the_definition(kernel, lengths, empty, limit, beyond):
-    where = sequences(lengths, empty, limit)
-    total = sum(lengths) + beyond
-    qkv = torch.randn(total, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    out = attention(qkv, where, where, backend=kernel)
-    start, parts = 0, []
-    for length in lengths:
-        parts.append(attend(qkv[start : start + length].flatten(1), 2))
-        start += length
-    wanted = torch.cat([*parts, torch.zeros(beyond, 16, dtype=torch.float64)])
-    torch.testing.assert_close(out.flatten(1), wanted, rtol=1e-12, atol=1e-12)
-    weight = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    (found,) = torch.autograd.grad((out.flatten(1) * weight).sum(), qkv, retain_graph=True)
-    (expected,) = torch.autograd.grad((wanted * weight).sum(), qkv)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_attention_does_not_pad_whole_images(monkeypatch):
-    monkeypatch.setattr(torch, "searchsorted", lambda *given, **options: pytest.fail("padded"))
-    where = whole_images(torch.empty(21, 5), 3)
-    qkv = torch.randn(21, 3, 2, 8, generator=torch.Generator().manual_seed(0))
-    out, plain = (attention(qkv, where, where, backend=kernel) for kernel in ("math", "auto"))
-    torch.testing.assert_close(out, plain)
-
-
-def test_flash_attention_is_refused_on_a_cpu():
-    where = sequences((4,))
-    with pytest.raises(ValueError, match="16 bits on CUDA"):
-        attention(torch.zeros(4, 3, 1, 8), where, where, backend="flash")
 
 
 @pytest.mark.parametrize("budget", [None, BUDGET])
@@ -159,19 +114,3 @@ def test_compiled_block_gets_no_lengths_if_it_has_a_limit():
     given = call_compiled(lambda *arguments: arguments, {}, torch.zeros(5, 8), bounded, unbounded, None)
     assert (given[1].lengths, given[1].longest) == ((), 4) and given[1].cu_seqlens is bounded.cu_seqlens
     assert given[2] is unbounded
-
-
-def test_compiled_layer_equals_the_plain_layer():
-    """Inductor does not know the operation of a CPU's layer in bfloat16, so a compiled layer must not contain it."""
-    graphs = []
-
-    def keep(graph, inputs):
-        graphs.append(str(graph.graph))
-        return graph
-
-    torch._dynamo.reset()
-    layer, x = Linear(32, 48), torch.randn(7, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, wanted = torch.compile(layer, backend=keep)(x), layer(x)
-    assert len(graphs) == 1 and "linear" in graphs[0] and "mkldnn" not in graphs[0] and "autograd" not in graphs[0]
-    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=2e-2)

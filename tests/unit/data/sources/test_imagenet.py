@@ -1,5 +1,4 @@
 import io
-import pickle
 import sys
 import tarfile
 from pathlib import Path
@@ -8,31 +7,13 @@ import numpy as np
 import pytest
 
 from ijepa.data.open import open_dataset
-from ijepa.data.sources.base import Sample, Source
+from ijepa.data.sources.base import Source
 from ijepa.utils.errors import UserError
+from tests.helpers.imagenet import WNIDS, write_train
 from tests.helpers.images import write_tar, write_tree
 
-WNIDS = ("n01440764", "n01443537", "n02085620")
 IDS = {1: "n02085620", 2: "n01440764", 3: "n01443537"}
 """The kit's class numbers do not follow the order of the WordNet ids."""
-
-
-def tar(members: list[tuple[str, bytes]]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
-
-
-def class_tar(wnid: str, count: int) -> bytes:
-    return tar([(f"{wnid}_{i}.JPEG", f"{wnid} {i}".encode() * (i + 1) * 90) for i in range(count)])
-
-
-def write_train(path: Path) -> Path:
-    return write_tar(path, [(f"{wnid}.tar", class_tar(wnid, i + 2)) for i, wnid in reversed([*enumerate(WNIDS)])])
 
 
 def kit_files(truth: str = "3\n1\n1\n2\n") -> dict[str, bytes]:
@@ -56,45 +37,6 @@ def with_class(source: Source) -> list[tuple[str, str]]:
 
 
 TRUTH = [IDS[3], IDS[1], IDS[1], IDS[2]]
-
-
-def test_nested_index_reads_class_tars_in_place(tmp_path: Path) -> None:
-    source = open_dataset(write_train(tmp_path / "ILSVRC2012_img_train.tar"))
-    assert source.classes == WNIDS
-    expected = [
-        Sample(f"ILSVRC2012_img_train.tar/{wnid}_{i}.JPEG", f"{wnid} {i}".encode() * (i + 1) * 90, number, None)
-        for number, wnid in reversed([*enumerate(WNIDS)])
-        for i in range(number + 2)
-    ]
-    assert [source[i] for i in range(len(source))] == expected
-    copy = pickle.loads(pickle.dumps(source))
-    assert copy[3] == source[3]
-    assert open_dataset(tmp_path / "ILSVRC2012_img_train.tar").fingerprint == source.fingerprint
-
-
-def test_nested_index_agrees_with_tarfile(tmp_path: Path) -> None:
-    path = write_train(tmp_path / "train.tar")
-    slow = {}
-    with tarfile.open(path) as outer:
-        for member in outer:
-            with tarfile.open(fileobj=outer.extractfile(member)) as inner:
-                slow |= {file.name: inner.extractfile(file).read() for file in inner}
-    source = open_dataset(path)
-    assert {Path(source.name(i)).name: source.image(i) for i in range(len(source))} == slow
-
-
-def test_nested_index_names_a_damaged_inner_tar(tmp_path: Path) -> None:
-    whole = class_tar(WNIDS[0], 3)
-    write_tar(tmp_path / "a.tar", [("n1.tar", whole), ("n2.tar", whole[:1500]), ("n3.tar", whole)])
-    with pytest.raises(UserError, match=r"a\.tar, member n2\.tar, is cut short: it ends at byte 1500") as caught:
-        open_dataset(tmp_path / "a.tar", where="--train")
-    assert "\n" not in str(caught.value)
-    write_tar(tmp_path / "b.tar", [("n1.tar", tar([("readme.txt", b"")]))])
-    with pytest.raises(UserError, match=r"b\.tar contains no images"):
-        open_dataset(tmp_path / "b.tar")
-    write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
-    with pytest.raises(UserError, match=r"c\.tar, member n1\.tar, is compressed \(gzip\)"):
-        open_dataset(tmp_path / "c.tar")
 
 
 def test_validation_classes_from_the_development_kit(tmp_path: Path) -> None:

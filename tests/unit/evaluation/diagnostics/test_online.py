@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ijepa.cli.train import _diagnosis
 from ijepa.config.recipe import Recipe
 from ijepa.data.open import open_dataset
 from ijepa.evaluation.diagnostics.online import online_diagnosis
@@ -43,15 +42,6 @@ def test_online_diagnosis_is_repeatable_and_does_not_change_the_model(scenes: Pa
     assert torch.equal(torch.get_rng_state(), random)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-
-
-@pytest.mark.parametrize(("steps", "expected"), [(4000, 400), (300, 50), (20, 20)])
-@pytest.mark.parametrize("asked", [None, 0, 7])
-def test_default_interval_measures_a_run_ten_times(scenes: Path, steps: int, expected: int, asked: int | None) -> None:
-    """Warnings need three measurements, and measuring must not be a large part of a short run."""
-    recipe = Recipe.read({**TINY, "steps": steps, "data": {"path": f"{scenes}/train-*.tar"}}, "tiny")
-    (callback,) = _diagnosis(recipe, 160, asked, None, Path())
-    assert callback.every == {None: expected, 0: steps, 7: 7}[asked]
 
 
 def test_online_diagnosis_shows_a_collapse(scenes: Path) -> None:

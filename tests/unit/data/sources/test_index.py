@@ -37,7 +37,7 @@ def test_build_once_then_load(tmp_path, scans):
     first, second = of(tmp_path), of(tmp_path)
     assert scans == ["train-0000.tar", "train-0001.tar"]
     assert same(first, second) and first.directory == second.directory
-    assert not second.arrays["block"].flags.writeable
+    assert not second.arrays["block"].flags["W"]
     assert first.arrays["first"].tolist() == [0, 3, 5]
     assert first.arrays["label"].tolist() == [0, 1, 2, 0, 1]
 

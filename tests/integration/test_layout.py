@@ -16,7 +16,7 @@ WITHOUT_MODULE = {
 """Files of unit tests that test no module of the same name, each with the reason."""
 
 
-def tests_of(module: Path) -> Path:
+def place_of(module: Path) -> Path:
     """Return where the tests of a module belong."""
     relative = module.relative_to(SOURCE)
     return UNIT / relative.with_name(OTHER_NAMES.get(str(relative), f"test_{relative.name}"))
@@ -27,10 +27,10 @@ def modules() -> set[Path]:
 
 
 def test_every_module_has_a_file_of_tests():
-    missing = {str(module.relative_to(SOURCE)) for module in modules() if not tests_of(module).is_file()}
+    missing = {str(module.relative_to(SOURCE)) for module in modules() if not place_of(module).is_file()}
     assert missing == WITHOUT_TESTS.keys()
 
 
 def test_every_file_of_unit_tests_has_its_module():
-    extra = set(UNIT.rglob("test_*.py")) - {tests_of(module) for module in modules()}
+    extra = set(UNIT.rglob("test_*.py")) - {place_of(module) for module in modules()}
     assert {str(file.relative_to(UNIT)) for file in extra} == WITHOUT_MODULE.keys()

@@ -13,7 +13,7 @@ def invoke(*words: object) -> str:
 
 def test_scenes_index_and_check_agree_on_the_number_of_images(tmp_path):
     assert "20 train, 10 val" in invoke("scenes", tmp_path / "s", "--images", 30, "--size", 32, "--val-share", 1 / 3)
-    assert "20 images, 8 classes, masks" in invoke("index", tmp_path / "s", "--split", "train")
+    assert "20 images, 7 classes, masks" in invoke("index", tmp_path / "s", "--split", "train")
     assert "10 images" in invoke("check", tmp_path / "s", "--split", "val")
     assert "shards: " in invoke("check", tmp_path / "s", "--checksums")
 

@@ -76,19 +76,23 @@ def test_load_checkpoint_refuses_missing_unknown_and_damaged_tensors(tmp_path):
     whole = load_file(file)
     save_file({**whole, "extra": torch.zeros(1)}, file)
     reseal(path)  # otherwise the checksum would be refused first
-    with pytest.raises(UserError, match="unknown"):
+    with pytest.raises(UserError, match="unknown") as err:
         load_checkpoint(path, *built())
+    assert err.value.where == str(file)
     save_file({k: v for k, v in whole.items() if k != "mask_token"}, file)
     reseal(path)
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match="missing") as err:
         load_checkpoint(path, *built())
+    assert err.value.where == str(file)
     file.write_bytes(file.read_bytes()[:100])
     reseal(path)
-    with pytest.raises(UserError, match="safetensors"):
+    with pytest.raises(UserError) as err:
         load_checkpoint(path, *built())
+    assert err.value.where == str(file)
     file.unlink()
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError) as err:
         load_checkpoint(path, *built())
+    assert err.value.where == str(file)
 
 
 def test_list_checkpoints_ignores_partial_folders(tmp_path):
@@ -123,8 +127,9 @@ def test_load_part_verifies_the_checksum(tmp_path):
     flip(path / "predictor.safetensors", -1)
     module = built(seed=5)[0]
     load_part(module.target_encoder, path, "target_encoder")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged") as err:
         load_part(module.predictor, path, "predictor")
+    assert err.value.where == str(path / "predictor.safetensors")
 
 
 def test_checkpoints_of_steps_with_nine_and_more_digits(tmp_path):

@@ -12,16 +12,19 @@ from tests.helpers.runs import Kill, recipe, source
 
 
 def test_refused_start_writes_nothing(scenes, tmp_path, whole):
-    with pytest.raises(UserError, match="optimizer.lr_encoder"):
+    with pytest.raises(UserError, match="optimizer.lr_encoder") as err:
         pretrain(recipe(scenes, optimizer={"lr_encoder": 0.1}), source(scenes), whole, quiet=True)
-    with pytest.raises(UserError, match="already"):
+    assert err.value.where == str(whole / "recipe.yaml")
+    with pytest.raises(UserError) as err:
         pretrain(recipe(scenes), source(scenes), whole, resume="never", quiet=True)
+    assert err.value.where == str(whole)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError) as caught:
         pretrain(recipe(scenes), source(scenes), tmp_path, quiet=True)
     assert caught.value.where == str(tmp_path)
-    with pytest.raises(UserError, match="schedule.warmup"):
+    with pytest.raises(UserError) as err:
         pretrain(recipe(scenes, schedule={"warmup": "9 epochs"}), source(scenes), tmp_path / "new", quiet=True)
+    assert err.value.where == "schedule.warmup = 9 epochs"
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 

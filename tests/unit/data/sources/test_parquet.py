@@ -52,8 +52,9 @@ def test_open_parquet_published_data_set(published, tmp_path):
         assert source.name(11) == "train-00001-of-00002.parquet/row-0000001"
     held = open_dataset(published, split="val")
     assert [held.image(i) for i in range(5)] == [jpeg(i) for i in range(20, 25)]
-    with pytest.raises(UserError, match="several splits: train, val"):
+    with pytest.raises(UserError, match="train, val") as err:
         open_dataset(published)
+    assert err.value.where == "data.path"
 
 
 def test_open_parquet_bytes_and_words(tmp_path):
@@ -85,7 +86,7 @@ def test_empty_cell_is_an_unreadable_image(tmp_path):
 def test_changed_file_is_an_error(published):
     source = open_dataset(published, split="train")
     write(published / "data/train-00000-of-00002.parquet", range(10), group=3)
-    with pytest.raises(RunError, match="has changed since it was indexed"):
+    with pytest.raises(RunError, match="changed"):
         source.image(0)
     assert open_dataset(published, split="train").image(0) == jpeg(0)
     source = open_dataset(published, split="train")
@@ -128,8 +129,9 @@ def test_find_parquet_descending_range(tmp_path):
     for number in range(2):
         write(tmp_path / f"x-{number}.parquet", range(3))
     assert len(open_dataset(f"{tmp_path}/x-{{1..0}}.parquet")) == 6
-    with pytest.raises(UserError, match="do not exist"):
+    with pytest.raises(UserError, match=r"\{9\.\.0\}") as err:
         open_dataset(f"{tmp_path}/x-{{9..0}}.parquet")
+    assert err.value.where == "data.path"
 
 
 def test_find_parquet_ignores_a_table_next_to_shards(tmp_path):

@@ -146,8 +146,9 @@ def test_find_remote_describes_shards_in_parallel(server, cache, monkeypatch):
 
 def test_find_remote_and_download_refuse_in_one_line(server, cache, monkeypatch):
     url, _, _ = server
-    with pytest.raises(UserError, match=r"train-0003.tar does not exist"):
+    with pytest.raises(UserError, match=r"train-0003\.tar") as err:
         open_dataset(url + "/train-{0000..0003}.tar")
+    assert err.value.where == "data.path"
     with pytest.raises(UserError, match="train-0000.tar .*127.0.0.1:9"):
         open_dataset("http://127.0.0.1:9/train-0000.tar")
     with pytest.raises(UserError, match="nosuch://"):
@@ -165,7 +166,7 @@ def test_download_failure_leaves_no_file(server, cache, monkeypatch):
         raise ConnectionResetError("gone")
 
     monkeypatch.setattr(remote.shutil, "copyfileobj", broken)
-    with pytest.raises(RunError, match="cannot be fetched: gone"):
+    with pytest.raises(RunError, match="gone"):
         open_dataset(url + "/train-0000.tar")
     assert not [path for path in cache.rglob("*") if path.is_file() and path.name != ".lock"]
 
@@ -224,5 +225,6 @@ def test_download_from_a_bucket_again_after_a_change_of_equal_size(bucket, cache
     assert open_dataset("s3://bucket/shards/train-{0000..0001}.tar").image(0) == before[::-1]
     with pytest.raises(UserError, match=r"train-0002.tar .*1 of 3"):
         open_dataset("s3://bucket/shards/train-{0000..0002}.tar")
-    with pytest.raises(UserError, match="s3://bucket/nothing/ matches nothing"):
+    with pytest.raises(UserError, match="s3://bucket/nothing/") as err:
         open_dataset("s3://bucket/nothing/")
+    assert err.value.where == "data.path"

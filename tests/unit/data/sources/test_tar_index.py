@@ -186,7 +186,7 @@ def test_scan_tar_reports_the_place_of_damage(tmp_path):
     data = bytearray(path.read_bytes())
     data[3 * BLOCK : 3 * BLOCK + 400] = b"\x5a" * 400
     path.write_bytes(data)
-    with pytest.raises(TarError, match=f"no member header at byte {3 * BLOCK}"):
+    with pytest.raises(TarError, match=f"byte {3 * BLOCK}"):
         scan_tar(path)
 
 

@@ -23,7 +23,7 @@ def test_check_fails_and_lists_bad_images_and_duplicates(tmp_path):
     done = CliRunner().invoke(cli, ["data", "check", str(tmp_path / "set"), "--duplicates"])
     assert isinstance(done.exception, RunError) and done.exception.exit_code == 1
     assert "2 good, 1 bad" in done.output and "bad: c.jpg" in done.output
-    assert "duplicate: b.jpg is a.jpg" in done.output
+    assert "duplicate: b.jpg is identical to a.jpg" in done.output
 
 
 def test_pack_refuses_an_output_inside_its_source_and_a_missing_one(tmp_path):

@@ -58,7 +58,7 @@ def run(output: Path, *, seed: int = 0, images: int = IMAGES, overrides: dict[st
     clock = _Clock()
     scenes = output.with_name(output.name + "-scenes")
     from_start = not output.exists() and not scenes.exists()
-    with clock.part("scenes", f"{images} scenes, drawn into {scenes}"):
+    with clock.part("scenes", f"{images} scenes generated in {scenes}"):
         draw(scenes, images=images, seed=seed)
     recipe = Recipe.load("scenes", {"data.path": str(scenes), "seed": seed, **(overrides or {})})
     source = open_dataset(scenes, split="train")
@@ -95,7 +95,7 @@ def draw(folder: Path, *, images: int, seed: int) -> None:
         with atomic_dir(folder) as partial:
             write_scenes(partial, images=images, seed=seed, processes=min(2, available_cores()))
         return
-    hint = "give another --output, or remove that folder"
+    hint = "choose a different --output, or remove that folder"
     if not (folder / "manifest.json").is_file():
         raise UserError(folder, "is not empty and has no scenes", hint)
     manifest = read_json(folder / "manifest.json")

@@ -43,7 +43,7 @@ def test_pretrain_with_a_damaged_validation_split(tmp_path, scenes):
     found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", str(tmp_path), "--steps", "2", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     (line,) = (line for line in found.stdout.splitlines() if "training images" in line)
-    assert line.startswith("measured on training images: data.path: ") and "val-00000.tar" in line
+    assert line.startswith("diagnostics are measured on training images: data.path: ") and "val-00000.tar" in line
     damaged = ["--data.path", str(tmp_path), "--diagnose-data", str(tmp_path)]
     is_user_error(ijepa("pretrain", "vit-tiny-64", *SMALL, *damaged, cwd=tmp_path), "--diagnose-data", "val-00000.tar")
 
@@ -57,6 +57,6 @@ def test_pretrain_with_a_truncated_image(tmp_path, scenes):
         (tmp_path / "images" / f"{index:02d}.jpg").write_bytes(image[: len(image) // 2] if index == 7 else image)
     found = ijepa("pretrain", "vit-tiny-64", *SMALL, "--data.path", "images", "--steps", "5", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert "unreadable, replaced by the next image of its epoch: 07.jpg" in found.stdout
+    assert "unreadable image, replaced by the next image of its epoch: 07.jpg" in found.stdout
     rows = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 5] and all(row["rankme"] > 1 for row in rows)

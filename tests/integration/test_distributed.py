@@ -278,7 +278,7 @@ def test_missing_shard_is_reported_once(runs, tmp_path):
     sorted(last(out).glob("shard-*"))[1].unlink()
     line = one_line(spawn(2, [sys.executable, "-m", "ijepa", "pretrain", str(out), "--output", str(out)]))
     assert line.startswith("ijepa: ") and "shard-00002" in line
-    assert "does not exist; the checkpoint is not whole; use an earlier checkpoint" in line
+    assert "does not exist; the checkpoint is incomplete; use an earlier checkpoint" in line
 
 
 @pytest.mark.slow
@@ -342,7 +342,7 @@ def test_killed_rank_is_named_and_the_run_resumes(scenes, tmp_path):
         launcher.kill()
     ours = [line for line in said.splitlines() if line.startswith("ijepa: ")]
     assert launcher.returncode == 1 and len(ours) == 1, said
-    assert "waits for rank 1, which gives no sign (last seen at step" in ours[0]
+    assert "waits for rank 1, which does not respond (last seen at step" in ours[0]
     assert "the same command resumes from step-0" in ours[0]
     step = int(last(out).name[-8:])
     run({"recipe": recipe(scenes, steps=3000), "output": str(out), "stop_after": 2})

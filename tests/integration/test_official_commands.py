@@ -22,8 +22,10 @@ from tests.conftest import TINY
 from tests.helpers.libraries import averaged, pixels, recipe, write_weights
 from tests.helpers.videos import write_video
 
-GUESS = "number of attention heads is not in .*vit.pth.tar; 1 x 32 channels are assumed, --heads N sets another number"
-DRIFT = r"positions in .*vit.pth.tar are up to \d\.\de-05 off the sin-cos table, .*; the exact table is used"
+GUESS = (
+    "number of attention heads is not in .*vit.pth.tar; 1 x 32 channels are assumed; --heads N sets a different number"
+)
+DRIFT = r"positions in .*vit.pth.tar differ from the sin-cos table by up to \d\.\de-05, .*; the exact table is used"
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_unreadable_image_is_replaced_counted_and_named(scenes, tmp_path, capsys
     images = folder_of_images(scenes, tmp_path / "images", broken=1)
     chosen = recipe(images, data__replaced_limit=0.2)
     pretrain(chosen, open_dataset(images), tmp_path / "run")
-    assert capsys.readouterr().out.count("unreadable, replaced by the next image of its epoch: 000.jpg") == 1
+    assert capsys.readouterr().out.count("unreadable image, replaced by the next image of its epoch: 000.jpg") == 1
     state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
     assert state["counts"]["replaced_names"] == ["000.jpg"] and 1 <= state["counts"]["replaced"] <= 3
     pretrain(chosen, open_dataset(images), tmp_path / "again", quiet=True)
@@ -187,7 +187,7 @@ def test_void_step_names_the_images_that_were_loaded(scenes, tmp_path):
         pretrain(chosen, images, tmp_path, callbacks=[Callback(100, poison)], quiet=True)
     names = dict.fromkeys(source(scenes).name(index) for index in images.read[4:8])
     assert len(names) == 4 and f"step 2 with {', '.join(names)}; lower the" in str(caught.value)
-    assert str(caught.value).endswith("set --precision.autocast none, which takes a new --output")
+    assert str(caught.value).endswith("set --precision.autocast none, which needs a new --output")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -255,6 +255,6 @@ def test_unreadable_image_may_have_a_name_that_is_not_utf8(scenes, tmp_path, cap
     images = open_dataset(tmp_path / "images")
     for _ in range(2):  # the second time, the run is resumed
         pretrain(chosen, images, tmp_path / "run", callbacks=[Callback(1, lambda model: {})])
-    assert f"unreadable, replaced by the next image of its epoch: {shown}\n" in capsys.readouterr().out
+    assert f"unreadable image, replaced by the next image of its epoch: {shown}\n" in capsys.readouterr().out
     state = json.loads((list_checkpoints(tmp_path / "run/checkpoints")[-1] / "state.json").read_text())
     assert state["counts"]["replaced_names"] == [shown]

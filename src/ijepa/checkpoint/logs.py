@@ -54,7 +54,7 @@ def truncate_log(file: Path, step: int, *, every_step: bool = False, repeats: bo
         missing.append((last + 1, step))
     problems = []
     if damaged:
-        problems.append(f"{damaged} damaged or misplaced line{'s' * (damaged > 1)} taken out")
+        problems.append(f"{damaged} damaged or misplaced line{'s' * (damaged > 1)} removed")
     if missing:
         problems.append(_describe_gaps(missing))
     if not every_step and not repeats and last < step:
@@ -66,7 +66,7 @@ def _describe_gaps(missing: list[tuple[int, int]]) -> str:
     ranges = ", ".join(f"{a} to {b}" if b > a else str(a) for a, b in missing[:5])
     if len(missing) == 1 and missing[0][0] == missing[0][1]:
         return f"step {ranges} is missing"
-    more = f" and {len(missing) - 5} more gaps" if len(missing) > 5 else ""
+    more = f" and {len(missing) - 5}more ranges" if len(missing) > 5 else ""
     return f"steps {ranges}{more} are missing"
 
 

@@ -90,8 +90,8 @@ def claim(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(folder, f"cannot be created ({error.strerror})", "give another --output") from None
-        with exclusive(run.lock_file, folder, "is being written", "wait until it ends, or give another --output"):
+            raise UserError(folder, f"cannot be created ({error.strerror})", "choose a different --output") from None
+        with exclusive(run.lock_file, folder, "is being written", "wait until it ends, or choose a different --output"):
             try:
                 yield
             finally:
@@ -112,7 +112,7 @@ def _holds_run(run: Run) -> bool:
     if not folder.exists() or (folder.is_dir() and {*folder.iterdir()} <= {*_leftovers(run), run.lock_file}):
         return False
     if not run.recipe_file.is_file() or not run.info_file.is_file():
-        raise UserError(folder, "is not empty and holds no run", "give another --output")
+        raise UserError(folder, "is not empty and is not a run", "choose a different --output")
     return True
 
 
@@ -126,14 +126,14 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> tuple[Run, bool]:
     if not _holds_run(run):
         return run, False
     if not resume:
-        raise UserError(folder, "already holds a run", "give another --output, or --resume auto to resume it")
+        raise UserError(folder, "already contains a run", "choose a different --output, or add --resume auto")
     saved, given = fixed_settings(run.recipe()), fixed_settings(recipe)
     for key in sorted({*saved, *given}):
         if saved.get(key) != given.get(key):
             raise UserError(
                 run.recipe_file,
                 f"the run was started with {key} = {saved.get(key)}, not {given.get(key)}",
-                "give another --output, or the run's own recipe",
+                "choose a different --output, or the recipe of the run",
             )
     return run, True
 

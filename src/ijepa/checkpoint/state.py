@@ -18,7 +18,7 @@ PARTS = ("context_encoder", "target_encoder", "predictor")
 FILES = tuple(f"{part}.safetensors" for part in (*PARTS, "optimizer"))
 FORMAT = 2
 
-EARLIER = "use an earlier checkpoint, in pretraining by --resume last-good"
+EARLIER = "use an earlier checkpoint; `ijepa pretrain --resume last-good` does so"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -57,13 +57,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(file, error.problem, EARLIER) from None
     if state.get("format") != FORMAT:
-        raise UserError(file, f"format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
+        raise UserError(file, f"has format {state.get('format')}", f"this version reads format {FORMAT}; {EARLIER}")
     if not _is_sealed(state, file):
         raise UserError(file, "is damaged: its content does not match its checksum", EARLIER)
     if type(state.get("step")) is not int:
-        raise UserError(file, "step is missing", EARLIER)
+        raise UserError(file, "the key step is missing", EARLIER)
     if step_of(folder) not in (None, state["step"]):
-        raise UserError(file, f"is of step {state['step']}, not of the folder's", EARLIER)
+        raise UserError(file, f"has step {state['step']}, but the folder's name has a different step", EARLIER)
     return state
 
 

@@ -32,7 +32,7 @@ def verify_checkpoint(path: Path, settings: Mapping[str, Any], world: World) -> 
     saved = state.get("recipe", {})
     for key in sorted(settings.keys() & saved.keys()):
         if saved[key] != settings[key]:
-            raise UserError(path / "state.json", f"is of a run with {key} = {saved[key]}, not {settings[key]}", EARLIER)
+            raise UserError(path / "state.json", f"has {key} = {saved[key]}, not {settings[key]}", EARLIER)
     world.map_items(sorted(state["files"]), lambda name: verify_file(path, state, name))
     return state
 
@@ -73,9 +73,9 @@ def check_size(file: Path, listed: Mapping[str, Any]) -> Iterator[None]:
             raise UserError(file, f"has {size} bytes, not {listed['bytes']}", EARLIER)
         yield
     except FileNotFoundError:
-        raise UserError(file, "does not exist", f"the checkpoint is not whole; {EARLIER}") from None
+        raise UserError(file, "does not exist", f"the checkpoint is incomplete; {EARLIER}") from None
     except SafetensorError as error:
-        raise UserError(file, f"not a whole safetensors file ({error})", EARLIER) from None
+        raise UserError(file, f"is not a complete safetensors file ({error})", EARLIER) from None
     except OSError as error:
         raise UserError(file, f"cannot be read: {error.strerror}", EARLIER) from None
 
@@ -96,10 +96,10 @@ def check_shapes(
     for name in sorted({*wanted, *found}):
         if name not in found or name not in wanted:
             state = "missing" if name in wanted else "unknown"
-            raise UserError(file_of(name), f"{name} is {state}", "the file belongs to another model")
+            raise UserError(file_of(name), f"{name} is {state}", "the file belongs to a different model")
         if found[name] != wanted[name]:
             raise UserError(
                 file_of(name),
-                f"{name} has shape {found[name]}, the recipe's model {wanted[name]}",
-                "use the recipe the file was trained with",
+                f"{name} has shape {found[name]}, but the recipe needs {wanted[name]}",
+                "use the recipe that the file was trained with",
             )

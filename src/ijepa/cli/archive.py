@@ -23,7 +23,7 @@ from ijepa.utils.errors import UserError
 @click.option(
     "--watts",
     type=click.FloatRange(min=0, min_open=True),
-    help="Power of one device and its share of the machine, in watts, if ijepa does not know the device.",
+    help="Power per device in watts, with its share of the rest of the machine. Needed for devices unknown to ijepa.",
 )
 @debug_option
 def archive(
@@ -49,7 +49,7 @@ def archive(
             raise UserError("--verify", "takes one folder", "write `ijepa archive --verify FOLDER`")
         with progress_lines() as progress:
             count = verify_archive(run, progress)
-        click.echo(f"{run}: whole, {count} files")
+        click.echo(f"{run}: all {count} files are unchanged")
         return
     if out is None:
         raise UserError("OUT", "is missing", "write `ijepa archive RUN OUT`")

@@ -92,7 +92,7 @@ def _show(result: dict[str, Any], lines: Callable[[dict[str, Any]], Iterator[str
 
 def _data_lines(result: dict[str, Any]) -> Iterator[str]:
     if not result["jpeg_boxes"]:
-        yield "JPEGs are decoded down to the box's last row; with the extra turbojpeg, hardly more than the box"
+        yield "JPEGs are decoded down to the crop's last row; with the extra turbojpeg, little more than the crop"
     rates, (height, width) = result["images_per_cpu_second"], result["image_size"]
     yield f"{result['images']} images to {height} x {width}, images per CPU-second:"
     for name, rate in rates.items():
@@ -100,7 +100,7 @@ def _data_lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"PSNR to the exact path: {result['psnr_mean']:.1f} dB, 1st percentile {result['psnr_percentile_1']:.1f} dB"
     yield "PSNR by percentile, dB: " + ", ".join(f"{q} %: {result[f'psnr_percentile_{q}']:.1f}" for q in (0, 1, 5, 50))
     by_workers = ", ".join(f"{n}: {rate:.0f}" for n, rate in result["images_per_second_by_workers"].items())
-    yield f"images per second by loader processes (wall time): {by_workers}"
+    yield f"images per second by number of loader processes (wall time): {by_workers}"
     yield f"loader's overhead over decode and resize: {100 * result['loader_overhead']:.1f} % of decode's time"
     yield f"cores for 4,200 images/s: {result['cores_for_4200_images_per_second']:.1f}"
 

@@ -42,7 +42,7 @@ def scenes(out: Path, images: int, seed: int, size: int, val_share: float, proce
 
 @data.command()
 @click.argument("path")
-@click.option("--split", help="Which split to read if PATH holds several: train, val or test.")
+@click.option("--split", help="Which split to read if PATH contains several: train, val or test.")
 @debug_option
 def index(path: str, split: str | None) -> None:
     """Index a data set.
@@ -58,7 +58,7 @@ def index(path: str, split: str | None) -> None:
 
 @data.command()
 @click.argument("path")
-@click.option("--split", help="Which split to read if PATH holds several: train, val or test.")
+@click.option("--split", help="Which split to read if PATH contains several: train, val or test.")
 @click.option("--duplicates", is_flag=True, help="Also list images whose files are identical.")
 @click.option(
     "--checksums",
@@ -79,9 +79,9 @@ def check(path: str, split: str | None, duplicates: bool, checksums: bool, proce
     if checksums:
         with progress_lines() as progress:
             count, lines = changed_shards(Path(path).expanduser(), split, threads=processes, progress=progress)
-        click.echo("\n".join([f"{count} shards: {count - len(lines)} as packed, {len(lines)} not", *lines]))
+        click.echo("\n".join([f"{count} shards: {count - len(lines)} match the manifest, {len(lines)} do not", *lines]))
         if lines:
-            raise RunError(f"{path}: {len(lines)} of {count} shards are not as they were packed")
+            raise RunError(f"{path}: {len(lines)} of {count} shards do not match the manifest")
         return
     source = open_dataset(path, where="PATH", split=split)
     with progress_lines() as progress:
@@ -103,19 +103,19 @@ def _check_lines(result: "CheckResult", width: int = 40) -> Iterator[str]:
         if count:
             yield f"{span:>13} {count:>9} {'#' * max(1, round(width * count / max(result.sides)))}"
     yield from (f"bad: {name}: {why}" for name, why in result.bad)
-    yield from (f"duplicate: {name} is {first}" for name, first in result.duplicates)
+    yield from (f"duplicate: {name} is identical to {first}" for name, first in result.duplicates)
 
 
 @data.command()
 @click.argument("kind", type=click.Choice(["imagenet22k", "imagenet1k", "folder", "list"]))
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option(
-    "--devkit", type=PATH, help="Development kit of ImageNet-1K, which holds the classes of the validation images."
+    "--devkit", type=PATH, help="Development kit of ImageNet-1K, which contains the classes of the validation images."
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Which split to pack if a folder holds several. Otherwise: the name of the split to write.",
+    help="Which split to pack if a folder contains several. Otherwise: the name of the split to write.",
 )
 @click.option(
     "--hold-out", type=NOT_NEGATIVE, default=0, help="Number of images per class to move to the validation split."
@@ -156,7 +156,7 @@ def pack(
     settings = Settings(seed, shard_size, hold_out, max_side)
     for path in sources:
         if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-            raise UserError(out, f"is inside {path}, whose images are to be packed", "give a folder outside it")
+            raise UserError(out, f"is inside the source folder {path}", "choose a folder outside it")
     with progress_lines() as progress:
 
         def opened(spool: Path) -> dict[str, Source]:

@@ -96,13 +96,13 @@ def evaluate() -> None:
 
 @evaluate.command("linear", epilog=WEIGHTS_HELP)
 @click.option(
-    "--save-head", type=PATH, help="File to write the best head on the last block to. `ijepa export --head` reads it."
+    "--save-head", type=PATH, help="File for the best linear head on the last block. `ijepa export --head` reads it."
 )
 @_options(_DEVKIT, *_WEIGHTS, *_SETS, _TRAIN)
 def evaluate_linear(**options: Any) -> None:
     """Linear and attentive probes.
 
-    Trains heads on frozen features. The protocol says on which data the best head is chosen. The default protocol,
+    Trains heads on frozen features. The protocol defines which data the best head is chosen on. The default protocol,
     heldout, chooses it on a held-out part of --train, and reads --test once.
     """
     _evaluate("linear", **options)
@@ -240,5 +240,5 @@ def report(run: Path, path: str | None) -> None:
     from ijepa.report.page import write_report
 
     if (run / SUMS).is_file():
-        raise UserError(run, "is an archive, which a new page would change", "give the run it was made of")
+        raise UserError(run, "is an archive, and a new report would change it", "give the run that it was made from")
     click.echo(f"report: {write_report(run, data=path)}")

@@ -102,7 +102,7 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def heads_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --heads, for weights that do not state the number of attention heads."""
     text = (
-        "Number of attention heads of the encoder, if the weights do not state it. Default: the number in a known "
+        "Number of attention heads of the encoder, if the weights do not state it. Default: the number of a known "
         "model of the same width, or a guess."
     )
     return click.option("--heads", type=POSITIVE, help=text)(command)

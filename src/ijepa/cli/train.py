@@ -24,9 +24,9 @@ _EPILOG = (
     "--resume",
     type=click.Choice(["auto", "last-good", "never"]),
     default="auto",
-    help="What to do if the run folder already holds a run. auto: continue from the latest checkpoint, and stop with "
-    "an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop with "
-    "an error.",
+    help="What to do if the run folder already contains a run. auto: continue from the latest checkpoint, and stop "
+    "with an error if it is damaged. last-good: continue from the latest checkpoint that is not damaged. never: stop "
+    "with an error.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and its cost. Write nothing.")
 @click.option(
@@ -121,7 +121,7 @@ def _diagnosis(recipe: Recipe, images: int, every: int | None, data: str | None,
             raise
         held_out = open_images(str(recipe.data.path))
         if first_process():
-            click.echo(f"measured on training images: {error}")
+            click.echo(f"diagnostics are measured on training images: {error}")
     total = recipe.lengths(images).total
     every = min(total, max(_LEAST, min(_MOST, total // 10))) if every is None else every
     return [

@@ -56,7 +56,7 @@ def read_yaml(name_or_path: str | Path, folder: str, kind: str, *, _seen: tuple[
     """
     name = str(name_or_path)
     if name in _seen:
-        raise UserError(name, "is its own base")
+        raise UserError(name, "its `base` leads back to the file itself", "remove one `base` of the cycle")
     where, text = _read(name, folder, kind)
     try:
         own = yaml.safe_load(text) or {}
@@ -80,8 +80,8 @@ def _read(name: str, folder: str, kind: str) -> tuple[str, str]:
     if (path / f"{kind}.yaml").is_file():
         path = path / f"{kind}.yaml"
     if not path.is_file():
-        hint = did_you_mean(name, presets) + ", or the path of a YAML file"
-        raise UserError(f"{kind} {name}", "no preset or file of that name", hint)
+        hint = "give a preset or the path of a YAML file; " + did_you_mean(name, presets)
+        raise UserError(f"{kind} {name}", "no preset or file has this name", hint)
     try:
         return str(path), path.read_text(encoding="utf-8")
     except OSError as error:

@@ -83,13 +83,13 @@ class ModelSection(BaseConfig, ModelConfig):
                 problem = f"patch_size {self.patch_size} does not divide it"
                 raise UserError(f"model.image_size = {side}", problem, f"try {fit}")
         if self.position_grid is not None and min(self.position_grid) < 1:
-            raise UserError(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or none")
+            raise UserError(f"model.position_grid = {list(self.position_grid)}", "must be 1 or more", "or use none")
         for name, part in (("encoder", self.encoder), ("predictor", self.predictor)):
             if part.width % part.heads:
                 raise UserError(f"model.{name}.heads = {part.heads}", f"does not divide the width {part.width}")
             if part.width % 4:
                 where = f"model.{name}.width = {part.width}"
-                raise UserError(where, "not a multiple of 4", "sin-cos positions need one")
+                raise UserError(where, "is not a multiple of 4", "sin-cos position embeddings need a multiple of 4")
         return self
 
 
@@ -123,8 +123,8 @@ class MaskSection(BaseConfig, MaskRule):
             raise UserError(where, problem, "use a smaller patch_size or a larger image_size")
         context, target = self.smallest_context(grid), self.largest_target(grid)
         if context - target < self.min_context:
-            problem = f"on a {size} a context block of {context} patches loses up to {target} to one target"
-            hint = f"at most {max(context - target, 0)} is possible"
+            problem = f"on a {size}, one target block can remove {target} of the {context} patches of a context block"
+            hint = f"the largest possible value is {max(context - target, 0)}"
             raise UserError(f"mask.min_context = {self.min_context}", problem, hint)
 
 
@@ -144,9 +144,9 @@ class DataSection(BaseConfig):
     """How images are shuffled. global: one shuffle of all images; blocks: in blocks of adjacent images, for disks and
     networks with slow seeks."""
     block: int = Field(256, ge=1)
-    """Number of adjacent images in a block, with data.order blocks."""
+    """Number of adjacent images in a block, if data.order is blocks."""
     window: int = Field(64, ge=1)
-    """Number of blocks whose images are mixed, with data.order blocks."""
+    """Number of blocks whose images are mixed, if data.order is blocks."""
     crops_per_decode: int = Field(1, ge=1)
     """Number of crops per decoded image, at adjacent places in a batch; more than 1 helps if decoding is the
     bottleneck."""
@@ -185,9 +185,9 @@ class OptimizerSection(BaseConfig):
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay at the start; biases, norms and the mask token have no decay."""
     weight_decay_end: float | None = Field(None, ge=0)
-    """Weight decay at the end, which a cosine schedule reaches; none: weight decay stays constant."""
+    """Weight decay at the end of a cosine schedule; none: weight decay stays constant."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the whole gradient, to which it is clipped; none: no clipping."""
+    """Maximum norm of the whole gradient; larger gradients are scaled down to it. none: no clipping."""
     nonfinite_limit: int = Field(10, ge=0)
     """Largest allowed number of consecutive void steps, whose gradient is not finite and which change nothing. The run
     stops after more."""
@@ -204,7 +204,7 @@ class ScheduleSection(BaseConfig):
     """Learning rate after the warm-up. cosine: cosine decay; wsd: constant, then linear decay over schedule.cooldown
     (warmup-stable-decay)."""
     cooldown: Duration = Duration(amount=20, unit="%")
-    """Length of the linear decay at the end, with schedule.decay wsd."""
+    """Length of the linear decay at the end, if schedule.decay is wsd."""
     lr_end: float = Field(1e-6, ge=0)
     """Learning rate at the end, for encoder and predictor."""
     momentum_start: float = Field(0.996, ge=0, le=1)
@@ -256,8 +256,8 @@ class InitSection(BaseConfig):
     source: str | None = Field(None, alias="from")
     """Weights to start from: a run, a weights folder, or weights of another library; none: random weights."""
     parts: Literal["encoder", "all"] = "encoder"
-    """Parts of the weights to load. encoder: the target encoder, for both encoders, with a random predictor; all: both
-    encoders and the predictor."""
+    """Parts of the weights to load. encoder: both encoders start from the target encoder, with a random predictor;
+    all: both encoders and the predictor."""
 
 
 class Recipe(BaseConfig):
@@ -300,11 +300,11 @@ class Recipe(BaseConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.randomness != randomness.VERSION:
-            problem = f"this version of ijepa draws with {randomness.VERSION}"
-            hint = "use the version that wrote the recipe, or remove the key to draw other numbers"
+            problem = f"this version of ijepa has randomness {randomness.VERSION}"
+            hint = "use the version that wrote the recipe, or remove the key to draw different numbers"
             raise UserError(f"randomness = {self.randomness}", problem, hint)
         if self.steps is None and self.images is None and self.epochs is None:
-            raise UserError("epochs", "the run has no length", "give epochs, images or steps")
+            raise UserError("epochs", "the run has no length", "set epochs, images or steps")
         self.mask.check_grid(self.model.grid)
         whole, micro, crops = self.batch.total, self.batch.micro, self.data.crops_per_decode
         for key, divisor in (("batch.micro", micro), ("data.crops_per_decode", crops)):
@@ -335,8 +335,10 @@ class Recipe(BaseConfig):
             cooldown = self.schedule.cooldown.steps(images=images, global_batch=whole, total=total)
         if warmup + cooldown >= total and warmup + cooldown > 0:
             both = f"{warmup} steps of warm-up" + (f" and {cooldown} of cooldown" if cooldown else "")
-            hint = "shorten it, for example --schedule.warmup '5 %'"
-            raise UserError(f"schedule.warmup = {self.schedule.warmup}", f"{both} in a run of {total}", hint)
+            hint = "shorten the warm-up, for example --schedule.warmup '5 %'"
+            raise UserError(
+                f"schedule.warmup = {self.schedule.warmup}", f"{both} do not fit in a run of {total} steps", hint
+            )
         return Lengths(total=total, warmup=warmup, cooldown=cooldown)
 
     @classmethod

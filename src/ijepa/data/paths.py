@@ -116,7 +116,7 @@ def select_split(root: Path | str, names: list[str], where: str, split: str | No
     if not by_split or (split is None and len(by_split) == 1):
         return names
     present = sorted(by_split)
-    example = f"give one, as {root}/{present[0]}{'-' if suffix else ''}{suffix}"
+    example = f"give one of them, for example {root}/{present[0]}{'-' if suffix else ''}{suffix}"
     return by_split[choose_split(root, present, where, split, example)]
 
 
@@ -132,14 +132,16 @@ def _find_in_folder(root: Path, where: str, split: str | None) -> Shards | Folde
         return Folder(root / "images", root / "masks")
     split_folders = _split_folders(folders)
     if tars and split_folders:
-        problem = f"{root} holds both tar files and the folders {', '.join(split_folders)}"
+        problem = f"{root} contains both tar files and the folders {', '.join(split_folders)}"
         raise UserError(where, problem, "give one of them")
     if tars:
         return _shards([root / name for name in select_split(root, tars, where, split, "*.tar")], where)
     if split_folders:
         chosen = select_split(root, split_folders, where, split, "")
         if len(chosen) > 1:
-            raise UserError(where, f"{root} holds {', '.join(chosen)}", f"give one, as {root / chosen[0]}")
+            raise UserError(
+                where, f"{root} contains {', '.join(chosen)}", f"give one of them, for example {root / chosen[0]}"
+            )
         return _find_in_folder(root / chosen[0], where, None)
     return Folder(root)
 

@@ -50,8 +50,8 @@ def choose_split(root: object, present: Sequence[Split], where: str, wanted: str
     if wanted is not None:
         split = Split.of(wanted)
         if split is None or split not in present:
-            raise UserError(where, f"{root} holds no {wanted}, only {', '.join(present)}")
+            raise UserError(where, f"{root} has no split {wanted}, only {', '.join(present)}")
         return split
     if len(present) > 1:
-        raise UserError(where, f"{root} holds several splits: {', '.join(present)}", hint)
+        raise UserError(where, f"{root} contains several splits: {', '.join(present)}", hint)
     return present[0]

@@ -112,8 +112,8 @@ def _set_cuda_device(local_rank: int, local_size: int) -> None:
     if local_size > (count := torch.cuda.device_count()):
         raise UserError(
             f"--nproc-per-node {local_size}",
-            f"this machine shows {count} GPU{'s' * (count > 1)}",
-            f"start {count}, and let every process see all of them",
+            f"this process sees only {count} GPU{'s' * (count != 1)}",
+            f"start {count} processes, and let each of them see all GPUs of the machine",
         )
     torch.cuda.set_device(local_rank)
 
@@ -135,19 +135,21 @@ def choose_strategy(recipe: Recipe) -> Strategy:
     if wanted != "none" and not under_torchrun():
         raise UserError(
             f"parallel.strategy = {wanted}",
-            "needs processes to share the work",
+            "needs several processes, started by torchrun",
             "start with torchrun --nproc-per-node N -m ijepa ..., or add --parallel.strategy none",
         )
     if wanted == "none" and size > 1:
         raise UserError(
-            "parallel.strategy = none", f"{size} processes would train the same", "add --parallel.strategy zero2"
+            "parallel.strategy = none",
+            f"each of {size} processes would train the same model",
+            "add --parallel.strategy zero2",
         )
     if recipe.batch.total % size:
         fits = max(d for d in range(1, size + 1) if recipe.batch.total % d == 0)
         raise UserError(
             f"batch.global = {recipe.batch.total}",
             f"is not divisible by {size} processes",
-            f"start {fits}, for example",
+            f"start {fits} processes, for example",
         )
     micro = recipe.batch.micro
     if micro != "auto" and recipe.batch.total // size % micro:

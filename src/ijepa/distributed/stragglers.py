@@ -67,10 +67,10 @@ class StragglerDetector:
         lines = []
         for rank, (times, (own, others)) in enumerate(zip(slow, _with_others(waits), strict=True)):
             if self._lasts("slow", rank, times > _SLOW):
-                lines.append(f"rank {rank} computes {times:.1f} times as long as the others, who wait for it")
+                lines.append(f"rank {rank} computes {times:.1f} times as long as the other ranks, which wait for it")
             if self._lasts("data-bound", rank, own - others > _DATA_BOUND):
                 lines.append(
-                    f"rank {rank} waits for data {own:.0%} of the time, the others {others:.0%} and then for it"
+                    f"rank {rank} waits for data {own:.0%} of the time; the others {others:.0%}, then for rank {rank}"
                 )
         return figures, lines if self._world.rank == 0 else []
 

@@ -164,7 +164,7 @@ class Watchdog:
                 _launcher_lost.set()
                 orphaned_since = orphaned_since or time.monotonic()
                 if time.monotonic() - orphaned_since > self.timeout:
-                    self._exit(f"torchrun has ended, and step {self._step} has not for {self.timeout:g} seconds")
+                    self._exit(f"torchrun has ended, and step {self._step} did not end within {self.timeout:g} seconds")
             # A device's collective does not return an error, so only this thread can end the process.
             elif self._waits_in_vain():
                 self.leave()
@@ -245,15 +245,16 @@ def describe_stall(heartbeats: list[tuple[Heartbeat, bool]]) -> str:
     silent = [each for each, alive in heartbeats if not alive]
     if silent:
         return ", ".join(
-            f"rank {each.rank}, which gives no sign (last seen at step {each.step}, {each.activity})" for each in silent
+            f"rank {each.rank}, which does not respond (last seen at step {each.step}, {each.activity})"
+            for each in silent
         )
     first = min(each.step for each, _ in heartbeats)
     # Among the ranks at the first step, those that compute wait for those that load data or measure.
     behind = [each for each, _ in heartbeats if each.step == first and each.activity != "computing"]
     behind = behind or [each for each, _ in heartbeats if each.step == first]
     if len(behind) == len(heartbeats):
-        return f"the exchange between ranks, all of them at step {first} and alive"
-    return ", ".join(f"rank {each.rank}, which is alive at step {each.step}, {each.activity}" for each in behind)
+        return f"communication between ranks (all ranks are alive and at step {first})"
+    return ", ".join(f"rank {each.rank}, which is alive (at step {each.step}, {each.activity})" for each in behind)
 
 
 def first_to_print(line: str, *, only_if_silent: bool = False, timeout: float = _STORE_TIMEOUT) -> bool:

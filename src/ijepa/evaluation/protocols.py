@@ -170,7 +170,7 @@ class KnnProtocol(ImageProtocol):
     @model_validator(mode="after")
     def _k_is_scored(self) -> Self:
         if self.k not in self.neighbors:
-            raise UserError(f"k = {self.k}", f"is not in `neighbors`, {list(self.neighbors)}", "add it to them")
+            raise UserError(f"k = {self.k}", f"is not in `neighbors`, {list(self.neighbors)}", "add it to `neighbors`")
         return self
 
 
@@ -203,7 +203,7 @@ def load_protocol(kind: str, name_or_path: str | Path | None = None) -> Any:
         if file.base is not None:
             # The name and description of the base would claim that its settings were used.
             changed = ", ".join(key for key in file.own if key not in ("name", "description"))
-            description = f"As {file.base}, but for {changed or 'nothing'}."
+            description = f"As {file.base}, except for {changed or 'nothing'}."
             values = {**values, "name": Path(chosen).stem, "description": description, **_naming(file.own)}
         _check_name(kind, values.get("name"), chosen)
     return KINDS[kind].read(values, chosen)

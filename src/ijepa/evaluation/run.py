@@ -104,7 +104,7 @@ def evaluate(
         if getattr(task.protocol, "level", None) == 0:
             train, train_list = None, None
         elif train is None:
-            raise UserError("--train", f"is missing, and protocol {task.protocol.name} reads it", "give it")
+            raise UserError("--train", f"is missing, but protocol {task.protocol.name} needs it", "add --train")
         opened = partial(open_dataset, devkit=devkit, require_labels=kind != "segmentation")
         support = None if train is None else opened(train, where="--train", split="train", names=train_list)
         scored = opened(test, where="--test", split="val", names=test_list)
@@ -223,7 +223,7 @@ def _save_head(file: Path, train: Source, world: World, weight: Tensor, bias: Te
 
 def _check_head_file(file: Path) -> None:
     if file.exists():
-        raise UserError(f"--save-head {file}", "exists already", "give another file")
+        raise UserError(f"--save-head {file}", "already exists", "choose a different file")
     if not file.absolute().parent.is_dir():
         raise UserError(f"--save-head {file}", f"{file.absolute().parent} is not a folder")
 

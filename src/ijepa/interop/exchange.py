@@ -90,13 +90,13 @@ def check_output(*paths: Path) -> None:
     """
     for path in paths:
         if path.exists():
-            raise UserError(path, "exists already", "give another place")
+            raise UserError(path, "already exists", "choose a different path")
         if not path.absolute().parent.is_dir():
             raise UserError(path, f"{path.absolute().parent} is not a folder")
         try:
             str(path.absolute()).encode()
         except UnicodeEncodeError:
-            raise UserError(path, "is not a UTF-8 name", "give another place") from None
+            raise UserError(path, "is not a UTF-8 name", "choose a different path") from None
 
 
 def _write_file(out: Path, form: Format, weights: Weights, which: Which, about: dict[str, str]) -> None:

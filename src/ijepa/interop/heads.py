@@ -54,10 +54,10 @@ class Head:
                 raise ValueError(f"{shapes} do not fit together")
         except (OSError, SafetensorError, ValueError) as error:
             hint = "`ijepa evaluate linear --save-head` writes one"
-            raise UserError(f"--head {file}", f"not the file of a head ({error})", hint) from None
+            raise UserError(f"--head {file}", f"is not a head file ({error})", hint) from None
         if weight.shape[1] != model.encoder.width:
             raise UserError(
-                f"--head {file}", f"reads {weight.shape[1]} channels, the encoder has {model.encoder.width}"
+                f"--head {file}", f"needs {weight.shape[1]} channels, but the encoder has {model.encoder.width}"
             )
         return cls(weight, bias, tuple(map(str, names)))
 

@@ -16,7 +16,7 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Attention heads by width: ViT-Ti, S, B, L, H, g and G of the original, timm and transformers."""
 _HEAD_WIDTHS = (64, 80, 88, 96, 104, 72, 112, 128, 48, 32)
 """Channels per attention head in known Vision Transformers, the most common first."""
-_OTHER_MODEL = "the file is of another model or incomplete"
+_OTHER_MODEL = "the file is incomplete or belongs to a different model"
 
 
 def infer_encoder(
@@ -35,12 +35,16 @@ def infer_encoder(
     """
     kernel = _shape(tensors, "patch_embed.proj.weight", 4, where)  # (D, 3, patch, patch)
     if kernel[1] != 3 or kernel[2] != kernel[3] or 0 in kernel:
-        raise UserError(where, f"patch_embed.proj.weight has shape {kernel}", "3 channels and square patches are read")
+        raise UserError(
+            where, f"patch_embed.proj.weight has shape {kernel}", "only 3 channels and square patches are supported"
+        )
     width, patch = kernel[0], kernel[2]
     if width % 4:
-        raise UserError(where, f"is {width} wide, not a multiple of 4", "sin-cos positions need one")
+        raise UserError(
+            where, f"has width {width}, which is not a multiple of 4", "sin-cos positions need a multiple of 4"
+        )
     if "cls_token" in tensors:
-        raise UserError(where, "has a class token", "I-JEPA's encoders have none: is it a model of another method?")
+        raise UserError(where, "has a class token", "I-JEPA encoders have none; is this a model of a different method?")
     grid = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     positions = read_positions(tensors, width, where, grid=grid)
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, where)[0]  # (hidden, D)
@@ -48,8 +52,8 @@ def infer_encoder(
     if heads is None and width not in HEADS:
         heads = _guess_heads(width, where)
         notes.append(
-            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed, "
-            "--heads N sets another number"
+            f"the number of attention heads is not in {where}; {heads} x {width // heads} channels are assumed; "
+            "--heads N sets a different number"
         )
     heads = heads or HEADS[width]
     if heads < 0 or width % heads:
@@ -79,12 +83,12 @@ def infer_predictor(model: ModelSection, tensors: Tensors, where: object) -> Mod
     width, outer = _shape(tensors, "predictor_embed.weight", 2, where)  # (predictor width, D)
     heads = model.encoder.heads
     if outer != model.encoder.width:
-        raise UserError(where, f"the predictor reads {outer} channels, the encoder has {model.encoder.width}")
+        raise UserError(where, f"the predictor needs {outer} channels, but the encoder has {model.encoder.width}")
     if width % heads or width % 4:
-        raise UserError(where, f"{heads} heads, or sin-cos positions, do not divide the predictor's {width} channels")
+        raise UserError(where, f"the predictor's width {width} is not a multiple of 4 and of its {heads} heads")
     positions = read_positions(tensors, width, where, name=PREDICTOR_POSITIONS, grid=model.grid)
     if PREDICTOR_POSITIONS in tensors and positions.native != model.position_grid:
-        raise UserError(where, f"{PREDICTOR_POSITIONS} is of another grid than pos_embed", "they must agree")
+        raise UserError(where, f"{PREDICTOR_POSITIONS} and pos_embed have different grids", "they must agree")
     predictor = {
         "width": width,
         "depth": _depth(tensors, r"predictor_blocks\.(\d+)\.", where),
@@ -113,8 +117,8 @@ def _drift_notes(positions: Positions, where: object) -> list[str]:
     if not positions.drift:
         return []
     return [
-        f"the positions in {where} are up to {positions.drift:.1e} off the sin-cos table, from rounding in the moving "
-        "average of the original; the exact table is used"
+        f"the positions in {where} differ from the sin-cos table by up to {positions.drift:.1e}, because the moving "
+        "average of the original code rounds; the exact table is used"
     ]
 
 
@@ -122,7 +126,7 @@ def _guess_heads(width: int, where: object) -> int:
     for channels in _HEAD_WIDTHS:
         if width % channels == 0:
             return width // channels
-    raise UserError(where, f"does not state how many attention heads {width} channels have", "add --heads N")
+    raise UserError(where, f"does not state the number of attention heads for width {width}", "add --heads N")
 
 
 def _depth(tensors: Tensors, pattern: str, where: object) -> int:
@@ -140,5 +144,5 @@ def _shape(tensors: Tensors, name: str, dimensions: int, where: object) -> tuple
         raise UserError(where, f"{name} is missing", _OTHER_MODEL)
     shape = tensors[name].shape
     if len(shape) != dimensions:
-        raise UserError(where, f"{name} has shape {shape}", f"{dimensions} dimensions were expected")
+        raise UserError(where, f"{name} has shape {shape}", f"expected {dimensions} dimensions")
     return shape

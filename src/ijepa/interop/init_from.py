@@ -80,5 +80,5 @@ def _compare(recipe: Recipe, section: str, ours: BaseConfig, theirs: BaseConfig)
 
 def _differs(recipe: Recipe, key: str, theirs: object, ours: object) -> UserError:
     return UserError(
-        f"init.from = {recipe.init.source}", f"has {key} = {theirs}, the recipe {ours}", f"add --{key} {theirs}"
+        f"init.from = {recipe.init.source}", f"has {key} = {theirs}, but the recipe has {ours}", f"add --{key} {theirs}"
     )

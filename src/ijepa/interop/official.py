@@ -42,13 +42,13 @@ def read_official(path: Path) -> dict[str, dict[str, LazyTensor]]:
     """
     content = _load(path)
     if not isinstance(content, Mapping):
-        raise UserError(path, f"holds a {type(content).__name__}, not a dictionary of models")
+        raise UserError(path, f"contains a {type(content).__name__}, not a dictionary of models")
     parts = {ours: content[theirs] for theirs, ours in PARTS.items() if isinstance(content.get(theirs), Mapping)}
     if not parts and any("blocks.0." in str(name) for name in content):
         parts = {"target_encoder": content}
     if not {"context_encoder", "target_encoder"} & set(parts):
         keys = ", ".join(map(str, list(content)[:5]))
-        raise UserError(path, f"holds no encoder, but {keys}", "is it a checkpoint of I-JEPA?")
+        raise UserError(path, f"contains no encoder, only {keys}", "is this a checkpoint of I-JEPA?")
     return {part: _tensors(path, part, state) for part, state in parts.items()}
 
 
@@ -71,9 +71,9 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if named := _OBJECT.search(str(error)):
-            problem = f"holds code or objects ({named[1]}), not only tensors and numbers"
+            problem = f"contains code or objects ({named[1]}), not only tensors and numbers"
             raise UserError(path, problem, "if you trust it, save only the state dicts of its models") from None
-        raise UserError(path, "not a complete file of torch.save", hint) from None
+        raise UserError(path, "is not a complete torch.save file", hint) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(path, f"cannot be read: {reason}", hint) from None
@@ -89,7 +89,7 @@ def _tensors(path: Path, part: str, state: Mapping[Any, Any]) -> dict[str, LazyT
     found = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor) or value.dtype not in DTYPES:
-            problem = f"{name} of {part} is not a tensor of floating-point numbers of 16 bits or more"
+            problem = f"{name} of {part} is not a floating-point tensor of 16 bits or more"
             raise UserError(path, problem)
         found[str(name).removeprefix("module.")] = LazyTensor.of(value)
     return found

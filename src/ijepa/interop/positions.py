@@ -67,21 +67,23 @@ def read_positions(
     """
     if name not in tensors:
         if grid is None:
-            raise UserError(where, f"{name} is missing", "the file is of another model or incomplete")
+            raise UserError(where, f"{name} is missing", "the file is incomplete or belongs to a different model")
         return Positions(grid)
     shape = tensors[name].shape
     count = shape[-2] if len(shape) in (2, 3) and shape[-1] == width and shape[:-2] in ((), (1,)) else 0
     if not count:
-        raise UserError(where, f"{name} has shape {shape}", f"(1, patches, {width}) was expected")
+        raise UserError(where, f"{name} has shape {shape}", f"expected (1, patches, {width})")
     if grid is not None and count != grid[0] * grid[1]:
-        raise UserError(where, f"{name} has {count} positions", f"a grid of {grid[0]} x {grid[1]} was expected")
+        raise UserError(where, f"{name} has {count} positions", f"expected a grid of {grid[0]} x {grid[1]}")
     table = tensors[name].load().double().reshape(count, width)
     rounding = max(_ROUNDING, torch.finfo(tensors[name].dtype).eps)
     for candidate in [grid] if grid is not None else _grids(count):
         if (found := _fit(table, candidate, rounding)) is not None:
             return found
     patches = f"{grid[0]} x {grid[1]}" if grid else count
-    raise UserError(where, f"{name} is not the sin-cos table of {patches} patches", "learned positions are not read")
+    raise UserError(
+        where, f"{name} is not the sin-cos table of {patches} patches", "learned positions are not supported"
+    )
 
 
 def without_positions(tensors: Tensors) -> dict[str, LazyTensor]:

@@ -74,7 +74,7 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         entry = content.get_slice(key)
         dtype = _BY_NAME.get(entry.get_dtype())
         if dtype is None:
-            raise UserError(path, f"{key} is of type {entry.get_dtype()}", "weights are floating-point numbers")
+            raise UserError(path, f"{key} has type {entry.get_dtype()}", "weights must be floating-point numbers")
         found[key] = LazyTensor(tuple(entry.get_shape()), lambda key=key: content.get_tensor(key), dtype)  # type: ignore[misc]
     return found
 
@@ -82,15 +82,15 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
 def _open_index(path: Path) -> dict[str, LazyTensor]:
     listed = read_json(path).get("weight_map")
     if not isinstance(listed, dict):
-        raise UserError(path, "has no weight_map", "is it an index of safetensors files?")
+        raise UserError(path, "has no weight_map", "is this an index of safetensors files?")
     found: dict[str, LazyTensor] = {}
     for name in sorted(set(map(str, listed.values()))):
         # An index that listed itself, or a file elsewhere, would read what the user did not name.
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(path, f"lists {name}", "an index lists .safetensors files of its own folder")
+            raise UserError(path, f"lists {name}", "an index may list only .safetensors files in its own folder")
         found |= open_tensors(path.with_name(name))
     if missing := sorted(set(listed) - set(found)):
-        raise UserError(path, f"{missing[0]} is not in any of its files", "get all files again")
+        raise UserError(path, f"{missing[0]} is not in any of its files", "download all files again")
     return found
 
 
@@ -107,9 +107,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
-        raise UserError(path, "does not exist", "get the whole folder again") from None
+        raise UserError(path, "does not exist", "download the whole folder again") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(path, f"not a complete safetensors file ({error})", "get it again") from None
+        raise UserError(path, f"is not a complete safetensors file ({error})", "download it again") from None
 
 
 def write_tensors(

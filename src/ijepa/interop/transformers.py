@@ -78,7 +78,7 @@ def from_transformers(tensors: Tensors, where: object) -> dict[str, LazyTensor]:
     for key in tensors:
         name = key.removeprefix("ijepa.")
         if name not in known and not name.startswith(("classifier.", "pooler.")):
-            raise UserError(where, f"{key} is unknown", "is it an I-JEPA model of transformers?")
+            raise UserError(where, f"{key} is unknown", "is this an I-JEPA model of transformers?")
     renamed: dict[str, LazyTensor] = {}
     for name, theirs in names.items():
         parts = [given[layer] for layer in theirs if layer in given]
@@ -88,7 +88,9 @@ def from_transformers(tensors: Tensors, where: object) -> dict[str, LazyTensor]:
             missing = next(layer for layer in theirs if layer not in given)
             raise UserError(where, f"{missing} is missing", "the file is incomplete")
         if len(parts) > 1 and (len({part.shape for part in parts}) > 1 or not parts[0].shape):
-            raise UserError(where, f"query, key and value of {name} differ in shape", "the file is of another model")
+            raise UserError(
+                where, f"query, key and value of {name} differ in shape", "the file belongs to a different model"
+            )
         renamed[name] = parts[0] if len(parts) == 1 else _concatenate(parts)
     return renamed
 
@@ -167,5 +169,7 @@ def read_transformers(
     model, notes = infer_encoder(tensors, single, heads=config.num_attention_heads, image_size=config.image_size)
     width = model.encoder.width
     if config.hidden_size not in (None, width):
-        raise UserError(folder / "config.json", f"hidden_size is {config.hidden_size}, the width of tensors {width}")
+        raise UserError(
+            folder / "config.json", f"hidden_size is {config.hidden_size}, but the tensors have width {width}"
+        )
     return model, tensors, notes

@@ -156,7 +156,7 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
         if name not in shipped_weights():
             raise UserError(weights, "no such run, checkpoint or weights", did_you_mean(name, shipped_weights()))
         path = shipped_folder(name)
-        return Weights(path, Recipe.load(path / "recipe.yaml"), f"{name} (comes with the package)")
+        return Weights(path, Recipe.load(path / "recipe.yaml"), f"{name} (included in ijepa)")
     if path.is_file():
         return _from_file(path, heads)
     # A young run has run.json and no checkpoint; an archive has run.json and weights.
@@ -164,7 +164,7 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
         run = Run(path)
         saved = list_checkpoints(run.checkpoints)
         if not saved:
-            raise UserError(path, "the run has no checkpoint yet", "wait for one, or train on")
+            raise UserError(path, "the run has no checkpoint yet", "wait for the first one, or resume the run")
         return Weights(saved[-1], run.recipe(), f"{path.name} ({saved[-1].name})", path)
     run_folder = path.parent.parent  # of RUN/checkpoints/step-...
     for folder, owner in ((path, None), (run_folder, run_folder)):
@@ -172,7 +172,7 @@ def _resolve(weights: str | Path, heads: int | None) -> Weights:
             return Weights(path, Recipe.load(folder / "recipe.yaml"), path.name, owner)
     if (path / "config.json").is_file():
         return _from_config(path, heads)
-    raise UserError(path, "holds no run, checkpoint or weights", "give a folder with recipe.yaml and weights")
+    raise UserError(path, "is not a run, a checkpoint or weights", "give a folder with recipe.yaml and weights")
 
 
 def _has_weights(path: Path) -> bool:
@@ -186,7 +186,7 @@ def _from_file(path: Path, heads: int | None) -> Weights:
     elif is_official(path):
         parts = read_official(path)
     else:
-        raise UserError(path, "is not a file of weights", "give a run, a folder of weights, .safetensors or .pth.tar")
+        raise UserError(path, "is not a weights file", "give a run, a folder of weights, .safetensors or .pth.tar")
     # The context encoder comes first: the moving average has not rounded its positions.
     first, *others = (parts[part] for part in ("context_encoder", "target_encoder") if part in parts)
     model, notes = infer_encoder(first, path, heads=heads)
@@ -219,7 +219,7 @@ def _part(about: Mapping[str, Any]) -> str:
 def _recipe(path: Path, model: ModelSection) -> Recipe:
     values: dict[str, Any] = {
         "name": path.name.split(".")[0],
-        "description": f"Imported from {path.name}: only the model section is known, everything else is a default.",
+        "description": f"Imported from {path.name}: only the model section is known, all other values are defaults.",
         "steps": 1,  # a recipe needs a length
         "schedule": {"warmup": "0 steps"},
         "model": model.model_dump(mode="json", by_alias=True),

@@ -133,7 +133,7 @@ def make_plan(
         raise UserError(
             f"--images-per-second {images_per_second:g}",
             f"is {reached:.1f} times the bfloat16 peak of {devices} x {found.name}",
-            "a third of the peak is a good rate",
+            "a good rate is about a third of the peak",
         )
     # The other GPUs are compared at the share of peak that this one reaches.
     comparison = tuple(asked if key == asked.key else plan_gpu(key, None, reached) for key in gpus())
@@ -147,11 +147,11 @@ def _check(recipe: Recipe, devices: int, rate: float | None, share: float) -> No
         raise UserError(f"--gpus {devices}", "must be 1 or more")
     if batch % devices:
         fits = max(number for number in range(1, devices + 1) if batch % number == 0)
-        raise UserError(f"--gpus {devices}", f"does not divide batch.global = {batch}", f"{fits} does, for example")
+        raise UserError(f"--gpus {devices}", f"does not divide batch.global = {batch}", f"for example, {fits} does")
     if rate is not None and not 0 < rate < math.inf:
         raise UserError(f"--images-per-second {rate:g}", "must be a number above 0")
     if not 0 < share <= 1:
-        raise UserError(f"--share-of-peak {share:g}", "must be above 0 and at most 1", "large models reach .3 to .55")
+        raise UserError(f"--share-of-peak {share:g}", "must be above 0 and at most 1", "large models reach 0.3 to 0.55")
 
 
 def _group(recipe: Recipe, devices: int) -> int:

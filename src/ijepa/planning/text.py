@@ -103,7 +103,7 @@ def _operations(plan: Plan) -> Table:
     table = _table(
         "GFLOP per image and step",
         *("", "as written", "computed", "executed", "share"),
-        caption="as written: every predictor layer on every token; computed: without what is shared or never read; "
+        caption="as written: every predictor layer on every token; computed: without shared or unused results; "
         "executed: without the layers that stochastic depth drops",
     )
     for name, part in (
@@ -129,8 +129,8 @@ def _memory(plan: Plan) -> Table:
         *("strategy", "weights", "target", "gradients", "moments", "gathered", "full\ngradients"),
         *(f"checkpointing\n{fit.activation_checkpointing}" for fit in fits),
         caption="last three columns: micro-batch x micro-batches per step, and the peak, by activation_checkpointing; "
-        "hsdp: the GPUs that share a copy of the model; full gradients: held if a step has several micro-batches. "
-        f"Activations per image: {images}; full computes about {again:.3g} GFLOP of them again"
+        "hsdp: number of GPUs that share a copy of the model; full gradients: if a step has several micro-batches. "
+        f"Activations per image: {images}; full recomputes about {again:.3g} GFLOP of them"
         + (". * the strategy of the recipe" if len(asked.memory) > 1 else ""),
     )
     for memory in asked.memory:

@@ -58,7 +58,9 @@ def open_archives(
             raise UserError(path, "does not exist")
     if kind == "imagenet1k" and len(paths) == 2:
         if split is not None:
-            raise UserError("--split", "names one set, but there are two archives", "give one of them")
+            raise UserError(
+                "--split", "selects one split, but two archives are given", "give one archive, or remove --split"
+            )
         kit = None if devkit is None else str(devkit)
         train, val = map(str, paths)
         return {
@@ -149,7 +151,7 @@ def folders_index(path: Path, where: str, progress: Callable[[int], None] = lamb
     """Return the index of a tar of class folders; `progress` receives the offsets of the images.
 
     Raises:
-        UserError: the file is damaged or holds no images in folders.
+        UserError: the file is damaged or contains no images in folders.
     """
     digest = FileDigest("tar of folders", None)
     digest.add(path.name, path.stat())
@@ -168,7 +170,7 @@ def folders_index(path: Path, where: str, progress: Callable[[int], None] = lamb
             raise UserError(where, f"{path} {error}", error.hint) from error
         classes, labels = np.unique(np.array(names), return_inverse=True)
         if not names or not all(classes):
-            raise UserError(where, f"{path} holds no images in class folders")
+            raise UserError(where, f"{path} contains no images in class folders")
         table = np.array(places, dtype=np.uint32)
         arrays: Arrays = {
             "first": np.array([0, len(names)]),

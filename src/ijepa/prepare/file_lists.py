@@ -42,7 +42,7 @@ def list_index(file: Path) -> Index:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(file, f"cannot be read: {error}") from None
     if not names:
-        raise UserError(file, "lists no images", "write one path,label a line")
+        raise UserError(file, "lists no images", "write one path,label per line")
     arrays = text_arrays("names", names)
     # Numbers are sorted as numbers, words by alphabet.
     numbers = all(label.isdecimal() for label in labels)
@@ -78,7 +78,9 @@ def _parquet(file: Path) -> Iterator[_Row]:
     path, label = _column(columns, _PATHS), _column(columns, _LABELS)
     if path < 0:
         raise UserError(
-            file, f"has no column of paths among {', '.join(columns)[:200]}", f"name one of them {_PATHS[0]}"
+            file,
+            f"has no column of paths; its columns are {', '.join(columns)[:200]}",
+            f"rename one of them to {_PATHS[0]}",
         )
     wanted = [columns[place] for place in (path, label) if place >= 0]
     row = 0
@@ -88,8 +90,8 @@ def _parquet(file: Path) -> Iterator[_Row]:
         for name, value in zip(paths, labels, strict=True):
             row += 1
             if name is not None and not isinstance(name, str):
-                hint = "if it holds the images themselves, use `ijepa data pack folder`"
-                raise UserError(file, f"its column {wanted[0]} does not hold paths", hint)
+                hint = "if it contains the images themselves, use `ijepa data pack folder`"
+                raise UserError(file, f"its column {wanted[0]} does not contain paths", hint)
             yield f"row {row}", (name or "").strip(), None if label < 0 else "" if value is None else str(value).strip()
 
 

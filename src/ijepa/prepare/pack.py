@@ -87,7 +87,7 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, progr
     classes = _classes(sources)
     splits = _splits(sources, settings, progress)
     if settings.max_side is not None and any(source.has_masks for source in sources.values()):
-        raise UserError("--max-side", "would make images smaller than their masks", "pack them as they are")
+        raise UserError("--max-side", "would make images smaller than their masks", "remove it")
     pack_state.resume(out, {"sources": {k: s.stamp for k, s in sources.items()}, **asdict(settings)})
     numbers = {split: _numbers(source, classes) for split, source in sources.items()}
     jobs = [
@@ -105,7 +105,7 @@ def _pack(sources: Sources, out: Path, settings: Settings, processes: int, progr
         done += images
         rate = (done - before) / max(time.monotonic() - start, 1e-9)
         minutes = (total - done) / rate / 60
-        progress(f"packed {done} of {total} images, {rate:.0f} a second, {minutes:.1f} minutes left")
+        progress(f"packed {done} of {total} images, {rate:.0f} per second, {minutes:.1f} minutes left")
     return _finish(out, [job.plan for job in jobs], classes, settings, sources)
 
 
@@ -173,14 +173,14 @@ def _classes(sources: Sources) -> list[str]:
         unknown = sorted(set(source.classes or ()) - set(classes))
         if unknown:
             problem = f"{ascii(unknown[0])[1:-1]} of {split} is not in the first split"
-            raise UserError("classes", problem, "give matching archives")
+            raise UserError("classes", problem, "give archives with the same classes")
         known = len(source.classes or classes)
         if known and source.labels is not None and int(source.labels.max()) >= known:
             problem = f"label {source.labels.max()} of {split} has no name: there are {known} classes"
             raise UserError("classes", problem, "name every class in the classes.txt next to the images")
     for name in classes:
         if name.splitlines() != [name] or not name.strip():
-            raise UserError("classes", f"{name!r} does not fit into a line of classes.txt", "rename that folder")
+            raise UserError("classes", f"{name!r} cannot be written as one line of classes.txt", "rename that folder")
     return classes
 
 
@@ -219,7 +219,7 @@ def _held_out(labels: npt.NDArray[np.int32], count: int, progress: Progress) -> 
     held = np.zeros(len(labels), dtype=np.bool_)
     held[by_class] = np.arange(len(labels)) - starts < np.minimum(count, ends - starts - 1)
     if not held.any():
-        raise UserError(f"--hold-out {count}", "no class has two images", "leave it out")
+        raise UserError(f"--hold-out {count}", "no class has two images", "remove it")
     sizes = np.unique(labels, return_counts=True)[1]
     short = int((sizes <= count).sum())
     if short:

@@ -50,7 +50,7 @@ def lock(out: Path) -> Iterator[Path]:
 def _check(out: Path) -> None:
     unfinished = (out / WORK).is_dir()
     if (out / "manifest.json").is_file() and not unfinished:
-        raise UserError(out, "is packed already", "give another folder, or remove it first")
+        raise UserError(out, "is already packed", "choose a different folder, or remove it first")
     if out.exists() and (not out.is_dir() or (not unfinished and any(out.iterdir()))):
         raise UserError(out, "is not empty", "give a new folder, or remove it first")
 
@@ -65,7 +65,9 @@ def finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | N
         return None
     manifest = read_json(out / "manifest.json")
     if manifest.get("packed") != settings:
-        raise UserError(out, "is packed already, with other settings", "give another folder, or remove it first")
+        raise UserError(
+            out, "is already packed, with different settings", "choose a different folder, or remove it first"
+        )
     remove_state(out)
     return manifest
 
@@ -96,8 +98,8 @@ def resume(out: Path, plan: dict[str, Any]) -> None:
     before = read_json(file)
     for key, value in plan.items():
         if before.get(key) != value:
-            shown = "other images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
-            raise UserError(out, f"holds an unfinished packing with {shown}", "give another folder, or remove it")
+            shown = "different images" if key == "sources" else f"{key} = {before.get(key)}, not {value}"
+            raise UserError(out, f"contains an unfinished pack with {shown}", "choose a different folder, or remove it")
 
 
 def record(out: Path, plan: ShardPlan) -> Path:

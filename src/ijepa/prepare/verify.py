@@ -89,7 +89,7 @@ def _check_sample(source: Source, hashing: bool, index: int) -> _Sample:
         if mask is not None:
             shape = decode_mask(mask, "accept").shape  # the masks of some layouts are colors
             if shape[:2] != (height, width):
-                why = f"its mask is {shape[1]} x {shape[0]}, the image {width} x {height}"
+                why = f"its mask is {shape[1]} x {shape[0]}, but the image is {width} x {height}"
     except (DecodeError, RunError) as error:
         why = str(error)
     return _Sample(name, side, size, why, digest)
@@ -134,7 +134,7 @@ def changed_shards(
         digests = pool.map(lambda name: _digest(folder / name), expected)
         for (name, (size, digest)), found in zip(expected.items(), digests, strict=True):
             if found != digest:
-                lines.append(f"{name}: {found}, in the manifest {digest}")
+                lines.append(f"{name}: {found}, but the manifest has {digest}")
             done += size
             meter.update(done)
     return len(expected), lines

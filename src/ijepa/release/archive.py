@@ -113,7 +113,7 @@ def _update_report(found: Weights, run: Run, progress: Progress) -> bool:
     try:
         write_report(run.folder)
     except RunError as error:  # a release without a report is still useful
-        progress(f"without a new report: {error}")
+        progress(f"no new report was written: {error}")
     return page.is_file()
 
 

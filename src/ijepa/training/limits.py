@@ -60,7 +60,7 @@ class FailureLimits:
         self._named.update(new)
         self._counts.replaced_names += new[: max(0, _MOST_NAMES - len(self._counts.replaced_names))]
         for name in new:
-            _LOG.info("unreadable, replaced by the next image of its epoch: %s", name)
+            _LOG.info("unreadable image, replaced by the next image of its epoch: %s", name)
         places = np.array(batch.positions) // self._recipe.data.crops_per_decode
         return int((self._order.indices(places) != np.array(batch.indices)).sum())
 
@@ -101,7 +101,7 @@ class FailureLimits:
         raise RunError(
             f"{counts.void_in_a_row} steps in a row had a non-finite gradient (each was void), the last is "
             f"step {row['step']} with {names}{more}; lower the learning rates or set --precision.autocast none, "
-            f"which takes a new --output"
+            f"which needs a new --output"
         )
 
 

@@ -70,7 +70,9 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
     """
     kernel, on_gpu = recipe.precision.attention, device.type == "cuda"
     if not on_gpu and kernel not in ("auto", "math"):
-        raise UserError(f"precision.attention = {kernel}", f"needs a GPU, not a {device.type}", "use auto or math")
+        raise UserError(
+            f"precision.attention = {kernel}", f"needs a GPU, but the device is {device.type}", "use auto or math"
+        )
     if kernel not in ("auto", "flash"):
         return kernel
     if kernel == "flash" and not autocast:
@@ -86,8 +88,8 @@ def attention_of(recipe: Recipe, device: torch.device, *, autocast: bool) -> Bac
                 return "math"
             raise UserError(
                 "precision.attention = flash",
-                f"takes heads whose width is a multiple of 8 and at most 256, not model.{name}'s {width}",
-                f"use auto or math, or another model.{name}.heads",
+                f"needs heads whose width is a multiple of 8 and at most 256, but model.{name} has {width}",
+                f"use auto or math, or a different model.{name}.heads",
             )
     return kernel
 

@@ -75,7 +75,7 @@ class Start:
         """Log what is resumed, and what is wrong with the logs."""
         if self.checkpoint is not None:
             for path, problem in self.skipped:
-                _LOG.info("skipped %s, which is now damaged-%s: %s", path.name, path.name, problem)
+                _LOG.info("skipped %s, renamed to damaged-%s: %s", path.name, path.name, problem)
             _LOG.info("resuming %s after step %d", self.run.folder, self.step)
         for line in problems:
             _LOG.info(line)
@@ -103,7 +103,7 @@ def find_start(world: World, recipe: Recipe, source: Source, output: Path, resum
             return start
     if start.skipped:
         path, problem = start.skipped[0]
-        raise UserError(path.parent, f"holds no whole checkpoint: in {path.name}, {problem}")
+        raise UserError(path.parent, f"contains no complete checkpoint: in {path.name}, {problem}")
     return start
 
 
@@ -114,24 +114,26 @@ def _open(recipe: Recipe, source: Source, output: Path, resume: Resume, ranks: i
         return Start(run, exists, resolve(recipe, None, ranks)), []
     info = run.info()
     if not {"images", "resolved"} <= info.keys():
-        raise UserError(run.info_file, "is not what a run writes there", "restore it, or give another --output")
+        raise UserError(
+            run.info_file, "is not a run.json that a run wrote", "restore it, or choose a different --output"
+        )
     if info["images"] != len(source):
         raise UserError(
             run.info_file,
-            f"the run was started on {info['images']} images, data.path holds {len(source)}",
+            f"the run was started on {info['images']} images, but data.path has {len(source)}",
             "give the same data",
         )
     if info.get("fingerprint", source.fingerprint) != source.fingerprint:
         raise UserError(
             run.info_file,
-            "the run was started on other data: names, sizes or order of the files are not those of data.path",
-            "give the same data, or another --output",
+            "the run was started on different data: names, sizes or order of its files differ from data.path",
+            "give the same data, or choose a different --output",
         )
     found = named_checkpoints(run.checkpoints)[::-1]
     if not found and (first := noted_checkpoint(info)) is not None:
         raise UserError(
             run.checkpoints,
-            f"holds no checkpoint, but the run has saved some, the first after step {first}",
-            "bring them back (is the disk mounted?), or give another --output",
+            f"contains no checkpoint, but the run has saved some, the first after step {first}",
+            "restore them (is the disk mounted?), or choose a different --output",
         )
     return Start(run, exists, resolve(recipe, info["resolved"], ranks)), found

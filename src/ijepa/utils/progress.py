@@ -50,4 +50,4 @@ class ProgressMeter:
         self._reported, rate = now, done / (now - self._start)
         left = (self._total - done) / rate / 60
         counts = f"{done / self._unit:.0f} of {self._total / self._unit:.0f} {self._of}"
-        self._progress(f"{self._what}: {counts}, {rate / self._unit:.0f} a second, {left:.1f} minutes left")
+        self._progress(f"{self._what}: {counts}, {rate / self._unit:.0f} per second, {left:.1f} minutes left")

@@ -49,7 +49,7 @@ def test_shard_shrinks(shards, workers):
     file = shards / "train-0001.tar"
     with file.open("rb+") as opened:
         opened.truncate(file.stat().st_size // 3)
-    refused(source, "has shrunk since it was indexed", workers)
+    refused(source, "is shorter than when it was indexed", workers)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
@@ -60,7 +60,7 @@ def test_shard_hangs(shards, monkeypatch):
     (shards / "train-0001.tar").unlink()
     os.mkfifo(shards / "train-0001.tar")
     told: list[str] = []
-    message = r"has hung for 1 seconds, making micro-batch \d, at sample \d+ in train-0001.tar, for the second time"
+    message = r"not answered for 1 seconds while making micro-batch \d, at sample \d+ in train-0001.tar, for the second"
     with pytest.raises(RunError, match=message) as error:
         run(source, workers=1, timeout=1.0, on_restart=told.append)
     assert "\n" not in str(error.value)

@@ -55,7 +55,7 @@ DAMAGE |= {"a damaged number": line(5), "beyond": line(10**9), "deep": b"[" * 10
 def test_truncate_log_removes_and_reports_a_damaged_line(file, damaged):
     file.write_bytes(line(1) + damaged + rows(3, 4, 5))
     problem = truncate_log(file, 4, **METRICS)
-    assert problem == f"{file}: 1 damaged or misplaced line taken out; step 2 is missing"
+    assert problem == f"{file}: 1 damaged or misplaced line removed; step 2 is missing"
     assert steps_in(file) == [1, 3, 4] and not list(file.parent.glob(".*"))
 
 
@@ -89,7 +89,7 @@ def test_truncate_log_treats_a_missing_file_as_empty(file):
 
 def test_truncate_log_keeps_repeated_steps_once(file):
     file.write_bytes(rows(1, 2, 3, 2, 3, 4, 3, 4, 5))
-    assert truncate_log(file, 4, **METRICS) == f"{file}: 4 damaged or misplaced lines taken out"
+    assert truncate_log(file, 4, **METRICS) == f"{file}: 4 damaged or misplaced lines removed"
     assert steps_in(file) == [1, 2, 3, 4]
 
 

@@ -71,7 +71,7 @@ def test_the_preset_of_the_mission():
         ({"model.encoder.heads": "7"}, "model.encoder.heads = 7", "1280"),
         ({"model.encoder": "wide"}, "model.encoder = 'wide'", ""),
         ({"model.patch_size": "56"}, "mask.target_scale = 0.15,0.2", "4x4"),
-        ({"mask.min_context": "150"}, "mask.min_context = 150", "at most"),
+        ({"mask.min_context": "150"}, "mask.min_context = 150", "largest possible"),
         ({"batch.micro": "3"}, "batch.micro = 3", "2048"),
         ({"batch.micro": "0"}, "batch.micro = '0'", "1 or more or 'auto'"),
         ({"data.crops_per_decode": "3"}, "data.crops_per_decode = 3", "2048"),

@@ -73,14 +73,14 @@ def test_find_files_splits_of_shards(tmp_path):
     assert len(names(find_files(tmp_path, ""))) == 2  # one split needs no choice
     write_shards(tmp_path, [1], prefix="val")
     line = refusal(tmp_path)
-    assert "train, val" in line and f"give one, as {tmp_path}/train-*.tar" in line
+    assert "train, val" in line and f"give one of them, for example {tmp_path}/train-*.tar" in line
     assert names(find_files(tmp_path, "", "val")) == ["val-0000.tar"]
     assert names(find_files(tmp_path, "", "validation")) == ["val-0000.tar"]
     assert names(find_files(f"{tmp_path}/train-*.tar", "", "val")) == [
         "train-0000.tar",
         "train-0001.tar",
     ]  # as it was typed
-    assert "holds no test, only train, val" in refusal(tmp_path, split="test")
+    assert "has no split test, only train, val" in refusal(tmp_path, split="test")
 
 
 def test_find_files_names_without_a_split(tmp_path):

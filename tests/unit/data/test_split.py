@@ -31,7 +31,7 @@ def test_choose_split() -> None:
     both = [Split.TRAIN, Split.VAL]
     assert choose_split("set", both, "--x", "validation", "hint") is Split.VAL
     assert choose_split("set", [Split.TEST], "--x", None, "hint") is Split.TEST
-    for wanted, word in ((None, "several"), ("test", "no test"), ("other", "no other")):
+    for wanted, word in ((None, "several"), ("test", "no split test"), ("other", "no split other")):
         with pytest.raises(UserError, match=word) as error:
             choose_split("set", both, "--x", wanted, "hint")
         assert error.value.where == "--x"

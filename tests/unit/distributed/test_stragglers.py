@@ -58,7 +58,7 @@ def test_slow_rank_is_in_timings_and_reported_after_three_readings(scenes, tmp_p
     rows = [json.loads(line) for line in (tmp_path / "run/timings.jsonl").read_text().splitlines()]
     assert len(rows) >= 5 and all(row["slowest_rank"] == 1 and row["slowest_times"] > 1.5 for row in rows[1:]), rows
     lines = [line for _, text in ranks for line in text.splitlines() if " computes " in line]
-    assert len(lines) == 1 and lines[0].startswith("rank 1 computes ") and lines[0].endswith("who wait for it")
+    assert len(lines) == 1 and lines[0].startswith("rank 1 computes ") and lines[0].endswith("which wait for it")
 
 
 @pytest.mark.parametrize("behind", [(4.0, 0.0), (2.0, 0.5)], ids=["slow", "hungry"])

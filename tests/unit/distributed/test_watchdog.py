@@ -41,14 +41,14 @@ def test_describe_stall_names_silent_ranks_then_those_behind():
     from ijepa.distributed.watchdog import Heartbeat, describe_stall
 
     at = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 7, "loading data", 9), Heartbeat(2, 7, "computing", 9)]
-    assert describe_stall([(sign, True) for sign in at]) == "rank 1, which is alive at step 7, loading data"
-    assert describe_stall([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which gives no sign")
+    assert describe_stall([(sign, True) for sign in at]) == "rank 1, which is alive (at step 7, loading data)"
+    assert describe_stall([(sign, sign.rank != 2) for sign in at]).startswith("rank 2, which does not respond")
     late = [Heartbeat(0, 7, "computing", 9), Heartbeat(1, 6, "computing", 9)]
-    assert describe_stall([(sign, True) for sign in late]) == "rank 1, which is alive at step 6, computing"
-    assert "all of them at step 7" in describe_stall([(at[0], True), (at[2], True)])
+    assert describe_stall([(sign, True) for sign in late]) == "rank 1, which is alive (at step 6, computing)"
+    assert "all ranks are alive" in describe_stall([(at[0], True), (at[2], True)])
 
 
-SILENT = "rank 1, which gives no sign (last seen at step 0, starting)"
+SILENT = "rank 1, which does not respond (last seen at step 0, starting)"
 CAUSE = "  RuntimeError: [gloo] Timed out waiting 300ms for recv\n"
 UNKNOWN = "other ranks, about which the launcher's store has no information"
 
@@ -119,7 +119,7 @@ def test_watchdog_names_a_frozen_rank(scenes, tmp_path):
             rank.kill()
     (line,) = [line for line in said.splitlines() if line.startswith("ijepa: ")]
     assert ranks[0].returncode == 1
-    assert re.match(r"ijepa: step \d+ waits for rank 1, which gives no sign \(last seen at step \d+, \w", line), line
+    assert re.match(r"ijepa: step \d+ waits for rank 1, which does not respond \(last seen at step \d+, \w", line), line
     assert "the same command resumes from step-0" in line
 
 
@@ -203,7 +203,7 @@ def test_watchdog_names_a_rank_that_freezes_while_it_measures(scenes, tmp_path):
             rank.kill()
     (line,) = [line for line in said.splitlines() if line.startswith("ijepa: ")]
     assert ranks[0].returncode == 1
-    assert "waits for rank 1, which gives no sign (last seen at step 0, " in line
+    assert "waits for rank 1, which does not respond (last seen at step 0, " in line
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_a_file_over_a_preset_does_not_have_its_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("base: ijepa\nepochs: 5\nselection: held-out\n")
     protocol = load_protocol("linear", file)
-    assert protocol.name == "mine" and protocol.description == "As ijepa, but for epochs, selection."
+    assert protocol.name == "mine" and protocol.description == "As ijepa, except for epochs, selection."
 
 
 def test_sections_of_a_file_over_a_preset_are_merged(tmp_path: Path) -> None:

@@ -190,24 +190,24 @@ def test_presets_are_as_published(name: str):
 
 
 STATED = {
-    ("linear", "ijepa"): ["appendix says other rates", "all heads start at the same draw"],
-    ("linear", "mae"): ["there the class token", "in bfloat16, there encoder and head in float16"],
+    ("linear", "ijepa"): ["appendix states different learning rates", "same random weights"],
+    ("linear", "mae"): ["uses the class token", "head in float16"],
     ("linear", "dinov2"): [
-        "there they are class tokens",
-        "read the last block's mean patch",
-        "bfloat16, there in float16",
+        "uses class tokens",
+        "read the mean patch of the last block",
+        "bfloat16 instead of float16",
     ],
-    ("linear", "capi"): ["a choice of its own"],
+    ("linear", "capi"): ["same share of every class"],
     ("linear", "capi-attentive"): ["as in the protocol capi"],
-    ("linear", "attentive"): ["without AutoAugment and erasing", "there at its end", "head in float16"],
-    ("knn", "dino"): ["there the class token", "not the best of the four"],
-    ("segmentation", "capi"): ["4 million patches", "predicted as ignored", "in float32, there in bfloat16"],
+    ("linear", "attentive"): ["without AutoAugment and erasing", "instead of its end", "head in float16"],
+    ("knn", "dino"): ["instead of the class token", "not the best of the four"],
+    ("segmentation", "capi"): ["4 million patches", "predicted as ignored", "uses bfloat16"],
     ("segmentation", "hummingbird"): [
-        "default is 224",
+        "is 224",
         "belong to no class",
         "not matched again",
         "without augmentation",
-        "the bank is float16, there float32",
+        "float16 instead of float32",
         "the search is exact",
     ],
     ("propagation", "davis"): ["a multiple of 64 pixels"],
@@ -217,7 +217,7 @@ STATED = {
 @pytest.mark.parametrize(("kind", "name"), STATED)
 def test_what_differs_from_the_source_is_stated(kind: str, name: str):
     said = load_protocol(kind, name).description
-    assert "Other than there: " in said
+    assert "Differences from the original: " in said
     for words in STATED[kind, name]:
         assert words in said
     assert "From memory" not in said

@@ -178,7 +178,7 @@ TABLE = positions(384, (6, 6)).float()[None]
         ("predictor", "predictor_embed.weight", torch.ones(384), "predictor_embed.weight"),
         ("encoder", "blocks.0.mlp.fc1.weight", ONE, "fc1.weight"),
         ("target_encoder", "blocks.0.mlp.fc1.weight", ONE, "fc1.weight"),
-        ("encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "34 wide"),
+        ("encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "width 34"),
         ("target_encoder", "patch_embed.proj.weight", torch.ones(34, 3, 8, 8), "(34, 3, 8, 8)"),
         ("encoder", "patch_embed.proj.weight", torch.ones(384, 3), "(384, 3)"),
         ("target_encoder", "pos_embed", torch.zeros(1, 0, 384), "(1, 0, 384)"),

@@ -30,7 +30,7 @@ def test_make_plan_gives_the_days_and_energy_of_the_mission(mission):
     ("flags", "where", "words"),
     [
         ({"gpu": "h101"}, "--gpu h101", "h100"),
-        ({"devices": 7}, "--gpus 7", "2048; 4 does"),
+        ({"devices": 7}, "--gpus 7", "4 does"),
         ({"devices": 0}, "--gpus 0", ""),
         ({"country": "Swedn"}, "--country Swedn", "Sweden"),
         ({"images_per_second": -1.0}, "--images-per-second -1", ""),

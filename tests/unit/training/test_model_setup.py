@@ -104,12 +104,16 @@ def test_attention_of_uses_the_resolved_autocast():
 
 @pytest.mark.parametrize(
     ("part", "width", "heads", "said"),
-    [("encoder", 48, 4, "encoder's 12"), ("predictor", 48, 4, "predictor's 12"), ("encoder", 528, 2, "encoder's 264")],
+    [
+        ("encoder", 48, 4, "encoder has 12"),
+        ("predictor", 48, 4, "predictor has 12"),
+        ("encoder", 528, 2, "encoder has 264"),
+    ],
 )
 def test_attention_of_refuses_flash_for_unsupported_head_widths(part, width, heads, said):
     model = {**TINY["model"], part: {**TINY["model"][part], "width": width, "heads": heads}}
     with pytest.raises(UserError) as refused:
         attention_of(recipe(precision={"attention": "flash"}, model=model), CUDA, autocast=True)
     line = str(refused.value)
-    assert line.startswith("precision.attention = flash: takes heads") and f"model.{said};" in line and "math" in line
+    assert line.startswith("precision.attention = flash: needs heads") and f"model.{said};" in line and "math" in line
     assert attention_of(recipe(precision={"attention": "flash"}), CUDA, autocast=True) == "flash"

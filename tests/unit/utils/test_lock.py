@@ -63,7 +63,7 @@ def test_second_start_fails_and_does_not_disturb_the_first(scenes, tmp_path):
         first.kill()
     assert second.returncode == 2 and second.stderr == (
         f"ijepa: {tmp_path / 'run'}: is being written by process {first.pid} on host {socket.gethostname()}; "
-        "wait until it ends, or give another --output\n"
+        "wait until it ends, or choose a different --output\n"
     )
     subprocess.run(command(scenes, tmp_path / "alone", **changes), env=ENVIRONMENT, check=True)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "alone")

@@ -20,6 +20,6 @@ def test_progress_meter_reports_every_few_seconds(monkeypatch):
         now[0] = seconds
         meter.update(done)
     assert lines == [
-        "read: 2 of 10 GB, 0 a second, 0.2 minutes left",
-        "read: 5 of 10 GB, 0 a second, 0.2 minutes left",
+        "read: 2 of 10 GB, 0 per second, 0.2 minutes left",
+        "read: 5 of 10 GB, 0 per second, 0.2 minutes left",
     ]

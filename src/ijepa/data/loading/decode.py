@@ -102,7 +102,7 @@ def decode_mask(data: bytes, colors: MaskColors = "refuse") -> npt.NDArray[np.ui
         return values.astype(np.uint8)
     if mode.startswith("I") and values.size and values.min() >= 0 and values.max() <= 0xFFFF:
         return values.astype(np.uint16)
-    raise DecodeError(f"a mask has one class index per pixel, and this file is {mode}")
+    raise DecodeError(f"a mask needs one class index per pixel, but this file has mode {mode}")
 
 
 def _decode_jpeg(data: bytes, choose: Callable[[int, int], Sequence[Box]]) -> tuple[Pixels, Sequence[Box]] | None:
@@ -169,7 +169,7 @@ def _check_size(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise DecodeError(f"{width} x {height} is more than {MAX_PIXELS // 10**6} megapixels")
     if height < 1 or width < 1:
-        raise DecodeError(f"an image of {width} x {height} pixels")
+        raise DecodeError(f"an image of {width} x {height} pixels is empty")
 
 
 def _one_line(error: BaseException) -> str:

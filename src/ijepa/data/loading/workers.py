@@ -102,7 +102,7 @@ def prefetch_batches(
                     batch = worker.answer(item, slot, pin, timeout)
                     break
                 except _WorkerLost as lost:
-                    line = f"{lost} making micro-batch {item}{worker.where(sample_name)}"
+                    line = f"{lost} while making micro-batch {item}{worker.where(sample_name)}"
                     if item in replaced:
                         raise RunError(f"{line}, for the second time") from None
                     replaced.add(item)
@@ -154,7 +154,7 @@ class Worker:
         """Return the batch of an item, with its pixels copied out of `slot`; see `prefetch_batches`."""
         try:
             if not self.pipe.poll(timeout):
-                raise _WorkerLost(f"loader process {self.process.pid} has hung for {timeout:g} seconds,")
+                raise _WorkerLost(f"loader process {self.process.pid} has not answered for {timeout:g} seconds")
             answer = self.memory.loads(self.pipe.recv_bytes(), slot)
         except (EOFError, OSError) as error:
             raise self._death() from error
@@ -186,7 +186,7 @@ class Worker:
         if code is not None and code < 0:
             cause = signal.Signals(-code).name
             if -code == signal.SIGKILL:
-                cause += ", which the system sends if memory runs out"
+                cause += ", possibly because memory ran out"
         return _WorkerLost(f"loader process {self.process.pid} died ({cause})")
 
 

@@ -31,7 +31,7 @@ class ArrowSource(Source):
     def _image(self, index: int) -> bytes:
         data = image_bytes(self._images[index].as_py(), Path())
         if data is None:
-            raise RunError(f"{self._name(index)} holds no image")
+            raise RunError(f"{self._name(index)} contains no image")
         return data
 
     @cached_property
@@ -58,7 +58,7 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
     if (folder / "dataset_dict.json").is_file():
         folder = folder / _choose(folder, where, split)
     if not (folder / "state.json").is_file():
-        raise UserError(where, f"{folder} holds no saved data set", "give what `Dataset.save_to_disk` wrote")
+        raise UserError(where, f"{folder} is not a saved data set", "give a folder that `Dataset.save_to_disk` wrote")
     files = [entry["filename"] for entry in read_json(folder / "state.json").get("_data_files", [])]
     features = read_json(folder / "dataset_info.json").get("features") or {}
     image = next((name for name, kind in features.items() if kind.get("_type") == "Image"), None)
@@ -71,7 +71,7 @@ def open_saved(path: str, where: str, split: str | None) -> ArrowSource:
         try:
             arrays["label"] = table[label].cast("int32").fill_null(-1).to_numpy()
         except ValueError as error:  # pyarrow's errors for bad values are subclasses
-            raise UserError(where, f"{folder}: its column {label} holds no labels: {error}") from None
+            raise UserError(where, f"{folder}: column {label} does not contain labels: {error}") from None
     digest = FileDigest("arrow", None)
     for name in files:
         digest.add(name, (folder / name).stat())

@@ -32,7 +32,7 @@ RETRY_SECONDS = 1.0
 _TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
 """Errors of network disks that are busy or were mounted again."""
 _LABEL_HINT = (
-    "labels are the folders' names in a tree of class folders; in shards, KEY.cls or KEY.json next to each image"
+    "in a tree of class folders, each folder name is a label; in shards, KEY.cls or KEY.json next to each image"
 )
 _MASK_HINT = "give images/ and masks/ with matching names (masks as .png), or shards with KEY.mask.png"
 
@@ -271,7 +271,7 @@ class OpenFiles:
         except OSError as error:
             raise RunError(f"{path}: {error.strerror} (reading {size} bytes at {offset})") from error
         if len(data) < size:
-            raise RunError(f"{path} has shrunk since it was indexed: {len(data)} of {size} bytes at {offset}")
+            raise RunError(f"{path} is shorter than when it was indexed: {len(data)} of {size} bytes at {offset}")
         return data
 
     def readahead(self, file: int, offset: int, size: int) -> None:

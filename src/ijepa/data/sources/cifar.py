@@ -21,7 +21,7 @@ from ijepa.utils.files import read_errors
 SIDE = 32
 PIXEL_BYTES = 3 * SIDE * SIDE
 _HEADER = b"P6 %d %d 255\n" % (SIDE, SIDE)
-_HINT = "download the binary edition, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, and unpack it"
+_HINT = "download the binary version, cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, and unpack it"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
         UserError: the Python edition or a packed archive, a damaged file, or several splits and none chosen.
     """
     if path.name.startswith("cifar-") and path.name.endswith((".tar.gz", ".tgz")):
-        raise UserError(where, f"{path} is packed", _HINT)
+        raise UserError(where, f"{path} is a compressed archive", _HINT)
     for edition in _EDITIONS:
         for root in (path, path / edition.folder, path.parent):
             files = [name for names in edition.files.values() for name in names if (root / name).is_file()]
@@ -100,7 +100,9 @@ def find_cifar(path: Path, where: str, split: str | None) -> CifarSource | None:
     for folder in folders if path.is_dir() else (path.parent,):
         for meta, other in _PICKLES.items():
             if (folder / meta).is_file() and (folder / other).is_file():
-                raise UserError(where, f"{folder} is CIFAR's Python edition, whose pickles can run code", _HINT)
+                raise UserError(
+                    where, f"{folder} is the Python version of CIFAR, whose pickle files can run code", _HINT
+                )
     return None
 
 
@@ -117,7 +119,9 @@ def _index(edition: _Edition, root: Path, files: tuple[str, ...], where: str) ->
             raise UserError(where, f"{root / name} does not consist of rows of {row_bytes} bytes", _HINT)
         labels.append(data.reshape(-1, row_bytes)[:, edition.labels - 1].copy())
         if labels[-1].max() >= len(classes):
-            raise UserError(where, f"{root / name}: label {labels[-1].max()} of {len(classes)} classes", _HINT)
+            raise UserError(
+                where, f"{root / name}has label {labels[-1].max()}, but there are only {len(classes)} classes", _HINT
+            )
     rows = np.concatenate([np.arange(len(part)) for part in labels])
     arrays: Arrays = {
         "label": np.concatenate(labels).astype(np.int32),

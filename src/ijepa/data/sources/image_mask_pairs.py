@@ -128,7 +128,11 @@ def _pair(layout: Layout, root: Path, split_name: str, where: str) -> Index:
     ]
     if not any(matching):
         example = f"{_stem(names[0]).removesuffix(old)}{new}.png"
-        raise UserError(where, f"{masks} holds no mask of the images in {images}", f"{example} would be one")
+        raise UserError(
+            where,
+            f"{masks} contains no mask of the images in {images}",
+            f"a mask would be named {example}, for example",
+        )
     file = None if layout.labels else _label_file(root)
     label_text = "" if file is None else file.read_text(encoding="utf-8", errors="replace")
     labels = layout.labels or (str(file) if file else None)
@@ -158,7 +162,7 @@ def voc_index(root: Path, where: str, split: str | None) -> Index:
         made_of.extend(names)
     if not names:
         raise UserError(
-            where, f"{root} holds no images of the split" if split else f"{root} holds no masks of its images"
+            where, f"{root} contains no images of the split" if split else f"{root} contains no masks of its images"
         )
     missing = [name for name in names if name not in files]
     if missing:

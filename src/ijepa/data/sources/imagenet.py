@@ -31,9 +31,7 @@ _TARS = {Split.TRAIN: "ILSVRC2012_img_train.tar", Split.VAL: "ILSVRC2012_img_val
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE_TABLE = "LOC_val_solution.csv"
 _TINY_ANNOTATIONS = "val_annotations.txt"
-_HINT = (
-    "give --devkit ILSVRC2012_devkit_t12 (the folder or its .tar.gz) or LOC_val_solution.csv, or put it next to them"
-)
+_HINT = "give --devkit ILSVRC2012_devkit_t12 (folder or .tar.gz) or LOC_val_solution.csv, or put it next to the images"
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def find_imagenet(
             if split is None or wanted not in present:
                 names = ", ".join(tar.name for tar in present.values())
                 lacking = f" and no {split} images" if split else ""
-                raise UserError(where, f"{path} holds {names}{lacking}", "give one file")
+                raise UserError(where, f"{path} contains {names}{lacking}", "give one file")
             path = present[wanted]
     if path.is_file() and path.suffix == ".tar":
         # The first member tells what the archive is, whatever its name.
@@ -107,7 +105,7 @@ def _validation(source: Source, path: Path, where: str, devkit: Path | None, req
         match = _NUMBERED.fullmatch(name.rpartition("/")[2])
         number = int(match[1]) if match else 0
         if not 0 < number <= len(truth.labels):
-            raise UserError(where, f"{name} is not one of the {len(truth.labels)} images whose classes are known")
+            raise UserError(where, f"{name} is not one of the {len(truth.labels)} images with known classes")
         labels.append(truth.labels[number - 1])
     return type(source)(with_labels(source.index, labels, truth.classes))
 
@@ -129,7 +127,7 @@ def find_ground_truth(near: Path, given: Path | None, where: str, required: bool
         if (folder / _KAGGLE_TABLE).is_file():
             return _read_table(folder / _KAGGLE_TABLE, where)
     if required:
-        raise UserError(where, f"{near} holds ImageNet's validation images without their classes", _HINT)
+        raise UserError(where, f"{near} contains the validation images of ImageNet without their classes", _HINT)
     return None
 
 
@@ -171,7 +169,7 @@ def _read_kit_file(kit: Path, name: str, where: str) -> bytes:
         raise UserError(where, f"{kit} is neither a folder nor an archive: {error}", _HINT) from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(where, f"{kit} is damaged: {error}", "download it again") from error
-    raise UserError(where, f"{kit} holds no {name}", _HINT)
+    raise UserError(where, f"{kit} contains no {name}", _HINT)
 
 
 def _read_table(file: Path, where: str) -> GroundTruth:

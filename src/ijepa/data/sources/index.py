@@ -173,10 +173,10 @@ def _shard_index(files: Shards, where: str) -> Index:
         shards = _scan_all(files.paths, where)
         if not any(len(shard.block) for shard in shards):
             fields = sorted({field for shard in shards for field in shard.other_fields})
-            hint = "archives within archives: `ijepa data pack` makes shards of them" if "tar" in fields else ""
+            hint = "to read tar files inside tar files, make shards with `ijepa data pack`" if "tar" in fields else ""
             found = f" (found {', '.join('.' + field for field in fields[:4])})" if fields else ""
             several = f" and {len(files.paths) - 1} more" if len(files.paths) > 1 else ""
-            raise UserError(where, f"{files.paths[0]}{several} holds no images{found}", hint)
+            raise UserError(where, f"{files.paths[0]}{several} contains no images{found}", hint)
         arrays = _join(shards)
         header = {"root": str(files.root), "shards": names, "classes": classes, **digest.header(arrays)}
         return Index(header, arrays)
@@ -247,7 +247,7 @@ def _folder_index(files: Folder, where: str) -> Index:
             digest.add(name, stat)
     if not names:
         found = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(4))
-        problem = f"{files.root} holds no images" + (f" (found {found})" if found else "")
+        problem = f"{files.root} contains no images" + (f" (found {found})" if found else "")
         raise UserError(where, problem, "images are " + " ".join(f".{suffix}" for suffix in SUFFIXES))
 
     def make() -> Index:

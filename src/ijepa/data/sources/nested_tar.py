@@ -74,8 +74,8 @@ def _image_rows(path: Path, where: str, progress: Callable[[int], None]) -> list
                         rows.append((PurePosixPath(inner_name).stem, outer.offset + member.offset, member.size))
                 inner_name = ""  # an error in the next header is one of the outer tar
     except TarError as error:
-        place = f", in it {inner_name}," if inner_name else ""
+        place = f", member {inner_name}," if inner_name else ""
         raise UserError(where, f"{path}{place} {error}", error.hint) from error
     if not rows:
-        raise UserError(where, f"{path} holds no images in its tars")
+        raise UserError(where, f"{path} contains no images in its inner tar files")
     return rows

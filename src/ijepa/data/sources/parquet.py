@@ -105,7 +105,9 @@ def find_parquet(path: str | Path, where: str, split: str | None) -> list[Path] 
         names = expand_braces(str(given.relative_to(given.anchor)))
         found = sorted(file for name in names for file in Path(given.anchor).glob(name))
         if len(found) < len(names):
-            raise UserError(where, f"{path} does not exist" if len(names) == 1 else f"not all of {path} exists")
+            raise UserError(
+                where, f"{path} does not exist" if len(names) == 1 else f"some files of {path} do not exist"
+            )
         return found
     for folder in (given, given / "data"):
         files = parquet_files(folder)
@@ -142,7 +144,7 @@ def open_parquet(paths: list[Path], where: str) -> ParquetSource:
             if label is not None:
                 labels += _read_labels(file, label, path, where)
         if not sum(rows):
-            raise UserError(where, f"{paths[0]} holds no rows")
+            raise UserError(where, f"{paths[0]} has no rows")
         table = np.array(places, dtype=np.int32)
         arrays: Arrays = {"ends": np.cumsum(rows, dtype=np.int64)}
         arrays["file"], arrays["group"] = table.T.copy()
@@ -180,7 +182,7 @@ def _count_rows(file: Any, group: int, image: str, path: Path, where: str) -> in
     columns = map(about.column, range(about.num_columns))
     size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == image)
     if size > _MAX_GROUP_BYTES:
-        problem = f"{path} has {size / 1e9:.1f} GB of images in row group {group}, too much to be read at once"
+        problem = f"{path} has {size / 1e9:.1f} GB of images in row group {group}, which is too much to read at once"
         raise UserError(where, problem, "write it with row_group_size=100")
     return int(about.num_rows)
 
@@ -192,7 +194,7 @@ def _read_labels(file: Any, label: str, path: Path, where: str) -> list[Any]:
     try:
         return list(file.read([label]).column(0).to_pylist())
     except (OSError, pa.ArrowException) as error:
-        problem = f"{path}: its column {label} cannot be read: {' '.join(str(error).split())}"
+        problem = f"{path}: column {label} cannot be read: {' '.join(str(error).split())}"
         raise UserError(where, problem, "download it again") from None
 
 

@@ -127,7 +127,7 @@ def download(shards: list[RemoteFile], where: str, cache: Path, progress: Progre
         need, free = sum(file.size for file in missing.values()), shutil.disk_usage(home).free
         if need > free:
             problem = f"the download needs {need / 1e9:.1f} GB, and {home} has {free / 1e9:.1f} GB of free space"
-            raise UserError(where, problem, "set IJEPA_CACHE")
+            raise UserError(where, problem, "set IJEPA_CACHE to a folder with more space")
         done = 0
         with ThreadPoolExecutor(_DOWNLOAD_THREADS) as pool:
             for file in pool.map(partial(_download_one, system), missing.values(), missing):
@@ -142,7 +142,7 @@ def _describe_all(system: Any, urls: list[str], where: str) -> list[RemoteFile]:
     missing = [url for url, file in zip(urls, answers, strict=True) if file is None]
     if missing:
         hint = f"{len(missing)} of {len(urls)} files are missing"
-        raise UserError(where, f"{missing[0]} does not exist, or may not be read", hint)
+        raise UserError(where, f"{missing[0]} does not exist or cannot be read", hint)
     return [file for file in answers if file is not None]
 
 

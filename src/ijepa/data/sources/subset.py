@@ -72,7 +72,7 @@ def select(source: Source, file: Path, where: str) -> Subset:
             for end in _path_ends(_plain(name)):
                 ends.setdefault(end, number)
     if not wanted:
-        raise UserError(where, f"{file} names no image")
+        raise UserError(where, f"{file} lists no images")
     sample_of: dict[int, int] = {}  # by line
     for index in range(len(source)):
         name = _plain(source.name(index))
@@ -82,11 +82,11 @@ def select(source: Source, file: Path, where: str) -> Subset:
         if line_number in sample_of:
             both = f"both {source.name(sample_of[line_number])} and {source.name(index)}"
             problem = f"{file}, line {line_number + 1}: {lines[line_number]} names {both}"
-            raise UserError(where, problem, "give more of the path")
+            raise UserError(where, problem, "write more of the path")
         sample_of[line_number] = index
     missing = sorted(set(wanted.values()) - sample_of.keys())
     if missing:
-        problem = f"{len(missing)} of its lines name no image of the data set, the first is line {missing[0] + 1}"
+        problem = f"{len(missing)} lines do not match an image of the data set, the first is line {missing[0] + 1}"
         raise UserError(where, f"{file}: {problem}: {lines[missing[0]]}")
     return Subset(source, np.array(list(sample_of.values()), dtype=np.int64))
 

@@ -290,7 +290,7 @@ def _parse_size(header: bytes, offset: int) -> int:
 def _truncated(offset: int, length: int) -> TarError:
     return TarError(
         f"is cut short: it ends at byte {length}, within the member at byte {offset}",
-        "copy it again, or pack it again; if you know it is complete, `truncate -s +1024` adds the missing end mark",
+        "copy or pack it again; if it is complete, `truncate -s +1024` adds the missing end-of-archive marker",
     )
 
 
@@ -309,7 +309,7 @@ def _parse_pax(data: bytes) -> dict[bytes, bytes]:
 def _parse_pax_size(digits: bytes, offset: int) -> int:
     if digits.isdigit() and len(digits) <= _MAX_DIGITS:
         return int(digits)
-    raise TarError(f"is damaged: a size that is not a number in the header at byte {offset}", "copy or pack it again")
+    raise TarError(f"is damaged: the size in the header at byte {offset} is not a number", "copy or pack it again")
 
 
 def _parse_cls(text: bytes) -> int:

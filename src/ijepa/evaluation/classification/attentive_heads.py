@@ -125,7 +125,9 @@ class AttentiveHeads:
         self.device, self.clip, self.final_decay = torch.device(device), clip, final_decay
         count = attention_heads or max(1, width // 64)
         if width % count:
-            raise UserError(f"attention_heads = {count}", f"do not divide features of {width}", "give a divisor")
+            raise UserError(
+                f"attention_heads = {count}", f"does not divide the feature width {width}", "choose a divisor"
+            )
         self.heads = [kind(width, classes, count) for _ in grid]
         settings = []
         for head, (lr, weight_decay) in zip(self.heads, grid, strict=True):

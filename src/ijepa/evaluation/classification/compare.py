@@ -173,7 +173,7 @@ def matched_labels(train: Source, test: Source, train_used: Indices, test_used: 
     train_y = train.require_labels("--train")[train_used].astype(np.int64)
     test_y = test.require_labels("--test")[test_used].astype(np.int64)
     if train.fingerprint == test.fingerprint:
-        raise UserError("--test", "is the train set", "give other images")
+        raise UserError("--test", "is the same as the train set", "give different images")
     count = len(train.classes) if train.classes is not None else int(train_y.max()) + 1
     if train.classes is None and count > MOST_UNNAMED:
         first = train.name(int(train_used[train_y.argmax()]))

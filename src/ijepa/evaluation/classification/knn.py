@@ -62,7 +62,7 @@ def evaluate_knn(
 
     used = min(len(train), protocol.train_images or len(train))
     clipped = [k for k in protocol.neighbors if k > used]
-    notes = [f"k = {k} is more than the {used} train images, so all of them vote" for k in clipped]
+    notes = [f"k = {k} is larger than the number of train images, {used}, so all of them vote" for k in clipped]
     return compare(Method("knn", row, protocol.blocks, notes=notes), encoders, train, test, protocol, context)
 
 

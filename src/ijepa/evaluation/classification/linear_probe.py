@@ -38,7 +38,9 @@ from ijepa.utils.schedules import half_cosine
 Keep = Callable[[Tensor, Tensor], None]
 """Receives weight (C, D) and bias (C,) of a head."""
 
-FLATTERED = "the head was chosen on the test set, as the protocol was published: its accuracy and interval flatter"
+FLATTERED = (
+    "the head was chosen on the test set, as in the published protocol: its accuracy and interval are too optimistic"
+)
 
 
 def evaluate_linear(
@@ -71,7 +73,9 @@ def evaluate_linear(
     """
     if keep and (protocol.pools or 1 not in protocol.blocks or protocol.selection == "test-epochs"):
         hint = "use a protocol with blocks: [1] that chooses its head at the end"
-        raise UserError("--save-head", f"protocol {protocol.name} ends with no linear head on the last block", hint)
+        raise UserError(
+            "--save-head", f"protocol {protocol.name} does not give one linear head on the last block", hint
+        )
     first = next(iter(encoders.values()))
     method = Method(
         "linear",

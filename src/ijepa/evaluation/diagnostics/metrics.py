@@ -210,25 +210,25 @@ def verdict(health: Health) -> str:
     rank = f"centered RankMe {health.rankme_centred:.1f} of {health.attainable} attainable"
     if health.relative_std < CONSTANT:
         return (
-            "collapsed: every image has nearly the same features, their deviation is "
-            f"{health.relative_std:.2g} of their size; {_RESTART}"
+            "collapsed: all images have nearly the same features, their standard deviation is "
+            f"{health.relative_std:.2g} of their magnitude; {_RESTART}"
         )
     if health.std_before_norm is not None and health.std_before_norm < CONSTANT:
         return (
-            "collapsed before the final norm, which hides it: the deviation of the norm's input is "
-            f"{health.std_before_norm:.2g} of its size; {_RESTART}"
+            "collapsed before the final norm, which hides it: the standard deviation of its input is "
+            f"{health.std_before_norm:.2g} of its magnitude; {_RESTART}"
         )
     if health.rankme_centred < 2.0 <= health.attainable:
         return f"collapsed into one direction: {rank}; check the masks, then {_RESTART}"
     if health.rankme_centred < NARROW * health.attainable:
         return (
-            f"watch: few directions: {rank}; healthy runs fall early and recover, so compare with earlier and later "
-            "checkpoints and with a kNN or linear probe"
+            f"watch: few directions: {rank}; in healthy runs it falls early and recovers, so compare with earlier and "
+            "later checkpoints and with a kNN or linear probe"
         )
     if health.lidar is not None and health.lidar < 2.0:
         return (
-            f"watch: images are hardly distinguished: LiDAR {health.lidar:.1f}, so contexts of one image differ as "
-            "much as images do; train longer, and if it stays so, use a larger mask.context_scale or a higher "
+            f"watch: different images look similar: LiDAR {health.lidar:.1f}, so views of one image differ as "
+            "much as different images do; train longer; if it stays so, use a larger mask.context_scale or a higher "
             "optimizer.lr_encoder"
         )
     if health.position_r2 > POSITIONAL:
@@ -239,8 +239,8 @@ def verdict(health: Health) -> str:
         )
     if health.patch_spread < FLAT:
         return (
-            f"watch: flat: patches of one image differ by {health.patch_spread:.2g} of their length, so places are not "
-            "distinguished; use smaller target blocks, or weights from earlier in training"
+            f"watch: flat: patches of one image differ by only {health.patch_spread:.2g} of their norm, so places "
+            "are not distinguished; use smaller target blocks, or weights from earlier in training"
         )
     return (
         f"healthy: {rank}, position explains {health.position_r2:.0%}, no sign of collapse; these numbers do not say "
@@ -266,7 +266,7 @@ def measure_features(
         raise UserError("--image-size", f"patches of {encoder.patch_size} do not divide {size[0]} x {size[1]} pixels")
     chosen = choose(len(source), images, seed)
     if len(chosen) < 2:
-        raise UserError("--data", f"{len(chosen)} image cannot be diagnosed", "give at least 2, better 1000")
+        raise UserError("--data", f"{len(chosen)} image is not enough", "give at least 2, better 1000")
     moments = Moments()
     for start in range(0, len(chosen), BATCH):
         moments.add(encoded(encoder, crops(source, chosen[start : start + BATCH], size)))

@@ -73,8 +73,8 @@ def _levels(steps: Rows, diagnoses: Rows) -> list[Finding]:
     last = targets[-max(1, len(targets) // 10) :]
     if targets and sum(last) / len(last) < CONSTANT:
         text = (
-            f"their standard deviation is {sum(last) / len(last):.2g}, so there is nothing to predict; start again "
-            "with a higher schedule.momentum_start or a lower optimizer.lr_encoder"
+            f"the standard deviation of the targets is {sum(last) / len(last):.2g}, so there is nothing to predict; "
+            "start again with a higher schedule.momentum_start or a lower optimizer.lr_encoder"
         )
         found.append(Finding("collapse", "targets are constant", text))
     std, rank, position = (_recent(diagnoses, key) for key in ("std", "rankme_centred", "position_r2"))
@@ -92,8 +92,8 @@ def _levels(steps: Rows, diagnoses: Rows) -> list[Finding]:
         found.append(Finding("collapse", "features have one direction", text))
     if position and min(position) > POSITIONAL:
         text = (
-            f"it explains {position[-1]:.0%} of their variance; this is usual in the first steps; if it stays so, "
-            "lower model.encoder.position_scale or raise optimizer.lr_encoder"
+            f"position explains {position[-1]:.0%} of the variance of the features; this is usual in the first "
+            "steps; if it stays so, lower model.encoder.position_scale or raise optimizer.lr_encoder"
         )
         found.append(Finding("watch", "position explains the features", text))
     return found
@@ -112,7 +112,7 @@ def _accuracy(values: Sequence[float]) -> list[Finding]:
             "or a higher schedule.momentum_start"
         )
         return [Finding("collapse", "accuracy falls", text)]
-    text += "it can fall early and recover; keep the checkpoint with the best"
+    text += "it can fall early and recover; keep the checkpoint with the best accuracy"
     return [Finding("watch", "accuracy falls", text)]
 
 
@@ -130,8 +130,8 @@ def _trends(diagnoses: Rows) -> list[Finding]:
     if rank and rank[-1] < FALL * max(rank):
         text = (
             f"centered RankMe went from {max(rank):.1f} to {rank[-1]:.1f} in the second half of the run so far; "
-            "healthy runs fall early and recover; if it continues, compare a kNN or linear probe with an earlier "
-            "checkpoint"
+            "in healthy runs it falls early and recovers; if it continues, compare a kNN or linear probe with an "
+            "earlier checkpoint"
         )
         found.append(Finding("watch", "rank falls", text))
     if std and std[-1] < VANISHED * max(std):
@@ -139,10 +139,10 @@ def _trends(diagnoses: Rows) -> list[Finding]:
             f"the standard deviation between images fell from {max(std):.2g} to {std[-1]:.2g} in the second half of "
             "the run so far; if it continues, lower optimizer.lr_encoder or raise schedule.momentum_start"
         )
-        found.append(Finding("watch", "images grow alike", text))
+        found.append(Finding("watch", "images become similar", text))
     if cosine and min(cosine[-RECENT:]) > ALIGNED:
         text = (
-            f"the mean cosine between them is {cosine[-1]:.3f}; if it does not fall again, compare a kNN or linear "
+            f"the mean cosine between images is {cosine[-1]:.3f}; if it does not fall again, compare a kNN or linear "
             "probe with an earlier checkpoint"
         )
         found.append(Finding("watch", "all images point in one direction", text))

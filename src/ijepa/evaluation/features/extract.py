@@ -115,7 +115,9 @@ def require_finite(features: Tensor) -> Tensor:
             returns neighbors, and a score, even then.
     """
     if not bool(features.isfinite().all()):
-        raise RunError("the encoder's features are not finite numbers: its weights are broken, or overflow")
+        raise RunError(
+            "the encoder's features are not finite numbers: the weights are damaged, or the computation overflows"
+        )
     return features
 
 

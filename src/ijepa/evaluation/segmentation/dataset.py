@@ -27,8 +27,10 @@ from ijepa.utils.errors import RunError, UserError
 
 Labels = npt.NDArray[np.integer]
 
-_SAME_CLASSES = "give a set of the same classes, or the label map by --labels"
-_STRAY_LABEL = "if it is a class, set their number by the protocol's `classes` or a label map (--labels); else `ignore`"
+_SAME_CLASSES = "give a set with the same classes, or a label map by --labels"
+_STRAY_LABEL = (
+    "if it is a class, set `classes` in the protocol or use a label map (--labels); if not, add it to `ignore`"
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class SegmentationDataset:
             raise RunError(f"{sample.name}: {error}") from error
         if image.shape[:2] != mask.shape:
             (h, w), (mh, mw) = image.shape[:2], mask.shape
-            raise UserError(self.flag, f"{sample.name}: the image has {w} x {h} pixels and its mask {mw} x {mh}")
+            raise UserError(self.flag, f"{sample.name}: the image has {w} x {h} pixels, but its mask has {mw} x {mh}")
         self._check_labels(mask, sample.name)
         return image, mask
 
@@ -164,7 +166,7 @@ def find_classes(
     names = next(iter(sources.values())).classes
     for flag, source in sources.items():
         if names is not None and source.classes is not None and source.classes != names:
-            problem = f"its classes are not those of the other set: {_difference(source.classes, names)}"
+            problem = f"its classes differ from those of the other set: {_difference(source.classes, names)}"
             raise UserError(flag, problem)
     if count is None:
         count = _count_classes(sources, ignore) if names is None else len(names) + 1
@@ -182,13 +184,13 @@ def _mapped_classes(
     first = next(iter(maps.values()))
     for flag in flags:
         if flag not in maps:
-            problem = f"has no label map, and the other set has the label map {first.name}"
+            problem = f"has no label map, but the other set has the label map {first.name}"
             raise UserError(flag, problem, _SAME_CLASSES)
         if maps[flag].names != first.names:
-            problem = f"its classes, of the label map {maps[flag].name}, are not those of {first.name}"
+            problem = f"the classes of its label map {maps[flag].name} differ from those of {first.name}"
             raise UserError(flag, f"{problem}: {_difference(maps[flag].names, first.names)}", _SAME_CLASSES)
     if count not in (None, len(first.names)):
-        problem = f"the label map {first.name} has {len(first.names)}"
+        problem = f"the label map {first.name} has {len(first.names)} classes"
         raise UserError(f"classes = {count}", problem, "remove `classes`")
     if any(label < len(first.names) for label in ignore):
         # The user means values of the masks, but here they would be class numbers.
@@ -203,13 +205,15 @@ def _count_classes(sources: Mapping[str, Source], ignore: tuple[int, ...]) -> in
     known = _labels_in_masks(source, first, ignore)
     gap = sorted(set(range(max(known))) - known.keys() - set(ignore))
     if gap:
-        problem = f"{known[max(known)]}: label {max(known)} in its mask, but no mask of the set has {gap[0]}"
+        problem = f"{known[max(known)]}: its mask has label {max(known)}, but no mask of the set has label {gap[0]}"
         raise UserError(first, problem, _STRAY_LABEL)
     for flag, other in others:
         found = _labels_in_masks(other, flag, ignore)
         stray = min(found.keys() - known.keys(), default=None)
         if stray is not None:
-            raise UserError(flag, f"{found[stray]}: label {stray} in its mask is in no mask of {first}", _STRAY_LABEL)
+            raise UserError(
+                flag, f"{found[stray]}: its mask has label {stray}, but no mask of {first} has it", _STRAY_LABEL
+            )
     return max(known) + 1
 
 
@@ -230,7 +234,7 @@ def _difference(names: Collection[str], others: Collection[str]) -> str:
     """Describe how the class names of one set differ from those of another."""
     more, less = ([name for name in a if name not in b] for a, b in ((names, others), (others, names)))
     parts = [f"{verb} {_list(some)}" for verb, some in (("has", more), ("lacks", less)) if some]
-    return f"it {' and '.join(parts)}" if parts else "they have another order"
+    return f"it {' and '.join(parts)}" if parts else "they have a different order"
 
 
 def _list(names: Collection[str]) -> str:

@@ -131,7 +131,9 @@ def _sets(train: Source | None, test: Source, protocol: SegmentationProtocol) ->
     if protocol.level == 0:
         return {"--test": test}
     if train is None:
-        raise UserError("--train", f"is missing, and protocol {protocol.name} is of level {protocol.level}", "give it")
+        raise UserError(
+            "--train", f"is missing, but protocol {protocol.name} of level {protocol.level} needs it", "add --train"
+        )
     return {"--train": train, "--test": test}
 
 
@@ -146,7 +148,7 @@ def _check(encoders: Mapping[str, PatchEncoder], sets: Mapping[str, Source], pro
             raise UserError(flag, "has no images")
         source.require_masks(flag)
     if len({source.fingerprint for source in sets.values()}) < len(sets):
-        raise UserError("--test", "is the train set, where every patch finds itself", "give other images")
+        raise UserError("--test", "is the train set, so every patch would find itself", "give different images")
     if protocol.method == "retrieval" and len(sets["--train"]) < 2:
         raise UserError("--train", "one image cannot be divided into a bank and a held-out part", "give at least 2")
     for name, encoder in encoders.items():

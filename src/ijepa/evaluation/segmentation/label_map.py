@@ -92,7 +92,9 @@ class LabelMap(BaseConfig):
         for name, values in [*self.classes.items(), ("ignore", listed)]:
             for value in values:
                 if meaning.setdefault(value, name) != name:
-                    raise UserError("classes", f"{value} is in {meaning[value]} and in {name}", "remove it from one")
+                    raise UserError(
+                        "classes", f"{value} is in both {meaning[value]} and {name}", "remove it from one of them"
+                    )
         return self
 
     @property

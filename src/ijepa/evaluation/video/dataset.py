@@ -20,7 +20,7 @@ from ijepa.utils.names import printable
 VOID = 255
 
 _LAYOUTS = (("JPEGImages/480p", "Annotations/480p"), ("images", "masks"))
-_ACCEPTED = "give a DAVIS tree, or a folder with images/NAME/*.jpg and masks/NAME/*.png"
+_ACCEPTED = "give a folder in the layout of DAVIS, or a folder with images/NAME/*.jpg and masks/NAME/*.png"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Video:
         except DecodeError as error:
             raise UserError(file, f"is not a mask: {error}") from error
         if mask.shape != shape:
-            raise UserError(file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, its frame {shape[1]} x {shape[0]}")
+            raise UserError(
+                file, f"has {mask.shape[1]} x {mask.shape[0]} pixels, but its frame has {shape[1]} x {shape[0]}"
+            )
         return mask
 
 

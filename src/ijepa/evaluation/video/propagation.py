@@ -107,7 +107,7 @@ def propagate(encoder: PatchEncoder, video: Video, protocol: PropagationProtocol
     for number in range(1, len(video.frames)):
         frame = video.frame(number)
         if frame.shape[:2] != first.shape:
-            raise UserError(video.frames[number], "has another size than the first frame")
+            raise UserError(video.frames[number], "does not have the size of the first frame")
         features = _features(encoder, frame, size)
         keys, labels = (torch.cat(parts) for parts in zip((first_features, first_labels), *memory, strict=True))
         soft = propagate_labels(features, keys, labels, near, protocol)

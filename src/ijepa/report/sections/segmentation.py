@@ -73,7 +73,7 @@ def _check_sets(run: RunData, sets: ImageSets) -> None:
     if not (sets.train.has_masks and sets.test.has_masks):
         raise MissingInput("the images have no masks", _command(run))
     if sets.same:
-        raise MissingInput("there is only one set of images, and nearest patches need a second one", _command(run))
+        raise MissingInput("there is only one set of images, but nearest patches need two", _command(run))
     try:
         require_clustering("clustering")
     except UserError as error:

@@ -57,7 +57,7 @@ def test_open_saved_rows_without_a_label(tmp_path):
 def test_open_saved_refuses_other_folders(saved, tmp_path):
     for path, message in (
         (f"hf:{saved}", "has the splits train, test"),
-        (f"hf:{tmp_path}", "holds no saved data set"),
+        (f"hf:{tmp_path}", "is not a saved data set"),
     ):
         with pytest.raises(UserError, match=message):
             open_dataset(path, split="val" if path.endswith("set") else None)

@@ -53,7 +53,7 @@ def test_folder_source_without_classes(tmp_path):
     source = open_dataset(write_tree(tmp_path, {"b.jpg": b"1", "a.JPG": b"2"}))
     assert everything(source) == [Sample("a.JPG", b"2", None, None), Sample("b.jpg", b"1", None, None)]
     assert source.labels is None and source.classes is None
-    assert refusal(source.require_labels, "--train").startswith("--train: the images have no labels; labels are")
+    assert refusal(source.require_labels, "--train").startswith("--train: the images have no labels;")
     assert refusal(source.require_masks, "--test").startswith(
         "--test: the images have no masks; give images/ and masks/"
     )

@@ -40,8 +40,8 @@ def test_select_from_shards_with_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("\n \n", r"--train-list: .*list names no image"),
-        ("n1_0.JPEG\nn1_9.JPEG\nn2/n1_1.JPEG\n", r"2 of its lines .*line 2: n1_9.JPEG"),
+        ("\n \n", r"--train-list: .*lists no images"),
+        ("n1_0.JPEG\nn1_9.JPEG\nn2/n1_1.JPEG\n", r"2 lines .*line 2: n1_9.JPEG"),
         ("same.png\n", r"line 1: same.png .*n1/same.png and n2/same.png"),
     ],
 )

@@ -123,7 +123,7 @@ def health(**changed: float) -> d.Health:
     ("changed", "words"),
     [
         ({}, "healthy"),
-        ({"relative_std": 1e-4}, "collapsed: every image has nearly the same features"),
+        ({"relative_std": 1e-4}, "collapsed: all images"),
         ({"rankme_centred": 1.2}, "collapsed into one direction"),
         ({"rankme_centred": 3.0}, "watch: few directions"),
         ({"position_r2": 0.95}, "watch: position only"),
@@ -147,7 +147,7 @@ class TestMeasureFeatures:
                 return super().__call__(pixels) @ randn(3, 24).float() + 20 * randn(len(pixels), 36, 24).float()
 
         dead = diagnose(Dead(), source, images=40, image_size=48, seed=0)
-        assert dead["verdict"].startswith("collapsed: every image")
+        assert dead["verdict"].startswith("collapsed: all images")
         alive = diagnose(Alive(), source, images=40, image_size=48, seed=0)
         assert alive["verdict"].startswith("healthy")
         assert alive["data"]["images"] == 40

@@ -120,5 +120,5 @@ def test_diagnose_judges_the_input_of_the_norm_and_lidar(
     assert not verdict(health).startswith("collapsed before")
     monkeypatch.setattr("ijepa.evaluation.diagnostics.per_layer.lidar", lambda views: 1.2)
     assert diagnose(encoder, source, **settings)["verdict"].startswith(
-        "watch: images are hardly distinguished: LiDAR 1.2"
+        "watch: different images look similar: LiDAR 1.2"
     )

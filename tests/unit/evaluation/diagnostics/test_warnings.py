@@ -53,7 +53,7 @@ def test_find_warnings_prefers_accuracy_to_rank() -> None:
 
 
 def test_find_warnings_watches_images_that_grow_alike() -> None:
-    assert found(along("std", 1.0, 1.0, 1.0, 1.0, 0.9, 0.5, 0.2, 0.03)) == [("watch", "images grow alike")]
+    assert found(along("std", 1.0, 1.0, 1.0, 1.0, 0.9, 0.5, 0.2, 0.03)) == [("watch", "images become similar")]
     assert found(along("std", 1.0, 0.5, 0.3, 0.25, 0.25, 0.25, 0.25, 0.25)) == []
     assert found(along("mean_cosine", 0.2, 0.6, 0.95, 0.96, 0.96, 0.96, 0.95, 0.93)) == []
     assert found(along("mean_cosine", 0.2, 0.6, 0.9, 0.97, 0.98, 0.985, 0.99, 0.99)) == [

@@ -123,9 +123,9 @@ def test_find_classes_refuses_one_stray_label(tmp_path: Path) -> None:
     masks[2][5, 5] = 9
     stray = write_pairs(tmp_path / "stray", masks)
     error = refusal(clean, stray)
-    assert error.where == "--test" and "002.png: label 9" in error.problem
+    assert error.where == "--test" and "002.png: its mask has label 9" in error.problem
     error = refusal(stray, clean)
-    assert error.where == "--train" and "002.png: label 9" in error.problem
+    assert error.where == "--train" and "002.png: its mask has label 9" in error.problem
     for classes, ignore in ((None, (9, 255)), (4, (9, 255))):
         sets = {"--train": open_dataset(clean), "--test": open_dataset(stray)}
         assert find_classes(sets, classes, ignore).count == 4

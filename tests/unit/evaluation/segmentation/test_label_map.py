@@ -95,8 +95,8 @@ def test_ignore_rest_ignores_values_without_a_class() -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("name: x\nclasses: {a: 1, b: 1}", "1 is in a and in b"),
-        ("name: x\nclasses: {a: 1, b: 255}", "255 is in b and in ignore"),
+        ("name: x\nclasses: {a: 1, b: 1}", "1 is in both a and b"),
+        ("name: x\nclasses: {a: 1, b: 255}", "255 is in both b and ignore"),
         ("name: x\nclasses: {a: 1, b: [2-]}", "'2-'"),
         ("name: x\nclasses: {a: 1, b: '#12345'}", "'#12345'"),
         ("name: x\nclasses: {a: 1, b: -1}", "-1"),

@@ -1,7 +1,7 @@
-"""Bits that must not change do not change on other CPUs: each setting makes the libraries do what they do there.
+"""Results that must be identical to the bit are identical on other CPUs, too.
 
-ATen, oneDNN and MKL each choose kernels by the CPU; each has a variable that makes it choose otherwise. Whether bits
-are equal *between* settings is not asked: they are not.
+ATen, oneDNN and MKL choose kernels by the CPU, and each has an environment variable that selects the kernels of other
+CPUs. Bits are compared within one setting only, because they differ between settings.
 """
 
 import os
@@ -28,7 +28,7 @@ EXACT = (
     "tests/unit/training/test_loop.py::test_pretrain_is_identical_for_any_workers_and_log_interval",
     "tests/unit/training/test_resume.py::test_resume_after_a_crash_is_identical",
     "tests/unit/training/test_resume.py::test_resume_after_sigkill_is_identical",
-    "tests/unit/interop/test_weights.py::test_features_do_not_depend_on_where_weights_lie_in_their_file",
+    "tests/unit/interop/test_weights.py::test_features_do_not_depend_on_the_alignment_of_weights_in_their_file",
     "tests/unit/evaluation/segmentation/test_tokencut.py",
 )
 """Tests that compare bits, or results that rounding must not change."""

@@ -10,7 +10,7 @@ def test_feature_section_colors_the_features_of_both_encoders(whole_run: Path) -
     found = feature_section(run, RunImages(run, None))
     rows = dict(found.images.rows)
     assert list(rows) == ["image", "trained", "random"] and {len(row) for row in rows.values()} == {8}
-    assert found.fitted == 20, "all test images, of which there are fewer than 64"
+    assert found.fitted == 20, "all test images, because there are fewer than 64"
     assert len({each.uri for row in rows.values() for each in row}) == 24
     for image, colors in zip(rows["image"], rows["trained"], strict=True):
         assert colors.alt == f"trained encoder's patch features of {image.alt} as colors"

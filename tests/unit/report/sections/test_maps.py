@@ -11,7 +11,7 @@ def test_map_section_has_maps_of_both_encoders_and_of_the_prediction(whole_run: 
     assert [name for name, _ in found.similarity.rows] == ["image", "trained", "random"]
     assert found.prediction is not None
     assert [(name, len(row)) for name, row in found.prediction.rows] == [("crop", 8), ("cosine", 8)]
-    assert found.images == 20, "all test images, of which there are fewer than 64"
+    assert found.images == 20, "all test images, because there are fewer than 64"
     painted = {each.uri for name, row in found.similarity.rows if name != "image" for each in row}
     assert len(painted) == 16, "maps differ between images and encoders"
 

@@ -21,13 +21,12 @@ a plan leaves them the rest of the memory, because it fills only the share `USAB
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from ijepa.config.recipe import Recipe
+from ijepa.distributed.process_group import Strategy
 from ijepa.planning.activations import ACTIVATION_CHECKPOINTING, ActivationCheckpointing, Activations, activations
 from ijepa.planning.size import Parameters, RecipeSize
 
-Strategy = Literal["none", "ddp", "zero2", "zero3", "hsdp"]
 STRATEGIES: tuple[Strategy, ...] = ("none", "ddp", "zero2", "zero3", "hsdp")
 
 USABLE = 0.92

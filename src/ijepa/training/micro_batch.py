@@ -13,9 +13,10 @@ import torch
 
 from ijepa.config.recipe import Recipe
 from ijepa.distributed.launch import resolve_strategy
+from ijepa.distributed.process_group import Strategy
 from ijepa.model.padded_attention import KERNELS
 from ijepa.planning.activations import activations
-from ijepa.planning.memory import USABLE, Strategy, divisors, fit, state
+from ijepa.planning.memory import USABLE, divisors, fit, state
 from ijepa.planning.size import count_parameters, count_tokens
 from ijepa.training.model_setup import attention_of
 from ijepa.utils.errors import UserError

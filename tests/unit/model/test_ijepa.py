@@ -8,6 +8,7 @@ from ijepa.masking.masks import MaskRule, draw_masks
 from ijepa.masking.packing import draw_drop_path, pack
 from ijepa.model.config import EncoderConfig, ModelConfig, PredictorConfig
 from ijepa.model.ijepa import IJEPA, skill_of
+from tests.helpers.models import randomized
 from tests.reference.dense import baseline_of, loss_of, normalized, target_of
 
 
@@ -28,16 +29,6 @@ def case(shape: ModelConfig, images: int = 5, seed: int = 3):
     keep = draw_drop_path(seed, positions, shape.encoder.depth, shape.encoder.drop_path)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (images, 3, *shape.image_size), dtype=np.uint8))
     return masks, keep, pixels
-
-
-def randomized(shape: ModelConfig, dtype=torch.float64) -> IJEPA:
-    """A model with random biases, norms and target encoder."""
-    model = IJEPA(shape, seed=1).to(dtype)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw, dtype=dtype))
-    return model
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from ijepa.config.recipe import EncoderSection, ModelSection, PredictorSection
 from ijepa.masking.masks import MaskRule
 from ijepa.masking.packing import Packer, layer_rates
 from ijepa.masking.token_budget import Budget
-from ijepa.model.ijepa import IJEPA
 from ijepa.training.block_transforms import call_compiled, checkpoint_activations, compile_blocks, set_attention
+from tests.helpers.models import randomized
 from tests.helpers.sequences import sequences
 
 RULE = MaskRule(min_context=4)
@@ -26,15 +26,6 @@ BUDGET = Budget.for_masks(RULE, (8, 8), 4, RATES, deviations=4, granule=16)
 def batch_of(step: int, budget: Budget | None = BUDGET):
     pixels = np.random.default_rng(step).integers(0, 256, (4, 3, 64, 64), dtype=np.uint8)
     return Packer(RULE, (8, 8), 0, 8, 4, 0.4, budget)(np.arange(4 * step, 4 * step + 4), torch.from_numpy(pixels))
-
-
-def stirred(dtype=torch.float64) -> IJEPA:
-    model = IJEPA(SHAPE, seed=1).to(dtype)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw, dtype=dtype))
-    return model
 
 
 def outcome_of(model, batch):
@@ -56,7 +47,7 @@ def agree(model, plain, batches, tolerance=1e-10):
 
 @pytest.mark.parametrize("budget", [None, BUDGET])
 def test_set_attention_changes_rounding_only(budget):
-    model, plain = stirred(), stirred()
+    model, plain = randomized(SHAPE), randomized(SHAPE)
     set_attention(model, "math")
     agree(model, plain, [batch_of(0, budget)])
 
@@ -64,7 +55,7 @@ def test_set_attention_changes_rounding_only(budget):
 @pytest.mark.parametrize("what", ["selective", "full"])
 @pytest.mark.parametrize("kernel", ["auto", "math"])
 def test_checkpoint_activations_keeps_gradients(what, kernel):
-    model, plain = stirred(), stirred()
+    model, plain = randomized(SHAPE), randomized(SHAPE)
     for each in (model, plain):
         set_attention(each, kernel)
     checkpoint_activations(model, what)
@@ -84,7 +75,7 @@ def saved_bytes(model) -> int:
 
 
 def test_checkpoint_activations_full_saves_fewer_tensors():
-    plain, full = stirred(), stirred()
+    plain, full = randomized(SHAPE), randomized(SHAPE)
     checkpoint_activations(full, "full")
     assert saved_bytes(full) < 0.6 * saved_bytes(plain)
 
@@ -94,7 +85,7 @@ def test_compile_blocks_keeps_results_and_compiles_once(what):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    model, plain = stirred(), stirred()
+    model, plain = randomized(SHAPE), randomized(SHAPE)
     for each in (model, plain):
         set_attention(each, "math")
     checkpoint_activations(model, what)
